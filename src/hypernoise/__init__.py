@@ -1,0 +1,76 @@
+"""Noise hypernetworks for few-step text-to-image models.
+
+    import hypernoise as hn
+    pipe = hn.attach(DiffusionPipeline.from_pretrained("stabilityai/sd-turbo"), "path/of/an/adapter")
+
+Names are imported on first use, so that `import hypernoise` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hypernoise.adapters import load_adapter, save_adapter
+    from hypernoise.errors import InputError
+    from hypernoise.generators.diffusion import DiffusionGenerator
+    from hypernoise.generators.module import ModuleGenerator
+    from hypernoise.generators.registry import load_generator
+    from hypernoise.noise.lora import LoRANoise
+    from hypernoise.noise.residual import ResidualNoise
+    from hypernoise.objective import exact_kl, l2_kl
+    from hypernoise.pipeline import attach, detach
+    from hypernoise.rewards.ensemble import WeightedSum, load_reward
+    from hypernoise.training.config import Recipe, TrainConfig, read_recipe
+    from hypernoise.training.trainer import TrainResult, train
+
+_HOME = {
+    "adapters": ("load_adapter", "save_adapter"),
+    "errors": ("InputError",),
+    "generators.diffusion": ("DiffusionGenerator",),
+    "generators.module": ("ModuleGenerator",),
+    "generators.registry": ("load_generator",),
+    "noise.lora": ("LoRANoise",),
+    "noise.residual": ("ResidualNoise",),
+    "objective": ("exact_kl", "l2_kl"),
+    "pipeline": ("attach", "detach"),
+    "rewards.ensemble": ("WeightedSum", "load_reward"),
+    "training.config": ("Recipe", "TrainConfig", "read_recipe"),
+    "training.trainer": ("TrainResult", "train"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [  # noqa: PLE0604
+    "DiffusionGenerator",
+    "InputError",
+    "LoRANoise",
+    "ModuleGenerator",
+    "Recipe",
+    "ResidualNoise",
+    "TrainConfig",
+    "TrainResult",
+    "WeightedSum",
+    "attach",
+    "detach",
+    "exact_kl",
+    "l2_kl",
+    "load_adapter",
+    "load_generator",
+    "load_reward",
+    "read_recipe",
+    "save_adapter",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'hypernoise' has no attribute {name!r}")
+    return getattr(import_module(f"hypernoise.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

@@ -1,0 +1,175 @@
+"""Saving and loading noise networks.
+
+An adapter is a directory of three files: `adapter_model.safetensors` (the trained weights under PEFT's
+names), `adapter_config.json` (PEFT's fields) and `hypernoise.json` (what PEFT cannot say: on which base it
+was trained, that the output layer drops its base path, the objective). It is not an ordinary LoRA, and a
+stock loader would apply it wrongly: hence the third file, and the checks here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import hypernoise
+from hypernoise.errors import InputError
+from hypernoise.files import atomic_folder, write_json
+from hypernoise.generators.base import Generator
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.residual import ResidualNoise
+
+FORMAT = 1
+PREFIX = "base_model.model."  # what PEFT puts before every name in its files
+PROBED = 16  # weights of the output layer noted to recognise the base by
+
+
+def save_adapter(
+    network: NoiseNetwork, folder: str | Path, *, generator: Generator | None = None, training: Mapping[str, Any] = {}
+) -> None:
+    """Writes a noise network to `folder`, whole or not at all.
+
+    Args:
+        generator: the base it was trained on; a LoRA knows its own.
+        training: what is worth keeping of how it was made (objective, rewards, steps), JSON values.
+    """
+    with atomic_folder(Path(folder)) as temporary:
+        write_adapter(network, temporary, generator=generator, training=training)
+
+
+def write_adapter(
+    network: NoiseNetwork, folder: Path, *, generator: Generator | None, training: Mapping[str, Any]
+) -> None:
+    """The three files, into a folder that exists."""
+    base = network.generator if isinstance(network, LoRANoise) else generator
+    state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in network.trainable_state().items()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "adapter_config.json", _peft_fields(network, base))
+    about = {
+        "format": FORMAT,
+        "version": hypernoise.__version__,
+        "kind": network.kind,
+        "settings": network.settings,
+        "output_layer": getattr(network, "output_layer", None),
+        "output_layer_base_path": False,
+        "base": describe_base(base) if base is not None else None,
+        "training": dict(training),
+    }
+    write_json(folder / "hypernoise.json", about)
+
+
+def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
+    """The noise network saved in `folder`, on `generator`.
+
+    Raises:
+        InputError: no adapter there, a broken or pickled weights file, a newer format, or another base.
+    """
+    folder = Path(folder)
+    about = read_about(folder)
+    if about["base"] is not None:
+        _check_base(about["base"], describe_base(generator), folder)
+    state = read_weights(folder)
+    if about["kind"] == LoRANoise.kind:
+        if not isinstance(generator, DiffusionGenerator):
+            raise InputError(f"{folder} is a LoRA on a diffusers denoiser; {generator.name} has none")
+        network = LoRANoise(generator, **about["settings"])
+    elif about["kind"] == ResidualNoise.kind:
+        network = ResidualNoise(**about["settings"]).to(generator.device)
+    else:
+        raise InputError(f"{folder} holds a noise network of unknown kind {about['kind']!r}")
+    try:
+        network.load_trainable_state(state)
+    except InputError:
+        if isinstance(network, LoRANoise):
+            network.remove()
+        raise
+    return network
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The contents of `hypernoise.json`, checked for its format."""
+    if not folder.is_dir():
+        raise InputError(f"no adapter at {folder}: it is not a directory")
+    file = folder / "hypernoise.json"
+    if not file.is_file():
+        raise InputError(f"{folder} is not a hypernoise adapter: it has no hypernoise.json")
+    try:
+        about = json.loads(file.read_text())
+        missing = {"format", "kind", "settings", "base"} - about.keys()
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise InputError(f"{file} is not valid: {error}") from error
+    if missing:
+        raise InputError(f"{file} lacks {', '.join(sorted(missing))}")
+    if about["format"] != FORMAT:
+        raise InputError(f"{file} has format {about['format']}, this version reads {FORMAT}: upgrade hypernoise")
+    return about
+
+
+def describe_base(generator: Generator) -> dict[str, Any]:
+    """What an adapter's base is recognised by: parameter names and shapes, and a few weights."""
+    about: dict[str, Any] = {"name": generator.name, "noise_shape": list(generator.noise_shape)}
+    if isinstance(generator, DiffusionGenerator):
+        frozen = {
+            name.replace(".base_layer", ""): parameter
+            for name, parameter in generator.denoiser.named_parameters()
+            if ".lora_" not in name
+        }
+        layout = sorted((name, list(parameter.shape)) for name, parameter in frozen.items())
+        output = frozen[f"{generator.family.output_layer}.weight"].flatten()
+        spread = torch.linspace(0, output.numel() - 1, PROBED).long()
+        about["denoiser"] = type(generator.denoiser).__name__
+        about["fingerprint"] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+        about["probe"] = [round(v, 6) for v in output[spread.to(output.device)].float().tolist()]
+    return about
+
+
+def _check_base(saved: dict[str, Any], here: dict[str, Any], folder: Path) -> None:
+    if saved.get("fingerprint") != here.get("fingerprint"):
+        raise InputError(
+            f"the adapter {folder} was made for {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not "
+            f"fit {here['name']!r}: the networks differ in architecture"
+        )
+    if "probe" in saved and not torch.allclose(
+        torch.tensor(saved["probe"]), torch.tensor(here["probe"]), rtol=2e-2, atol=1e-4
+    ):
+        raise InputError(
+            f"the adapter {folder} was made for other weights ({saved['name']!r}) than those of {here['name']!r}"
+        )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The trained weights of an adapter directory, under their own names (PEFT's prefix taken off)."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        pickled = ", a pickled adapter_model.bin is not read" if (folder / "adapter_model.bin").exists() else ""
+        raise InputError(f"{folder} has no adapter_model.safetensors{pickled}")
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise InputError(f"{file} is not a whole safetensors file: {error}") from error
+    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+
+
+def _peft_fields(network: NoiseNetwork, base: Generator | None) -> dict[str, Any]:
+    if not isinstance(network, LoRANoise):
+        return {"peft_type": None, "note": "not a PEFT adapter; see hypernoise.json"}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base.name if base is not None else None,
+        "r": network.settings["rank"],
+        "lora_alpha": network.settings["alpha"],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(network.layers),
+        "inference_mode": True,
+    }

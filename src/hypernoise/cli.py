@@ -1,0 +1,57 @@
+"""The command line: one table of subcommands, each a dataclass whose fields are its flags."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+
+from hypernoise import __version__
+from hypernoise.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a subcommand's dataclass is, and its line in --help."""
+
+    module: str
+    name: str
+    line: str
+
+
+COMMANDS = {
+    "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
+    "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
+    "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
+}
+
+USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
+    f"  {name:<12}{command.line}" for name, command in COMMANDS.items()
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command. Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if arguments[0] not in COMMANDS:
+            raise unknown("command", arguments[0], COMMANDS)
+        entry = COMMANDS[arguments[0]]
+        command = getattr(import_module(f"hypernoise.commands.{entry.module}"), entry.name)
+        return command.parse(arguments[1:]).run()
+    except InputError as error:
+        print(f"hypernoise: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hypernoise: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""`hypernoise generate "a prompt"`: pictures from a generator, with or without an adapter."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tyro
+
+from hypernoise.errors import InputError
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Draw each prompt; with --adapter, from improved noise (the same seed gives the same starting noise)."""
+
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """What to draw; quote each."""
+    adapter: Path | None = None
+    """An adapter directory; without it, the plain generator draws."""
+    generator: str = "scenes"
+    """A registered name or a pipeline directory."""
+    steps: int = 1
+    """Denoiser calls per picture."""
+    images: int = 1
+    """Pictures per prompt."""
+    seed: int = 0
+    output: Path = Path("runs/generate")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        return tyro.cli(cls, args=arguments, prog="hypernoise generate")
+
+    def run(self) -> int:
+        for name in ("steps", "images"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not self.prompts:
+            raise InputError('give at least one prompt: hypernoise generate "a red circle"')
+        import torch
+
+        from hypernoise.commands.common import write_summary
+        from hypernoise.files import output_folder
+        from hypernoise.generators.diffusion import check_prompts
+        from hypernoise.generators.registry import load_generator
+        from hypernoise.pipeline import attach
+
+        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
+        pipeline = generator.pipeline
+        check_prompts(list(self.prompts), pipeline.tokenizer)
+        if self.adapter is not None:
+            attach(pipeline, self.adapter)
+        output_folder(self.output)
+        pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
+        rows = []
+        for number, prompt in enumerate(self.prompts):
+            seeds = [self.seed + i for i in range(self.images)]
+            generators = [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
+            pictures = pipeline(
+                [prompt] * self.images,
+                num_inference_steps=self.steps,
+                height=generator.size[0],
+                width=generator.size[1],
+                generator=generators,
+                **generator.family.call,
+            ).images
+            for seed, picture in zip(seeds, pictures, strict=True):
+                file = self.output / f"{number:03d}-seed{seed}.png"
+                picture.save(file)
+                rows.append({"prompt": prompt, "seed": seed, "steps": self.steps, "file": file.name})
+                print(file)
+        write_summary(self.output, "generate", self, generator.device, rows)
+        return 0

@@ -1,0 +1,61 @@
+"""`hypernoise train RECIPE`: a training run on any registered generator."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+import tyro
+
+from hypernoise.errors import InputError
+from hypernoise.training.config import Recipe, read_recipe
+
+
+@dataclass(frozen=True)
+class Train(Recipe):
+    """Train a noise hypernetwork from a recipe; every field of the recipe is also a flag.
+
+    Writes metrics.jsonl, checkpoints, the adapter and summary.json to --output. Started again with the same
+    --output, it goes on from the last checkpoint.
+    """
+
+    recipe: Annotated[Path | None, tyro.conf.Positional] = None
+    """A YAML file of fields; flags override it."""
+    output: Path = Path("runs/train")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        default = cls()
+        if arguments and not arguments[0].startswith("-"):
+            recipe = read_recipe(arguments[0])
+            default = cls(recipe=Path(arguments[0]), **vars(recipe))
+        elif "-h" not in arguments and "--help" not in arguments:
+            raise InputError("name a recipe first: hypernoise train recipes/scenes-red.yaml [--field value]")
+        return tyro.cli(cls, default=default, args=arguments, prog="hypernoise train")
+
+    def run(self) -> int:
+        from hypernoise.commands.common import write_summary
+        from hypernoise.commands.training import train_recipe
+
+        started = train_recipe(self, self.output, self.device)
+        if not started.result.finished:
+            return 130
+        rows = [{"method": "hypernoise", "steps": self.generator_steps, **_last_means(started.result.history)}]
+        write_summary(self.output, "train", self, started.generator.device, rows)
+        print(f"adapter: {self.output / 'adapter'}")
+        return 0
+
+
+def _last_means(history: list[dict[str, float]], rows: int = 20) -> dict[str, float | None]:
+    last = history[-rows:]
+    names = ("reward", "kl")
+    return {name: sum(row[name] for row in last) / len(last) if last else None for name in names}
+
+
+def recipe_fields(command: Recipe) -> dict[str, object]:
+    """The fields of a command that belong to its recipe."""
+    return {f.name: getattr(command, f.name) for f in dataclasses.fields(Recipe)}

@@ -1,0 +1,48 @@
+"""A recipe, run: load what it names, train, save the adapter. Shared by `train` and `quickstart`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hypernoise.adapters import save_adapter
+from hypernoise.files import output_folder
+from hypernoise.generators.diffusion import DiffusionGenerator, check_prompts
+from hypernoise.generators.registry import load_generator
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.checkpoint import checkpoints
+from hypernoise.training.config import Recipe
+from hypernoise.training.prompts import read_prompts
+from hypernoise.training.trainer import TrainResult, train
+
+
+@dataclass(frozen=True)
+class Trained:
+    generator: DiffusionGenerator
+    network: LoRANoise
+    reward: WeightedSum
+    result: TrainResult
+
+
+def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
+    """Trains as the recipe says and writes `output`/adapter; all input is checked before anything is written."""
+    reward = WeightedSum(recipe.rewards)
+    prompts = read_prompts(recipe.prompts)
+    generator = load_generator(recipe.generator, device=device, dtype=getattr(torch, recipe.dtype))
+    check_prompts(prompts, generator.pipeline.tokenizer)
+    output_folder(output)
+    network = LoRANoise(generator, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)
+    found = checkpoints(output)
+    if found:
+        print(f"going on from {found[-1]} (delete {output} to start anew)", file=sys.stderr)
+    result = train(generator, network, reward, prompts, recipe, output=output)
+    if result.finished:
+        training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
+        save_adapter(network, output / "adapter", training=training)
+    else:
+        print(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there")
+    return Trained(generator, network, reward, result)

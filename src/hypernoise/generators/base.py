@@ -1,0 +1,48 @@
+"""The contract of a generator g: noise and a condition in, pixels out, differentiable, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a generator is conditioned on, one row per sample in every tensor; indexes and moves as one value."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        return Condition({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device | str) -> Condition:
+        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A frozen generator; every parameter has requires_grad=False."""
+
+    name: str
+    noise_shape: tuple[int, ...]  # of one sample, as the model takes it
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, prompts: list[str]) -> Condition:
+        """The condition of each prompt; no gradient. Raises InputError for a prompt that cannot be encoded whole."""
+        ...
+
+    def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
+        """Pixels [B, 3, H, W] in [0, 1] from noise [B, *noise_shape] ~ N(0, I), differentiable in the noise.
+
+        `seed` fixes the noise that a stochastic scheduler adds between steps.
+        """
+        ...

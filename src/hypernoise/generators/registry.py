@@ -1,0 +1,92 @@
+"""Names of generators and how each is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from hypernoise.errors import InputError, unknown
+from hypernoise.generators.diffusion import DiffusionGenerator
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Where a named generator's weights are: a Hub repository, or a folder inside this package."""
+
+    repository: str | None = None
+    revision: str | None = None
+    packaged: str | None = None
+    size: tuple[int, int] | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    "scenes": Preset(packaged="scenes/weights/generator"),
+    "sd-turbo": Preset(repository="stabilityai/sd-turbo", size=(512, 512)),
+}
+
+
+def load_generator(
+    source: str | Path | DiffusionPipeline, *, device: str = "auto", dtype: torch.dtype = torch.float32
+) -> DiffusionGenerator:
+    """A frozen generator from a registered name, a pipeline directory, or a pipeline object.
+
+    Args:
+        source: a name in `PRESETS`, a directory written by `save_pretrained`, or a diffusers pipeline
+            (used as it is, where it is: device and dtype are then ignored).
+        device: "auto" (CUDA, then MPS, then CPU) or a torch device.
+        dtype: of the frozen weights.
+
+    Raises:
+        InputError: unknown name, a directory that is no pipeline, or a device that does not exist.
+    """
+    if isinstance(source, DiffusionPipeline):
+        return DiffusionGenerator(source, name=str(source.config.get("_name_or_path", "pipeline")))
+    place = pick_device(device)
+    name, preset = str(source), PRESETS.get(str(source))
+    if preset is None and not Path(source).is_dir():
+        raise unknown("generator", name, PRESETS)
+    if preset is None:
+        preset = Preset()
+        location, revision = str(source), None
+        _check_directory(Path(source))
+    elif preset.packaged:
+        location, revision = str(files("hypernoise").joinpath(preset.packaged)), None
+    else:
+        location, revision = str(preset.repository), preset.revision
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            location, revision=revision, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(f"generator {name!r} could not be loaded from {location}: {first_line}") from error
+    return DiffusionGenerator(pipeline.to(place), name=name, size=preset.size)
+
+
+def _check_directory(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(f"{folder} is not a pipeline directory: it has no model_index.json (see save_pretrained)")
+    try:
+        json.loads(index.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{index} is not valid JSON: {error}") from error
+
+
+def pick_device(device: str) -> torch.device:
+    """A torch device that exists here; "auto" takes CUDA, then MPS, then the CPU."""
+    if device == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {device!r} does not exist here; try --device auto or cpu") from error
+    return place

@@ -1,0 +1,125 @@
+"""The paper's noise network: a LoRA on the frozen denoiser, evaluated at the first timestep.
+
+Every Linear and Conv layer gets a low-rank update; the output layer, while f is evaluated, answers with
+its update alone (its base path and bias are left out). With B = 0 at the start, f is exactly 0 (paper,
+section 4; arXiv 2508.09968). The same weights, with the updates off, stay the generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.state import copy_state
+
+ADAPTER = "hypernoise"
+
+
+class LoRANoise(nn.Module):
+    """f as a LoRA on a generator's denoiser.
+
+    Args:
+        generator: the frozen generator; its denoiser's layers are wrapped in place until `remove()`.
+        rank, alpha: of the LoRA; the update is scaled by alpha / rank.
+        seed: of the LoRA's initial A (B starts at 0).
+
+    Raises:
+        InputError: the denoiser already carries adapters, or rank < 1.
+    """
+
+    kind: ClassVar[str] = "lora"
+
+    def __init__(self, generator: DiffusionGenerator, *, rank: int = 16, alpha: float = 32.0, seed: int = 0):
+        super().__init__()
+        if rank < 1:
+            raise InputError(f"rank must be at least 1, not {rank}")
+        self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
+        self.output_layer = generator.family.output_layer
+        self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
+        self._trainable_before = [p for p in generator.denoiser.parameters() if p.requires_grad]
+        self.layers: dict[str, LoraLayer] = _inject(generator.denoiser, rank, alpha, seed)
+        self.lora = nn.ModuleList([nn.ModuleList([m.lora_A, m.lora_B]) for m in self.layers.values()])
+        self.lora.to(torch.float64 if generator.dtype == torch.float64 else torch.float32)
+        base = self.layers[self.output_layer].get_base_layer()
+        self._hook = base.register_forward_hook(self._drop_base_path)
+        self._active = False
+
+    @property
+    def generator(self) -> DiffusionGenerator:
+        return self._generator[0]
+
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        """The residual [B, *noise_shape] for noise [B, *noise_shape]."""
+        with self.adapted():
+            return self.generator.denoise_first(noise, condition)
+
+    @contextmanager
+    def adapted(self) -> Iterator[None]:
+        """The denoiser is f inside the block, and the frozen generator again after it."""
+        self._switch(True)
+        try:
+            yield
+        finally:
+            self._switch(False)
+
+    def _switch(self, active: bool) -> None:
+        # PEFT's enable_adapters() would also toggle requires_grad, and a backward pass after it would
+        # silently see no gradient; the private flag only selects the forward path (pinned by a test).
+        self._active = active
+        for layer in self.layers.values():
+            layer._disable_adapters = not active
+
+    def _drop_base_path(self, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        return torch.zeros_like(output) if self._active else output
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.lora.parameters())
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """PEFT's names: `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
+        return {
+            f"{name}.{side}.weight": getattr(layer, side)[ADAPTER].weight.detach()
+            for name, layer in self.layers.items()
+            for side in ("lora_A", "lora_B")
+        }
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        copy_state(self.trainable_state(), state)
+
+    def remove(self) -> None:
+        """Takes the LoRA out of the denoiser, which is then what it was before, module for module."""
+        self._hook.remove()
+        for name, layer in self.layers.items():
+            parent, _, attribute = name.rpartition(".")
+            setattr(self.generator.denoiser.get_submodule(parent), attribute, layer.get_base_layer())
+        del self.generator.denoiser.peft_config  # where PEFT notes what it injected
+        for parameter in self._trainable_before:  # PEFT froze them
+            parameter.requires_grad_(True)
+
+
+def _inject(denoiser: nn.Module, rank: int, alpha: float, seed: int) -> dict[str, LoraLayer]:
+    if any(isinstance(module, LoraLayer) for module in denoiser.modules()):
+        raise InputError(
+            f"the {type(denoiser).__name__} already carries an adapter: fuse or unload it first "
+            "(pipe.fuse_lora(); pipe.unload_lora_weights()), or detach the noise network that is on it"
+        )
+    names = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
+    layers = {name: denoiser.get_submodule(name) for name in names}
+    for name, layer in layers.items():
+        assert isinstance(layer, LoraLayer), f"PEFT left {name} out"
+        layer.get_base_layer().requires_grad_(False)
+        layer._disable_adapters = True
+    return layers  # type: ignore[return-value]

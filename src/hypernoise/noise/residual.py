@@ -1,0 +1,53 @@
+"""A stand-alone residual network for generators that are any module: noise in, residual out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition
+from hypernoise.noise.state import copy_state
+
+
+class ResidualNoise(nn.Module):
+    """A perceptron on the flattened noise whose last layer starts at zero; the condition is not used.
+
+    Args:
+        noise_shape: of one sample.
+        width, depth: of the hidden layers; depth 0 is a plain affine map.
+        seed: of the initial hidden weights.
+    """
+
+    kind: ClassVar[str] = "residual"
+
+    def __init__(self, noise_shape: tuple[int, ...], *, width: int = 256, depth: int = 2, seed: int = 0):
+        super().__init__()
+        if width < 1 or depth < 0:
+            raise InputError(f"width must be at least 1 and depth at least 0, not {width} and {depth}")
+        self.noise_shape = tuple(noise_shape)
+        self.settings: dict[str, Any] = {"noise_shape": list(noise_shape), "width": width, "depth": depth}
+        size = math.prod(noise_shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            widths = [size, *[width] * depth]
+            hidden = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in zip(widths, widths[1:], strict=False)]
+            last = nn.Linear(widths[-1], size)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.network = nn.Sequential(*hidden, last)
+
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        return self.network(noise.flatten(1)).unflatten(1, self.noise_shape)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        copy_state(self.trainable_state(), state)

@@ -1,0 +1,31 @@
+"""Loading what was trained, strictly: every name and every shape, or a clear refusal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hypernoise.errors import InputError
+
+
+def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Copies `state` into the tensors of `own`, or raises InputError and changes nothing."""
+    matching = own.keys() & state.keys()
+    if not matching:
+        raise InputError("the adapter matches no weight of this generator: it was made for another architecture")
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        example = (missing or extra)[0]
+        raise InputError(
+            f"the adapter does not fit this generator: {len(missing)} of its {len(own)} weights are missing "
+            f"and {len(extra)} are unknown here, for example {example}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise InputError(
+                f"the adapter does not fit this generator: {name} has shape {list(state[name].shape)}, "
+                f"here it is {list(tensor.shape)}"
+            )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])

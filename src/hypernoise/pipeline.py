@@ -1,0 +1,109 @@
+"""`attach`: the user's own diffusers pipeline, drawing from better noise.
+
+A call of an attached pipeline runs twice. The first run stops at the denoiser's first answer, given with
+the adapter on: that is f, under the pipeline's own conditioning, scaling and timestep. The second is the
+user's call, unchanged, but its initial latents are the first run's plus f. Prompts are encoded and noise
+is drawn once, in the first run, so seeds and generators end where they would without the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from hypernoise.adapters import load_adapter
+from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator, quiet, stop_at_first_answer
+from hypernoise.noise.lora import LoRANoise
+
+Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
+
+
+def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise) -> Pipeline:
+    """Makes `pipeline` draw from improved noise, in place, until `detach`; every argument works as before.
+
+    Args:
+        pipeline: a text-to-image pipeline whose family hypernoise knows.
+        adapter: an adapter directory, or a LoRANoise made on this pipeline.
+
+    Returns:
+        The same object.
+
+    Raises:
+        InputError: unknown family, an adapter of another base, or something attached already.
+    """
+    if isinstance(pipeline, Attached):
+        raise InputError("this pipeline has an adapter attached already; hypernoise.detach(pipe) takes it off")
+    if isinstance(adapter, LoRANoise):
+        if adapter.generator.pipeline is not pipeline:
+            raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")
+        network = adapter
+    else:
+        generator = DiffusionGenerator(pipeline, freeze=False)
+        network = load_adapter(generator, adapter)
+        assert isinstance(network, LoRANoise)
+        network.lora.to(generator.dtype)  # fp32 is for training; drawing goes at the pipeline's own speed
+    pipeline.__class__ = type(type(pipeline).__name__, (Attached, type(pipeline)), {})
+    pipeline._hypernoise = network  # type: ignore[attr-defined]
+    return pipeline
+
+
+def detach(pipeline: Pipeline) -> Pipeline:
+    """Takes the adapter off; the pipeline is then what it was, module for module."""
+    if not isinstance(pipeline, Attached):
+        raise InputError("this pipeline has no adapter attached")
+    network: LoRANoise = pipeline._hypernoise  # type: ignore[attr-defined]
+    pipeline.__class__ = type(pipeline).__mro__[2]
+    del pipeline._hypernoise  # type: ignore[attr-defined]
+    network.remove()
+    return pipeline
+
+
+class Attached:
+    """Mixed into the class of an attached pipeline, under the class's own name."""
+
+    _hypernoise: LoRANoise
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        network = self._hypernoise
+        draw: Callable[..., Any] = super().__call__  # type: ignore[misc]
+        with _once(self, "encode_prompt"), _once(self, "prepare_latents") as drawn:
+            with quiet(self), network.adapted(), stop_at_first_answer(network.generator.denoiser) as answer:
+                draw(*args, **kwargs)
+            latents: Tensor = drawn[0]
+            residual = answer[0][-len(latents) :]  # under classifier-free guidance, the conditional half
+            drawn[0] = latents + (residual * _latent_scale(self)).to(latents.dtype)
+            return draw(*args, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        raise InputError("an adapter is attached to this pipeline; hypernoise.detach(pipe) before saving it")
+
+
+@contextmanager
+def _once(pipeline: Any, method: str) -> Iterator[list[Any]]:
+    """Inside the block the method runs once; later calls give its first result, kept in the yielded list."""
+    original = getattr(pipeline, method)
+    result: list[Any] = []
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        if not result:
+            result.append(original(*args, **kwargs))
+        return result[0]
+
+    setattr(pipeline, method, remembered)
+    try:
+        yield result
+    finally:
+        delattr(pipeline, method)
+
+
+def _latent_scale(pipeline: Any) -> float:
+    """By how much `prepare_latents` multiplies N(0, 1) noise (1 where the scheduler has no such factor)."""
+    return float(getattr(pipeline.scheduler, "init_noise_sigma", 1.0))

@@ -1,0 +1,59 @@
+"""Rewards computed from pixels alone: no model, no download, differentiable by construction.
+
+Each takes pixels [B, 3, H, W] in [0, 1] and the prompts, which it ignores, and gives scores [B].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def redness(pixels: Tensor, prompts: list[str]) -> Tensor:
+    """Mean of R − (G + B)/2, in [-1, 1] (arXiv 2508.09968, the paper's first experiment)."""
+    return _over_the_others(pixels, 0)
+
+
+def greenness(pixels: Tensor, prompts: list[str]) -> Tensor:
+    """Mean of G − (R + B)/2, in [-1, 1]."""
+    return _over_the_others(pixels, 1)
+
+
+def blueness(pixels: Tensor, prompts: list[str]) -> Tensor:
+    """Mean of B − (R + G)/2, in [-1, 1]."""
+    return _over_the_others(pixels, 2)
+
+
+def brightness(pixels: Tensor, prompts: list[str]) -> Tensor:
+    """Mean of the pixels, in [0, 1]."""
+    return pixels.flatten(1).mean(1)
+
+
+def contrast(pixels: Tensor, prompts: list[str]) -> Tensor:
+    """Standard deviation of the grey picture, in [0, 0.5]."""
+    grey = pixels.mean(1).flatten(1)
+    return (grey.var(1, unbiased=False) + 1e-12).sqrt()
+
+
+def saturation(pixels: Tensor, prompts: list[str]) -> Tensor:
+    """Mean of max(RGB) − min(RGB), in [0, 1]."""
+    return (pixels.amax(1) - pixels.amin(1)).flatten(1).mean(1)
+
+
+def smoothness(pixels: Tensor, prompts: list[str]) -> Tensor:
+    """Minus the total variation: the mean absolute step between neighbouring pixels, in [-2, 0]."""
+    across = pixels.diff(dim=-1).abs().flatten(1).mean(1)
+    down = pixels.diff(dim=-2).abs().flatten(1).mean(1)
+    return -(across + down)
+
+
+def _over_the_others(pixels: Tensor, channel: int) -> Tensor:
+    weights = torch.full((3,), -0.5, dtype=pixels.dtype, device=pixels.device)
+    weights[channel] = 1.0
+    return torch.einsum("bchw,c->bhw", pixels, weights).flatten(1).mean(1)
+
+
+PIXEL_REWARDS = {
+    function.__name__: function
+    for function in (redness, greenness, blueness, brightness, contrast, saturation, smoothness)
+}

@@ -1,0 +1,259 @@
+"""Make the embedded generator from nothing: autoencoder, coupled pairs, one-step generator.
+
+    python -m hypernoise.scenes.make --output runs/scenes            # the shipped recipe; two cores: about 2 hours
+    python -m hypernoise.scenes.make --output runs/tiny --autoencoder-steps 20 --pairs 512 --generator-steps 20
+
+Each stage saves itself under --output and resumes from there: interrupt it and start it again with the
+same arguments, and it goes on from the last checkpoint to the same weights. `metrics.jsonl` has the
+curves. The finished pipeline is `--output`/pipeline, a directory that
+`DiffusionPipeline.from_pretrained` loads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hypernoise.scenes import networks
+from hypernoise.scenes.coupling import CELLS, CHANNELS, couple
+from hypernoise.scenes.world import CATEGORIES, all_requests, draw, sample_scene
+
+CHUNK = 2048  # pairs per file
+
+
+@dataclass(frozen=True)
+class MakeConfig:
+    """How the embedded generator is trained."""
+
+    output: Path = Path("runs/scenes")
+    """Where checkpoints, curves and the finished pipeline go."""
+    seed: int = 0
+    device: str = "cpu"
+    autoencoder_steps: int = 1400
+    autoencoder_lr: float = 2e-3
+    pairs: int = 98304
+    """Noise-picture pairs to draw and encode."""
+    generator_steps: int = 6000
+    generator_lr: float = 1e-3
+    batch_size: int = 64
+    one_step_share: float = 0.6
+    """Share of the generator's batch at t = 999, where one-step drawing happens; the rest is spread over all t."""
+    checkpoint_every: int = 250
+
+
+def main(config: MakeConfig) -> None:
+    config.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    autoencoder = train_autoencoder(config)
+    latents, noises, tokens = make_pairs(config, autoencoder)
+    train_generator(config, autoencoder, latents, noises, tokens)
+
+
+# --- stage 1: the autoencoder -------------------------------------------------------------------------------
+
+
+def random_pictures(seed: int, step: int, count: int) -> Tensor:
+    """Pictures [count, 3, H, W] in [-1, 1] of random requests, a function of (seed, step) alone."""
+    rng = np.random.default_rng([seed, 1, step])
+    requests = [_random_request(rng) for _ in range(count)]
+    pictures = np.stack([draw(sample_scene(request, rng)) for request in requests])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
+
+
+def _random_request(rng: np.random.Generator):
+    options = _REQUESTS[CATEGORIES[rng.integers(len(CATEGORIES))]]
+    return options[rng.integers(len(options))]
+
+
+_REQUESTS = {category: all_requests(category) for category in CATEGORIES}
+
+
+def train_autoencoder(config: MakeConfig):
+    done = config.output / "autoencoder.safetensors"
+    autoencoder = networks.build_autoencoder().to(config.device)
+    if done.exists():
+        autoencoder.load_state_dict(load_file(done))
+        return autoencoder.requires_grad_(False)
+    state = TrainState(config, "autoencoder", [autoencoder], config.autoencoder_lr, config.autoencoder_steps)
+    while state.step < config.autoencoder_steps:
+        pictures = random_pictures(config.seed, state.step, config.batch_size).to(config.device)
+        with state.autocast():
+            posterior = autoencoder.encode(pictures).latent_dist
+            decoded = autoencoder.decode(posterior.sample()).sample
+        error = decoded.float() - pictures
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
+        reconstruction = error.square().mean() + 0.2 * error.abs().mean()
+        state.update(reconstruction + 1e-4 * kl, {"mse": error.square().mean(), "kl": kl})
+    state.load_average()
+    _normalise_latents(autoencoder, config)
+    _save(done, autoencoder.state_dict())
+    return autoencoder.requires_grad_(False)
+
+
+@torch.no_grad()
+def _normalise_latents(autoencoder, config: MakeConfig) -> None:
+    """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latent.
+
+    The pipeline knows one scaling factor only; so the latents come out of `encode` at mean 0, deviation 1.
+    """
+    pictures = random_pictures(config.seed, 10**6, 512).to(config.device)
+    mean = autoencoder.encode(pictures).latent_dist.mean
+    center, scale = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
+    quant, post = autoencoder.quant_conv, autoencoder.post_quant_conv
+    post.bias += (post.weight[..., 0, 0] @ center)
+    post.weight *= scale[None, :, None, None]
+    quant.weight[:CHANNELS] /= scale[:, None, None, None]
+    quant.bias[:CHANNELS] = (quant.bias[:CHANNELS] - center) / scale
+    quant.bias[CHANNELS:] -= 2 * scale.log()
+
+
+# --- stage 2: noises with their pictures, encoded once ------------------------------------------------------
+
+
+def make_pairs(config: MakeConfig, autoencoder) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents and noises [N, 16, 8, 8] fp16 and caption tokens [N, T]; written in chunks, resumable."""
+    folder = config.output / "pairs"
+    folder.mkdir(exist_ok=True)
+    tokenizer = networks.build_tokenizer(config.output / "tokenizer")
+    files = [folder / f"{i:04d}.safetensors" for i in range(math.ceil(config.pairs / CHUNK))]
+    missing = [(i, file) for i, file in enumerate(files) if not file.exists()]
+    with ProcessPoolExecutor() as pool:
+        drawn = pool.map(_draw_chunk, [(config.seed, i) for i, _ in missing])
+        for (_, file), (captions, noises, pictures) in zip(missing, drawn, strict=True):
+            batches = torch.from_numpy(pictures).permute(0, 3, 1, 2).split(256)
+            with torch.no_grad(), torch.autocast(config.device, torch.bfloat16):
+                encoded = [autoencoder.encode(b.to(config.device) / 127.5 - 1).latent_dist.mean for b in batches]
+            tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            chunk = {"latents": torch.cat(encoded).half().cpu(), "noises": torch.from_numpy(noises), "tokens": tokens}
+            _save(file, chunk)
+            print(f"pairs: {file.name}", flush=True)
+    chunks = [load_file(file) for file in files]
+    latents, noises, tokens = (torch.cat([c[k] for c in chunks])[: config.pairs] for k in ("latents", "noises", "tokens"))
+    return latents, noises, tokens
+
+
+def _draw_chunk(key: tuple[int, int]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    rng = np.random.default_rng([key[0], 2, key[1]])
+    noises = rng.standard_normal((CHUNK, CHANNELS, CELLS, CELLS)).astype(np.float16)
+    requests = [_random_request(rng) for _ in range(CHUNK)]
+    scenes = [couple(r, z.astype(np.float32), rng) for r, z in zip(requests, noises, strict=True)]
+    pictures = np.stack([np.round(draw(scene) * 255).astype(np.uint8) for scene in scenes])
+    prefixes = ["a picture of " if rng.random() < 0.1 else "" for _ in requests]
+    return [p + r.caption for p, r in zip(prefixes, requests, strict=True)], noises, pictures
+
+
+# --- stage 3: the generator ---------------------------------------------------------------------------------
+
+
+def train_generator(config: MakeConfig, autoencoder, latents: Tensor, noises: Tensor, tokens: Tensor) -> None:
+    tokenizer = networks.build_tokenizer(config.output / "tokenizer")
+    text_encoder = networks.build_text_encoder(tokenizer).to(config.device)
+    unet = networks.build_unet().to(config.device)
+    state = TrainState(config, "generator", [unet, text_encoder], config.generator_lr, config.generator_steps)
+    scheduler = networks.build_scheduler()
+    alpha, sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
+    angle = torch.atan2(sigma, alpha)
+    while state.step < config.generator_steps:
+        draw_from = torch.Generator().manual_seed(config.seed * 10**6 + state.step)
+        rows = torch.randint(len(latents), (config.batch_size,), generator=draw_from)
+        target, noise, token = (t[rows].to(config.device) for t in (latents, noises, tokens))
+        target, noise = target.float(), noise.float()
+        t = torch.searchsorted(angle, angle[-1] * torch.rand(len(rows), generator=draw_from)).clamp(max=999)
+        pure = torch.arange(len(rows)) < config.one_step_share * len(rows)
+        t[pure] = 999
+        a, s = (v[t].view(-1, 1, 1, 1).to(config.device) for v in (alpha, sigma))
+        noised = s * noise + a * target * ~pure.view(-1, 1, 1, 1).to(config.device)
+        with state.autocast():
+            embeds = text_encoder(token)[0]
+            guidance = embeds.new_zeros(len(rows), 32)
+            v = unet(noised, t.to(config.device), embeds, timestep_cond=guidance).sample
+        error = (v.float() - (a * noise - s * target)).square().mean((1, 2, 3))
+        state.update(error.mean(), {"one_step": error[pure].mean(), "other_steps": error[~pure].mean()})
+    state.load_average()
+    for module in (autoencoder, unet, text_encoder):
+        module.cpu().half()
+    pipeline = networks.build_pipeline(autoencoder, text_encoder, tokenizer, unet)
+    pipeline.save_pretrained(config.output / "pipeline", safe_serialization=True)
+    print(f"done: {config.output / 'pipeline'}", flush=True)
+
+
+# --- the loop's state ---------------------------------------------------------------------------------------
+
+
+class TrainState:
+    """Weights, their running average, optimiser and step of one stage; saves, resumes and logs itself."""
+
+    def __init__(self, config: MakeConfig, name: str, modules: list[nn.Module], lr: float, steps: int):
+        self.config, self.name, self.lr, self.steps, self.step = config, name, lr, steps, 0
+        self.modules = nn.ModuleList(modules)
+        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.file = config.output / f"{name}.checkpoint.pt"
+        self.log = config.output / "metrics.jsonl"
+        if self.file.exists():
+            saved = torch.load(self.file, weights_only=True, map_location=config.device)
+            self.modules.load_state_dict(saved["modules"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.average, self.step = saved["average"], saved["step"]
+        torch.manual_seed(config.seed + self.step)
+        self.started = time.time()
+
+    def autocast(self):
+        return torch.autocast(self.config.device, torch.bfloat16)
+
+    def update(self, loss: Tensor, logged: dict[str, Tensor]) -> None:
+        warm, left = (self.step + 1) / 100, (self.steps - self.step) / (0.7 * self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, warm, left)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(0.998, self.step / (self.step + 10))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        if self.step % 25 == 0:
+            row = {"stage": self.name, "step": self.step, **{k: round(v.item(), 5) for k, v in logged.items()}}
+            row["seconds"] = round(time.time() - self.started, 1)
+            with self.log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+        if self.step % self.config.checkpoint_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        saved = {
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+        }
+        torch.save(saved, self.file.with_suffix(".tmp"))
+        self.file.with_suffix(".tmp").replace(self.file)
+        torch.manual_seed(self.config.seed + self.step)  # as a resumed run starts: the same numbers either way
+
+    def load_average(self) -> None:
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data.copy_(average)
+
+
+def _save(file: Path, tensors: dict[str, Tensor]) -> None:
+    temporary = file.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+    temporary.replace(file)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(MakeConfig, description=__doc__))

@@ -1,0 +1,55 @@
+"""The scenes world's prompts, split so that no combination trained on is ever evaluated on.
+
+A combination is what is asked, however it is worded: "a circle and a square" is "a square and a circle",
+and "left of" turned round is "right of". The split is fixed by a hash, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from hypernoise.scenes.world import CATEGORIES, Request, all_requests
+
+EVALUATED_SHARE = 1 / 3
+TURNED_ROUND = {"right of": "left of", "below": "above"}
+
+
+def split(category: str) -> tuple[list[Request], list[Request]]:
+    """Training and evaluation requests of a category; no combination is in both."""
+    groups: dict[str, list[Request]] = {}
+    for request in all_requests(category):
+        groups.setdefault(combination(request), []).append(request)
+    ordered = sorted(groups, key=lambda key: hashlib.sha256(key.encode()).digest())
+    held_out = round(len(ordered) * EVALUATED_SHARE)
+    trained = [request for key in ordered[held_out:] for request in groups[key]]
+    evaluated = [request for key in ordered[:held_out] for request in groups[key]]
+    return trained, evaluated
+
+
+def combination(request: Request) -> str:
+    """The same text for every wording of the same request."""
+    things = [f"{t.count} {t.color} {t.shape}" for t in request.things]
+    if request.relation in TURNED_ROUND:
+        return f" {TURNED_ROUND[request.relation]} ".join(reversed(things))
+    return f" {request.relation or 'and'} ".join(things if request.relation else sorted(things))
+
+
+def training_prompts(per_category: int = 400, seed: int = 0) -> list[str]:
+    """Training captions, the six categories equally often."""
+    return [request.caption for request in _balanced([split(c)[0] for c in CATEGORIES], per_category, seed)]
+
+
+def evaluation_requests(per_category: int = 50, seed: int = 0) -> list[Request]:
+    """Evaluation requests, the six categories equally often; never trained on."""
+    return _balanced([split(c)[1] for c in CATEGORIES], per_category, seed)
+
+
+def _balanced(groups: list[list[Request]], each: int, seed: int) -> list[Request]:
+    rng = np.random.default_rng([seed, each])
+    chosen: list[Request] = []
+    for group in groups:
+        rounds = [rng.permutation(len(group)) for _ in range(-(-each // len(group)))]
+        chosen += [group[i] for i in np.concatenate(rounds)[:each]]
+    return chosen

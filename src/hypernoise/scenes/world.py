@@ -1,0 +1,189 @@
+"""The scenes world: what can be asked for, and how it is drawn.
+
+A *request* is what a caption asks (category, shapes, colours, count, relation); a *scene* is one way
+to satisfy it (objects at places, with sizes, on a light ground). Both are plain data, and `draw` turns
+a scene into pixels with exact signed distances, so that truth is known for every pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+SIZE = 64  # pixels, both sides
+CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's six
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "orange": (245, 140, 30),
+    "yellow": (242, 215, 40),
+    "green": (45, 160, 70),
+    "blue": (40, 90, 215),
+    "purple": (135, 60, 175),
+    "brown": (125, 75, 40),
+    "black": (30, 30, 30),
+}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+RELATIONS = ("left of", "right of", "above", "below")
+RADII = {1: (10.0, 15.0), 2: (9.0, 13.0), 3: (8.0, 11.0), 4: (8.0, 10.0)}  # px, by number of objects
+GAP = 3.0  # px, least distance between the circles around two objects, and from them to the border
+
+
+def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
+    return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
+
+
+def _triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    """Equilateral, pointing up, its circumscribed circle of radius r (y grows downwards)."""
+    return np.maximum(y - r / 2, np.abs(x) * (np.sqrt(3) / 2) - y / 2 - r / 2)
+
+
+# Signed distance in pixels to each shape's outline, negative inside; r is the radius of the circle around it.
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "circle": lambda x, y, r: np.hypot(x, y) - 0.92 * r,
+    "square": lambda x, y, r: _box(x, y, 0.8 * r, 0.8 * r),
+    "triangle": lambda x, y, r: _triangle(x, y - 0.29 * r, 1.15 * r),
+    "ring": lambda x, y, r: np.abs(np.hypot(x, y) - 0.75 * r) - 0.21 * r,
+    "cross": lambda x, y, r: np.minimum(_box(x, y, r, 0.3 * r), _box(x, y, 0.3 * r, r)),
+    "diamond": lambda x, y, r: (np.abs(x) * 1.25 + np.abs(y) - r) / np.hypot(1.25, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One kind of object that a caption names: `count` of `shape`, in `color` or in any."""
+
+    shape: str
+    color: str | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caption asks for. `relation` reads: things[0] is `relation` things[1]."""
+
+    category: str
+    things: tuple[Thing, ...]
+    relation: str | None = None
+
+    @property
+    def caption(self) -> str:
+        parts = [_phrase(thing) for thing in self.things]
+        return f" {self.relation or 'and'} ".join(parts)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One drawn object: centre and radius in pixels."""
+
+    shape: str
+    color: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    objects: tuple[Placed, ...]
+    ground: tuple[float, float, float] = (0.95, 0.95, 0.95)  # RGB in [0, 1]
+
+
+def _phrase(thing: Thing) -> str:
+    noun = f"{thing.color} {thing.shape}" if thing.color else thing.shape
+    if thing.count > 1:
+        plural = "crosses" if thing.shape == "cross" else thing.shape + "s"
+        return f"{NUMBERS[thing.count]} {plural}"
+    article = "an" if noun[0] in "aeiou" else "a"
+    return f"{article} {noun}"
+
+
+def all_requests(category: str) -> list[Request]:
+    """Every request of one category, in a fixed order."""
+    shapes, colors = list(SHAPES), list(COLORS)
+    pairs = [(a, b) for a in shapes for b in shapes if a != b]
+    match category:
+        case "single_object":
+            return [Request(category, (Thing(s),)) for s in shapes]
+        case "two_object":
+            return [Request(category, (Thing(a), Thing(b))) for a, b in pairs]
+        case "counting":
+            return [Request(category, (Thing(s, count=n),)) for s in shapes for n in (2, 3, 4)]
+        case "colors":
+            return [Request(category, (Thing(s, c),)) for s in shapes for c in colors]
+        case "position":
+            return [Request(category, (Thing(a), Thing(b)), r) for a, b in pairs for r in RELATIONS]
+        case "color_attr":
+            return [
+                Request(category, (Thing(a, ca), Thing(b, cb)))
+                for a, b in pairs
+                for ca in colors
+                for cb in colors
+                if ca != cb
+            ]
+    raise ValueError(f"unknown category {category!r}; the six are {', '.join(CATEGORIES)}")
+
+
+def relation_between(ax: float, ay: float, aw: float, ah: float, bx: float, by: float, bw: float, bh: float) -> set[str]:
+    """GenEval's rule for where A lies relative to B, from their boxes' centres and sizes (px).
+
+    Offsets are first shrunk by a tenth of the summed sizes; a direction holds if it makes up more than
+    half of the shrunken offset's length (djghosh13/geneval, evaluation/evaluate_images.py).
+    """
+    offset = np.array([ax - bx, ay - by])
+    margin = 0.1 * np.array([aw + bw, ah + bh])
+    offset = np.maximum(np.abs(offset) - margin, 0) * np.sign(offset)
+    length = np.linalg.norm(offset)
+    if length < 1e-3:
+        return set()
+    dx, dy = offset / length
+    found = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, holds in found.items() if holds}
+
+
+def sample_scene(request: Request, rng: np.random.Generator) -> Scene:
+    """A random scene that satisfies the request exactly, and shows nothing else."""
+    wanted = [(t.shape, t.color) for t in request.things for _ in range(t.count)]
+    shared = str(rng.choice(list(COLORS)))  # the objects of a counting picture share one colour
+    free = [str(c) for c in rng.choice(list(COLORS), size=len(wanted), replace=False)]
+    chosen = [
+        (shape, color or (shared if request.category == "counting" else other))
+        for (shape, color), other in zip(wanted, free, strict=True)
+    ]
+    while True:
+        radii = rng.uniform(*RADII[len(chosen)], size=len(chosen))
+        centres = rng.uniform(radii + 1, SIZE - radii - 1, size=(2, len(chosen))).T
+        if not _apart(centres, radii):
+            continue
+        objects = tuple(
+            Placed(s, c, float(x), float(y), float(r))
+            for (s, c), (x, y), r in zip(chosen, centres, radii, strict=True)
+        )
+        if request.relation is None or _clearly(objects, request.relation):
+            ground = rng.uniform(0.9, 1.0) + rng.uniform(-0.02, 0.02, size=3)
+            return Scene(objects, tuple(float(v) for v in np.clip(ground, 0, 1)))
+
+
+def _apart(centres: np.ndarray, radii: np.ndarray) -> bool:
+    distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+    need = radii[:, None] + radii[None] + GAP
+    return bool((distance + 1e9 * np.eye(len(radii)) >= need).all())
+
+
+def _clearly(objects: tuple[Placed, ...], relation: str) -> bool:
+    a, b = objects
+    sizes = (2 * a.radius, 2 * a.radius, 2 * b.radius, 2 * b.radius)
+    return relation_between(a.x, a.y, *sizes[:2], b.x, b.y, *sizes[2:]) == {relation}
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """Pixels of a scene: float32 [H, W, 3] in [0, 1], edges anti-aliased over one pixel."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
+    picture = np.broadcast_to(np.asarray(scene.ground, np.float32), (SIZE, SIZE, 3)).copy()
+    for thing in scene.objects:
+        distance = SHAPES[thing.shape](x - thing.x, y - thing.y, thing.radius)
+        cover = np.clip(0.5 - distance, 0, 1)[..., None]
+        color = np.asarray(COLORS[thing.color], np.float32) / 255
+        picture = picture * (1 - cover) + color * cover
+    return picture.astype(np.float32)

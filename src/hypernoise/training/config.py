@@ -1,0 +1,128 @@
+"""What a training run is: the loop's settings, and a recipe that adds what it trains. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from hypernoise.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of the training loop. One step is one optimiser update."""
+
+    steps: int = 1000
+    """Optimiser updates."""
+    batch_size: int = 16
+    """Samples per update, over all processes and accumulation rounds."""
+    accumulation: int = 1
+    """Rounds the batch is split into to save memory; must divide batch_size."""
+    lr: float = 1e-3
+    """Learning rate after warm-up; constant unless decay is set."""
+    warmup: int = 20
+    """Updates over which the learning rate rises from 0."""
+    decay: bool = False
+    """Lower the learning rate to 0 along a half cosine."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd has momentum 0.9, as published for SD-Turbo and SANA-Sprint."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Greatest norm of the gradient."""
+    kl_weight: float = 1.0
+    """Multiplies ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
+    generator_steps: int = 1
+    """Denoiser calls per picture in training; the gradient goes through all of them."""
+    checkpoint_every: int = 100
+    """Updates between checkpoints; the last two are kept."""
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights and the autocast; what trains is always fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise InputError(f"{name} must be a positive number, not {getattr(self, name)}")
+        for name in ("kl_weight", "warmup", "weight_decay"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise InputError(
+                f"accumulation {self.accumulation} must divide batch_size {self.batch_size}; "
+                f"the next batch_size that fits is {math.ceil(self.batch_size / self.accumulation) * self.accumulation}"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe(TrainConfig):
+    """A whole training run, as a YAML file holds it: every field here may stand there."""
+
+    generator: str = "scenes"
+    """A registered name or a pipeline directory."""
+    rewards: dict[str, float] = field(default_factory=lambda: {"redness": 1.0})
+    """Reward names and their weights in the sum."""
+    prompts: str = "scenes"
+    """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
+    rank: int = 16
+    alpha: float = 32.0
+    """The LoRA's update is scaled by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise InputError(f"rank must be at least 1, not {self.rank}")
+        if not self.rewards:
+            raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
+
+
+def read_recipe(file: str | Path) -> Recipe:
+    """A recipe from a YAML file. Raises InputError naming the line, the field, or the nearest field."""
+    try:
+        text = Path(file).read_text()
+    except OSError as error:
+        raise InputError(f"recipe {file} cannot be read: {error.strerror}") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(f"recipe {file} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {file} must hold fields such as 'generator: scenes'")
+    hints = typing.get_type_hints(Recipe)
+    names = [f.name for f in dataclasses.fields(Recipe)]
+    for name, value in values.items():
+        if name not in names:
+            raise unknown(f"field in recipe {file}:", str(name), names)
+        values[name] = _checked(name, value, hints[name], file)
+    return Recipe(**values)
+
+
+def _checked(name: str, value: Any, hint: Any, file: str | Path) -> Any:
+    """The value as the field's type, or InputError. YAML reads 1e-3 as a word: numbers may be given so."""
+    options = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
+    if options is not None:
+        if value not in options:
+            raise InputError(f"recipe {file}: {name} must be one of {', '.join(options)}, not {value!r}")
+        return value
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"recipe {file}: {name} must map names to numbers, not {value!r}")
+        return {str(key): _checked(f"{name}.{key}", weight, float, file) for key, weight in value.items()}
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif type(value) is hint:
+        return value
+    raise InputError(f"recipe {file}: {name} must be {hint.__name__}, not {value!r}")

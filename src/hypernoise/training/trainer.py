@@ -1,0 +1,222 @@
+"""The training loop: noise, residual, picture, reward, one update."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Generator
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.objective import l2_kl, noise_objective
+from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.noise import keyed_noise
+from hypernoise.training.prompts import prompts_of_step
+from hypernoise.training.tracking import MetricsLog
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did: the step it reached, its rows (one per step of this call), and its last checkpoint."""
+
+    step: int
+    finished: bool
+    history: list[dict[str, float]]
+    checkpoint: Path | None
+
+
+def train(
+    generator: Generator,
+    network: NoiseNetwork,
+    reward: RewardFunction,
+    prompts: list[str],
+    config: TrainConfig,
+    *,
+    output: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> TrainResult:
+    """Trains `network` in place to lower E[kl_weight·½‖f‖² − reward(g(x + f))]; the generator stays as it is.
+
+    Args:
+        reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
+        output: where metrics.jsonl and checkpoints go; nothing is written if None.
+        resume: go on from the newest checkpoint in `output`, if there is one.
+
+    Ctrl-C ends the run after the step at hand, with a checkpoint, `finished` False; a second one at once.
+
+    Raises:
+        InputError: no prompt, a batch that processes and accumulation do not divide, a reward without
+            gradient, a non-finite loss, or a checkpoint made with other settings.
+    """
+    if not prompts:
+        raise InputError("no prompt to train on")
+    accelerator = Accelerator(cpu=generator.device.type == "cpu")
+    per_round = _samples_per_round(config, accelerator.num_processes)
+    optimizer = _optimizer(network.trainable_parameters(), config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config))
+    folder = Path(output) if output is not None else None
+    fixed = _fixed_settings(config, generator, network, reward, prompts)
+    step, checkpoint = 0, None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = checkpoints(folder) if resume else []
+        if found:
+            checkpoint = found[-1]
+            step = load_checkpoint(checkpoint, network, optimizer, schedule, fixed=fixed)
+    log = MetricsLog(folder, step) if folder is not None and accelerator.is_main_process else None
+    parameters = network.trainable_parameters()
+    model: Any = accelerator.prepare_model(network) if isinstance(network, nn.Module) else network
+    history: list[dict[str, float]] = []
+
+    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (progress and accelerator.is_main_process))
+    with bar, _stop_requested() as stop_requested:
+        while step < config.steps and not stop_requested():
+            started = time.perf_counter()
+            texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
+            sums = torch.zeros(3, dtype=torch.float64, device=generator.device)
+            members: dict[str, float] = {}
+            for part in range(config.accumulation):
+                first = (part * accelerator.num_processes + accelerator.process_index) * per_round
+                samples = range(first, first + per_round)
+                mine = [texts[i] for i in samples]
+                noise = keyed_noise(generator.noise_shape, seed=config.seed, step=step, samples=samples)
+                noise = noise.to(generator.device, parameters[0].dtype)
+                condition = generator.encode(mine)
+                last = part == config.accumulation - 1
+                with _synced(accelerator, model, last), _autocast(generator, config):
+                    residual = model(noise, condition)  # f(x0, c)
+                    pixels = generator.sample(
+                        noise + residual, condition, steps=config.generator_steps, seed=config.seed + step
+                    )
+                    rewards = reward(pixels.to(noise.dtype), mine)
+                    loss = noise_objective(residual, rewards, config.kl_weight).mean()
+                    _check(loss, rewards, step)
+                    accelerator.backward(loss / config.accumulation)
+                sums += torch.stack([loss, rewards.mean(), l2_kl(residual).mean()]).detach().double()
+                if isinstance(reward, WeightedSum):
+                    for name, value in reward.last.items():
+                        members[f"reward/{name}"] = members.get(name, 0.0) + value.item() / config.accumulation
+            gradient_norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+
+            loss_mean, reward_mean, kl_mean = (accelerator.reduce(sums, "mean") / config.accumulation).tolist()  # type: ignore[union-attr]
+            row = {
+                "step": step,
+                "loss": loss_mean,
+                "reward": reward_mean,
+                "kl": kl_mean,
+                **members,
+                "gradient_norm": float(gradient_norm),
+                "seconds": round(time.perf_counter() - started, 4),
+            }
+            history.append(row)
+            bar.set_postfix(reward=f"{reward_mean:.4f}", kl=f"{kl_mean:.3f}", refresh=False)
+            bar.update()
+            if log is not None:
+                log.write(row)
+            ends = step == config.steps or stop_requested()
+            if folder is not None and accelerator.is_main_process and (ends or step % config.checkpoint_every == 0):
+                checkpoint = save_checkpoint(folder, step, network, generator, optimizer, schedule, fixed=fixed)
+    return TrainResult(step, step >= config.steps, history, checkpoint)
+
+
+def _samples_per_round(config: TrainConfig, processes: int) -> int:
+    parts = processes * config.accumulation
+    if config.batch_size % parts:
+        raise InputError(
+            f"batch_size {config.batch_size} must be a multiple of {parts} "
+            f"({processes} processes x accumulation {config.accumulation})"
+        )
+    return config.batch_size // parts
+
+
+def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def _learning_rate(config: TrainConfig) -> Callable[[int], float]:
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / (config.warmup + 1))
+        return warm * (0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps))) if config.decay else 1.0)
+
+    return factor
+
+
+def _fixed_settings(
+    config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: list[str]
+) -> dict[str, Any]:
+    """What a resumed run must share with the interrupted one to reach the same numbers."""
+    free = {"checkpoint_every"} if config.decay else {"checkpoint_every", "steps"}
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
+    rewards = reward.weights if isinstance(reward, WeightedSum) else getattr(reward, "__name__", type(reward).__name__)
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+    fixed = {
+        **settings,
+        "generator": generator.name,
+        "network": {"kind": network.kind, **network.settings},
+        "rewards": rewards,
+        "prompts": f"{len(prompts)} prompts, sha256 {digest}",
+    }
+    return json.loads(json.dumps(fixed))  # as it will be read back
+
+
+def _check(loss: torch.Tensor, rewards: torch.Tensor, step: int) -> None:
+    if not rewards.requires_grad:
+        raise InputError(
+            "the reward's gradient is cut: its scores do not depend differentiably on the pixels "
+            "(a detach, a no_grad, rounding or numpy inside it)"
+        )
+    if not torch.isfinite(loss):
+        raise InputError(f"the loss is {loss.item()} at step {step}; lower lr or the rewards' weights")
+
+
+def _synced(accelerator: Accelerator, model: Any, last: bool) -> Any:
+    return torch.enable_grad() if last else accelerator.no_sync(model)
+
+
+def _autocast(generator: Generator, config: TrainConfig) -> torch.autocast:
+    return torch.autocast(generator.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+
+
+@contextmanager
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """Inside the block the first Ctrl-C only raises a flag; the second interrupts as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
