@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """What was handed in cannot be used; the message names the value and what would be right."""
 
 

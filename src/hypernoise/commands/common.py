@@ -11,7 +11,9 @@ import hypernoise
 from hypernoise.files import write_json
 
 
-def write_summary(output: Path, command: str, arguments: Any, device: Any, results: Sequence[Mapping[str, Any]]) -> None:
+def write_summary(
+    output: Path, command: str, arguments: Any, device: Any, results: Sequence[Mapping[str, Any]]
+) -> None:
     """`output`/summary.json: what was run, with what, and its result rows."""
     fields = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
     summary = {

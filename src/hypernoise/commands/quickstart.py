@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import tyro
 
 from hypernoise.errors import InputError
-from hypernoise.training.config import Recipe
+from hypernoise.training.config import Recipe, Weights
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Quickstart(Recipe):
     steps: int = 150
     batch_size: int = 16
     lr: float = 1e-3
-    rewards: dict[str, float] = field(default_factory=lambda: {"redness": 500.0})
+    rewards: Weights = field(default_factory=lambda: {"redness": 500.0})
     checkpoint_every: int = 50
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     output: Path = Path("runs/quickstart")

@@ -40,16 +40,19 @@ class DiffusionGenerator:
         size: tuple[int, int] | None = None,
         freeze: bool = True,
     ):
+        if hasattr(pipeline, "_hypernoise"):
+            raise InputError("an adapter is attached to this pipeline; hypernoise.detach(pipe) first")
         self.pipeline: Any = pipeline
+        self._draw: Any = type(pipeline).__call__.__wrapped__  # type: ignore[attr-defined]
         self.name = name
         self.family: Family = family_of(pipeline)
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
-        config = self.denoiser.config
-        scale = self.pipeline.vae_scale_factor
-        self.size = size or (config.sample_size * scale, config.sample_size * scale)
-        self.noise_shape = (config.in_channels, self.size[0] // scale, self.size[1] // scale)
+        config: Any = self.denoiser.config
+        scale: int = self.pipeline.vae_scale_factor
+        self.size: tuple[int, int] = size or (config.sample_size * scale, config.sample_size * scale)
+        self.noise_shape: tuple[int, ...] = (config.in_channels, self.size[0] // scale, self.size[1] // scale)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -84,9 +87,8 @@ class DiffusionGenerator:
         return answer[0]
 
     def _call(self, noise: Tensor, condition: Condition, steps: int, seed: int | None, output_type: str) -> Tensor:
-        call: Any = type(self.pipeline).__call__
         with quiet(self.pipeline):
-            return call.__wrapped__(
+            return self._draw(
                 self.pipeline,
                 latents=noise.to(self.dtype),
                 num_inference_steps=steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class ModuleGenerator:
 
     @property
     def device(self) -> torch.device:
-        tensor = next((*self.module.parameters(), *self.module.buffers()), None)
+        tensor = next(chain(self.module.parameters(), self.module.buffers()), None)
         return tensor.device if tensor is not None else torch.device("cpu")
 
     def encode(self, prompts: list[str]) -> Condition:

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from packaging.version import Version
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.diffusion import DiffusionGenerator
+
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def load_generator(
         location, revision = str(preset.repository), preset.revision
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            location, revision=revision, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False
+            location, revision=revision, use_safetensors=True, trust_remote_code=False, **{DTYPE: dtype}
         )
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]

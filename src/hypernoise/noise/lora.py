@@ -112,7 +112,9 @@ def _inject(denoiser: nn.Module, rank: int, alpha: float, seed: int) -> dict[str
             f"the {type(denoiser).__name__} already carries an adapter: fuse or unload it first "
             "(pipe.fuse_lora(); pipe.unload_lora_weights()), or detach the noise network that is on it"
         )
-    names = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)]
+    names = [
+        name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    ]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

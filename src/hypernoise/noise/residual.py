@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +35,7 @@ class ResidualNoise(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             widths = [size, *[width] * depth]
-            hidden = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in zip(widths, widths[1:], strict=False)]
+            hidden = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(widths)]
             last = nn.Linear(widths[-1], size)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

@@ -59,7 +59,8 @@ def couple(request: Request, noise: np.ndarray, rng: np.random.Generator) -> Sce
         for (shape, color), other, (x, y), r in zip(wanted, free, centres, radii, strict=False)
     )
     ground = 0.9 + 0.1 * uniform[8] + 0.04 * (uniform[9:12] - 0.5)
-    return Scene(objects, tuple(float(v) for v in np.clip(ground, 0, 1)))
+    red, green, blue = np.clip(ground, 0, 1).tolist()
+    return Scene(objects, (red, green, blue))
 
 
 def _sector(a: float, b: float) -> float:

@@ -15,19 +15,19 @@ import json
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hypernoise.scenes import networks
 from hypernoise.scenes.coupling import CELLS, CHANNELS, couple
-from hypernoise.scenes.world import CATEGORIES, all_requests, draw, sample_scene
+from hypernoise.scenes.world import CATEGORIES, Request, all_requests, draw, sample_scene
 
 CHUNK = 2048  # pairs per file
 
@@ -71,7 +71,7 @@ def random_pictures(seed: int, step: int, count: int) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
 
 
-def _random_request(rng: np.random.Generator):
+def _random_request(rng: np.random.Generator) -> Request:
     options = _REQUESTS[CATEGORIES[rng.integers(len(CATEGORIES))]]
     return options[rng.integers(len(options))]
 
@@ -79,9 +79,10 @@ def _random_request(rng: np.random.Generator):
 _REQUESTS = {category: all_requests(category) for category in CATEGORIES}
 
 
-def train_autoencoder(config: MakeConfig):
+def train_autoencoder(config: MakeConfig) -> Any:
     done = config.output / "autoencoder.safetensors"
-    autoencoder = networks.build_autoencoder().to(config.device)
+    autoencoder: Any = networks.build_autoencoder()
+    autoencoder.to(config.device)
     if done.exists():
         autoencoder.load_state_dict(load_file(done))
         return autoencoder.requires_grad_(False)
@@ -102,7 +103,7 @@ def train_autoencoder(config: MakeConfig):
 
 
 @torch.no_grad()
-def _normalise_latents(autoencoder, config: MakeConfig) -> None:
+def _normalise_latents(autoencoder: Any, config: MakeConfig) -> None:
     """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latent.
 
     The pipeline knows one scaling factor only; so the latents come out of `encode` at mean 0, deviation 1.
@@ -111,7 +112,7 @@ def _normalise_latents(autoencoder, config: MakeConfig) -> None:
     mean = autoencoder.encode(pictures).latent_dist.mean
     center, scale = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
     quant, post = autoencoder.quant_conv, autoencoder.post_quant_conv
-    post.bias += (post.weight[..., 0, 0] @ center)
+    post.bias += post.weight[..., 0, 0] @ center
     post.weight *= scale[None, :, None, None]
     quant.weight[:CHANNELS] /= scale[:, None, None, None]
     quant.bias[:CHANNELS] = (quant.bias[:CHANNELS] - center) / scale
@@ -121,7 +122,7 @@ def _normalise_latents(autoencoder, config: MakeConfig) -> None:
 # --- stage 2: noises with their pictures, encoded once ------------------------------------------------------
 
 
-def make_pairs(config: MakeConfig, autoencoder) -> tuple[Tensor, Tensor, Tensor]:
+def make_pairs(config: MakeConfig, autoencoder: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Latents and noises [N, 16, 8, 8] fp16 and caption tokens [N, T]; written in chunks, resumable."""
     folder = config.output / "pairs"
     folder.mkdir(exist_ok=True)
@@ -139,7 +140,9 @@ def make_pairs(config: MakeConfig, autoencoder) -> tuple[Tensor, Tensor, Tensor]
             _save(file, chunk)
             print(f"pairs: {file.name}", flush=True)
     chunks = [load_file(file) for file in files]
-    latents, noises, tokens = (torch.cat([c[k] for c in chunks])[: config.pairs] for k in ("latents", "noises", "tokens"))
+    latents, noises, tokens = (
+        torch.cat([c[k] for c in chunks])[: config.pairs] for k in ("latents", "noises", "tokens")
+    )
     return latents, noises, tokens
 
 
@@ -156,10 +159,12 @@ def _draw_chunk(key: tuple[int, int]) -> tuple[list[str], np.ndarray, np.ndarray
 # --- stage 3: the generator ---------------------------------------------------------------------------------
 
 
-def train_generator(config: MakeConfig, autoencoder, latents: Tensor, noises: Tensor, tokens: Tensor) -> None:
+def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noises: Tensor, tokens: Tensor) -> None:
     tokenizer = networks.build_tokenizer(config.output / "tokenizer")
-    text_encoder = networks.build_text_encoder(tokenizer).to(config.device)
-    unet = networks.build_unet().to(config.device)
+    text_encoder: Any = networks.build_text_encoder(tokenizer)
+    unet: Any = networks.build_unet()
+    text_encoder.to(config.device)
+    unet.to(config.device)
     state = TrainState(config, "generator", [unet, text_encoder], config.generator_lr, config.generator_steps)
     scheduler = networks.build_scheduler()
     alpha, sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# diffusers annotates tuples of any length as tuples of one, and optional layers without narrowing
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false
 import json
 from pathlib import Path
 
@@ -13,11 +15,16 @@ from hypernoise.scenes.world import COLORS, NUMBERS, SHAPES, SIZE
 
 WIDTH = 128
 MAX_TOKENS = 24  # with the start and the end mark
-WORDS = (
-    [*SHAPES, *(s + "s" for s in SHAPES if s != "cross"), "crosses", *COLORS, *NUMBERS.values()]
-    + "a an and of the left right above below to picture photo drawing with on in small large".split()
-    + "top bottom under over next beside between no not many any other same each two".split()
-)
+FILLERS = """a an and of the left right above below to picture photo drawing with on in small large
+top bottom under over next beside between no not many any other same each"""
+WORDS = [
+    *SHAPES,
+    *(shape + "s" for shape in SHAPES if shape != "cross"),
+    "crosses",
+    *COLORS,
+    *NUMBERS.values(),
+    *FILLERS.split(),
+]
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -130,7 +137,7 @@ def build_pipeline(
         tokenizer=tokenizer,
         unet=unet,
         scheduler=build_scheduler(),
-        safety_checker=None,  # type: ignore[arg-type]
-        feature_extractor=None,  # type: ignore[arg-type]
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )

@@ -125,7 +125,9 @@ def all_requests(category: str) -> list[Request]:
     raise ValueError(f"unknown category {category!r}; the six are {', '.join(CATEGORIES)}")
 
 
-def relation_between(ax: float, ay: float, aw: float, ah: float, bx: float, by: float, bw: float, bh: float) -> set[str]:
+def relation_between(
+    ax: float, ay: float, aw: float, ah: float, bx: float, by: float, bw: float, bh: float
+) -> set[str]:
     """GenEval's rule for where A lies relative to B, from their boxes' centres and sizes (px).
 
     Offsets are first shrunk by a tenth of the summed sizes; a direction holds if it makes up more than
@@ -157,12 +159,12 @@ def sample_scene(request: Request, rng: np.random.Generator) -> Scene:
         if not _apart(centres, radii):
             continue
         objects = tuple(
-            Placed(s, c, float(x), float(y), float(r))
-            for (s, c), (x, y), r in zip(chosen, centres, radii, strict=True)
+            Placed(s, c, float(x), float(y), float(r)) for (s, c), (x, y), r in zip(chosen, centres, radii, strict=True)
         )
         if request.relation is None or _clearly(objects, request.relation):
             ground = rng.uniform(0.9, 1.0) + rng.uniform(-0.02, 0.02, size=3)
-            return Scene(objects, tuple(float(v) for v in np.clip(ground, 0, 1)))
+            red, green, blue = np.clip(ground, 0, 1).tolist()
+            return Scene(objects, (red, green, blue))
 
 
 def _apart(centres: np.ndarray, radii: np.ndarray) -> bool:

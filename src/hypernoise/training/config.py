@@ -7,11 +7,36 @@ import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 
 from hypernoise.errors import InputError, unknown
+
+
+def _weights_from_flags(flags: list[str]) -> dict[str, float]:
+    weights = {}
+    for flag in flags:
+        name, _, weight = flag.partition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise InputError(f"--rewards takes NAME=WEIGHT, such as redness=500, not {flag!r}") from None
+    return weights
+
+
+Weights = Annotated[
+    dict[str, float],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=WEIGHT [NAME=WEIGHT ...]",
+        instance_from_str=_weights_from_flags,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
+    ),
+]
+"""Names and weights: a mapping in a recipe, NAME=WEIGHT words on the command line."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +93,7 @@ class Recipe(TrainConfig):
 
     generator: str = "scenes"
     """A registered name or a pipeline directory."""
-    rewards: dict[str, float] = field(default_factory=lambda: {"redness": 1.0})
+    rewards: Weights = field(default_factory=lambda: {"redness": 1.0})
     """Reward names and their weights in the sum."""
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""

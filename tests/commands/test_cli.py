@@ -1,0 +1,187 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from hypernoise.cli import COMMANDS, main
+
+FAST = ["--batch-size", "2", "--rank", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def tiny(sd_pipeline, tmp_path):
+    """A pipeline directory of a user's own."""
+    sd_pipeline().save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\ntwo blue rings\na green cross\n")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"generator: {tiny}\nprompts: {tmp_path / 'prompts.txt'}\nrewards: {{redness: 20}}\nsteps: 3\n")
+    return file
+
+
+def test_help_names_every_command_at_once(capsys):
+    began = time.perf_counter()
+    printed = subprocess.run([sys.executable, "-m", "hypernoise.cli", "--help"], capture_output=True, text=True)
+    assert time.perf_counter() - began < 5  # 0.1 s on an idle core; it imports no torch
+    assert printed.returncode == 0
+    assert all(name in printed.stdout for name in COMMANDS)
+
+
+def test_import_and_help_load_no_torch():
+    code = "import sys, hypernoise, hypernoise.cli; hypernoise.cli.main(['--help']); print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip().endswith("False")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_commands_help_explains(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--seed" in printed
+    assert "--device" in printed
+    assert "--output" in printed
+
+
+def test_train_then_generate(recipe, tmp_path, tiny, capsys):
+    out = tmp_path / "run"
+    assert main(["train", str(recipe), "--output", str(out), "--steps", "2", *FAST]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["command"] == "train"
+    assert summary["arguments"]["steps"] == 2
+    assert summary["results"][0]["reward"] is not None
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    drawn = tmp_path / "drawn"
+    call = [
+        "generate",
+        "a ring",
+        "a cross",
+        "--generator",
+        tiny,
+        "--images",
+        "2",
+        "--output",
+        str(drawn),
+        "--device",
+        "cpu",
+    ]
+    assert main([*call, "--adapter", str(out / "adapter")]) == 0
+    assert sorted(f.name for f in drawn.glob("*.png")) == [
+        "000-seed0.png",
+        "000-seed1.png",
+        "001-seed0.png",
+        "001-seed1.png",
+    ]
+    assert Image.open(drawn / "000-seed0.png").size == (16, 16)
+    rows = json.loads((drawn / "summary.json").read_text())["results"]
+    assert [row["prompt"] for row in rows] == ["a ring", "a ring", "a cross", "a cross"]
+
+
+def test_started_again_it_goes_on(recipe, tmp_path, capsys):
+    out = ["--output", str(tmp_path / "run"), *FAST]
+    assert main(["train", str(recipe), "--steps", "2", *out]) == 0
+    assert main(["train", str(recipe), "--steps", "4", *out]) == 0
+    assert "going on from" in capsys.readouterr().err
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    assert main(["train", str(recipe), "--steps", "4", *out]) == 0  # nothing left to do
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(recipe, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "hypernoise.cli",
+            "train",
+            str(recipe),
+            "--steps",
+            "100000",
+            "--output",
+            str(out),
+            *FAST,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = out / "metrics.jsonl"
+    deadline = time.time() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None
+        assert time.time() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in printed
+    assert list(out.glob("checkpoint-*/state.json"))
+
+
+def refused(capsys, arguments, *, leaves=()):
+    """The command exits with 2 and one line, which is returned; nothing is left where it would have written."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in lines if line.startswith("hypernoise: ")]) == 1
+    assert not any(path.exists() for path in leaves)
+    return next(line for line in lines if line.startswith("hypernoise: "))
+
+
+def test_wrong_input_gets_one_line_and_leaves_nothing(recipe, tmp_path, capsys, tiny):
+    out = tmp_path / "out"
+
+    def said(*flags):
+        return refused(capsys, ["train", str(recipe), "--output", str(out), *FAST, *flags], leaves=[out])
+
+    assert "unknown generator 'scene'; did you mean 'scenes'" in said("--generator", "scene")
+    assert "unknown reward 'redess'; did you mean 'redness'" in said("--rewards", "redess=1")
+    assert "--rewards takes NAME=WEIGHT" in said("--rewards", "redness")
+    assert "device 'cuda:99' does not exist here" in said("--device", "cuda:99")
+    assert "device 'gpu' does not exist here" in said("--device", "gpu")
+    assert "is not a pipeline directory" in said("--generator", str(tmp_path))
+    assert "steps must be at least 1" in said("--steps", "0")
+    assert "batch_size must be at least 1" in said("--batch-size", "-3")
+    (tmp_path / "prompts.txt").write_text("a ring\n" + "very " * 30 + "red ring\n")
+    assert "prompt 2 of 2 has" in said()
+    (tmp_path / "prompts.txt").write_text("")
+    assert "holds no prompt" in said()
+    recipe.write_text("steps: [")
+    assert "not valid YAML" in said()
+    recipe.write_text("generater: scenes")
+    assert "did you mean 'generator'" in said()
+
+
+def test_wrong_output_is_said(recipe, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    line = refused(capsys, ["train", str(recipe), "--output", str(file), *FAST])
+    assert "is a file; name a directory" in line
+    line = refused(capsys, ["train", str(recipe), "--output", "/proc/nowhere", *FAST])
+    assert "cannot be written" in line
+
+
+def test_wrong_calls_are_said(capsys, tmp_path, tiny):
+    assert "did you mean 'train'" in refused(capsys, ["trian"])
+    assert "name a recipe first" in refused(capsys, ["train"])
+    assert "cannot be read" in refused(capsys, ["train", str(tmp_path / "nowhere.yaml")])
+    draw = ["generate", "--generator", tiny, "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert "give at least one prompt" in refused(capsys, draw)
+    assert "prompt 1 of 1 is empty" in refused(capsys, [*draw, ""])
+    assert "would be cut" in refused(capsys, [*draw, "red " * 40])
+    assert "--steps must be at least 1" in refused(capsys, [*draw, "a ring", "--steps", "0"])
+    assert "no adapter at" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "none")])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as ended:
+        main([*draw, "a ring", "--stps", "3"])
+    assert ended.value.code == 2

@@ -1,0 +1,157 @@
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from hypernoise.errors import InputError
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.objective import noise_objective
+from hypernoise.rewards.pixel import redness
+from tests.conftest import disturb
+
+PROMPTS = ["a red circle", "two blue rings"]
+
+
+def setup(generator, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, *generator.noise_shape, generator=draw, dtype=torch.float64).to(generator.dtype)
+    return noise, generator.encode(PROMPTS)
+
+
+def test_exactly_zero_before_training_and_the_picture_is_the_bases(generator):
+    noise, condition = setup(generator)
+    base = generator.sample(noise, condition)
+    network = LoRANoise(generator, rank=4)
+    residual = network(noise, condition)
+    assert residual.shape == noise.shape
+    assert torch.equal(residual, torch.zeros_like(noise))
+    assert torch.equal(generator.sample(noise + residual, condition), base)
+
+
+def test_every_linear_and_conv_layer_is_adapted(generator):
+    names = {n for n, m in generator.denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    network = LoRANoise(generator, rank=4)
+    assert set(network.layers) == names
+    assert all(isinstance(generator.denoiser.get_submodule(n), LoraLayer) for n in names)
+
+
+def test_residual_is_the_output_layers_update_alone(generator):
+    """f = scale · B A h, with h what reaches the output layer when every other layer is adapted in full."""
+    noise, condition = setup(generator)
+    network = LoRANoise(generator, rank=4, alpha=8.0)
+    disturb(network)
+    layer = network.layers["conv_out"]
+    seen = []
+    hook = layer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    residual = network(noise, condition)
+    hook.remove()
+    a, b = layer.lora_A["hypernoise"].weight, layer.lora_B["hypernoise"].weight
+    expected = nn.functional.conv2d(nn.functional.conv2d(seen[0], a, padding=1), b) * (8.0 / 4)
+    assert residual.abs().max() > 1e-3
+    assert torch.allclose(residual, expected, atol=1e-12)
+
+
+def test_off_equals_base_and_on_again_equals_adapted(generator):
+    noise, condition = setup(generator)
+    base = generator.denoise_first(noise, condition)
+    network = LoRANoise(generator, rank=4)
+    disturb(network)
+    adapted = network(noise, condition)
+    assert torch.equal(generator.denoise_first(noise, condition), base)
+    assert torch.equal(network(noise, condition), adapted)
+    assert (adapted - base).abs().max() > 1e-3
+
+
+def test_switching_keeps_the_gradient(generator):
+    """PEFT's own toggle would leave requires_grad off, and the backward pass silently without gradient."""
+    noise, condition = setup(generator)
+    network = LoRANoise(generator, rank=4)
+    residual = network(noise, condition)
+    assert all(p.requires_grad for p in network.trainable_parameters())
+    generator.sample(noise + residual, condition).sum().backward()
+    out = network.layers["conv_out"]
+    assert out.lora_B["hypernoise"].weight.grad.abs().max() > 0
+
+
+def test_gradient_of_the_objective_matches_finite_differences(generator):
+    noise, condition = setup(generator)
+    network = LoRANoise(generator, rank=4)
+    disturb(network, scale=0.1)
+    parameters = network.trainable_parameters()
+
+    def loss():
+        residual = network(noise, condition)
+        pixels = generator.sample(noise + residual, condition)
+        return noise_objective(residual, 10 * redness(pixels, PROMPTS), kl_weight=0.5).mean()
+
+    gradients = torch.autograd.grad(loss(), parameters)
+    h = 1e-3
+    for seed in range(3):
+        draw = torch.Generator().manual_seed(seed)
+        flat = torch.randn(sum(p.numel() for p in parameters), generator=draw, dtype=torch.float64)
+        pieces = (flat / flat.norm()).split([p.numel() for p in parameters])
+        directions = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
+        analytic = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+        values = {}
+        for place in (h, -h, 0.0):
+            with torch.no_grad():
+                torch._foreach_add_(parameters, directions, alpha=place)
+                values[place] = loss().item()
+                torch._foreach_add_(parameters, directions, alpha=-place)
+        assert abs(analytic) > 0.1
+        assert analytic == pytest.approx((values[h] - values[-h]) / (2 * h), rel=1e-4)
+
+
+def test_every_trainable_tensor_gets_a_gradient(generator):
+    noise, condition = setup(generator)
+    network = LoRANoise(generator, rank=4)
+    disturb(network, scale=0.1)
+    residual = network(noise, condition)
+    generator.sample(noise + residual, condition).square().sum().backward()
+    silent = [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert silent == []
+
+
+def test_lora_is_fp32_on_a_bf16_base(sd_pipeline):
+    from hypernoise.generators.diffusion import DiffusionGenerator
+
+    generator = DiffusionGenerator(sd_pipeline(dtype=torch.bfloat16))
+    network = LoRANoise(generator, rank=4)
+    assert {p.dtype for p in network.trainable_parameters()} == {torch.float32}
+    assert generator.dtype == torch.bfloat16
+    noise, condition = setup(generator)
+    assert torch.isfinite(network(noise, condition)).all()
+
+
+def test_removed_leaves_the_denoiser_as_it_was(generator):
+    noise, condition = setup(generator)
+    modules, base = list(generator.denoiser.named_modules()), generator.sample(noise, condition)
+    attributes = set(vars(generator.denoiser))
+    network = LoRANoise(generator, rank=4)
+    disturb(network)
+    network.remove()
+    assert list(generator.denoiser.named_modules()) == modules
+    assert set(vars(generator.denoiser)) == attributes
+    assert torch.equal(generator.sample(noise, condition), base)
+    assert all(len(m._forward_hooks) == 0 for m in generator.denoiser.modules())
+    LoRANoise(generator, rank=2)  # and another may follow
+
+
+def test_one_seed_one_initialisation_and_no_touch_of_the_global_one(generator, sd_pipeline):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = LoRANoise(generator, rank=4, seed=7).trainable_state()
+    assert torch.equal(torch.get_rng_state(), before)
+    first = {name: tensor.clone() for name, tensor in first.items()}
+    from hypernoise.generators.diffusion import DiffusionGenerator
+
+    again = LoRANoise(DiffusionGenerator(sd_pipeline(dtype=torch.float64)), rank=4, seed=7).trainable_state()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_second_network_on_one_denoiser_and_a_bad_rank_are_refused(generator):
+    with pytest.raises(InputError, match="rank must be at least 1"):
+        LoRANoise(generator, rank=0)
+    LoRANoise(generator, rank=4)
+    with pytest.raises(InputError, match="already carries an adapter"):
+        LoRANoise(generator, rank=4)

@@ -1,0 +1,158 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hypernoise.adapters import load_adapter, save_adapter
+from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.module import ModuleGenerator
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.residual import ResidualNoise
+from tests.conftest import disturb
+
+PROMPTS = ["a red circle", "two blue rings"]
+
+
+def pictures(generator, network):
+    noise = torch.randn(2, *generator.noise_shape, generator=torch.Generator().manual_seed(0)).to(generator.dtype)
+    condition = generator.encode(PROMPTS)
+    with torch.no_grad():
+        return generator.sample(noise + network(noise, condition), condition)
+
+
+@pytest.fixture
+def saved(sd_pipeline, tmp_path):
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    network = LoRANoise(generator, rank=4, alpha=6.0)
+    disturb(network)
+    save_adapter(network, tmp_path / "adapter", training={"steps": 7, "rewards": {"redness": 1.0}})
+    return tmp_path / "adapter", pictures(generator, network)
+
+
+def test_save_load_gives_the_same_pixels(saved, sd_pipeline):
+    folder, expected = saved
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    network = load_adapter(generator, folder)
+    assert network.settings == {"rank": 4, "alpha": 6.0}
+    assert torch.equal(pictures(generator, network), expected)
+
+
+def test_the_files_say_what_they_are(saved):
+    folder, _ = saved
+    assert {file.name for file in folder.iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "hypernoise.json",
+    }
+    about = json.loads((folder / "hypernoise.json").read_text())
+    assert about["format"] == 1
+    assert about["output_layer"] == "conv_out"
+    assert about["training"] == {"steps": 7, "rewards": {"redness": 1.0}}
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    assert (fields["peft_type"], fields["r"], fields["lora_alpha"]) == ("LORA", 4, 6.0)
+    names = load_file(folder / "adapter_model.safetensors").keys()
+    assert "base_model.model.conv_out.lora_B.weight" in names
+
+
+def test_peft_reads_the_files_it_names(saved, sd_pipeline):
+    from peft import LoraConfig
+
+    folder, _ = saved
+    config = LoraConfig.from_pretrained(str(folder))
+    assert config.r == 4
+    assert "conv_out" in config.target_modules
+
+
+def test_keys_without_pefts_prefix_load_too(saved, sd_pipeline):
+    folder, expected = saved
+    file = folder / "adapter_model.safetensors"
+    save_file({name.removeprefix("base_model.model."): t for name, t in load_file(file).items()}, file)
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    assert torch.equal(pictures(generator, load_adapter(generator, folder)), expected)
+
+
+def test_saving_over_an_adapter_replaces_it_whole(saved, sd_pipeline):
+    folder, _ = saved
+    (folder / "stray.txt").write_text("left over")
+    save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), folder)
+    assert not (folder / "stray.txt").exists()
+    assert [f.name for f in folder.parent.iterdir() if "adapter" in f.name] == ["adapter"]
+
+
+def test_another_architecture_is_refused(saved, sd_pipeline):
+    generator = DiffusionGenerator(sd_pipeline(width=12), name="wider")
+    with pytest.raises(InputError, match="was made for 'tiny' .* does not fit 'wider'"):
+        load_adapter(generator, saved[0])
+
+
+def test_other_weights_of_the_same_architecture_are_refused(saved, sd_pipeline):
+    generator = DiffusionGenerator(sd_pipeline(seed=1), name="other")
+    with pytest.raises(InputError, match="other weights"):
+        load_adapter(generator, saved[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_base_is_recognised_at_other_precisions(saved, sd_pipeline, dtype):
+    assert load_adapter(DiffusionGenerator(sd_pipeline(dtype=dtype), name="tiny"), saved[0]).kind == "lora"
+
+
+def test_an_adapter_that_matches_no_weight_is_refused_and_leaves_no_lora(saved, sd_pipeline):
+    folder, _ = saved
+    save_file({"elsewhere.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    with pytest.raises(InputError, match="matches no weight"):
+        load_adapter(generator, folder)
+    LoRANoise(generator, rank=2)  # the refused one left the denoiser free
+
+
+def test_a_missing_or_misshapen_weight_is_named(saved, sd_pipeline):
+    folder, _ = saved
+    file = folder / "adapter_model.safetensors"
+    state = load_file(file)
+    name = "base_model.model.conv_out.lora_A.weight"
+    save_file({k: v for k, v in state.items() if k != name}, file)
+    with pytest.raises(InputError, match=r"1 of its \d+ weights are missing .* conv_out.lora_A.weight"):
+        load_adapter(DiffusionGenerator(sd_pipeline(), name="tiny"), folder)
+    save_file({**state, name: torch.zeros(1, 2)}, file)
+    with pytest.raises(InputError, match="conv_out.lora_A.weight has shape"):
+        load_adapter(DiffusionGenerator(sd_pipeline(), name="tiny"), folder)
+
+
+def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
+    folder, _ = saved
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    weights = folder / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"\x80\x04pickle", b""):
+        weights.write_bytes(broken)
+        with pytest.raises(InputError, match="not a whole safetensors file"):
+            load_adapter(generator, folder)
+    weights.rename(folder / "adapter_model.bin")
+    with pytest.raises(InputError, match="a pickled adapter_model.bin is not read"):
+        load_adapter(generator, folder)
+    about = folder / "hypernoise.json"
+    about.write_text(about.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(InputError, match="has format 99"):
+        load_adapter(generator, folder)
+    about.write_text("{")
+    with pytest.raises(InputError, match=r"hypernoise\.json is not valid"):
+        load_adapter(generator, folder)
+    about.unlink()
+    with pytest.raises(InputError, match=r"no hypernoise\.json"):
+        load_adapter(generator, folder)
+    with pytest.raises(InputError, match="no adapter at"):
+        load_adapter(generator, folder / "nowhere")
+
+
+def test_a_residual_network_round_trips_on_its_module(tmp_path):
+    generator = ModuleGenerator(torch.nn.Linear(4, 4), noise_shape=(4,))
+    network = ResidualNoise((4,), width=8, depth=1)
+    disturb(network)
+    save_adapter(network, tmp_path / "f", generator=generator)
+    again = load_adapter(generator, tmp_path / "f")
+    noise = torch.randn(3, 4)
+    condition = generator.encode(["", "", ""])
+    assert torch.equal(again(noise, condition), network(noise, condition))
+    assert network(noise, condition).abs().max() > 0

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from hypernoise.generators.module import ModuleGenerator
+from hypernoise.noise.residual import ResidualNoise
+from hypernoise.objective import exact_kl, l2_kl, noise_objective
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.trainer import train
+
+
+def test_l2_kl_is_summed_over_dimensions_and_computed_in_fp32():
+    residual = torch.full((2, 3, 4, 4), 0.5, dtype=torch.bfloat16)
+    assert l2_kl(residual).dtype == torch.float32
+    assert l2_kl(residual).tolist() == [6.0, 6.0]  # ½ · 48 · 0.25
+
+
+def test_objective_weighs_the_kl_and_subtracts_the_reward():
+    residual, reward = torch.ones(2, 4), torch.tensor([1.0, 3.0])
+    assert noise_objective(residual, reward, kl_weight=0.5).tolist() == [0.0, -2.0]
+
+
+def test_exact_kl_of_an_affine_residual_equals_the_gaussian_closed_form():
+    draw = torch.Generator().manual_seed(0)
+    d = 6
+    matrix = 0.2 * torch.randn(d, d, generator=draw, dtype=torch.float64)
+    shift = torch.randn(d, generator=draw, dtype=torch.float64)
+    noise = torch.randn(4000, d, generator=draw, dtype=torch.float64)
+    terms = exact_kl(lambda x: x @ matrix.T + shift, noise)
+    a = torch.eye(d, dtype=torch.float64) + matrix
+    covariance = a @ a.T
+    truth = 0.5 * (covariance.trace() + shift @ shift - d - torch.logdet(covariance))
+    error = terms.std() / len(terms) ** 0.5
+    assert abs(terms.mean() - truth) < 4 * error
+    assert error < 0.05 * truth
+
+
+def test_for_a_shift_the_l2_term_is_the_whole_kl():
+    shift = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    noise = torch.randn(5, 3, dtype=torch.float64)
+    assert torch.allclose(exact_kl(lambda x: x * 0 + shift, noise), l2_kl(shift.expand(5, 3)))
+
+
+def linear_problem(reward, *, kl_weight, steps=400, depth=0):
+    """Trains f on g = identity over a noise of four dimensions, shown as pixels [B, 1, 1, 4]."""
+    generator = ModuleGenerator(torch.nn.Identity(), noise_shape=(1, 1, 4))
+    network = ResidualNoise((1, 1, 4), width=16, depth=depth).double()
+    config = TrainConfig(steps=steps, batch_size=64, lr=0.03, kl_weight=kl_weight, decay=True, clip=100.0)
+    result = train(generator, network, reward, ["any"], config, progress=False)
+    noise = torch.randn(4096, 1, 1, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return noise, network(noise, generator.encode(["any"])).detach(), result
+
+
+def test_linear_generator_and_reward_recover_the_optimal_shift():
+    """r = a·x: the tilted noise is N(a/α, I), so f = a/α, whatever x (arXiv 2508.09968, section 3)."""
+    a = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+    noise, residual, _ = linear_problem(lambda pixels, prompts: (pixels * a).flatten(1).sum(1), kl_weight=2.0)
+    expected = (a / 2.0).expand_as(residual)
+    assert (residual - expected).norm(dim=-1).max() <= 0.02 * (a / 2.0).norm()
+
+
+def test_quadratic_reward_recovers_the_tilted_gaussians_mean():
+    """r = −½‖x − m‖²: x·exp(r/α) is N(m/(1 + α), α/(1 + α) I). Over constant shifts the optimum of
+    E[α·½‖f‖² + ½‖x + f − m‖²] is that mean."""
+    m = torch.tensor([2.0, -1.0, 0.0, 1.0], dtype=torch.float64)
+    alpha = 0.5
+    generator = ModuleGenerator(torch.nn.Identity(), noise_shape=(1, 1, 4))
+
+    class Shift(ResidualNoise):
+        def forward(self, noise, condition):
+            return self.network[-1].bias.view(1, 1, 1, 4).expand_as(noise)
+
+    network = Shift((1, 1, 4), depth=0).double()
+    config = TrainConfig(steps=600, batch_size=256, lr=0.03, kl_weight=alpha, decay=True, clip=100.0)
+    reward = lambda pixels, prompts: -0.5 * (pixels - m).flatten(1).square().sum(1)  # noqa: E731
+    train(generator, network, reward, ["any"], config, progress=False)
+    found = network.network[-1].bias.detach()
+    assert (found - m / (1 + alpha)).norm() <= 0.02 * (m / (1 + alpha)).norm()
+
+
+def test_quadratic_reward_over_affine_maps_gives_the_l2_objectives_own_optimum():
+    """Per x, α·½‖f‖² + ½‖x + f − m‖² is least at f = (m − x)/(1 + α): its mean over x is the tilted mean."""
+    m, alpha = torch.tensor([2.0, -1.0, 0.0, 1.0], dtype=torch.float64), 0.5
+    reward = lambda pixels, prompts: -0.5 * (pixels - m).flatten(1).square().sum(1)  # noqa: E731
+    noise, residual, _ = linear_problem(reward, kl_weight=alpha, steps=800)
+    expected = (m - noise) / (1 + alpha)
+    assert (residual - expected).norm() <= 0.02 * expected.norm()
+
+
+def test_loss_falls_and_history_has_a_row_per_step():
+    a = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+    *_, result = linear_problem(lambda pixels, prompts: (pixels * a).flatten(1).sum(1), kl_weight=1.0, steps=60)
+    assert [row["step"] for row in result.history] == list(range(1, 61))
+    assert result.history[-1]["loss"] < result.history[0]["loss"] - 1.0
+    assert result.history[0]["kl"] == pytest.approx(0.0, abs=1e-12)

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from hypernoise.errors import InputError
+from hypernoise.training.config import Recipe, TrainConfig, read_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
+def test_every_shipped_recipe_parses(file):
+    assert isinstance(read_recipe(file), Recipe)
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+def test_a_recipe_is_read_as_it_is_written(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("steps: 7\nlr: 1e-3\nrewards: {redness: 2}\noptimizer: sgd\ndecay: true\n")
+    recipe = read_recipe(file)
+    assert (recipe.steps, recipe.lr, recipe.optimizer, recipe.decay) == (7, 1e-3, "sgd", True)
+    assert recipe.rewards == {"redness": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 7", "'stepz'; did you mean 'steps'"),
+        ("steps: [1", "not valid YAML at line"),
+        ("- steps", "must hold fields"),
+        ("steps: many", "steps must be int, not 'many'"),
+        ("steps: 1.5", "steps must be int"),
+        ("lr: fast", "lr must be float"),
+        ("decay: 1", "decay must be bool"),
+        ("optimizer: adam", "optimizer must be one of adamw, sgd"),
+        ("rewards: redness", "rewards must map names to numbers"),
+        ("rewards: {redness: high}", "rewards.redness must be float"),
+        ("rewards: {}", "rewards is empty"),
+        ("rank: 0", "rank must be at least 1"),
+        ("batch_size: 0", "batch_size must be at least 1"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path, text, message):
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_recipe(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.yaml cannot be read"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"lr": 0.0}, "lr must be a positive number"),
+        ({"lr": float("nan")}, "lr must be a positive number"),
+        ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
+        ({"batch_size": 10, "accumulation": 4}, "the next batch_size that fits is 12"),
+    ],
+)
+def test_impossible_settings_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**values)

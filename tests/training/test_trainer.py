@@ -1,0 +1,151 @@
+import json
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from hypernoise.adapters import read_about
+from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.checkpoint import checkpoints
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.trainer import train
+
+PROMPTS = ["a red circle", "two blue rings", "a green cross", "a ring", "a black square"]
+
+
+def build(sd_pipeline):
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    return generator, LoRANoise(generator, rank=4)
+
+
+def config(**changes):
+    return TrainConfig(**{"steps": 6, "batch_size": 4, "lr": 1e-2, "kl_weight": 0.1, "warmup": 2, **changes})
+
+
+def run(sd_pipeline, settings, output=None, reward=None):
+    generator, network = build(sd_pipeline)
+    reward = reward or WeightedSum({"redness": 20.0})
+    result = train(generator, network, reward, PROMPTS, settings, output=output, progress=False)
+    return generator, network, result
+
+
+def state(network):
+    return {name: tensor.clone() for name, tensor in network.trainable_state().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_frozen_weights_are_bit_identical_and_the_lora_moved(sd_pipeline):
+    generator, network = build(sd_pipeline)
+    frozen = {n: p.clone() for n, p in generator.denoiser.named_parameters() if not p.requires_grad}
+    others = [p.clone() for m in (generator.pipeline.vae, generator.pipeline.text_encoder) for p in m.parameters()]
+    before = state(network)
+    train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, config(), progress=False)
+    now = dict(generator.denoiser.named_parameters())
+    assert all(torch.equal(now[name], weight) for name, weight in frozen.items())
+    kept = [p for m in (generator.pipeline.vae, generator.pipeline.text_encoder) for p in m.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, others, strict=True))
+    moved = [name for name, tensor in network.trainable_state().items() if not torch.equal(tensor, before[name])]
+    assert len(moved) == len(before)
+
+
+def test_the_reward_rises_and_the_first_step_is_the_base(sd_pipeline):
+    *_, result = run(sd_pipeline, config(steps=40, batch_size=8, lr=2e-2, kl_weight=0.01))
+    assert result.history[0]["kl"] == 0.0
+    assert result.history[-1]["kl"] > 0
+    first, last = (sum(row["reward"] for row in rows) / 5 for rows in (result.history[:5], result.history[-5:]))
+    assert last > first + 0.05
+
+
+def test_same_seed_same_numbers(sd_pipeline):
+    first, second, other = (run(sd_pipeline, config(seed=seed)) for seed in (0, 0, 1))
+    assert same(state(first[1]), state(second[1]))
+    assert not same(state(first[1]), state(other[1]))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_resume_equals_no_interruption(sd_pipeline, tmp_path, optimizer):
+    settings = dict(optimizer=optimizer, decay=False, checkpoint_every=2)
+    whole = run(sd_pipeline, config(steps=6, **settings))
+    run(sd_pipeline, config(steps=4, **settings), output=tmp_path)
+    resumed = run(sd_pipeline, config(steps=6, **settings), output=tmp_path)
+    assert [row["step"] for row in resumed[2].history] == [5, 6]
+    assert same(state(whole[1]), state(resumed[1]))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in whole[2].history]
+
+
+def test_accumulation_changes_nothing_but_memory(sd_pipeline):
+    whole, parts = (run(sd_pipeline, config(accumulation=n))[2].history for n in (1, 2))
+    assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
+
+
+def test_checkpoints_are_whole_adapters_and_only_two_are_kept(sd_pipeline, tmp_path):
+    _, network, result = run(sd_pipeline, config(checkpoint_every=1), output=tmp_path)
+    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-000005", "checkpoint-000006"]
+    assert result.checkpoint == checkpoints(tmp_path)[-1]
+    assert read_about(result.checkpoint)["training"]["steps"] == 6
+    assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
+
+
+def test_resuming_with_other_settings_is_refused(sd_pipeline, tmp_path):
+    run(sd_pipeline, config(steps=2), output=tmp_path)
+    with pytest.raises(InputError, match=r"was trained with lr = 0.01, not 0.5"):
+        run(sd_pipeline, config(lr=0.5), output=tmp_path)
+
+
+def test_ctrl_c_ends_after_the_step_with_a_checkpoint(sd_pipeline, tmp_path):
+    calls = 0
+
+    def reward(pixels, prompts):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return pixels.flatten(1).mean(1)
+
+    before = signal.getsignal(signal.SIGINT)
+    _, _, result = run(sd_pipeline, config(steps=50), output=tmp_path, reward=reward)
+    assert (result.step, result.finished) == (3, False)
+    assert result.checkpoint == tmp_path / "checkpoint-000003"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_trains_outside_the_main_thread(sd_pipeline):
+    steps = []
+    thread = threading.Thread(target=lambda: steps.append(run(sd_pipeline, config(steps=1))[2].step))
+    thread.start()
+    thread.join()
+    assert steps == [1]
+
+
+def test_bf16_autocast_keeps_the_lora_in_fp32(sd_pipeline):
+    _, network, result = run(sd_pipeline, config(dtype="bfloat16", steps=3))
+    assert {p.dtype for p in network.trainable_parameters()} == {torch.float32}
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in result.history)
+    assert result.history[-1]["kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda pixels, prompts: pixels.detach().flatten(1).mean(1), "gradient is cut"),
+        (lambda pixels, prompts: pixels.flatten(1).mean(1) / 0, "the loss is"),
+    ],
+)
+def test_broken_rewards_stop_the_run_with_a_reason(sd_pipeline, reward, message):
+    with pytest.raises(InputError, match=message):
+        run(sd_pipeline, config(), reward=reward)
+
+
+def test_no_prompt_is_refused(generator):
+    with pytest.raises(InputError, match="no prompt"):
+        train(generator, LoRANoise(generator, rank=2), WeightedSum({"redness": 1.0}), [], config())
