@@ -15,7 +15,7 @@ import json
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hypernoise.generators.registry import pick_device
 from hypernoise.scenes import networks
 from hypernoise.scenes.coupling import CELLS, CHANNELS, couple
 from hypernoise.scenes.world import CATEGORIES, Request, all_requests, draw, sample_scene
@@ -39,7 +40,10 @@ class MakeConfig:
     output: Path = Path("runs/scenes")
     """Where checkpoints, curves and the finished pipeline go."""
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+    start_from: Path | None = None
+    """A finished pipeline to go on from: its autoencoder is kept, its generator trained further."""
     autoencoder_steps: int = 1400
     autoencoder_lr: float = 2e-3
     pairs: int = 98304
@@ -53,6 +57,7 @@ class MakeConfig:
 
 
 def main(config: MakeConfig) -> None:
+    config = replace(config, device=str(pick_device(config.device)))
     config.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     autoencoder = train_autoencoder(config)
@@ -83,6 +88,8 @@ def train_autoencoder(config: MakeConfig) -> Any:
     done = config.output / "autoencoder.safetensors"
     autoencoder: Any = networks.build_autoencoder()
     autoencoder.to(config.device)
+    if config.start_from and not done.exists():
+        _save(done, _floats(config.start_from / "vae" / "diffusion_pytorch_model.safetensors"))
     if done.exists():
         autoencoder.load_state_dict(load_file(done))
         return autoencoder.requires_grad_(False)
@@ -163,6 +170,9 @@ def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noise
     tokenizer = networks.build_tokenizer(config.output / "tokenizer")
     text_encoder: Any = networks.build_text_encoder(tokenizer)
     unet: Any = networks.build_unet()
+    if config.start_from:
+        text_encoder.load_state_dict(_floats(config.start_from / "text_encoder" / "model.safetensors"))
+        unet.load_state_dict(_floats(config.start_from / "unet" / "diffusion_pytorch_model.safetensors"))
     text_encoder.to(config.device)
     unet.to(config.device)
     state = TrainState(config, "generator", [unet, text_encoder], config.generator_lr, config.generator_steps)
@@ -252,6 +262,11 @@ class TrainState:
     def load_average(self) -> None:
         for parameter, average in zip(self.parameters, self.average, strict=True):
             parameter.data.copy_(average)
+
+
+def _floats(file: Path) -> dict[str, Tensor]:
+    """Shipped fp16 weights as the fp32 ones that training goes on with."""
+    return {name: tensor.float() for name, tensor in load_file(file).items()}
 
 
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:

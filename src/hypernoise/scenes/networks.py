@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from hypernoise.scenes.coupling import CELLS, CHANNELS
-from hypernoise.scenes.world import COLORS, NUMBERS, SHAPES, SIZE
+from hypernoise.scenes.world import COLORS, NUMBERS, SHAPES, SIZE, plural
 
 WIDTH = 128
 MAX_TOKENS = 24  # with the start and the end mark
@@ -19,8 +19,7 @@ FILLERS = """a an and of the left right above below to picture photo drawing wit
 top bottom under over next beside between no not many any other same each"""
 WORDS = [
     *SHAPES,
-    *(shape + "s" for shape in SHAPES if shape != "cross"),
-    "crosses",
+    *(plural(shape) for shape in SHAPES),
     *COLORS,
     *NUMBERS.values(),
     *FILLERS.split(),

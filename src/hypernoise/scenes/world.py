@@ -27,7 +27,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 RADII = {1: (10.0, 15.0), 2: (9.0, 13.0), 3: (8.0, 11.0), 4: (8.0, 10.0)}  # px, by number of objects
-GAP = 3.0  # px, least distance between the circles around two objects, and from them to the border
+GAP = 3.0  # px, least distance between the circles of two objects
 
 
 def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
@@ -39,7 +39,8 @@ def _triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
     return np.maximum(y - r / 2, np.abs(x) * (np.sqrt(3) / 2) - y / 2 - r / 2)
 
 
-# Signed distance in pixels to each shape's outline, negative inside; r is the radius of the circle around it.
+# Signed distance in pixels to each shape's outline, negative inside. r is its nominal radius: extents lie within
+# 1.13 r, and the corners of square and triangle up to 1.32 r from the centre.
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
     "circle": lambda x, y, r: np.hypot(x, y) - 0.92 * r,
     "square": lambda x, y, r: _box(x, y, 0.8 * r, 0.8 * r),
@@ -93,10 +94,13 @@ class Scene:
 def _phrase(thing: Thing) -> str:
     noun = f"{thing.color} {thing.shape}" if thing.color else thing.shape
     if thing.count > 1:
-        plural = "crosses" if thing.shape == "cross" else thing.shape + "s"
-        return f"{NUMBERS[thing.count]} {plural}"
+        return f"{NUMBERS[thing.count]} {plural(thing.shape)}"
     article = "an" if noun[0] in "aeiou" else "a"
     return f"{article} {noun}"
+
+
+def plural(shape: str) -> str:
+    return "crosses" if shape == "cross" else shape + "s"
 
 
 def all_requests(category: str) -> list[Request]:

@@ -1,0 +1,233 @@
+"""Judges a picture of the scenes world against its request, with no trained part.
+
+Pixels are compared with the ground and named by the nearest palette colour; connected pixels of one colour
+are a *core*, and cores grow over their own soft edges. Each grown region is then compared with the world's
+shapes, drawn at its place and size: the best fit names the object, or none does. What no object explains is
+counted as artefacts. Requests are judged as GenEval judges its own (Ghosh et al. 2023, arXiv 2310.11513;
+djghosh13/geneval, evaluation/evaluate_images.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from hypernoise.scenes.world import CATEGORIES, COLORS, RADII, SHAPES, Request, plural, relation_between
+
+# Distances between colours are Euclidean in RGB, each channel in [0, 1]; the two nearest in the palette are 0.30 apart.
+LIGHT = 0.7  # a pixel is light if its darkest channel exceeds this (no palette colour's exceeds 0.24)
+FOREGROUND = 0.2  # from the ground; the palette lies 0.7 to 1.5 from it, so an edge covered by about a fifth counts
+NEAR = 0.22  # farthest a pixel may be from the colour it is named by; the edges of black pass brown at 0.23
+MIXED = 0.25  # farthest an edge pixel may be from the line between ground and object
+LEAST_CORE = 8  # 2 x 2 blocks; fewer are a speck, or the thin mixture along the seam of two touching objects
+GROWTH = 3  # px, from a core to the outer end of its soft edge
+MARGIN = 3  # px of surroundings that are compared with the shapes too
+EDGE = 1.5  # px outside the fitted outline that still belong to the object
+SHARPEN = 3.0  # contrast given to soft edges before they are compared, so that a little blur costs little
+LEAST_FIT, LEAST_LEAD = 0.85, 0.05  # intersection over union: at least this, and this much over the next shape
+SCALES = np.array([0.94, 0.97, 1.0, 1.03, 1.06], np.float32)[:, None, None]  # radii tried, around that of equal area
+RADIUS = (0.75 * min(low for low, _ in RADII.values()), 1.25 * max(high for _, high in RADII.values()))  # px
+
+_NAMES = list(COLORS)
+_PALETTE = np.array(list(COLORS.values()), np.float32) / 255  # [8, 3]
+
+
+def _measure(shape: str) -> tuple[float, float, float]:
+    """Area in radii squared, and offset (x, y) in radii from a shape's centre to its centroid."""
+    y, x = (np.mgrid[:128, :128] - 63.5) / 40
+    inside = SHAPES[shape](x, y, 1.0) < 0
+    return inside.sum() / 40**2, x[inside].mean(), y[inside].mean()
+
+
+_MEASURES = {shape: _measure(shape) for shape in SHAPES}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One recognised object: its centre, the size of the box around it, and its area, all in pixels."""
+
+    shape: str
+    color: str
+    x: float
+    y: float
+    width: float
+    height: float
+    area: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of one picture; `reason` is empty when it is correct."""
+
+    correct: bool
+    reason: str
+    artefacts: float
+    found: tuple[Found, ...]
+
+
+def detect(pixels: np.ndarray) -> tuple[tuple[Found, ...], float]:
+    """The objects of one picture, and its artefacts: the share of foreground pixels in no recognised object.
+
+    `pixels` are floats [H, W, 3] in [0, 1], else ValueError. A picture without foreground has no artefacts.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(f"pixels must be floats [H, W, 3] in [0, 1], got {pixels.dtype} {list(pixels.shape)}")
+    if not (pixels.min() > -1e-3 and pixels.max() < 1 + 1e-3):
+        raise ValueError(f"pixels must lie in [0, 1], got {pixels.min():.3g} to {pixels.max():.3g}")
+    pixels = pixels.astype(np.float32)
+    ground = _ground(pixels)
+    foreground = np.square(pixels - ground).sum(-1) > FOREGROUND**2
+    cores, colors = _cores(pixels, foreground)
+    owner, seam = _grow(cores, foreground)
+
+    found = []
+    unexplained = foreground.copy()
+    boxes = ndimage.find_objects(owner)
+    for label, (color, tight) in enumerate(zip(colors, boxes, strict=True), start=1):
+        box = tuple(slice(max(side.start - MARGIN, 0), side.stop + MARGIN) for side in tight)
+        color_offset = np.median(pixels[box][cores[box] == label], axis=0) - ground
+        offset = pixels[box] - ground  # [h, w, 3]
+        cover = offset @ color_offset / (color_offset @ color_offset)  # [h, w]: 0 ground, 1 object
+        astray = np.square(offset - cover[..., None] * color_offset).sum(-1) > MIXED**2
+        mine = (owner[box] == label) & (~astray | seam[box])
+        fit = _fit(np.where(mine, cover, 0).clip(0, 1))
+        if fit is None:
+            continue
+        shape, x, y, distance = fit
+        mine &= distance < EDGE
+        unexplained[box] &= ~mine
+        solid = mine & (cover > 0.5)
+        height, width = (np.ptp(np.flatnonzero(solid.any(axis))) + 1.0 for axis in (1, 0))
+        top, left = box[0].start, box[1].start
+        found.append(Found(shape, _NAMES[color], left + x, top + y, float(width), float(height), int(solid.sum())))
+    return tuple(found), float(unexplained.sum() / max(foreground.sum(), 1))
+
+
+def _ground(pixels: np.ndarray) -> np.ndarray:
+    """The ground's colour [3]: the median of the light pixels, or a plain one where there are hardly any."""
+    sparse = pixels[::2, ::2]
+    light = sparse[sparse.min(-1) > LIGHT]
+    if len(light) < 0.05 * sparse[..., 0].size:
+        return np.full(3, 0.95, np.float32)
+    return np.median(light, axis=0)
+
+
+def _cores(pixels: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Connected pixels of one palette colour: labels from 1 [H, W], 0 elsewhere; and each label's colour."""
+    shown = pixels[foreground]
+    apart = np.square(shown).sum(-1)[:, None] - 2 * shown @ _PALETTE.T + np.square(_PALETTE).sum(-1)  # [pixels, 8]
+    named = np.full(foreground.shape, -1)
+    named[foreground] = np.where(apart.min(-1) < NEAR**2, apart.argmin(-1), -1)
+    corner = named[:-1, :-1]
+    block = (corner >= 0) & (corner == named[1:, :-1]) & (corner == named[:-1, 1:]) & (corner == named[1:, 1:])
+    cores, colors = np.zeros(foreground.shape, np.int32), []
+    for color, blocks_named in enumerate(np.bincount(corner[block], minlength=len(_PALETTE))):
+        if blocks_named < LEAST_CORE:
+            continue
+        labels, _ = ndimage.label(named == color)  # pyright: ignore[reportGeneralTypeIssues]
+        for label, blocks in enumerate(np.bincount(labels[:-1, :-1][block])):
+            if label > 0 and blocks >= LEAST_CORE:
+                colors.append(color)
+                cores[labels == label] = len(colors)
+    return cores, colors
+
+
+def _grow(cores: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cores spread over the foreground next to them; and where two met, which may show both colours mixed."""
+    owner, seam = cores.copy(), np.zeros_like(foreground)
+    for _ in range(GROWTH):
+        highest = ndimage.maximum_filter(owner, 3)
+        lowest = ndimage.minimum_filter(np.where(owner > 0, owner, cores.size), 3)
+        new = (owner == 0) & foreground & (highest > 0)
+        owner[new] = highest[new]
+        seam |= new & (lowest < highest)
+    return owner, seam
+
+
+def _fit(cover: np.ndarray) -> tuple[str, float, float, np.ndarray] | None:
+    """The shape that one object's cover [h, w] in [0, 1] shows: name, centre, signed distance; None if unclear.
+
+    Every shape is drawn with its centroid on the cover's and with its area, give or take a few per cent.
+    """
+    area = float(cover.sum())
+    y, x = np.ogrid[: cover.shape[0], : cover.shape[1]]
+    y, x = y.astype(np.float32) + 0.5, x.astype(np.float32) + 0.5
+    center_x, center_y = float((cover * x).sum() / area), float((cover * y).sum() / area)
+    sharp = _sharpened(cover)
+    fits = []
+    for shape, (unit_area, offset_x, offset_y) in _MEASURES.items():
+        radius = np.sqrt(area / unit_area)
+        if not RADIUS[0] <= radius <= RADIUS[1]:
+            continue
+        at_x, at_y = center_x - offset_x * radius, center_y - offset_y * radius
+        distance = SHAPES[shape](x - at_x, y - at_y, radius * SCALES)  # [radii, h, w]
+        drawn = _sharpened(0.5 - distance)
+        both = np.minimum(drawn, sharp).sum((1, 2))
+        ratio = both / (drawn.sum((1, 2)) + sharp.sum() - both)
+        best = int(ratio.argmax())
+        fits.append((float(ratio[best]), shape, at_x, at_y, distance[best]))
+    fits.sort(key=lambda fit: fit[0], reverse=True)
+    if not fits or fits[0][0] < LEAST_FIT or (len(fits) > 1 and fits[0][0] - fits[1][0] < LEAST_LEAD):
+        return None
+    return fits[0][1:]
+
+
+def _sharpened(cover: np.ndarray) -> np.ndarray:
+    return (SHARPEN * (cover - 0.5) + 0.5).clip(0, 1)
+
+
+def judge(pixels: np.ndarray, request: Request) -> Verdict:
+    """Whether one picture, floats [H, W, 3] in [0, 1], shows what is asked.
+
+    Only counting minds more objects than asked for; where several objects could stand for one that the
+    caption names, one suitable pair is enough for a relation.
+    """
+    found, artefacts = detect(pixels)
+    reason = _first_fault(found, request)
+    return Verdict(not reason, reason, artefacts, found)
+
+
+def _first_fault(found: tuple[Found, ...], request: Request) -> str:
+    """Why these objects are not what is asked for, in a phrase; empty if they are."""
+    for thing in request.things:
+        same = [f for f in found if f.shape == thing.shape]
+        if request.category == "counting":
+            if len(same) != thing.count:
+                return f"counted {len(same)} {_noun(thing.shape, len(same))}, asked {thing.count}"
+        elif not same:
+            return f"no {thing.shape}"
+        elif thing.color and all(f.color != thing.color for f in same):
+            colors = " and ".join(dict.fromkeys(f.color for f in same))
+            verb = "is" if len(same) == 1 else "are"
+            return f"no {thing.color} {thing.shape}: the {_noun(thing.shape, len(same))} {verb} {colors}"
+    if request.relation is None:
+        return ""
+    firsts, seconds = ([f for f in found if f.shape == thing.shape] for thing in request.things)
+    held = [relation_between(a.x, a.y, a.width, a.height, b.x, b.y, b.width, b.height) for a in firsts for b in seconds]
+    if any(request.relation in relations for relations in held):
+        return ""
+    where = " and ".join(sorted(set().union(*held))) or "in the same place as"
+    return f"the {firsts[0].shape} is {where} the {seconds[0].shape}, asked {request.relation}"
+
+
+def _noun(shape: str, count: int) -> str:
+    return shape if count == 1 else plural(shape)
+
+
+def score(verdicts: Sequence[tuple[Request, Verdict]]) -> dict:
+    """Accuracy per category, their unweighted mean as `score`, and mean artefacts; ValueError if empty.
+
+    The mean is over the categories that occur.
+    """
+    if not verdicts:
+        raise ValueError("there are no verdicts to score")
+    categories = {}
+    for category in CATEGORIES:
+        correct = [verdict.correct for request, verdict in verdicts if request.category == category]
+        if correct:
+            categories[category] = float(np.mean(correct))
+    artefacts = float(np.mean([verdict.artefacts for _, verdict in verdicts]))
+    return {"score": float(np.mean(list(categories.values()))), "categories": categories, "artefacts": artefacts}

@@ -1,0 +1,27 @@
+import json
+
+import pytest
+from PIL import Image
+
+from hypernoise.cli import main
+
+
+@pytest.mark.slow
+def test_quickstart_trains_judges_and_shows(tmp_path, capsys):
+    call = ["quickstart", "--steps", "3", "--batch-size", "2", "--judged", "1", "--device", "cpu"]
+    assert main([*call, "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["method"] for row in summary["results"]] == ["plain", "hypernoise"]
+    base, ours = summary["results"]
+    assert (base["kl"], base["denoiser_forwards"], ours["denoiser_forwards"]) == (0.0, 1, 2)
+    assert ours["kl"] > 0
+    assert set(base["categories"]) == {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
+    assert f"{ours['reward']:.4f}" in printed
+    assert Image.open(tmp_path / "before_after.png").width > 600
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    first = (tmp_path / "metrics.jsonl").read_text()
+    assert main([*call, "--output", str(tmp_path)]) == 0  # trained already: only judges again
+    assert (tmp_path / "metrics.jsonl").read_text() == first
+    again = json.loads((tmp_path / "summary.json").read_text())["results"][1]
+    assert again["reward"] == ours["reward"]

@@ -1,0 +1,72 @@
+"""The shipped generator: a genuine diffusers pipeline that draws what it is asked in one step."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+from hypernoise.generators.registry import load_generator
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.objective import noise_objective
+from hypernoise.rewards.pixel import redness
+from hypernoise.scenes.benchmark import evaluate
+from hypernoise.scenes.prompts import evaluation_requests
+from hypernoise.training.noise import keyed_noise
+
+MINIMUM = 0.3  # below what docs/scenes.md reports, so that other machines' rounding passes
+FOLDER = Path(str(files("hypernoise").joinpath("scenes/weights/generator")))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return load_generator("scenes", device="cpu")
+
+
+def test_it_is_a_small_safe_pipeline_directory():
+    weights = [file for file in FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in weights) <= 16e6
+    assert {file.suffix for file in weights} <= {".json", ".safetensors", ".txt"}
+
+
+def test_diffusers_loads_it_and_the_default_call_makes_one_denoiser_call():
+    pipeline = DiffusionPipeline.from_pretrained(FOLDER)
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline) is StableDiffusionPipeline
+    batches = []
+    pipeline.unet.register_forward_pre_hook(lambda module, arguments: batches.append(len(arguments[0])))
+    image = pipeline("a red circle", num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images[0]
+    assert batches == [1]
+    assert image.size == (64, 64)
+
+
+def test_guidance_changes_nothing(scenes):
+    call = dict(num_inference_steps=1, output_type="pt")
+    low, high = (
+        scenes.pipeline("a ring", guidance_scale=w, generator=torch.Generator().manual_seed(0), **call).images
+        for w in (0.0, 7.5)
+    )
+    assert torch.equal(low, high)
+
+
+@pytest.mark.slow
+def test_one_step_pictures_are_recognised_by_the_judge(scenes):
+    found = evaluate(scenes, None, evaluation_requests(15), redness, seeds=2)
+    assert found.row["score"] >= MINIMUM, found.row
+    assert found.row["diversity"] > 0.1
+
+
+def test_gradient_through_the_shipped_generator_and_its_noise_network(scenes):
+    prompts = ["a ring", "a square left of a cross"]
+    network = LoRANoise(scenes, rank=4)
+    try:
+        noise, condition = keyed_noise(scenes.noise_shape, seed=0, step=0, samples=range(2)), scenes.encode(prompts)
+        residual = network(noise, condition)
+        pixels = scenes.sample(noise + residual, condition)
+        noise_objective(residual, redness(pixels, prompts), 1.0).sum().backward()
+        gradient = network.layers["conv_out"].lora_B["hypernoise"].weight.grad
+        assert gradient.abs().max() > 1e-6
+        assert all(p.grad is None for p in scenes.pipeline.vae.parameters())
+    finally:
+        network.remove()

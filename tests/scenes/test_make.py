@@ -1,0 +1,67 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hypernoise.scenes import make, networks
+from hypernoise.scenes.networks import WORDS, build_tokenizer
+
+SMALL = dict(device="cpu", autoencoder_steps=4, pairs=64, generator_steps=6, batch_size=4, checkpoint_every=2)
+
+
+def test_every_word_of_the_world_is_one_token_and_others_are_spelt(tmp_path):
+    tokenizer = build_tokenizer(tmp_path)
+    assert [word for word in WORDS if len(tokenizer(word).input_ids) != 3] == []
+    spelt = tokenizer("zebra!").input_ids
+    assert tokenizer.decode(spelt, skip_special_tokens=True).replace(" ", "") == "zebra!"
+    assert tokenizer.unk_token_id not in spelt[:-1]
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    monkeypatch.setattr(make, "CHUNK", 32)
+
+
+def weights(folder):
+    return {
+        **load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"),
+        **load_file(folder / "pipeline" / "text_encoder" / "model.safetensors"),
+        **load_file(folder / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["autoencoder", "generator"])
+def test_resumed_making_gives_the_same_weights(tmp_path, monkeypatch, small_world, stage):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    make.main(make.MakeConfig(output=whole, **SMALL))
+    save = make.TrainState.save
+
+    def save_then_die(state):
+        save(state)
+        if state.name == stage and state.step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(make.TrainState, "save", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            make.main(make.MakeConfig(output=parts, **SMALL))
+    make.main(make.MakeConfig(output=parts, **SMALL))
+    a, b = weights(whole), weights(parts)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert {tensor.dtype for tensor in a.values()} == {torch.float16}
+
+
+def test_latents_come_out_normalised(tmp_path):
+    torch.manual_seed(0)
+    autoencoder = networks.build_autoencoder()
+    config = make.MakeConfig(output=tmp_path, device="cpu")
+    pictures = make.random_pictures(0, 7, 64)
+    with torch.no_grad():
+        before = autoencoder.decode(autoencoder.encode(pictures).latent_dist.mean).sample
+        make._normalise_latents(autoencoder, config)
+        latents = autoencoder.encode(pictures).latent_dist.mean
+        after = autoencoder.decode(latents).sample
+    assert latents.mean((0, 2, 3)).abs().max() < 0.25
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.25
+    assert (after - before).abs().max() < 1e-4

@@ -1,0 +1,66 @@
+"""Every command and every Python block of the README and the docs runs, on the embedded generator."""
+
+import re
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from hypernoise.adapters import save_adapter
+from hypernoise.cli import main
+from hypernoise.generators.registry import load_generator
+from hypernoise.noise.lora import LoRANoise
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+QUICK = ["--steps", "2", "--batch-size", "2"]
+SHORTENED = {"quickstart": [*QUICK, "--judged", "1"], "train": QUICK, "generate": []}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for line in commands(page):
+        if line.startswith("hypernoise "):
+            arguments = shlex.split(line)[1:]
+            assert main([*arguments, *SHORTENED[arguments[0]], "--device", "cpu"]) == 0, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "number"), [(page, i) for page in PAGES for i in range(len(blocks(page, "python")))], ids=str
+)
+def test_every_python_block_runs(page, number, tmp_path, monkeypatch):
+    """The one download named is replaced by the embedded generator, and the adapter's path by a fresh one."""
+    monkeypatch.chdir(tmp_path)
+    save_adapter(LoRANoise(load_generator("scenes", device="cpu"), rank=2), tmp_path / "adapter")
+    code = blocks(page, "python")[number]
+    code = code.replace("stabilityai/sd-turbo", str(files("hypernoise").joinpath("scenes/weights/generator")))
+    code = code.replace("path/of/an/adapter", str(tmp_path / "adapter"))
+    exec(compile(code, f"{page.name} block {number}", "exec"), {})
+
+
+def test_make_targets_in_the_readme_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = [line.split()[1] for line in commands(ROOT / "README.md") if line.startswith("make ")]
+    assert named == ["quickstart", "test"]
+    assert set(named) <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_and_pictures_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
