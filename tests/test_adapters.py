@@ -136,6 +136,14 @@ def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
     about.write_text(about.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(InputError, match="has format 99"):
         load_adapter(generator, folder)
+    about.write_text(json.dumps({"format": 1, "kind": "lora", "settings": {"rnk": 4}, "base": None}))
+    (folder / "adapter_model.bin").rename(weights)
+    weights.write_bytes(whole)
+    with pytest.raises(InputError, match="settings that a 'lora' network does not take"):
+        load_adapter(generator, folder)
+    about.write_text(json.dumps({"format": 1, "kind": "magic", "settings": {}, "base": None}))
+    with pytest.raises(InputError, match="a 'magic' noise network, which does not go on 'tiny'"):
+        load_adapter(generator, folder)
     about.write_text("{")
     with pytest.raises(InputError, match=r"hypernoise\.json is not valid"):
         load_adapter(generator, folder)

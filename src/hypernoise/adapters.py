@@ -78,14 +78,7 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
     if about["base"] is not None:
         _check_base(about["base"], describe_base(generator), folder)
     state = read_weights(folder)
-    if about["kind"] == LoRANoise.kind:
-        if not isinstance(generator, DiffusionGenerator):
-            raise InputError(f"{folder} is a LoRA on a diffusers denoiser; {generator.name} has none")
-        network = LoRANoise(generator, **about["settings"])
-    elif about["kind"] == ResidualNoise.kind:
-        network = ResidualNoise(**about["settings"]).to(generator.device)
-    else:
-        raise InputError(f"{folder} holds a noise network of unknown kind {about['kind']!r}")
+    network = _build(about["kind"], about["settings"], generator, folder)
     try:
         network.load_trainable_state(state)
     except InputError:
@@ -93,6 +86,19 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
             network.remove()
         raise
     return network
+
+
+def _build(kind: str, settings: dict[str, Any], generator: Generator, folder: Path) -> LoRANoise | ResidualNoise:
+    try:
+        if kind == LoRANoise.kind and isinstance(generator, DiffusionGenerator):
+            return LoRANoise(generator, **settings)
+        if kind == ResidualNoise.kind:
+            return ResidualNoise(**settings).to(generator.device)
+    except TypeError as error:
+        raise InputError(
+            f"{folder}/hypernoise.json has settings that a {kind!r} network does not take: {error}"
+        ) from error
+    raise InputError(f"{folder} holds a {kind!r} noise network, which does not go on {generator.name!r}")
 
 
 def read_about(folder: Path) -> dict[str, Any]:

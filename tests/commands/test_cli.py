@@ -8,7 +8,10 @@ import time
 import pytest
 from PIL import Image
 
+from hypernoise.adapters import save_adapter
 from hypernoise.cli import COMMANDS, main
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.lora import LoRANoise
 
 FAST = ["--batch-size", "2", "--rank", "2", "--device", "cpu"]
 
@@ -171,7 +174,7 @@ def test_wrong_output_is_said(recipe, tmp_path, capsys):
     assert "cannot be written" in line
 
 
-def test_wrong_calls_are_said(capsys, tmp_path, tiny):
+def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     assert "did you mean 'train'" in refused(capsys, ["trian"])
     assert "name a recipe first" in refused(capsys, ["train"])
     assert "cannot be read" in refused(capsys, ["train", str(tmp_path / "nowhere.yaml")])
@@ -181,6 +184,12 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny):
     assert "would be cut" in refused(capsys, [*draw, "red " * 40])
     assert "--steps must be at least 1" in refused(capsys, [*draw, "a ring", "--steps", "0"])
     assert "no adapter at" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "none")])
+    save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline(width=12)), rank=2), tmp_path / "wide")
+    assert "does not fit" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
+    weights = tmp_path / "wide" / "adapter_model.safetensors"
+    save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), tmp_path / "wide")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "not a whole safetensors file" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit) as ended:
         main([*draw, "a ring", "--stps", "3"])

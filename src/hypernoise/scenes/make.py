@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -200,6 +201,8 @@ def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noise
         module.cpu().half()
     pipeline = networks.build_pipeline(autoencoder, text_encoder, tokenizer, unet)
     pipeline.save_pretrained(config.output / "pipeline", safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):  # what transformers before 5 reads a CLIP tokenizer from
+        shutil.copy(config.output / "tokenizer" / name, config.output / "pipeline" / "tokenizer")
     print(f"done: {config.output / 'pipeline'}", flush=True)
 
 

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,13 @@ def train(
                 noise = noise.to(generator.device, parameters[0].dtype)
                 condition = generator.encode(mine)
                 last = part == config.accumulation - 1
-                with _synced(accelerator, model, last), _autocast(generator, config):
-                    residual = model(noise, condition)  # f(x0, c)
-                    pixels = generator.sample(
-                        noise + residual, condition, steps=config.generator_steps, seed=config.seed + step
-                    )
-                    rewards = reward(pixels.to(noise.dtype), mine)
+                with nullcontext() if last else accelerator.no_sync(model):
+                    with _autocast(generator, config):
+                        residual = model(noise, condition)  # f(x0, c)
+                        pixels = generator.sample(
+                            noise + residual, condition, steps=config.generator_steps, seed=config.seed + step
+                        )
+                        rewards = reward(pixels.to(noise.dtype), mine)
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
                     _check(loss, rewards, step)
                     accelerator.backward(loss / config.accumulation)
@@ -192,10 +193,6 @@ def _check(loss: torch.Tensor, rewards: torch.Tensor, step: int) -> None:
         )
     if not torch.isfinite(loss):
         raise InputError(f"the loss is {loss.item()} at step {step}; lower lr or the rewards' weights")
-
-
-def _synced(accelerator: Accelerator, model: Any, last: bool) -> Any:
-    return torch.enable_grad() if last else accelerator.no_sync(model)
 
 
 def _autocast(generator: Generator, config: TrainConfig) -> torch.autocast:
