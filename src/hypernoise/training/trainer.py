@@ -89,10 +89,11 @@ def train(
 
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (progress and accelerator.is_main_process))
     with bar, _stop_requested() as stop_requested:
-        while step < config.steps and not stop_requested():
+        stopping = False
+        while step < config.steps and not stopping:
             started = time.perf_counter()
             texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
-            sums = torch.zeros(3, dtype=torch.float64, device=generator.device)
+            sums = torch.zeros(3, device=generator.device)
             members: dict[str, float] = {}
             for part in range(config.accumulation):
                 first = (part * accelerator.num_processes + accelerator.process_index) * per_round
@@ -112,7 +113,7 @@ def train(
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
                     _check(loss, rewards, step)
                     accelerator.backward(loss / config.accumulation)
-                sums += torch.stack([loss, rewards.mean(), l2_kl(residual).mean()]).detach().double()
+                sums += torch.stack([loss, rewards.mean(), l2_kl(residual).mean()]).detach().float()
                 if isinstance(reward, WeightedSum):
                     for name, value in reward.last.items():
                         members[f"reward/{name}"] = members.get(name, 0.0) + value.item() / config.accumulation
@@ -137,8 +138,9 @@ def train(
             bar.update()
             if log is not None:
                 log.write(row)
-            ends = step == config.steps or stop_requested()
-            if folder is not None and accelerator.is_main_process and (ends or step % config.checkpoint_every == 0):
+            stopping = stop_requested()
+            due = stopping or step == config.steps or step % config.checkpoint_every == 0
+            if folder is not None and accelerator.is_main_process and due:
                 checkpoint = save_checkpoint(folder, step, network, generator, optimizer, schedule, fixed=fixed)
     return TrainResult(step, step >= config.steps, history, checkpoint)
 
