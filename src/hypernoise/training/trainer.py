@@ -109,7 +109,7 @@ def train(
                         pixels = generator.sample(
                             noise + residual, condition, steps=config.generator_steps, seed=config.seed + step
                         )
-                        rewards = reward(pixels.to(noise.dtype), mine)
+                    rewards = reward(pixels.to(noise.dtype), mine)  # outside autocast: bf16 would round the scores
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
                     _check(loss, rewards, step)
                     accelerator.backward(loss / config.accumulation)
