@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -73,12 +74,43 @@ def test_keys_without_pefts_prefix_load_too(saved, sd_pipeline):
     assert torch.equal(pictures(generator, load_adapter(generator, folder)), expected)
 
 
-def test_saving_over_an_adapter_replaces_it_whole(saved, sd_pipeline):
+def test_saving_over_an_adapter_replaces_it_and_touches_nothing_else(saved, sd_pipeline):
     folder, _ = saved
-    (folder / "stray.txt").write_text("left over")
-    save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), folder)
-    assert not (folder / "stray.txt").exists()
-    assert [f.name for f in folder.parent.iterdir() if "adapter" in f.name] == ["adapter"]
+    (folder / "notes.txt").write_text("mine")
+    save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline(), name="tiny"), rank=2), folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert len(list(folder.iterdir())) == 4
+    assert load_adapter(DiffusionGenerator(sd_pipeline(), name="tiny"), folder).settings["rank"] == 2
+    with pytest.raises(InputError, match="is a file"):
+        save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), folder / "notes.txt")
+
+
+def test_an_adapter_that_was_not_written_to_the_end_is_none(saved, sd_pipeline, monkeypatch):
+    folder, _ = saved
+    network = LoRANoise(DiffusionGenerator(sd_pipeline(), name="tiny"), rank=2)
+    replace = os.replace
+
+    def die_at_the_second(source, target):
+        if target == folder / "adapter_config.json":
+            raise OSError("disk full")
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", die_at_the_second)
+        with pytest.raises(OSError, match="disk full"):
+            save_adapter(network, folder)
+    with pytest.raises(InputError, match=r"no hypernoise\.json"):
+        load_adapter(DiffusionGenerator(sd_pipeline(), name="tiny"), folder)
+
+
+def test_loading_in_the_session_that_saved(sd_pipeline, tmp_path):
+    generator = DiffusionGenerator(sd_pipeline())
+    network = LoRANoise(generator, rank=4)
+    disturb(network)
+    before = pictures(generator, network)
+    save_adapter(network, tmp_path / "red")
+    network = load_adapter(generator, tmp_path / "red")
+    assert torch.equal(pictures(generator, network), before)
 
 
 def test_another_architecture_is_refused(saved, sd_pipeline):
@@ -89,6 +121,16 @@ def test_another_architecture_is_refused(saved, sd_pipeline):
 
 def test_other_weights_of_the_same_architecture_are_refused(saved, sd_pipeline):
     generator = DiffusionGenerator(sd_pipeline(seed=1), name="other")
+    with pytest.raises(InputError, match="other weights"):
+        load_adapter(generator, saved[0])
+
+
+def test_a_base_changed_in_an_inner_layer_is_refused(saved, sd_pipeline):
+    generator = DiffusionGenerator(sd_pipeline(), name="tuned")
+    with torch.no_grad():
+        for name, parameter in generator.denoiser.named_parameters():
+            if "to_q" in name:
+                parameter.mul_(1.1)
     with pytest.raises(InputError, match="other weights"):
         load_adapter(generator, saved[0])
 
@@ -164,3 +206,11 @@ def test_a_residual_network_round_trips_on_its_module(tmp_path):
     condition = generator.encode(["", "", ""])
     assert torch.equal(again(noise, condition), network(noise, condition))
     assert network(noise, condition).abs().max() > 0
+
+
+def test_a_residual_network_goes_on_its_own_kind_of_generator_alone(tmp_path, sd_pipeline):
+    save_adapter(ResidualNoise((4,), width=8), tmp_path / "f")
+    with pytest.raises(InputError, match=r"takes noise of \(4,\)"):
+        load_adapter(ModuleGenerator(torch.nn.Identity(), noise_shape=(8,)), tmp_path / "f")
+    with pytest.raises(InputError, match="a 'residual' noise network, which does not go on"):
+        load_adapter(DiffusionGenerator(sd_pipeline()), tmp_path / "f")

@@ -40,10 +40,22 @@ def test_for_a_shift_the_l2_term_is_the_whole_kl():
     assert torch.allclose(exact_kl(lambda x: x * 0 + shift, noise), l2_kl(shift.expand(5, 3)))
 
 
-def linear_problem(reward, *, kl_weight, steps=400, depth=0):
-    """Trains f on g = identity over a noise of four dimensions, shown as pixels [B, 1, 1, 4]."""
-    generator = ModuleGenerator(torch.nn.Identity(), noise_shape=(1, 1, 4))
-    network = ResidualNoise((1, 1, 4), width=16, depth=depth).double()
+W = torch.tensor(
+    [[1.0, 0.5, 0.0, -1.0], [0.0, 2.0, 1.0, 0.0], [-0.5, 0.0, 1.0, 1.0]], dtype=torch.float64
+)  # g(x) = W x
+
+
+def linear_generator(matrix):
+    """g(x) = matrix · x over a noise of four dimensions, shown as pixels [B, 1, 1, rows]."""
+    module = torch.nn.Linear(4, len(matrix), bias=False).double()
+    module.weight.data.copy_(matrix)
+    return ModuleGenerator(module, noise_shape=(1, 1, 4))
+
+
+def linear_problem(reward, *, kl_weight, steps=400, matrix=W):
+    """Trains an affine f on g(x) = matrix · x; gives fresh noise, f of it, and the run."""
+    generator = linear_generator(matrix)
+    network = ResidualNoise((1, 1, 4), depth=0).double()
     config = TrainConfig(steps=steps, batch_size=64, lr=0.03, kl_weight=kl_weight, decay=True, clip=100.0)
     result = train(generator, network, reward, ["any"], config, progress=False)
     noise = torch.randn(4096, 1, 1, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -51,11 +63,11 @@ def linear_problem(reward, *, kl_weight, steps=400, depth=0):
 
 
 def test_linear_generator_and_reward_recover_the_optimal_shift():
-    """r = a·x: the tilted noise is N(a/α, I), so f = a/α, whatever x (arXiv 2508.09968, section 3)."""
-    a = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+    """r = a·g(x), g = W x: the tilted noise is N(Wᵀa/α, I), so f = Wᵀa/α, whatever x (arXiv 2508.09968, section 3)."""
+    a = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     noise, residual, _ = linear_problem(lambda pixels, prompts: (pixels * a).flatten(1).sum(1), kl_weight=2.0)
-    expected = (a / 2.0).expand_as(residual)
-    assert (residual - expected).norm(dim=-1).max() <= 0.02 * (a / 2.0).norm()
+    expected = W.T @ a / 2.0
+    assert (residual - expected).norm(dim=-1).max() <= 0.02 * expected.norm()
 
 
 def test_quadratic_reward_recovers_the_tilted_gaussians_mean():
@@ -63,7 +75,7 @@ def test_quadratic_reward_recovers_the_tilted_gaussians_mean():
     E[α·½‖f‖² + ½‖x + f − m‖²] is that mean."""
     m = torch.tensor([2.0, -1.0, 0.0, 1.0], dtype=torch.float64)
     alpha = 0.5
-    generator = ModuleGenerator(torch.nn.Identity(), noise_shape=(1, 1, 4))
+    generator = linear_generator(torch.eye(4, dtype=torch.float64))
 
     class Shift(ResidualNoise):
         def forward(self, noise, condition):
@@ -81,13 +93,13 @@ def test_quadratic_reward_over_affine_maps_gives_the_l2_objectives_own_optimum()
     """Per x, α·½‖f‖² + ½‖x + f − m‖² is least at f = (m − x)/(1 + α): its mean over x is the tilted mean."""
     m, alpha = torch.tensor([2.0, -1.0, 0.0, 1.0], dtype=torch.float64), 0.5
     reward = lambda pixels, prompts: -0.5 * (pixels - m).flatten(1).square().sum(1)  # noqa: E731
-    noise, residual, _ = linear_problem(reward, kl_weight=alpha, steps=800)
+    noise, residual, _ = linear_problem(reward, kl_weight=alpha, steps=800, matrix=torch.eye(4))
     expected = (m - noise) / (1 + alpha)
     assert (residual - expected).norm() <= 0.02 * expected.norm()
 
 
 def test_loss_falls_and_history_has_a_row_per_step():
-    a = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64)
+    a = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     *_, result = linear_problem(lambda pixels, prompts: (pixels * a).flatten(1).sum(1), kl_weight=1.0, steps=60)
     assert [row["step"] for row in result.history] == list(range(1, 61))
     assert result.history[-1]["loss"] < result.history[0]["loss"] - 1.0

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
 
 from hypernoise.adapters import save_adapter
 from hypernoise.errors import InputError
@@ -97,10 +98,12 @@ def test_random_state_ends_where_it_would_without_an_adapter(sd_pipeline, adapte
     pipe = attach(sd_pipeline(), adapter)
     pipe(generator=attached, **call)
     assert torch.equal(bare.get_state(), attached.get_state())
-    torch.manual_seed(3)
-    first = pipe(**call).images
-    torch.manual_seed(3)
-    assert np.array_equal(first, pipe(**call).images)
+    states = []
+    for pipeline in (sd_pipeline(), pipe):
+        torch.manual_seed(3)
+        pipeline(**call)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
 
 
 def test_prompts_are_encoded_once_and_the_denoiser_runs_once_more(sd_pipeline, adapter):
@@ -156,6 +159,44 @@ def test_attach_again_after_detach(sd_pipeline, adapter):
     first = pipe(generator=seeded(), **call).images
     attach(detach(pipe), adapter)
     assert np.array_equal(pipe(generator=seeded(), **call).images, first)
+
+
+def test_a_network_that_is_handed_in_survives_detach(sd_pipeline, adapter):
+    generator = DiffusionGenerator(sd_pipeline())
+    network = LoRANoise(generator, rank=4)
+    disturb(network)
+    noise, condition = torch.randn(1, 4, 8, 8, generator=seeded()), generator.encode(["a ring"])
+    residual = network(noise, condition)
+    call = dict(SIZE, prompt="a ring", num_inference_steps=1, guidance_scale=0.0)
+    pipe = attach(generator.pipeline, network)
+    assert np.array_equal(
+        pipe(generator=seeded(), **call).images, attach(sd_pipeline(), adapter)(generator=seeded(), **call).images
+    )
+    detach(pipe)
+    assert np.array_equal(pipe(generator=seeded(), **call).images, sd_pipeline()(generator=seeded(), **call).images)
+    assert torch.equal(network(noise, condition), residual)
+
+
+def test_the_users_own_attributes_stay(sd_pipeline, adapter):
+    pipe = attach(sd_pipeline(), adapter)
+    encode, calls = pipe.encode_prompt, []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return encode(*args, **kwargs)
+
+    pipe.encode_prompt = counted
+    for n in (1, 2):
+        pipe("a ring", num_inference_steps=1, guidance_scale=0.0, **SIZE)
+        assert len(calls) == n
+    assert pipe.encode_prompt is counted
+
+
+def test_a_lora_loaded_beside_the_noise_network_is_not_silenced_unsaid(sd_pipeline, adapter):
+    pipe = attach(sd_pipeline(), adapter)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="mine")
+    with pytest.raises(InputError, match="'mine' was loaded beside the noise network"):
+        pipe("a ring", num_inference_steps=1, **SIZE)
 
 
 def test_an_error_in_the_call_leaves_the_pipeline_usable(sd_pipeline, adapter):

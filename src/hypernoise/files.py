@@ -16,37 +16,35 @@ from hypernoise.errors import InputError
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place, whole, when the block ends well."""
+    """A temporary folder that becomes `folder`, which must not exist, when the block ends well."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     temporary.chmod(0o755)
     try:
         yield temporary
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / "was")
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, folder)
+        os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, file)
 
 
 def output_folder(folder: Path) -> Path:
     """`folder`, made if need be; InputError if it is a file or cannot be written."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder} is a file; name a directory")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError as error:
+        raise InputError(f"{folder} is a file; name a directory") from error
     except OSError as error:
-        raise InputError(f"--output {folder} cannot be written: {error.strerror}") from error
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     return folder

@@ -43,25 +43,31 @@ def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise) -> Pipeline:
     if isinstance(adapter, LoRANoise):
         if adapter.generator.pipeline is not pipeline:
             raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")
-        network = adapter
+        network, own = adapter, False
     else:
         generator = DiffusionGenerator(pipeline, freeze=False)
-        network = load_adapter(generator, adapter)
-        assert isinstance(network, LoRANoise)
+        loaded = load_adapter(generator, adapter)
+        assert isinstance(loaded, LoRANoise)  # the only kind that load_adapter puts on a pipeline
+        network, own = loaded, True
         network.lora.to(generator.dtype)  # fp32 is for training; drawing goes at the pipeline's own speed
     pipeline.__class__ = type(type(pipeline).__name__, (Attached, type(pipeline)), {})
-    pipeline._hypernoise = network  # type: ignore[attr-defined]
+    pipeline._hypernoise, pipeline._hypernoise_own = network, own  # type: ignore[attr-defined]
     return pipeline
 
 
 def detach(pipeline: Pipeline) -> Pipeline:
-    """Takes the adapter off; the pipeline is then what it was, module for module."""
+    """Takes off what `attach` put on; the pipeline is then what it was, module for module.
+
+    A LoRANoise that was handed to `attach` stays on the denoiser, switched off, and can be used on.
+    """
     if not isinstance(pipeline, Attached):
         raise InputError("this pipeline has no adapter attached")
     network: LoRANoise = pipeline._hypernoise  # type: ignore[attr-defined]
+    own: bool = pipeline._hypernoise_own  # type: ignore[attr-defined]
     pipeline.__class__ = type(pipeline).__mro__[2]
-    del pipeline._hypernoise  # type: ignore[attr-defined]
-    network.remove()
+    del pipeline._hypernoise, pipeline._hypernoise_own  # type: ignore[attr-defined]
+    if own:
+        network.remove()
     return pipeline
 
 
@@ -73,13 +79,17 @@ class Attached:
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         network = self._hypernoise
+        network.check_alone()
         draw: Callable[..., Any] = super().__call__  # type: ignore[misc]
-        with _once(self, "encode_prompt"), _once(self, "prepare_latents") as drawn:
-            with quiet(self), network.adapted(), stop_at_first_answer(network.generator.denoiser) as answer:
-                draw(*args, **kwargs)
-            latents: Tensor = drawn[0]
-            residual = answer[0][-len(latents) :]  # under classifier-free guidance, the conditional half
-            drawn[0] = latents + (residual * _latent_scale(self)).to(latents.dtype)
+        results: dict[str, list[Any]] = {"encode_prompt": [], "prepare_latents": []}
+        record = {name: _recording(getattr(self, name), kept) for name, kept in results.items()}
+        denoiser = network.generator.denoiser
+        with _replaced(self, record), quiet(self), network.adapted(), stop_at_first_answer(denoiser) as answer:
+            draw(*args, **kwargs)
+        latents: Tensor = results["prepare_latents"][0]
+        residual = answer[0][-len(latents) :]  # under classifier-free guidance, the conditional half
+        results["prepare_latents"][0] = latents + (residual * _latent_scale(self)).to(latents.dtype)
+        with _replaced(self, {name: _replaying(kept) for name, kept in results.items()}):
             return draw(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -87,21 +97,31 @@ class Attached:
 
 
 @contextmanager
-def _once(pipeline: Any, method: str) -> Iterator[list[Any]]:
-    """Inside the block the method runs once; later calls give its first result, kept in the yielded list."""
-    original = getattr(pipeline, method)
-    result: list[Any] = []
-
-    def remembered(*args: Any, **kwargs: Any) -> Any:
-        if not result:
-            result.append(original(*args, **kwargs))
-        return result[0]
-
-    setattr(pipeline, method, remembered)
+def _replaced(pipeline: Any, methods: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block the object's own methods are these; afterwards it has exactly the attributes it had."""
+    before = {name: vars(pipeline)[name] for name in methods if name in vars(pipeline)}
+    for name, method in methods.items():
+        setattr(pipeline, name, method)
     try:
-        yield result
+        yield
     finally:
-        delattr(pipeline, method)
+        for name in methods:
+            delattr(pipeline, name)
+        for name, method in before.items():
+            setattr(pipeline, name, method)
+
+
+def _recording(method: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        results.append(method(*args, **kwargs))
+        return results[-1]
+
+    return recorded
+
+
+def _replaying(results: list[Any]) -> Callable[..., Any]:
+    left = iter(results)
+    return lambda *args, **kwargs: next(left)
 
 
 def _latent_scale(pipeline: Any) -> float:

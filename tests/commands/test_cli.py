@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,7 +98,10 @@ def test_started_again_it_goes_on(recipe, tmp_path, capsys):
     assert "going on from" in capsys.readouterr().err
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+    first = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
     assert main(["train", str(recipe), "--steps", "4", *out]) == 0  # nothing left to do
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["results"] == first
+    assert first[0]["kl"] > 0
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(recipe, tmp_path):
@@ -129,16 +133,21 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(recipe, tmp_path):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from there" in printed
-    assert list(out.glob("checkpoint-*/state.json"))
+    (state,) = out.glob("checkpoint-*/state.json")
+    step = json.loads(state.read_text())["step"]
+    assert main(["train", str(recipe), "--steps", str(step + 1), "--output", str(out), *FAST]) == 0
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, step + 2))
 
 
 def refused(capsys, arguments, *, leaves=()):
     """The command exits with 2 and one line, which is returned; nothing is left where it would have written."""
+    capsys.readouterr()
     assert main(arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len([line for line in lines if line.startswith("hypernoise: ")]) == 1
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("hypernoise: ")
     assert not any(path.exists() for path in leaves)
-    return next(line for line in lines if line.startswith("hypernoise: "))
+    return lines[0]
 
 
 def test_wrong_input_gets_one_line_and_leaves_nothing(recipe, tmp_path, capsys, tiny):
@@ -152,7 +161,18 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(recipe, tmp_path, capsys, 
     assert "--rewards takes NAME=WEIGHT" in said("--rewards", "redness")
     assert "device 'cuda:99' does not exist here" in said("--device", "cuda:99")
     assert "device 'gpu' does not exist here" in said("--device", "gpu")
+    assert "device 'meta' does not exist here" in said("--device", "meta")
     assert "is not a pipeline directory" in said("--generator", str(tmp_path))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model_index.json").write_text("{}")
+    assert "does not name a pipeline class" in said("--generator", str(broken))
+    (broken / "model_index.json").write_text('{"_class_name": "AudioLDMPipeline"}')
+    assert "holds a AudioLDMPipeline, which is not supported" in said("--generator", str(broken))
+    shutil.copytree(tiny, broken, dirs_exist_ok=True)
+    weights = broken / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    assert "could not be loaded" in said("--generator", str(broken))
     assert "steps must be at least 1" in said("--steps", "0")
     assert "batch_size must be at least 1" in said("--batch-size", "-3")
     (tmp_path / "prompts.txt").write_text("a ring\n" + "very " * 30 + "red ring\n")

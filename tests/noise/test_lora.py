@@ -4,6 +4,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import noise_objective
 from hypernoise.rewards.pixel import redness
@@ -113,8 +114,6 @@ def test_every_trainable_tensor_gets_a_gradient(generator):
 
 
 def test_lora_is_fp32_on_a_bf16_base(sd_pipeline):
-    from hypernoise.generators.diffusion import DiffusionGenerator
-
     generator = DiffusionGenerator(sd_pipeline(dtype=torch.bfloat16))
     network = LoRANoise(generator, rank=4)
     assert {p.dtype for p in network.trainable_parameters()} == {torch.float32}
@@ -143,15 +142,32 @@ def test_one_seed_one_initialisation_and_no_touch_of_the_global_one(generator, s
     first = LoRANoise(generator, rank=4, seed=7).trainable_state()
     assert torch.equal(torch.get_rng_state(), before)
     first = {name: tensor.clone() for name, tensor in first.items()}
-    from hypernoise.generators.diffusion import DiffusionGenerator
-
     again = LoRANoise(DiffusionGenerator(sd_pipeline(dtype=torch.float64)), rank=4, seed=7).trainable_state()
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_a_second_network_on_one_denoiser_and_a_bad_rank_are_refused(generator):
-    with pytest.raises(InputError, match="rank must be at least 1"):
-        LoRANoise(generator, rank=0)
+@pytest.mark.parametrize(
+    "settings", [{"rank": 0}, {"rank": 4.0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"alpha": None}]
+)
+def test_bad_settings_are_refused_and_leave_the_denoiser_free(generator, settings):
+    with pytest.raises(InputError, match="must be a"):
+        LoRANoise(generator, **settings)
+    assert not any(isinstance(module, LoraLayer) for module in generator.denoiser.modules())
+
+
+def test_a_new_network_takes_the_place_of_the_one_before_which_then_refuses_to_run(generator):
+    noise, condition = setup(generator)
+    first = LoRANoise(generator, rank=4)
+    disturb(first)
+    second = LoRANoise(generator, rank=2)
+    assert torch.equal(second(noise, condition), torch.zeros_like(noise))
+    with pytest.raises(InputError, match="was removed from its generator"):
+        first(noise, condition)
+    first.remove()  # a second time, and not the second's layers
+    assert set(second.layers) == {n for n, m in generator.denoiser.named_modules() if isinstance(m, LoraLayer)}
+
+
+def test_a_denoiser_with_another_adapter_is_refused(generator):
     LoRANoise(generator, rank=4)
     with pytest.raises(InputError, match="already carries an adapter"):
-        LoRANoise(generator, rank=4)
+        LoRANoise(DiffusionGenerator(generator.pipeline), rank=4)

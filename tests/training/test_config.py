@@ -40,6 +40,10 @@ def test_a_recipe_is_read_as_it_is_written(tmp_path):
         ("rewards: {redness: high}", "rewards.redness must be float"),
         ("rewards: {}", "rewards is empty"),
         ("rank: 0", "rank must be at least 1"),
+        ("alpha: 0", "alpha must be a positive number"),
+        ("rewards: {redness: .nan}", "the weight of reward 'redness' must be a number"),
+        ("seed: -1", "seed must be from 0"),
+        ("steps: \0", "not valid YAML"),
         ("batch_size: 0", "batch_size must be at least 1"),
     ],
 )
@@ -49,6 +53,13 @@ def test_mistakes_in_a_recipe_are_named(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
         read_recipe(file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_no_text_is_refused(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        read_recipe(file)
 
 
 def test_a_missing_recipe_is_named(tmp_path):
@@ -62,6 +73,7 @@ def test_a_missing_recipe_is_named(tmp_path):
         ({"steps": 0}, "steps must be at least 1"),
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"lr": float("nan")}, "lr must be a positive number"),
+        ({"seed": -1}, "seed must be from 0"),
         ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
         ({"batch_size": 10, "accumulation": 4}, "the next batch_size that fits is 12"),
     ],

@@ -102,6 +102,46 @@ def test_resuming_with_other_settings_is_refused(sd_pipeline, tmp_path):
         run(sd_pipeline, config(lr=0.5), output=tmp_path)
 
 
+def test_fewer_steps_than_the_checkpoint_has_are_refused(sd_pipeline, tmp_path):
+    run(sd_pipeline, config(steps=4), output=tmp_path)
+    with pytest.raises(InputError, match="at step 4, beyond the 2 asked for"):
+        run(sd_pipeline, config(steps=2), output=tmp_path)
+
+
+def test_without_resume_an_earlier_runs_checkpoints_go(sd_pipeline, tmp_path):
+    run(sd_pipeline, config(steps=6, checkpoint_every=3), output=tmp_path)
+    generator, network = build(sd_pipeline)
+    reward = WeightedSum({"redness": 20.0})
+    result = train(generator, network, reward, PROMPTS, config(steps=2), output=tmp_path, resume=False, progress=False)
+    assert checkpoints(tmp_path) == [tmp_path / "checkpoint-000002"] == [result.checkpoint]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_resume_on_other_base_weights_is_refused(sd_pipeline, tmp_path):
+    run(sd_pipeline, config(steps=2), output=tmp_path)
+    generator = DiffusionGenerator(sd_pipeline(seed=5), name="tiny")
+    with pytest.raises(InputError, match="other weights"):
+        train(
+            generator,
+            LoRANoise(generator, rank=4),
+            WeightedSum({"redness": 20.0}),
+            PROMPTS,
+            config(steps=4),
+            output=tmp_path,
+            progress=False,
+        )
+
+
+def test_a_reward_with_chance_in_it_resumes_to_the_same_numbers(sd_pipeline, tmp_path):
+    def noisy(pixels, prompts):
+        return 20 * (pixels * torch.rand(pixels.shape)).flatten(1).mean(1)
+
+    whole = run(sd_pipeline, config(), reward=noisy)
+    run(sd_pipeline, config(steps=3), output=tmp_path, reward=noisy)
+    resumed = run(sd_pipeline, config(), output=tmp_path, reward=noisy)
+    assert same(state(whole[1]), state(resumed[1]))
+
+
 def test_ctrl_c_ends_after_the_step_with_a_checkpoint(sd_pipeline, tmp_path):
     calls = 0
 
@@ -138,7 +178,13 @@ def test_bf16_autocast_keeps_the_lora_in_fp32(sd_pipeline):
     ("reward", "message"),
     [
         (lambda pixels, prompts: pixels.detach().flatten(1).mean(1), "gradient is cut"),
+        (lambda pixels, prompts: pixels.round().flatten(1).mean(1), "gradient is cut"),
+        (lambda pixels, prompts: torch.ones(len(pixels), requires_grad=True), "gradient is cut"),
         (lambda pixels, prompts: pixels.flatten(1).mean(1) / 0, "the loss is"),
+        (
+            lambda pixels, prompts: (pixels.flatten(1).mean(1) * 0).sqrt() + pixels.mean((1, 2, 3)),
+            "gradient's norm is nan",
+        ),
     ],
 )
 def test_broken_rewards_stop_the_run_with_a_reason(sd_pipeline, reward, message):

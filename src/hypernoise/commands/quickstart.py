@@ -27,6 +27,8 @@ class Quickstart(Recipe):
     rewards: Weights = field(default_factory=lambda: {"redness": 500.0})
     checkpoint_every: int = 50
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    generator: tyro.conf.Suppress[str] = "scenes"
+    prompts: tyro.conf.Suppress[str] = "scenes"
     output: Path = Path("runs/quickstart")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""

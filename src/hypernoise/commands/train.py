@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -44,18 +44,13 @@ class Train(Recipe):
         started = train_recipe(self, self.output, self.device)
         if not started.result.finished:
             return 130
-        rows = [{"method": "hypernoise", "steps": self.generator_steps, **_last_means(started.result.history)}]
+        rows = [{"method": "hypernoise", "steps": self.generator_steps, **_last_means(self.output / "metrics.jsonl")}]
         write_summary(self.output, "train", self, started.generator.device, rows)
         print(f"adapter: {self.output / 'adapter'}")
         return 0
 
 
-def _last_means(history: list[dict[str, float]], rows: int = 20) -> dict[str, float | None]:
-    last = history[-rows:]
-    names = ("reward", "kl")
-    return {name: sum(row[name] for row in last) / len(last) if last else None for name in names}
-
-
-def recipe_fields(command: Recipe) -> dict[str, object]:
-    """The fields of a command that belong to its recipe."""
-    return {f.name: getattr(command, f.name) for f in dataclasses.fields(Recipe)}
+def _last_means(metrics: Path, rows: int = 20) -> dict[str, float]:
+    """Means over the last rows of metrics.jsonl, which holds the whole run however often it was resumed."""
+    last = [json.loads(line) for line in metrics.read_text().splitlines()[-rows:]]
+    return {name: sum(row[name] for row in last) / len(last) for name in ("reward", "kl")}

@@ -24,7 +24,6 @@ from hypernoise.training.trainer import TrainResult, train
 class Trained:
     generator: DiffusionGenerator
     network: LoRANoise
-    reward: WeightedSum
     result: TrainResult
 
 
@@ -45,4 +44,4 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
         save_adapter(network, output / "adapter", training=training)
     else:
         print(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there")
-    return Trained(generator, network, reward, result)
+    return Trained(generator, network, result)

@@ -45,6 +45,7 @@ class DiffusionGenerator:
         self.pipeline: Any = pipeline
         self._draw: Any = type(pipeline).__call__.__wrapped__  # type: ignore[attr-defined]
         self.name = name
+        self.network: nn.Module | None = None  # the noise network that hangs on the denoiser, if any
         self.family: Family = family_of(pipeline)
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from packaging.version import Version
+from safetensors import SafetensorError
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.families import FAMILIES
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
 
@@ -63,13 +68,27 @@ def load_generator(
     else:
         location, revision = str(preset.repository), preset.revision
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            location, revision=revision, use_safetensors=True, trust_remote_code=False, **{DTYPE: dtype}
-        )
-    except OSError as error:
+        with _no_loading_bars():
+            pipeline = DiffusionPipeline.from_pretrained(
+                location, revision=revision, use_safetensors=True, trust_remote_code=False, **{DTYPE: dtype}
+            )
+    except (OSError, ValueError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise InputError(f"generator {name!r} could not be loaded from {location}: {first_line}") from error
     return DiffusionGenerator(pipeline.to(place), name=name, size=preset.size)
+
+
+@contextmanager
+def _no_loading_bars() -> Iterator[None]:
+    """Reading weights off the disk shows no bar; a download shows the hub's own."""
+    libraries = [log for log in (diffusers.utils.logging, transformers.utils.logging) if log.is_progress_bar_enabled()]
+    for log in libraries:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in libraries:
+            log.enable_progress_bar()
 
 
 def _check_directory(folder: Path) -> None:
@@ -77,9 +96,11 @@ def _check_directory(folder: Path) -> None:
     if not index.is_file():
         raise InputError(f"{folder} is not a pipeline directory: it has no model_index.json (see save_pretrained)")
     try:
-        json.loads(index.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{index} is not valid JSON: {error}") from error
+        pipeline_class = json.loads(index.read_text())["_class_name"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{index} does not name a pipeline class") from error
+    if pipeline_class not in FAMILIES:
+        raise InputError(f"{folder} holds a {pipeline_class}, which is not supported; known: {', '.join(FAMILIES)}")
 
 
 def pick_device(device: str) -> torch.device:
@@ -90,7 +111,7 @@ def pick_device(device: str) -> torch.device:
         )
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
+        torch.zeros(1, device=place).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {device!r} does not exist here; try --device auto or cpu") from error
     return place

@@ -7,6 +7,7 @@ section 4; arXiv 2508.09968). The same weights, with the updates off, stay the g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -28,20 +29,25 @@ class LoRANoise(nn.Module):
     """f as a LoRA on a generator's denoiser.
 
     Args:
-        generator: the frozen generator; its denoiser's layers are wrapped in place until `remove()`.
+        generator: the frozen generator; its denoiser's layers are wrapped in place until `remove()`. A noise
+            network made on it before is removed, and refuses to run from then on.
         rank, alpha: of the LoRA; the update is scaled by alpha / rank.
         seed: of the LoRA's initial A (B starts at 0).
 
     Raises:
-        InputError: the denoiser already carries adapters, or rank < 1.
+        InputError: the denoiser carries another adapter, rank < 1, or alpha not a positive number.
     """
 
     kind: ClassVar[str] = "lora"
 
     def __init__(self, generator: DiffusionGenerator, *, rank: int = 16, alpha: float = 32.0, seed: int = 0):
         super().__init__()
-        if rank < 1:
-            raise InputError(f"rank must be at least 1, not {rank}")
+        if not isinstance(rank, int) or rank < 1:
+            raise InputError(f"rank must be a whole number of at least 1, not {rank}")
+        if not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
+            raise InputError(f"alpha must be a positive number, not {alpha}")
+        if isinstance(generator.network, LoRANoise):
+            generator.network.remove()
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
         self.output_layer = generator.family.output_layer
         self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
@@ -52,6 +58,7 @@ class LoRANoise(nn.Module):
         base = self.layers[self.output_layer].get_base_layer()
         self._hook = base.register_forward_hook(self._drop_base_path)
         self._active = False
+        generator.network = self
 
     @property
     def generator(self) -> DiffusionGenerator:
@@ -59,6 +66,8 @@ class LoRANoise(nn.Module):
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """The residual [B, *noise_shape] for noise [B, *noise_shape]."""
+        if self.generator.network is not self:
+            raise InputError("this noise network was removed from its generator; make or load it again")
         with self.adapted():
             return self.generator.denoise_first(noise, condition)
 
@@ -70,6 +79,15 @@ class LoRANoise(nn.Module):
             yield
         finally:
             self._switch(False)
+
+    def check_alone(self) -> None:
+        """Raises InputError if other adapters came onto the denoiser: switching would silence them too."""
+        others = {name for layer in self.layers.values() for name in layer.lora_A} - {ADAPTER}
+        if others:
+            raise InputError(
+                f"the adapter {min(others)!r} was loaded beside the noise network; "
+                "detach, load and fuse it (pipe.fuse_lora(); pipe.unload_lora_weights()), then attach again"
+            )
 
     def _switch(self, active: bool) -> None:
         # PEFT's enable_adapters() would also toggle requires_grad, and a backward pass after it would
@@ -97,6 +115,9 @@ class LoRANoise(nn.Module):
 
     def remove(self) -> None:
         """Takes the LoRA out of the denoiser, which is then what it was before, module for module."""
+        if self.generator.network is not self:
+            return
+        self.generator.network = None
         self._hook.remove()
         for name, layer in self.layers.items():
             parent, _, attribute = name.rpartition(".")
@@ -109,15 +130,16 @@ class LoRANoise(nn.Module):
 def _inject(denoiser: nn.Module, rank: int, alpha: float, seed: int) -> dict[str, LoraLayer]:
     if any(isinstance(module, LoraLayer) for module in denoiser.modules()):
         raise InputError(
-            f"the {type(denoiser).__name__} already carries an adapter: fuse or unload it first "
-            "(pipe.fuse_lora(); pipe.unload_lora_weights()), or detach the noise network that is on it"
+            f"the {type(denoiser).__name__} already carries an adapter: take a noise network off with "
+            "network.remove() or hypernoise.detach(pipe); fuse and unload another LoRA "
+            "(pipe.fuse_lora(); pipe.unload_lora_weights())"
         )
     names = [
         name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
     ]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
         inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
     layers = {name: denoiser.get_submodule(name) for name in names}
     for name, layer in layers.items():

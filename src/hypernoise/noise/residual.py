@@ -33,7 +33,7 @@ class ResidualNoise(nn.Module):
         self.settings: dict[str, Any] = {"noise_shape": list(noise_shape), "width": width, "depth": depth}
         size = math.prod(noise_shape)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             widths = [size, *[width] * depth]
             hidden = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(widths)]
             last = nn.Linear(widths[-1], size)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hypernoise.generators.base import Generator
+from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl
 from hypernoise.rewards.base import RewardFunction
@@ -56,11 +56,12 @@ def evaluate(
         rows = samples[start : start + BATCH]
         captions = [asked[i].caption for i in rows]
         noise = keyed_noise(generator.noise_shape, seed=0, step=EVALUATION_STEP, samples=rows).to(generator.device)
+        condition = generator.encode(captions)
         if start == 0:
-            draw(generator, network, noise, captions, steps)
-        began = time.perf_counter()
-        drawn, residual = draw(generator, network, noise, captions, steps)
-        seconds += time.perf_counter() - began
+            draw(generator, network, noise, condition, steps)
+        began = _clock(generator)
+        drawn, residual = draw(generator, network, noise, condition, steps)
+        seconds += _clock(generator) - began
         pixels.append(drawn.float().cpu())
         rewards.append(reward(drawn.float(), captions).cpu())
         kls.append(l2_kl(residual).cpu())
@@ -89,12 +90,17 @@ def evaluate(
 
 
 def draw(
-    generator: Generator, network: NoiseNetwork | None, noise: Tensor, captions: list[str], steps: int
+    generator: Generator, network: NoiseNetwork | None, noise: Tensor, condition: Condition, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Pixels and the residual that was added to the noise (zeros without a network)."""
-    condition = generator.encode(captions)
     residual = torch.zeros_like(noise) if network is None else network(noise, condition)
     return generator.sample(noise + residual, condition, steps=steps, seed=0), residual
+
+
+def _clock(generator: Generator) -> float:
+    if generator.device.type == "cuda":
+        torch.cuda.synchronize(generator.device)
+    return time.perf_counter()
 
 
 def _bootstrap(asked: Sequence[Request], verdicts: Sequence[Verdict], seeds: int, rounds: int = 1000) -> list[float]:

@@ -3,14 +3,14 @@
 Flow matching pairs each noise with a random picture; a one-step generator then answers with their
 average, and a teacher and a distillation are needed to undo that. Here every noise is paired with *its*
 picture of the caption from the start, as optimal-transport couplings do (Tong et al. 2023, arXiv
-2302.00482), the transport cost being taken on linear readings of the noise that are exactly N(0, 1):
+2302.00482), the transport cost being taken on linear readings of the noise:
 
 - four smoothed *fields*, one per object: the layout with the greatest summed field at its objects'
   centres, among those the caption allows, is the noise's layout;
 - sixteen channel *means*: sizes, the colours the caption leaves free, and the ground's tint.
 
-Every reading has its exact distribution under N(0, I), so sizes, free colours and tints keep their
-marginals; places are no longer uniform but the peaks of a random field. Where two peaks nearly tie the
+The means are exactly N(0, 1) and independent, so sizes, free colours and tints keep their marginals; places
+are no longer uniform but the peaks of a random field. Where two peaks nearly tie the
 map is discontinuous, and that is where a network of finite capacity fails and a better noise helps.
 """
 

@@ -26,6 +26,7 @@ import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hypernoise.files import write_json
 from hypernoise.generators.registry import pick_device
 from hypernoise.scenes import networks
 from hypernoise.scenes.coupling import CELLS, CHANNELS, couple
@@ -45,11 +46,11 @@ class MakeConfig:
     """auto (CUDA, then MPS, then CPU) or a torch device."""
     start_from: Path | None = None
     """A finished pipeline to go on from: its autoencoder is kept, its generator trained further."""
-    autoencoder_steps: int = 1400
+    autoencoder_steps: int = 1100
     autoencoder_lr: float = 2e-3
     pairs: int = 98304
     """Noise-picture pairs to draw and encode."""
-    generator_steps: int = 6000
+    generator_steps: int = 6500
     generator_lr: float = 1e-3
     batch_size: int = 64
     one_step_share: float = 0.6
@@ -60,10 +61,20 @@ class MakeConfig:
 def main(config: MakeConfig) -> None:
     config = replace(config, device=str(pick_device(config.device)))
     config.output.mkdir(parents=True, exist_ok=True)
+    _check_same_run(config)
     torch.manual_seed(config.seed)
     autoencoder = train_autoencoder(config)
     latents, noises, tokens = make_pairs(config, autoencoder)
     train_generator(config, autoencoder, latents, noises, tokens)
+
+
+def _check_same_run(config: MakeConfig) -> None:
+    """A folder begun with one seed, or from one pipeline, is not gone on with from another."""
+    file, here = config.output / "begun.json", {"seed": config.seed, "start_from": str(config.start_from)}
+    if not file.exists():
+        write_json(file, here)
+    elif json.loads(file.read_text()) != here:
+        raise SystemExit(f"{config.output} was begun with {file.read_text().strip()}; give another --output")
 
 
 # --- stage 1: the autoencoder -------------------------------------------------------------------------------
@@ -141,7 +152,7 @@ def make_pairs(config: MakeConfig, autoencoder: Any) -> tuple[Tensor, Tensor, Te
         drawn = pool.map(_draw_chunk, [(config.seed, i) for i, _ in missing])
         for (_, file), (captions, noises, pictures) in zip(missing, drawn, strict=True):
             batches = torch.from_numpy(pictures).permute(0, 3, 1, 2).split(256)
-            with torch.no_grad(), torch.autocast(config.device, torch.bfloat16):
+            with torch.no_grad(), torch.autocast(torch.device(config.device).type, torch.bfloat16):
                 encoded = [autoencoder.encode(b.to(config.device) / 127.5 - 1).latent_dist.mean for b in batches]
             tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
             chunk = {"latents": torch.cat(encoded).half().cpu(), "noises": torch.from_numpy(noises), "tokens": tokens}
@@ -203,6 +214,9 @@ def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noise
     pipeline.save_pretrained(config.output / "pipeline", safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):  # what transformers before 5 reads a CLIP tokenizer from
         shutil.copy(config.output / "tokenizer" / name, config.output / "pipeline" / "tokenizer")
+    settings = config.output / "pipeline" / "text_encoder" / "config.json"
+    # transformers loads at the dtype named here, diffusers its own models in fp32: without this they would not match
+    write_json(settings, {**json.loads(settings.read_text()), "dtype": "float32"})
     print(f"done: {config.output / 'pipeline'}", flush=True)
 
 
@@ -229,7 +243,7 @@ class TrainState:
         self.started = time.time()
 
     def autocast(self):
-        return torch.autocast(self.config.device, torch.bfloat16)
+        return torch.autocast(torch.device(self.config.device).type, torch.bfloat16)
 
     def update(self, loss: Tensor, logged: dict[str, Tensor]) -> None:
         warm, left = (self.step + 1) / 100, (self.steps - self.step) / (0.7 * self.steps)

@@ -80,6 +80,8 @@ class TrainConfig:
         for name in ("kl_weight", "warmup", "weight_decay"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
         if self.batch_size % self.accumulation:
             raise InputError(
                 f"accumulation {self.accumulation} must divide batch_size {self.batch_size}; "
@@ -105,6 +107,11 @@ class Recipe(TrainConfig):
         super().__post_init__()
         if self.rank < 1:
             raise InputError(f"rank must be at least 1, not {self.rank}")
+        if not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise InputError(f"alpha must be a positive number, not {self.alpha}")
+        for name, weight in self.rewards.items():
+            if not math.isfinite(weight):
+                raise InputError(f"the weight of reward {name!r} must be a number, not {weight}")
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
 
@@ -112,15 +119,18 @@ class Recipe(TrainConfig):
 def read_recipe(file: str | Path) -> Recipe:
     """A recipe from a YAML file. Raises InputError naming the line, the field, or the nearest field."""
     try:
-        text = Path(file).read_text()
+        text = Path(file).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"recipe {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {file} is not UTF-8 text") from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(f"recipe {file} is not valid YAML{place}: {getattr(error, 'problem', error)}") from error
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"recipe {file} is not valid YAML{place}: {problem}") from error
     if not isinstance(values, dict):
         raise InputError(f"recipe {file} must hold fields such as 'generator: scenes'")
     hints = typing.get_type_hints(Recipe)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 def keyed_noise(shape: tuple[int, ...], *, seed: int, step: int, samples: Iterable[int]) -> Tensor:
     """N(0, I) noise [len(samples), *shape] on the CPU, in fp32; each sample from a generator of its own."""
-    rows = []
-    for sample in samples:
-        digest = hashlib.blake2b(f"{seed}/{step}/{sample}".encode(), digest_size=8).digest()
-        key = int.from_bytes(digest) >> 1  # torch takes seeds below 2**63
-        rows.append(torch.randn(shape, generator=torch.Generator().manual_seed(key)))
-    return torch.stack(rows)
+    draws = [torch.Generator().manual_seed(key_of(seed, step, sample)) for sample in samples]
+    return torch.stack([torch.randn(shape, generator=draw) for draw in draws])
+
+
+def key_of(*numbers: int) -> int:
+    """A seed for torch, below 2**63, that any change of any number changes."""
+    digest = hashlib.blake2b("/".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1

@@ -22,7 +22,7 @@ def read_prompts(source: str) -> list[str]:
         module, function = PROMPT_SETS[source]
         return getattr(import_module(module), function)()
     try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"prompts {source!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hypernoise.files import write_text
+
 
 class MetricsLog:
-    """Appends rows to `folder`/metrics.jsonl, keeping of an older file only the steps before `start`."""
+    """Appends rows to `folder`/metrics.jsonl, keeping of an older file only the steps up to `start`."""
 
     def __init__(self, folder: Path, start: int):
         self.file = folder / "metrics.jsonl"
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         kept = [line for line in lines if _step(line) <= start]
-        self.file.write_text("".join(line + "\n" for line in kept))
+        write_text(self.file, "".join(line + "\n" for line in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         with self.file.open("a") as file:

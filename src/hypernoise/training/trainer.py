@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 import signal
 import threading
 import time
@@ -28,7 +29,7 @@ from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import key_of, keyed_noise
 from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.tracking import MetricsLog
 
@@ -56,21 +57,26 @@ def train(
 ) -> TrainResult:
     """Trains `network` in place to lower E[kl_weight·½‖f‖² − reward(g(x + f))]; the generator stays as it is.
 
+    Noise, prompt order and torch's global generator are set from (seed, step) at every step, so a resumed run
+    gives the numbers of an uninterrupted one.
+
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
         output: where metrics.jsonl and checkpoints go; nothing is written if None.
-        resume: go on from the newest checkpoint in `output`, if there is one.
+        resume: go on from the newest checkpoint in `output`, if there is one; if False, they are removed.
 
     Ctrl-C ends the run after the step at hand, with a checkpoint, `finished` False; a second one at once.
 
     Raises:
         InputError: no prompt, a batch that processes and accumulation do not divide, a reward without
-            gradient, a non-finite loss, or a checkpoint made with other settings.
+            gradient, a non-finite loss or gradient, or a checkpoint of other settings or of a later step.
     """
     if not prompts:
         raise InputError("no prompt to train on")
-    accelerator = Accelerator(cpu=generator.device.type == "cpu")
+    accelerator = Accelerator(device_placement=False)
     per_round = _samples_per_round(config, accelerator.num_processes)
+    if isinstance(network, nn.Module):
+        network.to(generator.device)
     optimizer = _optimizer(network.trainable_parameters(), config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config))
     folder = Path(output) if output is not None else None
@@ -78,13 +84,20 @@ def train(
     step, checkpoint = 0, None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        found = checkpoints(folder) if resume else []
-        if found:
+        found = checkpoints(folder)
+        if found and resume:
             checkpoint = found[-1]
-            step = load_checkpoint(checkpoint, network, optimizer, schedule, fixed=fixed)
+            step = load_checkpoint(checkpoint, network, generator, optimizer, schedule, fixed=fixed)
+        elif accelerator.is_main_process:
+            for old in found:
+                shutil.rmtree(old)
+    if step > config.steps:
+        raise InputError(f"{checkpoint} is at step {step}, beyond the {config.steps} asked for; give another --output")
     log = MetricsLog(folder, step) if folder is not None and accelerator.is_main_process else None
     parameters = network.trainable_parameters()
-    model: Any = accelerator.prepare_model(network) if isinstance(network, nn.Module) else network
+    model: Any = (
+        accelerator.prepare_model(network, device_placement=False) if isinstance(network, nn.Module) else network
+    )
     history: list[dict[str, float]] = []
 
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (progress and accelerator.is_main_process))
@@ -92,6 +105,7 @@ def train(
         stopping = False
         while step < config.steps and not stopping:
             started = time.perf_counter()
+            torch.manual_seed(key_of(config.seed, step))  # for rewards that draw random numbers
             texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
             sums = torch.zeros(3, device=generator.device)
             members: dict[str, float] = {}
@@ -107,17 +121,23 @@ def train(
                     with _autocast(generator, config):
                         residual = model(noise, condition)  # f(x0, c)
                         pixels = generator.sample(
-                            noise + residual, condition, steps=config.generator_steps, seed=config.seed + step
+                            noise + residual,
+                            condition,
+                            steps=config.generator_steps,
+                            seed=key_of(config.seed, step, first),
                         )
                     rewards = reward(pixels.to(noise.dtype), mine)  # outside autocast: bf16 would round the scores
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
-                    _check(loss, rewards, step)
+                    if not history:
+                        _check_gradient(rewards, pixels)
+                    _check_finite("loss", loss, step)
                     accelerator.backward(loss / config.accumulation)
                 sums += torch.stack([loss, rewards.mean(), l2_kl(residual).mean()]).detach().float()
                 if isinstance(reward, WeightedSum):
                     for name, value in reward.last.items():
                         members[f"reward/{name}"] = members.get(name, 0.0) + value.item() / config.accumulation
             gradient_norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+            _check_finite("gradient's norm", gradient_norm, step)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -187,14 +207,21 @@ def _fixed_settings(
     return json.loads(json.dumps(fixed))  # as it will be read back
 
 
-def _check(loss: torch.Tensor, rewards: torch.Tensor, step: int) -> None:
-    if not rewards.requires_grad:
+def _check_gradient(rewards: torch.Tensor, pixels: torch.Tensor) -> None:
+    """Silence here would train nothing: the rewards must really depend on the pixels."""
+    gradient = None
+    if rewards.requires_grad:
+        (gradient,) = torch.autograd.grad(rewards.sum(), pixels, retain_graph=True, allow_unused=True)
+    if gradient is None or not gradient.any():
         raise InputError(
             "the reward's gradient is cut: its scores do not depend differentiably on the pixels "
             "(a detach, a no_grad, rounding or numpy inside it)"
         )
-    if not torch.isfinite(loss):
-        raise InputError(f"the loss is {loss.item()} at step {step}; lower lr or the rewards' weights")
+
+
+def _check_finite(what: str, value: torch.Tensor, step: int) -> None:
+    if not torch.isfinite(value):
+        raise InputError(f"the {what} is {value.item()} at step {step}; lower lr or the rewards' weights")
 
 
 def _autocast(generator: Generator, config: TrainConfig) -> torch.autocast:
