@@ -42,7 +42,9 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
         if words[:1] == ["hypernoise"]:
             assert main([*words[1:], *SHORTENED[words[1]], "--device", "cpu"]) == 0, line
         elif "hypernoise.scenes.make" in words:
-            tiny = make.MakeConfig(device="cpu", autoencoder_steps=1, pairs=32, generator_steps=1, batch_size=2)
+            tiny = make.MakeConfig(
+                device="cpu", autoencoder_steps=1, pairs=32, generator_steps=1, batch_size=2, judged=1
+            )
             monkeypatch.setattr(make, "CHUNK", 32)
             make.main(
                 tyro.cli(

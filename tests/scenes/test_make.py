@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -5,7 +7,7 @@ from safetensors.torch import load_file
 from hypernoise.scenes import make, networks
 from hypernoise.scenes.networks import WORDS, build_tokenizer
 
-SMALL = dict(device="cpu", autoencoder_steps=4, pairs=64, generator_steps=6, batch_size=4, checkpoint_every=2)
+SMALL = dict(device="cpu", autoencoder_steps=4, pairs=64, generator_steps=6, batch_size=4, checkpoint_every=2, judged=1)
 
 
 def test_every_word_of_the_world_is_one_token_and_others_are_spelt(tmp_path):
@@ -50,6 +52,7 @@ def test_resumed_making_gives_the_same_weights(tmp_path, monkeypatch, small_worl
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert {tensor.dtype for tensor in a.values()} == {torch.float16}
+    assert [row["steps"] for row in json.loads((parts / "evaluation.json").read_text())] == [1, 2, 4, 8]
 
 
 def test_latents_come_out_normalised(tmp_path):

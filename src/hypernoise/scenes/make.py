@@ -1,12 +1,12 @@
 """Make the embedded generator from nothing: autoencoder, coupled pairs, one-step generator.
 
-    python -m hypernoise.scenes.make --output runs/scenes            # the shipped recipe; two cores: about 2 hours
-    python -m hypernoise.scenes.make --output runs/tiny --autoencoder-steps 20 --pairs 512 --generator-steps 20
+    python -m hypernoise.scenes.make --output runs/scenes            # the shipped recipe; two cores: about 90 minutes
+    python -m hypernoise.scenes.make --output runs/tiny --autoencoder-steps 9 --pairs 512 --generator-steps 9 --judged 1
 
 Each stage saves itself under --output and resumes from there: interrupt it and start it again with the
 same arguments, and it goes on from the last checkpoint to the same weights. `metrics.jsonl` has the
 curves. The finished pipeline is `--output`/pipeline, a directory that
-`DiffusionPipeline.from_pretrained` loads.
+`DiffusionPipeline.from_pretrained` loads; it is judged at 1, 2, 4 and 8 steps (evaluation.json).
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hypernoise.files import write_json
-from hypernoise.generators.registry import pick_device
+from hypernoise.generators.registry import load_generator, pick_device
+from hypernoise.rewards.pixel import redness
 from hypernoise.scenes import networks
+from hypernoise.scenes.benchmark import evaluate
 from hypernoise.scenes.coupling import CELLS, CHANNELS, couple
+from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import CATEGORIES, Request, all_requests, draw, sample_scene
 
 CHUNK = 2048  # pairs per file
@@ -56,6 +59,8 @@ class MakeConfig:
     one_step_share: float = 0.6
     """Share of the generator's batch at t = 999, where one-step drawing happens; the rest is spread over all t."""
     checkpoint_every: int = 250
+    judged: int = 50
+    """Evaluation prompts per category that the finished generator is judged on, four noises each."""
 
 
 def main(config: MakeConfig) -> None:
@@ -66,6 +71,7 @@ def main(config: MakeConfig) -> None:
     autoencoder = train_autoencoder(config)
     latents, noises, tokens = make_pairs(config, autoencoder)
     train_generator(config, autoencoder, latents, noises, tokens)
+    report(config)
 
 
 def _check_same_run(config: MakeConfig) -> None:
@@ -218,6 +224,25 @@ def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noise
     # transformers loads at the dtype named here, diffusers its own models in fp32: without this they would not match
     write_json(settings, {**json.loads(settings.read_text()), "dtype": "float32"})
     print(f"done: {config.output / 'pipeline'}", flush=True)
+
+
+# --- what came of it ---------------------------------------------------------------------------------------
+
+
+def report(config: MakeConfig) -> None:
+    """Judges the finished pipeline on the evaluation requests and writes evaluation.json."""
+    generator = load_generator(config.output / "pipeline", device=config.device)
+    requests = evaluation_requests(config.judged)
+    rows = [evaluate(generator, None, requests, redness, steps=steps).row for steps in (1, 2, 4, 8)]
+    write_json(config.output / "evaluation.json", rows)
+    for row in rows:
+        categories = "  ".join(f"{name} {value:.2f}" for name, value in row["categories"].items())
+        low, high = row["score_ci95"]
+        print(
+            f"{row['steps']} steps: score {row['score']:.3f} [{low:.3f}, {high:.3f}]  "
+            f"artefacts {row['artefacts']:.3f}  diversity {row['diversity']:.3f}  {categories}",
+            flush=True,
+        )
 
 
 # --- the loop's state ---------------------------------------------------------------------------------------
