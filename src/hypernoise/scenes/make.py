@@ -53,7 +53,7 @@ class MakeConfig:
     autoencoder_lr: float = 2e-3
     pairs: int = 98304
     """Noise-picture pairs to draw and encode."""
-    generator_steps: int = 6500
+    generator_steps: int = 6000
     generator_lr: float = 1e-3
     batch_size: int = 64
     one_step_share: float = 0.6
