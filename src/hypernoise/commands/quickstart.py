@@ -12,6 +12,8 @@ import tyro
 from hypernoise.errors import InputError
 from hypernoise.training.config import Recipe, Weights
 
+SHOWN = {"single_object": 4, "two_object": 3, "position": 2}  # columns of the sheet
+
 
 @dataclass(frozen=True)
 class Quickstart(Recipe):
@@ -21,7 +23,7 @@ class Quickstart(Recipe):
     on from the last checkpoint, or only draws and judges again if the training is done.
     """
 
-    steps: int = 150
+    steps: int = 200
     batch_size: int = 16
     lr: float = 1e-3
     rewards: Weights = field(default_factory=lambda: {"redness": 500.0})
@@ -80,11 +82,11 @@ def _table(rows: list[dict[str, Any]], reward: str) -> str:
 
 
 def _sheet(requests: Any, base: Any, ours: Any, reward: str) -> Any:
-    """The first prompts of every category, by turns: no picture is picked by its looks or its verdict."""
+    """The first prompts of the categories that leave colours free: none is picked by its looks or its verdict."""
     from hypernoise.scenes.contact_sheet import before_after
 
-    each = len(requests) // 6
-    columns = [2 * (category * each + turn) for turn in range(min(each, 2)) for category in range(6)][:9]
+    by_category = {c: [i for i, r in enumerate(requests) if r.category == c] for c in SHOWN}
+    columns = [2 * i for category, count in SHOWN.items() for i in by_category[category][:count]]
     rows = [
         (
             f"{name}\n{reward} {e.row['reward']:.3f}\njudge {e.row['score']:.2f}",
