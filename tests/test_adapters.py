@@ -186,6 +186,9 @@ def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
     about.write_text(json.dumps({"format": 1, "kind": "magic", "settings": {}, "base": None}))
     with pytest.raises(InputError, match="a 'magic' noise network, which does not go on 'tiny'"):
         load_adapter(generator, folder)
+    about.write_text(json.dumps({"format": 1, "kind": "lora", "settings": {}, "base": "x"}))
+    with pytest.raises(InputError, match="base must be a mapping"):
+        load_adapter(generator, folder)
     about.write_text("{")
     with pytest.raises(InputError, match=r"hypernoise\.json is not valid"):
         load_adapter(generator, folder)

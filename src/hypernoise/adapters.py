@@ -62,6 +62,7 @@ def write_adapter(
     base = network.generator if isinstance(network, LoRANoise) else generator
     state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in network.trainable_state().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     write_json(folder / PEFT_CONFIG, _peft_fields(network, base))
     about = {
         "format": FORMAT,
@@ -124,10 +125,13 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(file.read_text())
         missing = {"format", "kind", "settings", "base"} - about.keys()
+        wrong = [name for name in ("settings", "base") if not isinstance(about.get(name) or {}, dict)]
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise InputError(f"{file} is not valid: {error}") from error
     if missing:
         raise InputError(f"{file} lacks {', '.join(sorted(missing))}")
+    if wrong:
+        raise InputError(f"{file} is not valid: {wrong[0]} must be a mapping")
     if about["format"] != FORMAT:
         raise InputError(f"{file} has format {about['format']}, this version reads {FORMAT}: upgrade hypernoise")
     return about

@@ -38,6 +38,8 @@ def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise) -> Pipeline:
     Raises:
         InputError: unknown family, an adapter of another base, or something attached already.
     """
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise InputError(f"attach takes a diffusers pipeline, not a {type(pipeline).__name__}")
     if isinstance(pipeline, Attached):
         raise InputError("this pipeline has an adapter attached already; hypernoise.detach(pipe) takes it off")
     if isinstance(adapter, LoRANoise):
@@ -45,7 +47,8 @@ def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise) -> Pipeline:
             raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")
         network, own = adapter, False
     else:
-        generator = DiffusionGenerator(pipeline, freeze=False)
+        name = str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)
+        generator = DiffusionGenerator(pipeline, name=name, freeze=False)
         loaded = load_adapter(generator, adapter)
         assert isinstance(loaded, LoRANoise)  # the only kind that load_adapter puts on a pipeline
         network, own = loaded, True

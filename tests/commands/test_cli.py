@@ -119,7 +119,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(recipe, tmp_path):
             str(out),
             *FAST,
         ],
-        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -130,7 +130,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(recipe, tmp_path):
         assert time.time() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from there" in printed
     (state,) = out.glob("checkpoint-*/state.json")
@@ -202,6 +202,7 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     assert "give at least one prompt" in refused(capsys, draw)
     assert "prompt 1 of 1 is empty" in refused(capsys, [*draw, ""])
     assert "would be cut" in refused(capsys, [*draw, "red " * 40])
+    assert "--seed must be from 0" in refused(capsys, [*draw, "a ring", "--seed", "-1"])
     assert "--steps must be at least 1" in refused(capsys, [*draw, "a ring", "--steps", "0"])
     assert "no adapter at" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "none")])
     save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline(width=12)), rank=2), tmp_path / "wide")

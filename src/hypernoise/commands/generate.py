@@ -40,6 +40,8 @@ class Generate:
         for name in ("steps", "images"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         if not self.prompts:
             raise InputError('give at least one prompt: hypernoise generate "a red circle"')
         import torch

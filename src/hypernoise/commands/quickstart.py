@@ -26,7 +26,8 @@ class Quickstart(Recipe):
     steps: int = 200
     batch_size: int = 16
     lr: float = 1e-3
-    rewards: Weights = field(default_factory=lambda: {"redness": 500.0})
+    decay: bool = True
+    rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
     checkpoint_every: int = 50
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     generator: tyro.conf.Suppress[str] = "scenes"

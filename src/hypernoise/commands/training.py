@@ -43,5 +43,8 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)
     else:
-        print(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there")
+        print(
+            f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there",
+            file=sys.stderr,
+        )
     return Trained(generator, network, result)
