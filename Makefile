@@ -1,7 +1,7 @@
 # make quickstart    train and show a noise hypernetwork on the embedded generator (minutes on two cores)
 # make test          lint, types and all tests
 #
-# Both set up .venv first. CONSTRAINTS= (empty) takes the newest dependencies, and on Linux a CUDA build of torch.
+# Both set up .venv first. CONSTRAINTS= (empty) takes the newest dependencies.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
