@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from hypernoise.generators.registry import load_generator
 from hypernoise.noise.lora import LoRANoise
@@ -31,6 +32,11 @@ def test_it_is_a_small_safe_pipeline_directory():
     weights = [file for file in FOLDER.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in weights) <= 16e6
     assert {file.suffix for file in weights} <= {".json", ".safetensors", ".txt"}
+
+
+def test_the_text_encoder_has_the_names_that_every_transformers_reads():
+    names = load_file(FOLDER / "text_encoder" / "model.safetensors").keys()
+    assert all(name.startswith("text_model.") for name in names)
 
 
 def test_diffusers_loads_it_and_the_default_call_makes_one_denoiser_call():

@@ -25,6 +25,7 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from hypernoise.files import write_json
 from hypernoise.generators.registry import load_generator, pick_device
@@ -189,7 +190,7 @@ def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noise
     text_encoder: Any = networks.build_text_encoder(tokenizer)
     unet: Any = networks.build_unet()
     if config.start_from:
-        text_encoder.load_state_dict(_floats(config.start_from / "text_encoder" / "model.safetensors"))
+        text_encoder = CLIPTextModel.from_pretrained(config.start_from / "text_encoder").float()
         unet.load_state_dict(_floats(config.start_from / "unet" / "diffusion_pytorch_model.safetensors"))
     text_encoder.to(config.device)
     unet.to(config.device)
@@ -220,6 +221,7 @@ def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noise
     pipeline.save_pretrained(config.output / "pipeline", safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):  # what transformers before 5 reads a CLIP tokenizer from
         shutil.copy(config.output / "tokenizer" / name, config.output / "pipeline" / "tokenizer")
+    _name_as_published(config.output / "pipeline" / "text_encoder" / "model.safetensors")
     settings = config.output / "pipeline" / "text_encoder" / "config.json"
     # transformers loads at the dtype named here, diffusers its own models in fp32: without this they would not match
     write_json(settings, {**json.loads(settings.read_text()), "dtype": "float32"})
@@ -311,9 +313,18 @@ def _floats(file: Path) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in load_file(file).items()}
 
 
+def _name_as_published(file: Path) -> None:
+    """Gives a CLIP text encoder's weights the prefix of every published checkpoint.
+
+    transformers 5 saves without it and reads both; transformers 4 reads only this one, and would silently
+    start from random weights.
+    """
+    _save(file, {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()})
+
+
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:
     temporary = file.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
     temporary.replace(file)
 
 
