@@ -15,12 +15,13 @@ from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
 from hypernoise.generators.registry import load_generator
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.scenes import make
+from hypernoise.scenes import make, make_rewards
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = ["--steps", "2", "--batch-size", "2"]
-SHORTENED = {"quickstart": [*QUICK, "--judged", "1"], "train": QUICK, "generate": []}
+EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
+SHORTENED = {"quickstart": [*QUICK, "--judged", "1"], "train": QUICK, "generate": [], "evaluate": EVALUATED}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -51,6 +52,9 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
                     make.MakeConfig, default=tiny, args=[w for w in words[3:] if not w.isdigit() and "steps" not in w]
                 )
             )
+        elif "hypernoise.scenes.make_rewards" in words:
+            tiny_rewards = make_rewards.RewardConfig(device="cpu", steps=1, batch_size=6, tested=1)
+            make_rewards.main(tyro.cli(make_rewards.RewardConfig, default=tiny_rewards, args=words[3:]))
         else:
             assert words[0] in {"make", "pip", "python3", "python"}, line
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
     "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
+    "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
 }
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(

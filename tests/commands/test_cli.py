@@ -52,7 +52,7 @@ def test_every_commands_help_explains(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "--seed" in printed
+    assert "--seed" in printed or command == "evaluate"  # whose noises are part of the benchmark
     assert "--device" in printed
     assert "--output" in printed
 
@@ -158,7 +158,7 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(recipe, tmp_path, capsys, 
 
     assert "unknown generator 'scene'; did you mean 'scenes'" in said("--generator", "scene")
     assert "unknown reward 'redess'; did you mean 'redness'" in said("--rewards", "redess=1")
-    assert "--rewards takes NAME=WEIGHT" in said("--rewards", "redness")
+    assert "--rewards takes NAME or NAME=WEIGHT" in said("--rewards", "redness=much")
     assert "device 'cuda:99' does not exist here" in said("--device", "cuda:99")
     assert "device 'gpu' does not exist here" in said("--device", "gpu")
     assert "device 'meta' does not exist here" in said("--device", "meta")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hypernoise.errors import InputError
-from hypernoise.rewards.ensemble import WeightedSum, load_reward
+from hypernoise.rewards.ensemble import ENSEMBLES, WeightedSum, load_reward, members_of
 from hypernoise.rewards.pixel import PIXEL_REWARDS, redness
 
 PROMPTS = ["a", "b"]
@@ -78,3 +78,12 @@ def test_bad_rewards_are_refused_with_the_nearest_name():
         WeightedSum({})
     with pytest.raises(InputError, match="one score per picture"):
         WeightedSum({"mean": 1.0}, {"mean": lambda pixels, prompts: pixels.mean()})(random_pixels(), PROMPTS)
+
+
+def test_an_ensembles_name_stands_for_its_members():
+    assert members_of({"scenes": 2.0, "redness": 1.0}) == {
+        **{name: 2.0 * weight for name, weight in ENSEMBLES["scenes"].items()},
+        "redness": 1.0,
+    }
+    assert WeightedSum({"scenes": 1.0}).weights == ENSEMBLES["scenes"]
+    assert load_reward("scenes").name == "+".join(ENSEMBLES["scenes"])

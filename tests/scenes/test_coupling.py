@@ -2,59 +2,86 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hypernoise.scenes.coupling import CELLS, CHANNELS, couple, read_fields, read_means
+from hypernoise.scenes.coupling import CELLS, CHANNELS, EDGE, couple, readings
 from hypernoise.scenes.judge import judge
-from hypernoise.scenes.world import CATEGORIES, COLORS, SIZE, Request, Thing, all_requests, draw
+from hypernoise.scenes.world import CATEGORIES, COLORS, GAP, SIZE, Request, Thing, all_requests, draw
 
 
 def noises(count, seed=0):
     return np.random.default_rng(seed).standard_normal((count, CHANNELS, CELLS, CELLS))
 
 
-def test_channel_means_are_independent_standard_normals():
-    means = np.stack([read_means(z) for z in noises(4000)])
-    assert all(stats.kstest(means[:, c], "norm").pvalue > 1e-4 for c in range(CHANNELS))
-    correlation = np.corrcoef(means.T) - np.eye(CHANNELS)
+def test_readings_are_independent_standard_normals():
+    read = np.stack([np.concatenate(readings(z)) for z in noises(4000)])  # [noises, 48]
+    assert all(stats.kstest(read[:, c], "norm").pvalue > 1e-4 for c in range(3 * CHANNELS))
+    correlation = np.corrcoef(read.T) - np.eye(3 * CHANNELS)
     assert np.abs(correlation).max() < 5 / np.sqrt(4000)
 
 
-def test_fields_have_unit_variance_inside():
-    fields = np.stack([read_fields(z) for z in noises(4000)])
-    assert fields[:, :, 2:6, 2:6].var() == pytest.approx(1.0, abs=0.05)
+def test_leans_have_their_sign():
+    right_up = np.zeros((CHANNELS, CELLS, CELLS))
+    right_up[3, :2, 6:] = 1.0
+    mean, right, down = readings(right_up)
+    assert mean[3] > 0
+    assert right[3] > 0 > down[3]
+    assert np.count_nonzero(right) == 1
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_the_coupled_scene_is_what_was_asked(category):
     rng = np.random.default_rng(0)
     requests = all_requests(category)
-    for z in noises(25):
+    for z in noises(40):
         request = requests[rng.integers(len(requests))]
-        verdict = judge(draw(couple(request, z, rng)), request)
+        scene = couple(request, z)
+        verdict = judge(draw(scene), request)
         assert verdict.correct, (request.caption, verdict.reason)
+        for i, a in enumerate(scene.objects):
+            assert a.radius + EDGE - 1e-6 <= min(a.x, a.y)
+            assert max(a.x, a.y) <= SIZE - EDGE - a.radius + 1e-6
+            for b in scene.objects[:i]:
+                assert np.hypot(a.x - b.x, a.y - b.y) >= a.radius + b.radius + GAP - 1e-6
 
 
-def test_the_noise_alone_decides_sizes_colors_and_ground():
-    request = Request("two_object", (Thing("ring"), Thing("square")))
-    for z in noises(5):
-        first, second = (couple(request, z, np.random.default_rng(seed)) for seed in (1, 2))
-        assert first.ground == second.ground
-        for a, b in zip(first.objects, second.objects, strict=True):
-            assert (a.shape, a.color, a.radius) == (b.shape, b.color, b.radius)
-
-
-def test_free_colors_and_sizes_are_uniform():
-    request = Request("single_object", (Thing("ring"),))
-    scenes = [couple(request, z, np.random.default_rng(0)) for z in noises(1500)]
-    counts = [sum(s.objects[0].color == c for s in scenes) for c in COLORS]
-    assert stats.chisquare(counts).pvalue > 1e-4
-    radii = np.array([s.objects[0].radius for s in scenes])
+def test_free_colors_sizes_and_places_are_uniform():
+    scenes = [couple(Request("single_object", (Thing("ring"),)), z) for z in noises(1500)]
+    placed = [scene.objects[0] for scene in scenes]
+    assert stats.chisquare([sum(p.color == c for p in placed) for c in COLORS]).pvalue > 1e-4
+    radii = np.array([p.radius for p in placed])
     assert stats.kstest((radii - 10) / 5, "uniform").pvalue > 1e-4
+    across = np.array([(p.x - p.radius - EDGE) / (SIZE - 2 * p.radius - 2 * EDGE) for p in placed])
+    assert stats.kstest(across, "uniform").pvalue > 1e-4
 
 
-def test_an_object_goes_where_its_field_is_high():
+def test_two_free_colors_differ_and_a_count_shares_one():
+    for z in noises(50):
+        two = couple(Request("two_object", (Thing("ring"), Thing("square"))), z)
+        assert len({o.color for o in two.objects}) == 2
+        four = couple(Request("counting", (Thing("ring", count=4),)), z)
+        assert len({o.color for o in four.objects}) == 1
+
+
+def test_noise_that_leans_right_and_down_puts_its_object_there():
     request = Request("colors", (Thing("circle", "red"),))
-    z = noises(1)[0] * 0.1
-    z[[0, 4, 8, 12], 2:4, 5:7] += 2.0  # the channels that the first object's field mixes, up and to the right
-    placed = couple(request, z, np.random.default_rng(0)).objects[0]
-    assert placed.x == pytest.approx(6 / 8 * SIZE, abs=5)
-    assert placed.y == pytest.approx(3 / 8 * SIZE, abs=5)
+    leaning = np.zeros((CHANNELS, CELLS, CELLS))
+    leaning[0] = 0.2 * (np.arange(8)[:, None] + np.arange(8) - 7)
+    placed = couple(request, leaning).objects[0]
+    assert placed.x == placed.y > 0.7 * SIZE
+    middle = couple(request, np.zeros((CHANNELS, CELLS, CELLS))).objects[0]
+    assert (middle.x, middle.y) == (SIZE / 2, SIZE / 2)
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_a_small_change_of_noise_is_a_small_change_of_layout(category):
+    """But where an object that just touches another is pushed off it, by a pixel at most."""
+    rng = np.random.default_rng(0)
+    requests, moved = all_requests(category), []
+    for z in noises(60):
+        request = requests[rng.integers(len(requests))]
+        before, after = couple(request, z), couple(request, z + 1e-6)
+        moved += [
+            abs(a.x - b.x) + abs(a.y - b.y) + abs(a.radius - b.radius)
+            for a, b in zip(before.objects, after.objects, strict=True)
+        ]
+    assert np.median(moved) < 1e-4
+    assert max(moved) < 1.5

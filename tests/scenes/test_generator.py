@@ -19,7 +19,7 @@ from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import draw, sample_scene
 from hypernoise.training.noise import keyed_noise
 
-MINIMUM = 0.25  # below what docs/scenes.md reports, so that other machines' rounding passes
+MINIMUM = 0.4  # below what docs/scenes.md reports, so that other machines' rounding passes
 FOLDER = Path(str(files("hypernoise").joinpath("scenes/weights/generator")))
 
 

@@ -7,7 +7,15 @@ from safetensors.torch import load_file
 from hypernoise.scenes import make, networks
 from hypernoise.scenes.networks import WORDS, build_tokenizer
 
-SMALL = dict(device="cpu", autoencoder_steps=4, pairs=64, generator_steps=6, batch_size=4, checkpoint_every=2, judged=1)
+SMALL = dict(
+    device="cpu",
+    autoencoder_steps=4,
+    pairs=64,
+    generator_steps=4,
+    batch_size=4,
+    checkpoint_every=2,
+    judged=1,
+)
 
 
 def test_every_word_of_the_world_is_one_token_and_others_are_spelt(tmp_path):

@@ -25,6 +25,12 @@ def test_a_recipe_is_read_as_it_is_written(tmp_path):
     assert recipe.rewards == {"redness": 2.0}
 
 
+def test_rewards_may_be_one_name(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("rewards: scenes\n")
+    assert read_recipe(file).rewards == {"scenes": 1.0}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -36,7 +42,7 @@ def test_a_recipe_is_read_as_it_is_written(tmp_path):
         ("lr: fast", "lr must be float"),
         ("decay: 1", "decay must be bool"),
         ("optimizer: adam", "optimizer must be one of adamw, sgd"),
-        ("rewards: redness", "rewards must map names to numbers"),
+        ("rewards: 3", "rewards must be a name or map names to numbers"),
         ("rewards: {redness: high}", "rewards.redness must be float"),
         ("rewards: {}", "rewards is empty"),
         ("rank: 0", "rank must be at least 1"),

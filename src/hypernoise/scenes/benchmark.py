@@ -25,11 +25,16 @@ EVALUATION_STEP = 10**9  # noise key of evaluation: no training step has it
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Pictures [requests · seeds, 3, H, W], request by request, their verdicts, and the result row."""
+    """Pictures [requests · seeds, 3, H, W], request by request, their verdicts, and the result row.
+
+    `right` [requests] is each request's share of right pictures, `categories` [requests] their categories.
+    """
 
     pixels: Tensor
     verdicts: list[Verdict]
     row: dict[str, Any]
+    right: np.ndarray
+    categories: np.ndarray
 
 
 @torch.no_grad()
@@ -68,12 +73,14 @@ def evaluate(
         progress(len(rows))
     drawn = torch.cat(pixels)
     verdicts = [judge(p.permute(1, 2, 0).numpy(), request) for p, request in zip(drawn, asked, strict=True)]
+    right = np.array([v.correct for v in verdicts], float).reshape(-1, seeds).mean(1)
+    categories = np.array([request.category for request in requests])
     summary = score(list(zip(asked, verdicts, strict=True)))
     row = {
         "method": "plain" if network is None else "hypernoise",
         "steps": steps,
         "score": summary["score"],
-        "score_ci95": _bootstrap(asked, verdicts, seeds),
+        "score_ci95": _interval(right[None], categories),
         "categories": summary["categories"],
         "reward": torch.cat(rewards).mean().item(),
         "watched_reward": None,
@@ -86,7 +93,7 @@ def evaluate(
         "reward_calls": 0,
         "seconds_per_image": seconds / len(asked),
     }
-    return Evaluation(drawn, verdicts, row)
+    return Evaluation(drawn, verdicts, row, right, categories)
 
 
 def draw(
@@ -103,15 +110,44 @@ def _clock(generator: Generator) -> float:
     return time.perf_counter()
 
 
-def _bootstrap(asked: Sequence[Request], verdicts: Sequence[Verdict], seeds: int, rounds: int = 1000) -> list[float]:
-    """95 % interval of the score, requests resampled within their category."""
+def pool(base: Evaluation, runs: Sequence[Evaluation]) -> dict[str, Any]:
+    """One result row of several training runs, all on the requests and noises of `base`.
+
+    Every number is the runs' mean. The score's interval resamples runs and requests; `gain` is the score's
+    rise over `base`, its interval from the same draws, request by request; `runs` has each run's own row.
+    """
+    rows = [run.row for run in runs]
+    means = {
+        name: float(np.mean([row[name] for row in rows]))
+        for name in ("score", "reward", "kl", "artefacts", "seconds_per_image")
+    }
+    diversity = None if rows[0]["diversity"] is None else float(np.mean([row["diversity"] for row in rows]))
+    categories = {name: float(np.mean([row["categories"][name] for row in rows])) for name in rows[0]["categories"]}
+    right = np.stack([run.right for run in runs])
+    return {
+        **rows[0],
+        **means,
+        "diversity": diversity,
+        "categories": categories,
+        "score_ci95": _interval(right, base.categories),
+        "gain": means["score"] - base.row["score"],
+        "gain_ci95": _interval(right - base.right, base.categories),
+        "runs": rows,
+    }
+
+
+def _interval(values: np.ndarray, categories: np.ndarray, rounds: int = 2000) -> list[float]:
+    """95 % bootstrap interval of the mean over categories: runs, and requests within their category, resampled.
+
+    `values` [runs, requests].
+    """
     rng = np.random.default_rng(0)
-    right = np.array([v.correct for v in verdicts], float).reshape(-1, seeds).mean(1)
-    category = np.array([request.category for request in asked[::seeds]])
-    means = [
-        rng.choice(right[category == c], size=(rounds, int((category == c).sum()))).mean(1) for c in np.unique(category)
-    ]
-    low, high = np.percentile(np.mean(means, 0), [2.5, 97.5])
+    groups = [np.flatnonzero(categories == name) for name in np.unique(categories)]
+    means = []
+    for _ in range(rounds):
+        runs = rng.integers(len(values), size=len(values))
+        means.append(np.mean([values[np.ix_(runs, rng.choice(group, size=len(group)))].mean() for group in groups]))
+    low, high = np.percentile(means, [2.5, 97.5])
     return [float(low), float(high)]
 
 

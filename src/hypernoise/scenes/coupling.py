@@ -3,64 +3,72 @@
 Flow matching pairs each noise with a random picture; a one-step generator then answers with their
 average, and a teacher and a distillation are needed to undo that. Here every noise is paired with *its*
 picture of the caption from the start, as optimal-transport couplings do (Tong et al. 2023, arXiv
-2302.00482), the transport cost being taken on linear readings of the noise:
+2302.00482), but in closed form. Three linear *readings* of each noise channel, its mean and how far it
+leans to the right and downwards, are exactly N(0, 1) and independent; everything a caption leaves open
+(places, sizes, free colours, the ground's tint) is a function of some of them.
 
-- four smoothed *fields*, one per object: the layout with the greatest summed field at its objects'
-  centres, among those the caption allows, is the noise's layout;
-- sixteen channel *means*: sizes, the colours the caption leaves free, and the ground's tint.
-
-The means are exactly N(0, 1) and independent, so sizes, free colours and tints keep their marginals; places
-are no longer uniform but the peaks of a random field. Where two peaks nearly tie the
-map is discontinuous, and that is where a network of finite capacity fails and a better noise helps.
+The map is continuous almost everywhere: a channel that leans right puts its object on the right. One or two
+objects roam the whole picture, and two that would touch are pushed apart; with a relation, or three or four
+objects, each keeps to its part of it. The map jumps where a free colour changes and turns fast where two
+objects would lie on each other, and that, with what is hard to draw, is where a network of finite capacity
+fails and a better noise helps.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
 from hypernoise.scenes.world import COLORS, GAP, RADII, SIZE, Placed, Request, Scene
 
 CHANNELS, CELLS = 16, 8  # the noise is [16, 8, 8]: one cell is 8 x 8 px
-SMOOTHING = 1.0  # cells, standard deviation of the kernel that turns noise into a field
-CANDIDATES = 1024  # layouts tried at random, then moved uphill in rounds
-ROUNDS = ((128, 5.0), (128, 2.5), (128, 1.2))  # (layouts, px) tried around the best so far
-MARGIN = 0.45  # a relation must hold with this much of the offset to spare
+EDGE = 1.0  # px, least distance between an object's circle and the picture's edge
+ROUNDS = 400  # of pushing apart
+SLOPE = 0.45  # how far across a relation's direction two objects may lie, in distances along it
+MIDDLE = SIZE / 2
+CELLS_OF = {  # corners (low, high) of the part of the picture that each of three or four objects keeps to, px
+    3: np.array([[[0, 0], [MIDDLE, MIDDLE]], [[MIDDLE, 0], [SIZE, MIDDLE]], [[0, MIDDLE], [SIZE, SIZE]]]),
+    4: np.array([[[x, y], [x + MIDDLE, y + MIDDLE]] for y in (0, MIDDLE) for x in (0, MIDDLE)]),
+}
 
 
-def read_fields(noise: np.ndarray) -> np.ndarray:
-    """Four smooth fields [4, 8, 8] of one noise [16, 8, 8], each cell of variance about 1."""
-    mixed = noise.reshape(4, 4, CELLS, CELLS).sum(0) / 2
-    smooth = gaussian_filter(mixed, (0, SMOOTHING, SMOOTHING), mode="constant")
-    return smooth * (2 * np.sqrt(np.pi) * SMOOTHING)
+def readings(noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, lean to the right and lean downwards of each channel of one noise [16, 8, 8], each N(0, 1)."""
+    ramp = np.arange(CELLS) - (CELLS - 1) / 2
+    ramp /= np.linalg.norm(ramp) * np.sqrt(CELLS)
+    return noise.mean((1, 2)) * CELLS, (noise * ramp).sum((1, 2)), (noise * ramp[:, None]).sum((1, 2))
 
 
-def read_means(noise: np.ndarray) -> np.ndarray:
-    """Sixteen channel means of one noise, scaled to N(0, 1)."""
-    return noise.mean((1, 2)) * CELLS
-
-
-def couple(request: Request, noise: np.ndarray, rng: np.random.Generator) -> Scene:
-    """The scene of `request` that `noise` [16, 8, 8] stands for; `rng` only drives the layout search."""
-    fields, means = read_fields(noise), read_means(noise)
-    uniform = norm.cdf(means)
+def couple(request: Request, noise: np.ndarray) -> Scene:
+    """The scene of `request` that `noise` [16, 8, 8] stands for."""
+    mean, right, down = readings(noise)
+    share, right_share, down_share = norm.cdf(mean), norm.cdf(right), norm.cdf(down)
     wanted = [(t.shape, t.color) for t in request.things for _ in range(t.count)]
     low, high = RADII[len(wanted)]
-    radii = low + (high - low) * uniform[: len(wanted)]
-    first, second = (_sector(means[4], means[5]), _sector(means[6], means[7]))
-    names = list(COLORS)
-    first_color = names[int(8 * first)]
-    second_color = names[(int(8 * first) + 1 + int(7 * second)) % 8]
-    free = [first_color] * len(wanted) if request.category == "counting" else [first_color, second_color]
-    centres = _best_layout(fields, radii, request.relation, rng)
+    radii = low + (high - low) * share[: len(wanted)]
+    at = np.stack([right_share, down_share], 1)
+    if request.relation:
+        centres = _related(radii, at, request.relation)
+    elif len(wanted) > 2:
+        centres = _in_cells(radii, at, CELLS_OF[len(wanted)])
+    else:
+        centres = _spread(radii, at[: len(wanted)])
+    free = _free_colors(mean, shared=request.category == "counting")
     objects = tuple(
         Placed(shape, color or other, float(x), float(y), float(r))
         for (shape, color), other, (x, y), r in zip(wanted, free, centres, radii, strict=False)
     )
-    ground = 0.9 + 0.1 * uniform[8] + 0.04 * (uniform[9:12] - 0.5)
+    ground = 0.9 + 0.1 * share[8] + 0.04 * (share[9:12] - 0.5)
     red, green, blue = np.clip(ground, 0, 1).tolist()
     return Scene(objects, (red, green, blue))
+
+
+def _free_colors(mean: np.ndarray, *, shared: bool) -> list[str]:
+    """Colours for what the caption leaves uncoloured: one for all, or two different ones."""
+    names = list(COLORS)
+    first, second = _sector(mean[4], mean[5]), _sector(mean[6], mean[7])
+    index = int(8 * first)
+    return [names[index]] * 4 if shared else [names[index], names[(index + 1 + int(7 * second)) % 8]]
 
 
 def _sector(a: float, b: float) -> float:
@@ -68,41 +76,44 @@ def _sector(a: float, b: float) -> float:
     return float((np.arctan2(b, a) / (2 * np.pi)) % 1.0)
 
 
-def _best_layout(fields: np.ndarray, radii: np.ndarray, relation: str | None, rng: np.random.Generator) -> np.ndarray:
-    n = len(radii)
-    low, high = radii + 1, SIZE - radii - 1
-    centres = rng.uniform(low[:, None], high[:, None], size=(CANDIDATES, n, 2))
-    best, best_score = None, -np.inf
-    for count, spread in ((0, 0.0), *ROUNDS):
-        if best is not None:
-            centres = np.clip(best + rng.normal(0, spread, (count, n, 2)), low[:, None], high[:, None])
-        while best is None and not _allowed(centres, radii, relation).any():
-            centres = rng.uniform(low[:, None], high[:, None], size=(CANDIDATES, n, 2))
-        score = np.where(_allowed(centres, radii, relation), _field_at(fields, centres).sum(1), -np.inf)
-        if score.max() > best_score:
-            best, best_score = centres[score.argmax()], score.max()
-    assert best is not None
-    return best
+def _in_cells(radii: np.ndarray, at: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Centres at the shares `at` [n, 2] of where each object's circle keeps to its cell [n, (low, high), 2]."""
+    inset = np.where(np.isin(cells, (0, SIZE)), EDGE, GAP / 2) + radii[:, None, None]
+    low, high = cells[:, 0] + inset[:, 0], cells[:, 1] - inset[:, 1]
+    return low + (high - low) * at[: len(radii)]
 
 
-def _field_at(fields: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Bilinear values [layouts, n] of field j at object j's centre, centres [layouts, n, 2] in px."""
-    cell = np.clip(centres * (CELLS / SIZE) - 0.5, 0, CELLS - 1.001)
-    whole = cell.astype(int)
-    fx, fy = (cell - whole)[..., 0], (cell - whole)[..., 1]
-    x, y = whole[..., 0], whole[..., 1]
-    j = np.arange(centres.shape[1])
-    top = fields[j, y, x] * (1 - fx) + fields[j, y, x + 1] * fx
-    bottom = fields[j, y + 1, x] * (1 - fx) + fields[j, y + 1, x + 1] * fx
-    return top * (1 - fy) + bottom * fy
+def _related(radii: np.ndarray, at: np.ndarray, relation: str) -> np.ndarray:
+    """Each of two objects in its half, the second across from the first as far as the relation allows."""
+    along = 0 if relation in ("left of", "right of") else 1
+    first_is_low = relation in ("left of", "above")
+    halves = np.zeros((2, 2, 2))
+    halves[:, 1] = SIZE
+    halves[:, :, along] = [[0, MIDDLE], [MIDDLE, SIZE]] if first_is_low else [[MIDDLE, SIZE], [0, MIDDLE]]
+    centres = _in_cells(radii, at, halves)
+    most = SLOPE * abs(centres[1, along] - centres[0, along])
+    across = 1 - along
+    centres[1, across] = centres[0, across] + most * (2 * at[1, across] - 1)
+    return _clipped(centres, radii)
 
 
-def _allowed(centres: np.ndarray, radii: np.ndarray, relation: str | None) -> np.ndarray:
-    offset = centres[:, :, None] - centres[:, None]
-    distance = np.linalg.norm(offset, axis=-1) + 1e9 * np.eye(len(radii))
-    apart = (distance >= radii[:, None] + radii[None] + GAP).all((1, 2))
-    if relation is None:
-        return apart
-    dx, dy = offset[:, 0, 1, 0], offset[:, 0, 1, 1]
-    along, across = {"left of": (-dx, dy), "right of": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
-    return apart & (along * MARGIN > np.abs(across))
+def _spread(radii: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Centres at the shares `at` [n, 2] of the picture, those that are too near each other pushed apart."""
+    centres = _in_cells(radii, at, np.array([[[0, 0], [SIZE, SIZE]]]))
+    need = radii[:, None] + radii + GAP
+    np.fill_diagonal(need, 0)
+    for round in range(ROUNDS):
+        offset = centres[:, None] - centres
+        distance = np.sqrt(np.square(offset).sum(-1))
+        near = distance < need
+        if not near.any():
+            return centres
+        push = np.where(near, (need + 1 - distance) / np.maximum(distance, 1e-6), 0)[..., None] * offset
+        # after a while with a slight turn, so that a row of objects between two walls finds its way out
+        turn = 0.3 * (round > ROUNDS // 10)
+        centres = _clipped(centres + 0.5 * (push + turn * push[..., ::-1] * (1, -1)).sum(1), radii)
+    raise RuntimeError(f"no room was found for objects of radii {radii}")
+
+
+def _clipped(centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    return np.clip(centres, radii[:, None] + EDGE, SIZE - radii[:, None] - EDGE)

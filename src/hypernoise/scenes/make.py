@@ -1,7 +1,8 @@
 """Make the embedded generator from nothing: autoencoder, coupled pairs, one-step generator.
 
-    python -m hypernoise.scenes.make --output runs/scenes            # the shipped recipe; two cores: about 90 minutes
-    python -m hypernoise.scenes.make --output runs/tiny --autoencoder-steps 9 --pairs 512 --generator-steps 9 --judged 1
+    python -m hypernoise.scenes.make --output runs/scenes            # two cores: about three hours
+    python -m hypernoise.scenes.make --output runs/tiny --pairs 512 --judged 1 \
+        --autoencoder-steps 9 --generator-steps 9
 
 Each stage saves itself under --output and resumes from there: interrupt it and start it again with the
 same arguments, and it goes on from the last checkpoint to the same weights. `metrics.jsonl` has the
@@ -14,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import tyro
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel
 
 from hypernoise.files import write_json
@@ -33,8 +33,10 @@ from hypernoise.rewards.pixel import redness
 from hypernoise.scenes import networks
 from hypernoise.scenes.benchmark import evaluate
 from hypernoise.scenes.coupling import CELLS, CHANNELS, couple
-from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.scenes.world import CATEGORIES, Request, all_requests, draw, sample_scene
+from hypernoise.scenes.path import FEW_STEP_TIMES, LAST, EulerPath
+from hypernoise.scenes.prompts import evaluation_requests, split
+from hypernoise.scenes.training import TrainState
+from hypernoise.scenes.world import CATEGORIES, Request, draw, sample_scene
 
 CHUNK = 2048  # pairs per file
 
@@ -54,11 +56,14 @@ class MakeConfig:
     autoencoder_lr: float = 2e-3
     pairs: int = 98304
     """Noise-picture pairs to draw and encode."""
-    generator_steps: int = 6000
+    generator_steps: int = 6300
     generator_lr: float = 1e-3
     batch_size: int = 64
-    one_step_share: float = 0.6
-    """Share of the generator's batch at t = 999, where one-step drawing happens; the rest is spread over all t."""
+    one_step_share: float = 0.4
+    """Share of the generator's batch at t = 999, where one-step drawing happens."""
+    own_answer_share: float = 0.35
+    """Share that goes on from the generator's own one-step answers, as drawing in several steps does; the rest
+    goes on from true pictures, at all t."""
     checkpoint_every: int = 250
     judged: int = 50
     """Evaluation prompts per category that the finished generator is judged on, four noises each."""
@@ -70,8 +75,9 @@ def main(config: MakeConfig) -> None:
     _check_same_run(config)
     torch.manual_seed(config.seed)
     autoencoder = train_autoencoder(config)
-    latents, noises, tokens = make_pairs(config, autoencoder)
-    train_generator(config, autoencoder, latents, noises, tokens)
+    pairs = make_pairs(config, autoencoder)
+    unet, text_encoder = train_generator(config, pairs)
+    save_pipeline(config, autoencoder, unet, text_encoder)
     report(config)
 
 
@@ -100,7 +106,7 @@ def _random_request(rng: np.random.Generator) -> Request:
     return options[rng.integers(len(options))]
 
 
-_REQUESTS = {category: all_requests(category) for category in CATEGORIES}
+_REQUESTS = {category: split(category)[0] for category in CATEGORIES}  # an evaluation caption trains nothing
 
 
 def train_autoencoder(config: MakeConfig) -> Any:
@@ -148,7 +154,10 @@ def _normalise_latents(autoencoder: Any, config: MakeConfig) -> None:
 # --- stage 2: noises with their pictures, encoded once ------------------------------------------------------
 
 
-def make_pairs(config: MakeConfig, autoencoder: Any) -> tuple[Tensor, Tensor, Tensor]:
+Pairs = tuple[Tensor, Tensor, Tensor]  # latents and noises [N, 16, 8, 8], tokens [N, T]
+
+
+def make_pairs(config: MakeConfig, autoencoder: Any) -> Pairs:
     """Latents and noises [N, 16, 8, 8] fp16 and caption tokens [N, T]; written in chunks, resumable."""
     folder = config.output / "pairs"
     folder.mkdir(exist_ok=True)
@@ -176,7 +185,7 @@ def _draw_chunk(key: tuple[int, int]) -> tuple[list[str], np.ndarray, np.ndarray
     rng = np.random.default_rng([key[0], 2, key[1]])
     noises = rng.standard_normal((CHUNK, CHANNELS, CELLS, CELLS)).astype(np.float16)
     requests = [_random_request(rng) for _ in range(CHUNK)]
-    scenes = [couple(r, z.astype(np.float32), rng) for r, z in zip(requests, noises, strict=True)]
+    scenes = [couple(r, z.astype(np.float32)) for r, z in zip(requests, noises, strict=True)]
     pictures = np.stack([np.round(draw(scene) * 255).astype(np.uint8) for scene in scenes])
     prefixes = ["a picture of " if rng.random() < 0.1 else "" for _ in requests]
     return [p + r.caption for p, r in zip(prefixes, requests, strict=True)], noises, pictures
@@ -185,7 +194,8 @@ def _draw_chunk(key: tuple[int, int]) -> tuple[list[str], np.ndarray, np.ndarray
 # --- stage 3: the generator ---------------------------------------------------------------------------------
 
 
-def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noises: Tensor, tokens: Tensor) -> None:
+def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
+    """The UNet and the text encoder."""
     tokenizer = networks.build_tokenizer(config.output / "tokenizer")
     text_encoder: Any = networks.build_text_encoder(tokenizer)
     unet: Any = networks.build_unet()
@@ -195,26 +205,35 @@ def train_generator(config: MakeConfig, autoencoder: Any, latents: Tensor, noise
     text_encoder.to(config.device)
     unet.to(config.device)
     state = TrainState(config, "generator", [unet, text_encoder], config.generator_lr, config.generator_steps)
-    scheduler = networks.build_scheduler()
-    alpha, sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
-    angle = torch.atan2(sigma, alpha)
+    path = EulerPath(networks.build_scheduler(), config.device)
+    pure, own = (round(share * config.batch_size) for share in (config.one_step_share, config.own_answer_share))
+    again = torch.cat([torch.arange(own), torch.arange(pure, config.batch_size - own)])
     while state.step < config.generator_steps:
+        # `pure` rows are answered from noise alone; then `own` of them again, further down the path to their
+        # own answers, beside rows on the path to the true picture
         draw_from = torch.Generator().manual_seed(config.seed * 10**6 + state.step)
-        rows = torch.randint(len(latents), (config.batch_size,), generator=draw_from)
-        target, noise, token = (t[rows].to(config.device) for t in (latents, noises, tokens))
+        rows = torch.randint(len(pairs[0]), (config.batch_size - own,), generator=draw_from)
+        target, noise, token = (part[rows].to(config.device) for part in pairs)
         target, noise = target.float(), noise.float()
-        t = torch.searchsorted(angle, angle[-1] * torch.rand(len(rows), generator=draw_from)).clamp(max=999)
-        pure = torch.arange(len(rows)) < config.one_step_share * len(rows)
-        t[pure] = 999
-        a, s = (v[t].view(-1, 1, 1, 1).to(config.device) for v in (alpha, sigma))
-        noised = s * noise + a * target * ~pure.view(-1, 1, 1, 1).to(config.device)
+        anywhere = torch.randint(LAST + 1, (len(rows) - pure,), generator=draw_from)
+        few = torch.tensor(FEW_STEP_TIMES)[torch.randint(len(FEW_STEP_TIMES), (own,), generator=draw_from)]
+        t = torch.cat([few, anywhere]).to(config.device)
+        last = torch.full((pure,), LAST, device=config.device)
         with state.autocast():
             embeds = text_encoder(token)[0]
-            guidance = embeds.new_zeros(len(rows), 32)
-            v = unet(noised, t.to(config.device), embeds, timestep_cond=guidance).sample
-        error = (v.float() - (a * noise - s * target)).square().mean((1, 2, 3))
-        state.update(error.mean(), {"one_step": error[pure].mean(), "other_steps": error[~pure].mean()})
+            first = path.answer(unet, path.noised(target[:pure], noise[:pure], last), last, embeds[:pure])
+            towards = torch.cat([first[:own].detach(), target[pure:]])
+            later = path.answer(unet, path.noised(towards, noise[again], t), t, embeds[again])
+        one_step = (first - target[:pure]).square().mean((1, 2, 3))
+        other = (later - target[again]).square().mean((1, 2, 3))
+        loss = (one_step.sum() + other.sum()) / config.batch_size
+        state.update(loss, {"one_step": one_step.mean(), "own_answer": other[:own].mean(), "other": other[own:].mean()})
     state.load_average()
+    return unet.requires_grad_(False), text_encoder.requires_grad_(False)
+
+
+def save_pipeline(config: MakeConfig, autoencoder: Any, unet: Any, text_encoder: Any) -> None:
+    tokenizer = networks.build_tokenizer(config.output / "tokenizer")
     for module in (autoencoder, unet, text_encoder):
         module.cpu().half()
     pipeline = networks.build_pipeline(autoencoder, text_encoder, tokenizer, unet)
@@ -245,67 +264,6 @@ def report(config: MakeConfig) -> None:
             f"artefacts {row['artefacts']:.3f}  diversity {row['diversity']:.3f}  {categories}",
             flush=True,
         )
-
-
-# --- the loop's state ---------------------------------------------------------------------------------------
-
-
-class TrainState:
-    """Weights, their running average, optimiser and step of one stage; saves, resumes and logs itself."""
-
-    def __init__(self, config: MakeConfig, name: str, modules: list[nn.Module], lr: float, steps: int):
-        self.config, self.name, self.lr, self.steps, self.step = config, name, lr, steps, 0
-        self.modules = nn.ModuleList(modules)
-        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.file = config.output / f"{name}.checkpoint.pt"
-        self.log = config.output / "metrics.jsonl"
-        if self.file.exists():
-            saved = torch.load(self.file, weights_only=True, map_location=config.device)
-            self.modules.load_state_dict(saved["modules"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.average, self.step = saved["average"], saved["step"]
-        torch.manual_seed(config.seed + self.step)
-        self.started = time.time()
-
-    def autocast(self):
-        return torch.autocast(torch.device(self.config.device).type, torch.bfloat16)
-
-    def update(self, loss: Tensor, logged: dict[str, Tensor]) -> None:
-        warm, left = (self.step + 1) / 100, (self.steps - self.step) / (0.7 * self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, warm, left)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.step += 1
-        decay = min(0.998, self.step / (self.step + 10))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-        if self.step % 25 == 0:
-            row = {"stage": self.name, "step": self.step, **{k: round(v.item(), 5) for k, v in logged.items()}}
-            row["seconds"] = round(time.time() - self.started, 1)
-            with self.log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(row, flush=True)
-        if self.step % self.config.checkpoint_every == 0:
-            self.save()
-
-    def save(self) -> None:
-        saved = {
-            "modules": self.modules.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "step": self.step,
-        }
-        torch.save(saved, self.file.with_suffix(".tmp"))
-        self.file.with_suffix(".tmp").replace(self.file)
-        torch.manual_seed(self.config.seed + self.step)  # as a resumed run starts: the same numbers either way
-
-    def load_average(self) -> None:
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            parameter.data.copy_(average)
 
 
 def _floats(file: Path) -> dict[str, Tensor]:

@@ -7,12 +7,14 @@ and "left of" turned round is "right of". The split is fixed by a hash, the same
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from hypernoise.scenes.world import CATEGORIES, Request, all_requests
 
 EVALUATED_SHARE = 1 / 3
+EVALUATION_VERSION = 1  # raised when the evaluation requests change; a test pins their hash
 TURNED_ROUND = {"right of": "left of", "below": "above"}
 
 
@@ -44,6 +46,11 @@ def training_prompts(per_category: int = 400, seed: int = 0) -> list[str]:
 def evaluation_requests(per_category: int = 50, seed: int = 0) -> list[Request]:
     """Evaluation requests, the six categories equally often; never trained on."""
     return _balanced([split(c)[1] for c in CATEGORIES], per_category, seed)
+
+
+def digest(requests: Sequence[Request]) -> str:
+    """SHA-256 of the captions, one a line: what a result names its prompts by."""
+    return hashlib.sha256("\n".join(request.caption for request in requests).encode()).hexdigest()
 
 
 def _balanced(groups: list[list[Request]], each: int, seed: int) -> list[Request]:

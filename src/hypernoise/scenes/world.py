@@ -92,9 +92,10 @@ class Scene:
 
 
 def _phrase(thing: Thing) -> str:
-    noun = f"{thing.color} {thing.shape}" if thing.color else thing.shape
+    shape = plural(thing.shape) if thing.count > 1 else thing.shape
+    noun = f"{thing.color} {shape}" if thing.color else shape
     if thing.count > 1:
-        return f"{NUMBERS[thing.count]} {plural(thing.shape)}"
+        return f"{NUMBERS[thing.count]} {noun}"
     article = "an" if noun[0] in "aeiou" else "a"
     return f"{article} {noun}"
 

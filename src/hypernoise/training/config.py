@@ -18,11 +18,11 @@ from hypernoise.errors import InputError, unknown
 def _weights_from_flags(flags: list[str]) -> dict[str, float]:
     weights = {}
     for flag in flags:
-        name, _, weight = flag.partition("=")
+        name, equals, weight = flag.partition("=")
         try:
-            weights[name] = float(weight)
+            weights[name] = float(weight) if equals else 1.0
         except ValueError:
-            raise InputError(f"--rewards takes NAME=WEIGHT, such as redness=500, not {flag!r}") from None
+            raise InputError(f"--rewards takes NAME or NAME=WEIGHT, such as redness=500, not {flag!r}") from None
     return weights
 
 
@@ -36,7 +36,7 @@ Weights = Annotated[
         str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
     ),
 ]
-"""Names and weights: a mapping in a recipe, NAME=WEIGHT words on the command line."""
+"""Names and weights: a mapping or one name in a recipe, NAME=WEIGHT words on the command line; no weight is 1."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Recipe(TrainConfig):
     generator: str = "scenes"
     """A registered name or a pipeline directory."""
     rewards: Weights = field(default_factory=lambda: {"redness": 1.0})
-    """Reward names and their weights in the sum."""
+    """Names of rewards or ensembles, and their weights in the sum."""
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
     rank: int = 16
@@ -150,8 +150,10 @@ def _checked(name: str, value: Any, hint: Any, file: str | Path) -> Any:
             raise InputError(f"recipe {file}: {name} must be one of {', '.join(options)}, not {value!r}")
         return value
     if typing.get_origin(hint) is dict:
+        if isinstance(value, str):
+            return {value: 1.0}
         if not isinstance(value, dict):
-            raise InputError(f"recipe {file}: {name} must map names to numbers, not {value!r}")
+            raise InputError(f"recipe {file}: {name} must be a name or map names to numbers, not {value!r}")
         return {str(key): _checked(f"{name}.{key}", weight, float, file) for key, weight in value.items()}
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:

@@ -1,0 +1,151 @@
+"""`hypernoise evaluate scenes`: the scenes benchmark, plain and with noise networks."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tyro
+
+from hypernoise.errors import InputError
+from hypernoise.training.config import Weights
+
+SHOWN = 2  # pictures per category on the grid
+
+
+@dataclass(frozen=True)
+class EvaluateScenes:
+    """Judge the fixed evaluation prompts, each from the same noises, plain and with noise networks.
+
+    Several adapters are taken as training runs of one recipe: their mean is reported, and the intervals are
+    over prompts and runs. Writes summary.json and grid.png to --output.
+    """
+
+    adapter: tuple[str, ...] = ()
+    """Adapter directories, one per training run; none: the plain generator alone."""
+    generator: str = "scenes"
+    """A registered name or a pipeline directory that draws the scenes world."""
+    steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Denoiser calls per picture."""
+    rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
+    """What the pictures are scored by, beside the judge."""
+    judged: int = 50
+    """Prompts per category; 50 are the benchmark."""
+    noises: int = 4
+    """Pictures per prompt; 4 are the benchmark."""
+    output: Path = Path("runs/evaluate-scenes")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        return tyro.cli(cls, args=arguments, prog="hypernoise evaluate scenes")
+
+    def run(self) -> int:
+        for name in ("judged", "noises"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not self.steps or min(self.steps) < 1:
+            raise InputError(f"--steps takes numbers from 1, such as 1 2 4 8, not {list(self.steps)}")
+        import torch
+        from tqdm import tqdm
+
+        from hypernoise.commands.common import write_summary
+        from hypernoise.files import output_folder
+        from hypernoise.generators.registry import load_generator
+        from hypernoise.rewards.ensemble import WeightedSum
+        from hypernoise.scenes.benchmark import evaluate, pool
+        from hypernoise.scenes.prompts import EVALUATION_VERSION, digest, evaluation_requests
+
+        reward = WeightedSum(self.rewards)
+        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
+        for adapter in self.adapter:  # all are looked at before the first takes minutes
+            _loaded(generator, adapter).remove()
+        output_folder(self.output)
+        requests = evaluation_requests(self.judged)
+        total = (1 + len(self.adapter)) * len(self.steps) * len(requests) * self.noises
+        with tqdm(total=total, desc="judging", unit="picture") as bar:
+
+            def measure(network: Any) -> dict[int, Any]:
+                return {
+                    steps: evaluate(
+                        generator, network, requests, reward, seeds=self.noises, steps=steps, progress=bar.update
+                    )
+                    for steps in self.steps
+                }
+
+            base, runs = measure(None), []
+            for adapter in self.adapter:
+                network = _loaded(generator, adapter)
+                runs.append(measure(network))
+                network.remove()
+        rows = []
+        for steps in self.steps:
+            rows.append(base[steps].row)
+            if runs:
+                rows.append(pool(base[steps], [run[steps] for run in runs]))
+        prompts = {"version": EVALUATION_VERSION, "count": len(requests), "sha256": digest(requests)}
+        write_summary(self.output, "evaluate scenes", self, generator.device, rows, prompts=prompts)
+        print(table(rows))
+        sheet = self.output / "grid.png"
+        grid(requests, self.noises, base, runs[0] if runs else {}).save(sheet)
+        print(f"pictures: {sheet}", file=sys.stderr)
+        return 0
+
+
+def _loaded(generator: Any, adapter: str) -> Any:
+    from hypernoise.adapters import load_adapter
+
+    return load_adapter(generator, adapter)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Two tables: the score and what it costs, then the score's categories."""
+    head = (
+        f"{'steps':>5} {'':<11}{'judge':>6}  {'95 %':<15}{'gain':>7}  {'95 %':<17}{'artefacts':>9}{'reward':>9}"
+        f"{'KL':>7}{'diversity':>11}{'calls':>7}{'ms/image':>10}"
+    )
+    lines = [head]
+    for row in rows:
+        gain = f"{row['gain']:>+7.3f}  {_between(row['gain_ci95'], '+'):<17}" if "gain" in row else " " * 26
+        diversity = "" if row["diversity"] is None else f"{row['diversity']:.3f}"
+        lines.append(
+            f"{row['steps']:>5} {row['method']:<11}{row['score']:>6.3f}  {_between(row['score_ci95']):<15}{gain}"
+            f"{row['artefacts']:>9.3f}{row['reward']:>9.3f}{row['kl']:>7.2f}{diversity:>11}"
+            f"{row['denoiser_forwards']:>7}{1000 * row['seconds_per_image']:>10.1f}"
+        )
+    names = list(rows[0]["categories"])
+    lines += ["", f"{'steps':>5} {'':<11}" + "".join(f"{name:>15}" for name in names)]
+    for row in rows:
+        values = "".join(f"{row['categories'][name]:>15.3f}" for name in names)
+        lines.append(f"{row['steps']:>5} {row['method']:<11}{values}")
+    return "\n".join(lines)
+
+
+def _between(interval: list[float], sign: str = "") -> str:
+    low, high = interval
+    return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def grid(requests: Any, noises: int, base: dict[int, Any], ours: dict[int, Any]) -> Any:
+    """The first prompts of each category from their first noise: none is picked by its looks or its verdict."""
+    from hypernoise.scenes.contact_sheet import before_after
+
+    categories = [request.category for request in requests]
+    firsts = [i for i, name in enumerate(categories) if categories[:i].count(name) < SHOWN]
+    columns = [noises * i for i in firsts]
+    rows = [
+        (
+            f"{name}\n{steps} step{'s' * (steps > 1)}\njudge {found[steps].row['score']:.2f}",
+            found[steps].pixels[columns],
+            [found[steps].verdicts[i].correct for i in columns],
+        )
+        for steps in base
+        for name, found in (("base", base), ("hypernoise", ours))
+        if found
+    ]
+    title = "Same prompts, same noise. Green frame: the judge finds what was asked; red: not."
+    return before_after([requests[i].caption for i in firsts], rows, title)

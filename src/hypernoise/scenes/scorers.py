@@ -1,0 +1,160 @@
+"""The scenes benchmark's two rewards: a small CLIP, and a matcher in which words look at the picture.
+
+Both are real transformers classes at miniature size, trained by `make_rewards.py` on drawn pictures; the
+matcher's weights come with the package, CLIP's are still to be trained.
+They read pictures of the world's size as the autoencoder does, in [-1, 1].
+"""
+
+from __future__ import annotations
+
+# transformers' configurations are built from keywords that its stubs do not name
+# pyright: reportCallIssue=false, reportArgumentType=false
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    BlipTextConfig,
+    BlipVisionConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from hypernoise.errors import InputError
+from hypernoise.scenes.world import SIZE
+
+WIDTH, PATCH = 128, 8
+PLACES_SEEN = 10  # times the usual start of the position embeddings, which a patch's colours would drown
+LONGEST = 24  # tokens, start and end marks included
+WEIGHTS = files("hypernoise").joinpath("scenes/weights")
+
+
+def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Two towers that meet in one cosine (Radford et al. 2021, arXiv 2103.00020)."""
+    size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "projection_dim": WIDTH}
+    text = CLIPTextConfig(
+        **size, num_hidden_layers=3, vocab_size=len(tokenizer), max_position_embeddings=LONGEST, **_marks(tokenizer)
+    )
+    vision = CLIPVisionConfig(**size, num_hidden_layers=4, image_size=SIZE, patch_size=PATCH)
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH))
+    model.vision_model.embeddings.position_embedding.weight.data.mul_(PLACES_SEEN)
+    return model
+
+
+def build_matcher(tokenizer: CLIPTokenizer) -> BlipForImageTextRetrieval:
+    """Words that attend to the picture's patches, and a matched-or-not head (BLIP's ITM, arXiv 2201.12086)."""
+    size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+    text = BlipTextConfig(
+        **size,
+        num_hidden_layers=3,
+        encoder_hidden_size=WIDTH,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=LONGEST,
+        is_decoder=True,  # what gives BLIP's layers their attention to the picture; the words still see each other
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **_marks(tokenizer),
+    )
+    vision = BlipVisionConfig(
+        **size,
+        num_hidden_layers=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+        initializer_range=0.02,  # the default, 1e-10, is for weights that are loaded, and hardly trains
+    )
+    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), image_text_hidden_size=WIDTH)
+    model = BlipForImageTextRetrieval(config)
+    model.vision_model.embeddings.position_embedding.data.mul_(PLACES_SEEN)
+    return model
+
+
+def _marks(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def clip_pictures(model: CLIPModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit features [B, D] of pixels [B, 3, H, W] in [0, 1], and the patches' states [B, patches, width]."""
+    seen = model.vision_model(pixel_values=pixels * 2 - 1)
+    features = model.visual_projection(seen.pooler_output).float()
+    return nn.functional.normalize(features, dim=-1), seen.last_hidden_state[:, 1:]
+
+
+def clip_texts(model: CLIPModel, tokens: Any) -> Tensor:
+    """Unit features [B, D] of tokenised captions."""
+    features = model.text_projection(model.text_model(**tokens).pooler_output).float()
+    return nn.functional.normalize(features, dim=-1)
+
+
+def matcher_pictures(model: BlipForImageTextRetrieval, pixels: Tensor) -> Tensor:
+    """States [B, 1 + patches, width] of pixels [B, 3, H, W] in [0, 1]."""
+    return model.vision_model(pixel_values=pixels * 2 - 1).last_hidden_state
+
+
+def matcher_words(model: BlipForImageTextRetrieval, pictures: Tensor, tokens: Any) -> tuple[Tensor, ...]:
+    """States [B, words, width] of captions that look at their pictures, whose states are `pictures`, layer by layer."""
+    seen = torch.ones(pictures.shape[:2], dtype=torch.long, device=pictures.device)
+    return model.text_encoder(
+        **tokens, encoder_hidden_states=pictures, encoder_attention_mask=seen, output_hidden_states=True
+    ).hidden_states
+
+
+def match_logit(model: BlipForImageTextRetrieval, words: Tensor) -> Tensor:
+    """Log-odds [B] that each caption matches its picture."""
+    scores = model.itm_head(words[:, 0]).float()
+    return scores[:, 1] - scores[:, 0]
+
+
+class Scorer:
+    """One trained scorer as a reward; loads its weights, frozen and fp32, on first use, to the pictures' device."""
+
+    def __init__(self, name: str, kind: str, folder: Path | None = None):
+        self.name, self.kind = name, kind
+        self.folder = folder or Path(str(WEIGHTS)) / kind
+        self.model: Any = None
+        self.tokenizer: Any = None
+        self._texts: dict[str, Tensor] = {}
+
+    def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [B] of pixels [B, 3, 64, 64] in [0, 1]: a cosine (clip), or log P(matches) in nats (matcher)."""
+        if pixels.shape[1:] != (3, SIZE, SIZE):
+            raise InputError(f"reward {self.name!r} reads {SIZE}x{SIZE} pictures, not {list(pixels.shape[2:])}")
+        self._ready(pixels.device)
+        if self.kind == "clip":
+            return (clip_pictures(self.model, pixels)[0] * self._text_features(prompts)).sum(-1)
+        words = matcher_words(self.model, matcher_pictures(self.model, pixels), self._tokens(prompts))
+        return nn.functional.logsigmoid(match_logit(self.model, words[-1]))
+
+    def _ready(self, device: torch.device) -> None:
+        if self.model is None:
+            loaded: Any = CLIPModel if self.kind == "clip" else BlipForImageTextRetrieval
+            self.model = loaded.from_pretrained(self.folder).float().eval().requires_grad_(False)
+            self.tokenizer = CLIPTokenizer.from_pretrained(Path(str(WEIGHTS)) / "generator" / "tokenizer")
+        if self.model.device != device:
+            self.model.to(device)
+            self._texts.clear()
+
+    def _tokens(self, prompts: list[str]) -> Any:
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        return tokens.to(self.model.device)
+
+    def _text_features(self, prompts: list[str]) -> Tensor:
+        """Features [B, D]; each caption is encoded once."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        if new:
+            with torch.no_grad():
+                self._texts.update(zip(new, clip_texts(self.model, self._tokens(new)), strict=True))
+        return torch.stack([self._texts[prompt] for prompt in prompts])
+
+
+MATCHER = Scorer("scenes-match", "matcher")

@@ -1,0 +1,82 @@
+"""The state of one training of the scenes benchmark's own networks: weights, average, optimiser, step."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainedHere(Protocol):
+    """What a training script's configuration says of where, from which seed and how often it saves."""
+
+    @property
+    def output(self) -> Path: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
+class TrainState:
+    """Weights, their running average, optimiser and step of one stage; saves, resumes and logs itself."""
+
+    def __init__(self, config: TrainedHere, name: str, modules: list[nn.Module], lr: float, steps: int):
+        self.config, self.name, self.lr, self.steps, self.step = config, name, lr, steps, 0
+        self.modules = nn.ModuleList(modules)
+        self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.file = config.output / f"{name}.checkpoint.pt"
+        self.log = config.output / "metrics.jsonl"
+        if self.file.exists():
+            saved = torch.load(self.file, weights_only=True, map_location=config.device)
+            self.modules.load_state_dict(saved["modules"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.average, self.step = saved["average"], saved["step"]
+        torch.manual_seed(config.seed + self.step)
+        self.started = time.time()
+
+    def autocast(self):
+        return torch.autocast(torch.device(self.config.device).type, torch.bfloat16)
+
+    def update(self, loss: Tensor, logged: dict[str, Tensor]) -> None:
+        warm, left = (self.step + 1) / 100, (self.steps - self.step) / (0.7 * self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, warm, left)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(0.998, self.step / (self.step + 10))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        if self.step % 25 == 0:
+            row = {"stage": self.name, "step": self.step, **{k: round(v.item(), 5) for k, v in logged.items()}}
+            row["seconds"] = round(time.time() - self.started, 1)
+            with self.log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+        if self.step % self.config.checkpoint_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        saved = {
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+        }
+        torch.save(saved, self.file.with_suffix(".tmp"))
+        self.file.with_suffix(".tmp").replace(self.file)
+        torch.manual_seed(self.config.seed + self.step)  # as a resumed run starts: the same numbers either way
+
+    def load_average(self) -> None:
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data.copy_(average)

@@ -1,0 +1,132 @@
+"""The two scenes rewards: their gradients, their caches, and how they are trained."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hypernoise.errors import InputError
+from hypernoise.generators.registry import load_generator
+from hypernoise.rewards.ensemble import load_reward
+from hypernoise.scenes import make_rewards, scorers
+from hypernoise.scenes.lessons import EVALUATED, lesson, to_tensor
+from hypernoise.scenes.make_rewards import RewardConfig
+from hypernoise.scenes.networks import build_tokenizer
+from hypernoise.training.noise import keyed_noise
+
+KINDS = ["clip", "matcher"]
+PROMPTS = ["a red ring and a blue square", "three crosses"]
+ACCURACY = 0.9  # below what docs/scenes.md reports
+SMALL = dict(device="cpu", steps=4, batch_size=6, misses=2, checkpoint_every=2, tested=2)
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """A scorer of a kind with random weights, through the same loading as the shipped ones."""
+
+    def build(kind):
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer(tmp_path / "tokenizer")
+        model = (scorers.build_clip if kind == "clip" else scorers.build_matcher)(tokenizer)
+        model.save_pretrained(tmp_path / kind)
+        return scorers.Scorer(kind, kind, tmp_path / kind)
+
+    return build
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_is_right_by_finite_differences(untrained, kind):
+    scorer = untrained(kind)
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    scorer(pixels, PROMPTS)  # loads
+    scorer.model.double()
+    scorer._texts.clear()
+    pixels = pixels.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(scorer(pixels, PROMPTS).sum(), pixels)
+    assert gradient.flatten(1).norm(dim=1).min() > 1e-6
+    along = gradient / gradient.norm()
+    with torch.no_grad():
+        rise = scorer(pixels + 1e-2 * along, PROMPTS).sum() - scorer(pixels - 1e-2 * along, PROMPTS).sum()
+    # the trained models answer in fp32, which bounds what a difference can tell
+    assert rise.item() / 2e-2 == pytest.approx(gradient.norm().item(), rel=2e-2)
+    assert all(p.grad is None and not p.requires_grad for p in scorer.model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_per_sample_and_depend_on_the_prompt(untrained, kind):
+    scorer = untrained(kind)
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    both, swapped = scorer(pixels, PROMPTS), scorer(pixels, PROMPTS[::-1])
+    alone = torch.cat([scorer(pixels[i : i + 1], PROMPTS[i : i + 1]) for i in range(2)])
+    assert both.shape == (2,)
+    assert torch.allclose(both, alone, atol=1e-5)  # padding to the longer caption changes nothing
+    assert (both - swapped).abs().min() > 1e-5
+
+
+def test_each_caption_is_encoded_once(untrained, monkeypatch):
+    scorer = untrained("clip")
+    encoded = []
+    clip_texts = scorers.clip_texts
+    monkeypatch.setattr(scorers, "clip_texts", lambda m, t: encoded.append(len(t["input_ids"])) or clip_texts(m, t))
+    for prompts in (PROMPTS, PROMPTS[::-1], [PROMPTS[0], "a ring"]):
+        scorer(torch.rand(2, 3, 64, 64), prompts)
+    assert encoded == [2, 1]
+
+
+def test_pictures_of_another_size_are_refused(untrained):
+    with pytest.raises(InputError, match=r"reads 64x64 pictures, not \[32, 32\]"):
+        untrained("clip")(torch.rand(1, 3, 32, 32), ["a ring"])
+
+
+@pytest.mark.slow
+def test_the_shipped_scorer_prefers_the_truth_to_near_misses():
+    """On new pictures of evaluation captions, which trained nothing; docs/scenes.md has each category."""
+    scorer, rng = load_reward("scenes-match"), np.random.default_rng(7)
+    right = []
+    for group in EVALUATED.values():
+        batch = [lesson(group[rng.integers(len(group))], frozenset(), 2, rng) for _ in range(30)]
+        pixels = to_tensor([x.pixels for x in batch])
+        with torch.no_grad():
+            own = scorer(pixels, [x.caption for x in batch])
+            right += [(own > scorer(pixels, [x.false_captions[i] for x in batch])).float().mean() for i in range(2)]
+    assert torch.stack(right).mean() >= ACCURACY
+
+
+@pytest.mark.slow
+def test_the_ensemble_reaches_the_noise_network_through_the_shipped_generator():
+    """Directional derivative of the reward along its own gradient, against a central difference."""
+    generator = load_generator("scenes", device="cpu")
+    noise = keyed_noise(generator.noise_shape, seed=0, step=0, samples=range(2)).requires_grad_()
+    condition = generator.encode(PROMPTS)
+    reward = load_reward("scenes")
+    score = reward(generator.sample(noise, condition), PROMPTS).sum()
+    (gradient,) = torch.autograd.grad(score, noise)
+    assert gradient.flatten(1).norm(dim=1).min() > 1e-3
+    along = gradient / gradient.norm()
+    with torch.no_grad():
+        up, down = (reward(generator.sample(noise + e * along, condition), PROMPTS).sum() for e in (1e-2, -1e-2))
+    assert (up - down).item() / 2e-2 == pytest.approx(gradient.norm().item(), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_training_gives_the_same_weights(tmp_path, monkeypatch, kind):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    make_rewards.main(RewardConfig(kind=kind, output=whole, **SMALL))
+    save = make_rewards.TrainState.save
+
+    def save_then_die(state):
+        save(state)
+        if state.step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(make_rewards.TrainState, "save", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            make_rewards.main(RewardConfig(kind=kind, output=parts, **SMALL))
+    make_rewards.main(RewardConfig(kind=kind, output=parts, **SMALL))
+    a, b = (load_file(folder / kind / "model.safetensors") for folder in (whole, parts))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert {tensor.dtype for tensor in a.values() if tensor.is_floating_point()} == {torch.float16}
+    assert (whole / f"{kind}-accuracy.json").read_text() == (parts / f"{kind}-accuracy.json").read_text()
