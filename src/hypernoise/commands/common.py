@@ -21,14 +21,8 @@ def write_summary(
         "version": hypernoise.__version__,
         "seed": fields.get("seed"),
         "device": str(device),
-        "arguments": {name: _plain(value) for name, value in fields.items()},
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()},
         **more,
         "results": list(results),
     }
     write_json(output / "summary.json", summary)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return str(value) if isinstance(value, Path) else value

@@ -53,6 +53,7 @@ class EvaluateScenes:
         import torch
         from tqdm import tqdm
 
+        from hypernoise.adapters import load_adapter
         from hypernoise.commands.common import write_summary
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import load_generator
@@ -63,7 +64,8 @@ class EvaluateScenes:
         reward = WeightedSum(self.rewards)
         generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
         for adapter in self.adapter:  # all are looked at before the first takes minutes
-            _loaded(generator, adapter).remove()
+            network: Any = load_adapter(generator, adapter)
+            network.remove()
         output_folder(self.output)
         requests = evaluation_requests(self.judged)
         total = (1 + len(self.adapter)) * len(self.steps) * len(requests) * self.noises
@@ -79,7 +81,7 @@ class EvaluateScenes:
 
             base, runs = measure(None), []
             for adapter in self.adapter:
-                network = _loaded(generator, adapter)
+                network = load_adapter(generator, adapter)
                 runs.append(measure(network))
                 network.remove()
         rows = []
@@ -94,12 +96,6 @@ class EvaluateScenes:
         grid(requests, self.noises, base, runs[0] if runs else {}).save(sheet)
         print(f"pictures: {sheet}", file=sys.stderr)
         return 0
-
-
-def _loaded(generator: Any, adapter: str) -> Any:
-    from hypernoise.adapters import load_adapter
-
-    return load_adapter(generator, adapter)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

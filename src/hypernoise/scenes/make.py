@@ -1,6 +1,6 @@
 """Make the embedded generator from nothing: autoencoder, coupled pairs, one-step generator.
 
-    python -m hypernoise.scenes.make --output runs/scenes            # two cores: about three hours
+    python -m hypernoise.scenes.make --output runs/scenes            # two cores: about two and a half hours
     python -m hypernoise.scenes.make --output runs/tiny --pairs 512 --judged 1 \
         --autoencoder-steps 9 --generator-steps 9
 
@@ -207,7 +207,8 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
     state = TrainState(config, "generator", [unet, text_encoder], config.generator_lr, config.generator_steps)
     path = EulerPath(networks.build_scheduler(), config.device)
     pure, own = (round(share * config.batch_size) for share in (config.one_step_share, config.own_answer_share))
-    again = torch.cat([torch.arange(own), torch.arange(pure, config.batch_size - own)])
+    owned = torch.arange(own) % pure  # an answer may be gone on from at several times
+    again = torch.cat([owned, torch.arange(pure, config.batch_size - own)])
     while state.step < config.generator_steps:
         # `pure` rows are answered from noise alone; then `own` of them again, further down the path to their
         # own answers, beside rows on the path to the true picture
@@ -222,7 +223,7 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
         with state.autocast():
             embeds = text_encoder(token)[0]
             first = path.answer(unet, path.noised(target[:pure], noise[:pure], last), last, embeds[:pure])
-            towards = torch.cat([first[:own].detach(), target[pure:]])
+            towards = torch.cat([first[owned].detach(), target[pure:]])
             later = path.answer(unet, path.noised(towards, noise[again], t), t, embeds[again])
         one_step = (first - target[:pure]).square().mean((1, 2, 3))
         other = (later - target[again]).square().mean((1, 2, 3))

@@ -36,7 +36,7 @@ class RewardConfig:
     seed: int = 0
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
-    steps: int = 2500
+    steps: int = 8250
     lr: float = 1e-3
     batch_size: int = 96
     """Pictures per step."""

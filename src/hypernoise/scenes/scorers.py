@@ -33,7 +33,7 @@ from hypernoise.scenes.world import SIZE
 WIDTH, PATCH = 128, 8
 PLACES_SEEN = 10  # times the usual start of the position embeddings, which a patch's colours would drown
 LONGEST = 24  # tokens, start and end marks included
-WEIGHTS = files("hypernoise").joinpath("scenes/weights")
+WEIGHTS = Path(str(files("hypernoise").joinpath("scenes/weights")))
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -120,7 +120,7 @@ class Scorer:
 
     def __init__(self, name: str, kind: str, folder: Path | None = None):
         self.name, self.kind = name, kind
-        self.folder = folder or Path(str(WEIGHTS)) / kind
+        self.folder = folder or WEIGHTS / kind
         self.model: Any = None
         self.tokenizer: Any = None
         self._texts: dict[str, Tensor] = {}
@@ -139,7 +139,7 @@ class Scorer:
         if self.model is None:
             loaded: Any = CLIPModel if self.kind == "clip" else BlipForImageTextRetrieval
             self.model = loaded.from_pretrained(self.folder).float().eval().requires_grad_(False)
-            self.tokenizer = CLIPTokenizer.from_pretrained(Path(str(WEIGHTS)) / "generator" / "tokenizer")
+            self.tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer")
         if self.model.device != device:
             self.model.to(device)
             self._texts.clear()
