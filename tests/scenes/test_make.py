@@ -76,3 +76,18 @@ def test_latents_come_out_normalised(tmp_path):
     assert latents.mean((0, 2, 3)).abs().max() < 0.25
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.25
     assert (after - before).abs().max() < 1e-4
+
+
+def test_the_least_distance_is_the_likelier_picture_and_no_blend():
+    torch.manual_seed(0)
+    likely, other = torch.randn(2, 1, 16, 8, 8).unbind()
+    targets = torch.cat([likely.expand(7, -1, -1, -1), other.expand(3, -1, -1, -1)])
+    answer = targets.mean(0, keepdim=True).requires_grad_()  # where the least squared error is
+    optimizer = torch.optim.Adam([answer], lr=0.03)
+    for _ in range(200):
+        loss = make.distance(answer, targets).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    off = (answer - likely).square().mean() / (other - likely).square().mean()
+    assert off < 0.01  # the blend is at 0.09

@@ -78,6 +78,23 @@ def test_pictures_of_another_size_are_refused(untrained):
         untrained("clip")(torch.rand(1, 3, 32, 32), ["a ring"])
 
 
+def test_the_worst_picture_is_as_far_as_asked_and_scored_worse(untrained):
+    scorer = untrained("matcher")
+    pixels, reach = torch.full((3, 3, 64, 64), 0.5), torch.tensor([0.0, 0.5, 2.0])
+    prompts = ["a ring", "two crosses", "a red circle"]
+    before = scorer(pixels, prompts)
+
+    def losses(moved):
+        loss = -scorer(moved, prompts).sum()
+        return loss, {"loss": loss}
+
+    moved = make_rewards.worst(pixels.clone(), reach, losses)
+    assert torch.allclose((moved - 0.5).flatten(1).norm(dim=1), reach, atol=1e-4)
+    fall = before - scorer(moved, prompts)
+    assert fall[0].abs() < 1e-6
+    assert fall[1:].min() > 1e-5
+
+
 @pytest.mark.slow
 def test_the_shipped_scorer_prefers_the_truth_to_near_misses():
     """On new pictures of evaluation captions, which trained nothing; docs/scenes.md has each category."""

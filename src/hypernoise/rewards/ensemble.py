@@ -17,7 +17,7 @@ REWARDS: dict[str, RewardFunction | str] = {  # a function, or "module:name" of 
     "scenes-match": "hypernoise.scenes.scorers:MATCHER",
 }
 ENSEMBLES: dict[str, dict[str, float]] = {
-    "scenes": {"scenes-match": 1.0},
+    "scenes": {"scenes-match": 20.0},
 }
 
 

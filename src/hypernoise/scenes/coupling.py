@@ -53,7 +53,7 @@ def couple(request: Request, noise: np.ndarray) -> Scene:
         centres = _in_cells(radii, at, CELLS_OF[len(wanted)])
     else:
         centres = _spread(radii, at[: len(wanted)])
-    free = _free_colors(mean, shared=request.category == "counting")
+    free = _free_colors(right[8:], down[8:], shared=request.category == "counting")
     objects = tuple(
         Placed(shape, color or other, float(x), float(y), float(r))
         for (shape, color), other, (x, y), r in zip(wanted, free, centres, radii, strict=False)
@@ -63,17 +63,18 @@ def couple(request: Request, noise: np.ndarray) -> Scene:
     return Scene(objects, (red, green, blue))
 
 
-def _free_colors(mean: np.ndarray, *, shared: bool) -> list[str]:
-    """Colours for what the caption leaves uncoloured: one for all, or two different ones."""
+def _free_colors(first: np.ndarray, second: np.ndarray, *, shared: bool) -> list[str]:
+    """Colours for what the caption leaves uncoloured: one for all, or two different ones.
+
+    Each is the colour whose reading, of eight, is the greatest: of all ways to give a normal space to eight
+    equals, the one with the least border between them (Milman and Neeman 2022, the Gaussian multi-bubble),
+    and so with the fewest noises that are hard to read.
+    """
     names = list(COLORS)
-    first, second = _sector(mean[4], mean[5]), _sector(mean[6], mean[7])
-    index = int(8 * first)
-    return [names[index]] * 4 if shared else [names[index], names[(index + 1 + int(7 * second)) % 8]]
-
-
-def _sector(a: float, b: float) -> float:
-    """The angle of two independent normals as a share of the full turn: uniform on [0, 1)."""
-    return float((np.arctan2(b, a) / (2 * np.pi)) % 1.0)
+    own = int(first.argmax())
+    if shared:
+        return [names[own]] * 4
+    return [names[own], names[int(np.where(np.arange(len(names)) == own, -np.inf, second).argmax())]]
 
 
 def _in_cells(radii: np.ndarray, at: np.ndarray, cells: np.ndarray) -> np.ndarray:

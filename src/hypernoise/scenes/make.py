@@ -25,6 +25,7 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 from transformers import CLIPTextModel
 
 from hypernoise.files import write_json
@@ -225,12 +226,24 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
             first = path.answer(unet, path.noised(target[:pure], noise[:pure], last), last, embeds[:pure])
             towards = torch.cat([first[owned].detach(), target[pure:]])
             later = path.answer(unet, path.noised(towards, noise[again], t), t, embeds[again])
-        one_step = (first - target[:pure]).square().mean((1, 2, 3))
-        other = (later - target[again]).square().mean((1, 2, 3))
-        loss = (one_step.sum() + other.sum()) / config.batch_size
-        state.update(loss, {"one_step": one_step.mean(), "own_answer": other[:own].mean(), "other": other[own:].mean()})
+        loss = distance(torch.cat([first, later]), torch.cat([target[:pure], target[again]])).mean()
+        with torch.no_grad():
+            one_step = (first - target[:pure]).square().mean()
+            other = (later - target[again]).square().mean((1, 2, 3))
+        logged = {"one_step": one_step, "own_answer": other[:own].mean(), "other": other[own:].mean()}
+        state.update(loss, {"loss": loss, **logged})
     state.load_average()
     return unet.requires_grad_(False), text_encoder.requires_grad_(False)
+
+
+def distance(answer: Tensor, target: Tensor) -> Tensor:
+    """Mean Euclidean distance [B] of 3 x 3 windows of latents [B, C, H, W], about an object each.
+
+    Where a noise says one colour or another, the least squared error is their blend; the least distance is
+    the likelier of the two.
+    """
+    squared = (answer - target).square().mean(1, keepdim=True)
+    return (avg_pool2d(squared, 3, 1, 1, count_include_pad=False) + 1e-3).sqrt().mean((1, 2, 3))
 
 
 def save_pipeline(config: MakeConfig, autoencoder: Any, unet: Any, text_encoder: Any) -> None:

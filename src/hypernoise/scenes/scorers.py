@@ -1,7 +1,7 @@
 """The scenes benchmark's two rewards: a small CLIP, and a matcher in which words look at the picture.
 
-Both are real transformers classes at miniature size, trained by `make_rewards.py` on drawn pictures; the
-matcher's weights come with the package, CLIP's are still to be trained.
+Both are real transformers classes at miniature size, trained by `make_rewards.py` on drawn pictures. The
+matcher's weights come with the package; CLIP's do not tell relations well enough yet.
 They read pictures of the world's size as the autoencoder does, in [-1, 1].
 """
 
@@ -126,14 +126,14 @@ class Scorer:
         self._texts: dict[str, Tensor] = {}
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] of pixels [B, 3, 64, 64] in [0, 1]: a cosine (clip), or log P(matches) in nats (matcher)."""
+        """Scores [B] of pixels [B, 3, 64, 64] in [0, 1]: a cosine (clip), or P(matches) (matcher)."""
         if pixels.shape[1:] != (3, SIZE, SIZE):
             raise InputError(f"reward {self.name!r} reads {SIZE}x{SIZE} pictures, not {list(pixels.shape[2:])}")
         self._ready(pixels.device)
         if self.kind == "clip":
             return (clip_pictures(self.model, pixels)[0] * self._text_features(prompts)).sum(-1)
         words = matcher_words(self.model, matcher_pictures(self.model, pixels), self._tokens(prompts))
-        return nn.functional.logsigmoid(match_logit(self.model, words[-1]))
+        return torch.sigmoid(match_logit(self.model, words[-1]))
 
     def _ready(self, device: torch.device) -> None:
         if self.model is None:
