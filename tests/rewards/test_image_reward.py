@@ -27,24 +27,8 @@ from hypernoise.rewards.weights import filled
 from tests.rewards import layouts
 
 PROMPTS = ["a red ring and a blue square", "three crosses"]
-WORDS = [
-    "a",
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "black",
-    "ring",
-    "square",
-    "circle",
-    "cross",
-    "crosses",
-    "three",
-    "and",
-    "above",
-    ",",
-    ".",
-]
+WORDS = ["a", "red", "blue", "green", "yellow", "black", "ring", "square", "circle", "cross", "crosses", "three"]
+WORDS += ["and", "above", ",", "."]
 SMALL_VISION = {
     **VISION,
     "hidden_size": 48,

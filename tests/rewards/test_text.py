@@ -43,9 +43,11 @@ def test_a_word_too_long_in_itself_is_counted_as_cut():
 
 def test_truncation_warns_once_and_counts():
     windows = Windows("r", by_words, 4, "truncate")
-    with pytest.warns(UserWarning) as told:
-        windows("one two three")
-        windows("four five six")
+    with pytest.warns(UserWarning, match="reads 4 tokens and a prompt has 5") as told:
+        assert [windows(prompt) for prompt in ("one two three", "four five six")] == [
+            ["one two three"],
+            ["four five six"],
+        ]
     assert (len(told), windows.truncated) == (1, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -59,9 +59,10 @@ def prepared(network: nn.Module, settings: RewardSettings) -> Any:
     if settings.checkpointing:
         if any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()):
             raise AssertionError("a reward's network must be built without dropout")
-        for part in network.modules():
+        parts: Any = network.modules()
+        for part in parts:
             if getattr(part, "supports_gradient_checkpointing", False):
-                newer: Any = getattr(part, "activation_checkpointing_enable", None)
+                newer = getattr(part, "activation_checkpointing_enable", None)
                 (newer or part.gradient_checkpointing_enable)({"use_reentrant": False})
         network.train()
     return network

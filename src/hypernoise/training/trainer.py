@@ -26,6 +26,7 @@ from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from hypernoise.training.config import TrainConfig
@@ -81,13 +82,14 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config))
     folder = Path(output) if output is not None else None
     fixed = _fixed_settings(config, generator, network, reward, prompts)
+    scales = reward if isinstance(reward, WeightedSum) else None
     step, checkpoint = 0, None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         found = checkpoints(folder)
         if found and resume:
             checkpoint = found[-1]
-            step = load_checkpoint(checkpoint, network, generator, optimizer, schedule, fixed=fixed)
+            step = load_checkpoint(checkpoint, network, generator, optimizer, schedule, fixed=fixed, reward=scales)
         elif accelerator.is_main_process:
             for old in found:
                 shutil.rmtree(old)
@@ -129,13 +131,14 @@ def train(
                     rewards = reward(pixels.to(noise.dtype), mine)  # outside autocast: bf16 would round the scores
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
                     if not history:
-                        _check_gradient(rewards, pixels)
+                        check_gradients(reward, rewards, pixels)
                     _check_finite("loss", loss, step)
                     accelerator.backward(loss / config.accumulation)
                 sums += torch.stack([loss, rewards.mean(), l2_kl(residual).mean()]).detach().float()
                 if isinstance(reward, WeightedSum):
                     for name, value in reward.last.items():
-                        members[f"reward/{name}"] = members.get(name, 0.0) + value.item() / config.accumulation
+                        key = f"reward/{name}"
+                        members[key] = members.get(key, 0.0) + value.item() / config.accumulation
             gradient_norm = nn.utils.clip_grad_norm_(parameters, config.clip)
             _check_finite("gradient's norm", gradient_norm, step)
             optimizer.step()
@@ -161,7 +164,9 @@ def train(
             stopping = stop_requested()
             due = stopping or step == config.steps or step % config.checkpoint_every == 0
             if folder is not None and accelerator.is_main_process and due:
-                checkpoint = save_checkpoint(folder, step, network, generator, optimizer, schedule, fixed=fixed)
+                checkpoint = save_checkpoint(
+                    folder, step, network, generator, optimizer, schedule, fixed=fixed, reward=scales
+                )
     return TrainResult(step, step >= config.steps, history, checkpoint)
 
 
@@ -195,28 +200,18 @@ def _fixed_settings(
     """What a resumed run must share with the interrupted one to reach the same numbers."""
     free = {"checkpoint_every"} if config.decay else {"checkpoint_every", "steps"}
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
-    rewards = reward.weights if isinstance(reward, WeightedSum) else getattr(reward, "__name__", type(reward).__name__)
+    named = getattr(reward, "__name__", type(reward).__name__)
+    rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
     fixed = {
         **settings,
         "generator": generator.name,
         "network": {"kind": network.kind, **network.settings},
         "rewards": rewards,
+        "reward_settings": how,
         "prompts": f"{len(prompts)} prompts, sha256 {digest}",
     }
     return json.loads(json.dumps(fixed))  # as it will be read back
-
-
-def _check_gradient(rewards: torch.Tensor, pixels: torch.Tensor) -> None:
-    """Silence here would train nothing: the rewards must really depend on the pixels."""
-    gradient = None
-    if rewards.requires_grad:
-        (gradient,) = torch.autograd.grad(rewards.sum(), pixels, retain_graph=True, allow_unused=True)
-    if gradient is None or not gradient.any():
-        raise InputError(
-            "the reward's gradient is cut: its scores do not depend differentiably on the pixels "
-            "(a detach, a no_grad, rounding or numpy inside it)"
-        )
 
 
 def _check_finite(what: str, value: torch.Tensor, step: int) -> None:
