@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import cast
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.rewards.base import RewardFunction
@@ -29,7 +29,7 @@ def imported(path: str) -> RewardFunction:
         raise InputError(f"reward {path!r}: module {module_name!r} cannot be imported from {here}: {error}") from error
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}", name, [known for known in vars(module) if not known.startswith("_")])
-    found: Any = getattr(module, name)
+    found = getattr(module, name)
     if isinstance(found, type):
         try:
             found = found()
@@ -37,4 +37,4 @@ def imported(path: str) -> RewardFunction:
             raise InputError(f"reward {path!r}: the class must be made without arguments: {error}") from error
     if not callable(found):
         raise InputError(f"reward {path!r} is a {type(found).__name__}; it must take (pixels, prompts) and give [B]")
-    return found
+    return cast("RewardFunction", found)

@@ -33,16 +33,21 @@ from hypernoise.training.config import TrainConfig
 from hypernoise.training.noise import key_of, keyed_noise
 from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.tracking import MetricsLog
+from hypernoise.training.watch import Reading, parted, readings
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did: the step it reached, its rows (one per step of this call), and its last checkpoint."""
+    """What a run did: the step it reached, its rows (one per step of this call), and its last checkpoint.
+
+    `finished` is False if it was interrupted and the same call would go on.
+    """
 
     step: int
     finished: bool
     history: list[dict[str, float]]
     checkpoint: Path | None
+    parted: bool = False  # it ended early: the watched reward fell while the trained one did not
 
 
 def train(
@@ -52,6 +57,7 @@ def train(
     prompts: list[str],
     config: TrainConfig,
     *,
+    watched: RewardFunction | None = None,
     output: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -63,6 +69,8 @@ def train(
 
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
+        watched: a reward that is only measured, every `watch_every` steps, on the same pictures; with `patience`
+            the run ends when it and the trained reward part (`watch.parted`).
         output: where metrics.jsonl and checkpoints go; nothing is written if None.
         resume: go on from the newest checkpoint in `output`, if there is one; if False, they are removed.
 
@@ -74,6 +82,8 @@ def train(
     """
     if not prompts:
         raise InputError("no prompt to train on")
+    if config.patience and watched is None:
+        raise InputError("patience needs a watched reward")
     accelerator = Accelerator(device_placement=False)
     per_round = _samples_per_round(config, accelerator.num_processes)
     if isinstance(network, nn.Module):
@@ -101,15 +111,18 @@ def train(
         accelerator.prepare_model(network, device_placement=False) if isinstance(network, nn.Module) else network
     )
     history: list[dict[str, float]] = []
+    seen = readings(folder / "metrics.jsonl", step) if folder is not None and step else []
+    apart = parted(seen, config.patience)  # a run that has ended early does not go on
 
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (progress and accelerator.is_main_process))
     with bar, _stop_requested() as stop_requested:
-        stopping = False
+        stopping = apart
         while step < config.steps and not stopping:
             started = time.perf_counter()
             torch.manual_seed(key_of(config.seed, step))  # for rewards that draw random numbers
             texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
-            sums = torch.zeros(3, device=generator.device)
+            sums = torch.zeros(4, device=generator.device)
+            watching = watched is not None and (step + 1) % config.watch_every == 0
             members: dict[str, float] = {}
             for part in range(config.accumulation):
                 first = (part * accelerator.num_processes + accelerator.process_index) * per_round
@@ -134,7 +147,12 @@ def train(
                         check_gradients(reward, rewards, pixels)
                     _check_finite("loss", loss, step)
                     accelerator.backward(loss / config.accumulation)
-                sums += torch.stack([loss, rewards.mean(), l2_kl(residual).mean()]).detach().float()
+                shown = torch.zeros_like(rewards)
+                if watched is not None and watching:
+                    with torch.no_grad(), torch.random.fork_rng():  # watching changes nothing that trains
+                        shown = watched(pixels.detach().to(noise.dtype), mine)
+                parts = loss, rewards.mean(), l2_kl(residual).mean(), shown.mean()
+                sums += torch.stack(parts).detach().float()
                 if isinstance(reward, WeightedSum):
                     for name, value in reward.last.items():
                         key = f"reward/{name}"
@@ -146,13 +164,16 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             step += 1
 
-            loss_mean, reward_mean, kl_mean = (accelerator.reduce(sums, "mean") / config.accumulation).tolist()  # type: ignore[union-attr]
+            loss_mean, reward_mean, kl_mean, watched_mean = (
+                accelerator.reduce(sums, "mean") / config.accumulation
+            ).tolist()  # type: ignore[union-attr]
             row = {
                 "step": step,
                 "loss": loss_mean,
                 "reward": reward_mean,
                 "kl": kl_mean,
                 **members,
+                **({"watched_reward": watched_mean} if watching else {}),
                 "gradient_norm": float(gradient_norm),
                 "seconds": round(time.perf_counter() - started, 4),
             }
@@ -161,13 +182,16 @@ def train(
             bar.update()
             if log is not None:
                 log.write(row)
-            stopping = stop_requested()
+            if watching:
+                seen.append(Reading(step, reward_mean, watched_mean))
+                apart = parted(seen, config.patience)
+            stopping = stop_requested() or apart
             due = stopping or step == config.steps or step % config.checkpoint_every == 0
             if folder is not None and accelerator.is_main_process and due:
                 checkpoint = save_checkpoint(
                     folder, step, network, generator, optimizer, schedule, fixed=fixed, reward=scales
                 )
-    return TrainResult(step, step >= config.steps, history, checkpoint)
+    return TrainResult(step, step >= config.steps or apart, history, checkpoint, apart)
 
 
 def _samples_per_round(config: TrainConfig, processes: int) -> int:
@@ -198,7 +222,7 @@ def _fixed_settings(
     config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: list[str]
 ) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to reach the same numbers."""
-    free = {"checkpoint_every"} if config.decay else {"checkpoint_every", "steps"}
+    free = {"checkpoint_every", "watch_every", "patience"} | (set() if config.decay else {"steps"})
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
     named = getattr(reward, "__name__", type(reward).__name__)
     rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
