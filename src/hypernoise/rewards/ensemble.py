@@ -27,6 +27,11 @@ NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` fetches rel
     "hpsv2.1": "hypernoise.rewards.clip",
     "long-clip": "hypernoise.rewards.clip",
     "imagereward": "hypernoise.rewards.image_reward",
+    "aesthetic-v1": "hypernoise.rewards.aesthetic",
+    "aesthetic-v2": "hypernoise.rewards.aesthetic",
+    "aesthetic-v2.5": "hypernoise.rewards.aesthetic",
+    "vqascore": "hypernoise.rewards.vqa",
+    "vqascore-small": "hypernoise.rewards.vqa",
 }
 ENSEMBLES: dict[str, dict[str, float]] = {
     "scenes": {"scenes-match": 1.0},
