@@ -61,12 +61,13 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
     """
     row = VLMS[name]
     try:
-        model, told = LlavaForConditionalGeneration.from_pretrained(
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
             row.repository, dtype=getattr(torch, settings.dtype), use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise InputError(f"reward {name!r}: {row.repository} cannot be loaded: {first_line}") from error
+    model, told = loaded
     constants = ("position_ids", "inv_freq")  # which older versions saved
     wrong = sorted(name for kind in ("missing_keys", "unexpected_keys") for name in told[kind])
     wrong = [name for name in wrong if not name.endswith(constants)]
