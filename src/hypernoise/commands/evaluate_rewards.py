@@ -69,7 +69,7 @@ class EvaluateRewards:
             )
         if self.pictures is None and not self.prompts:
             raise InputError("give --pictures FOLDER to score one, or --prompts FILE (or scenes) to draw")
-        from hypernoise.commands.common import write_summary
+        from hypernoise.commands.common import tell_cut_prompts, write_summary
         from hypernoise.evaluation.rewards import row, write_scores
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device
@@ -84,11 +84,9 @@ class EvaluateRewards:
         rows = [row(scored[0][0], scored[0][1])]
         rows += [row(method, found, scored[0][1]) for method, found in scored[1:]]
         write_scores(self.output / "scores.csv", scored)
-        cut = {name: count for name, count in reward.truncated.items() if count}
+        cut = tell_cut_prompts(reward)
         write_summary(self.output, "evaluate rewards", self, device, rows, truncated_prompts=cut)
         print(table(rows))
-        for name, number in cut.items():
-            print(f"{name}: {number} prompts were cut to what its text encoder reads", file=sys.stderr)
         print(f"every picture's scores: {self.output / 'scores.csv'}", file=sys.stderr)
         return 0
 

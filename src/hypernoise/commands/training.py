@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from hypernoise.adapters import save_adapter
+from hypernoise.commands.common import tell_cut_prompts
 from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator, check_prompts
 from hypernoise.generators.registry import load_generator, pick_device
@@ -52,6 +53,7 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     if found:
         print(f"going on from {found[-1]} (delete {output} to start anew)", file=sys.stderr)
     result = train(generator, network, reward, prompts, recipe, watched=watched, output=output)
+    tell_cut_prompts(reward)
     if result.parted:
         best = best_stretch(readings(output / "metrics.jsonl", result.step), recipe.patience)
         print(

@@ -149,7 +149,7 @@ def train(
                     accelerator.backward(loss / config.accumulation)
                 shown = torch.zeros_like(rewards)
                 if watched is not None and watching:
-                    with torch.no_grad(), torch.random.fork_rng():  # watching changes nothing that trains
+                    with torch.no_grad(), _chance_aside(generator.device):
                         shown = watched(pixels.detach().to(noise.dtype), mine)
                 parts = loss, rewards.mean(), l2_kl(residual).mean(), shown.mean()
                 sums += torch.stack(parts).detach().float()
@@ -245,6 +245,13 @@ def _check_finite(what: str, value: torch.Tensor, step: int) -> None:
 
 def _autocast(generator: Generator, config: TrainConfig) -> torch.autocast:
     return torch.autocast(generator.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+
+
+@contextmanager
+def _chance_aside(device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside the block are drawn again after it: watching changes nothing that trains."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager
