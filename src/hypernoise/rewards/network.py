@@ -29,7 +29,9 @@ class NetworkReward:
 
     def seen(self, resized: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pictures that `self.resize` has already resized."""
-        device = torch.device(self.settings.device) if self.settings.device else resized.device
+        device = resized.device
+        if self.settings.device:
+            device = torch.empty(0, device=self.settings.device).device  # "cuda" is "cuda:0", say
         if self.device != device:
             self.network.to(device)
             self.forget()

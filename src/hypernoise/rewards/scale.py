@@ -10,7 +10,10 @@ KEPT = 0.99  # share of the past that each batch leaves: the scale follows some 
 
 
 class RunningScale:
-    """Standard deviation of the scores seen, older batches fading; 1 until two scores differ."""
+    """Standard deviation of the scores seen, older batches fading; 1 until two scores differ.
+
+    With several processes each keeps its own, over its share of the batches.
+    """
 
     def __init__(self, count: float = 0.0, total: float = 0.0, squares: float = 0.0):
         self.count, self.total, self.squares = count, total, squares

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 
 REMEMBERED = 100_000  # prompts; 400 MB of fp32 features at 1024 numbers and a window each
 ENCODED_TOGETHER = 256  # windows
@@ -86,8 +86,7 @@ def load_tokenizer(repository: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(repository, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(f"the tokenizer of {repository} cannot be had: {first_line}") from error
+        raise InputError(f"the tokenizer of {repository} cannot be had: {first_line(error)}") from error
 
 
 def tokens(tokenizer: Any, texts: list[str], limit: int, device: torch.device) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import NetworkReward, prepared, wide
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Resize, normalise
@@ -28,9 +28,10 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
 
 @dataclass(frozen=True)
 class Vlm:
-    """A LLaVA on the Hub: how a question is put to it, in its model card's words, and what it is shown.
+    """A LLaVA on the Hub: how a question is put to it, and what it is shown.
 
-    chat: the whole text, with <image> where the picture goes and {question}.
+    chat: the whole text, with <image> where the picture goes and {question}: the model card's of LLaVA-1.5, and
+        ChatML for the one on Qwen.
     """
 
     repository: str
@@ -65,8 +66,7 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
             row.repository, dtype=getattr(torch, settings.dtype), use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(f"reward {name!r}: {row.repository} cannot be loaded: {first_line}") from error
+        raise InputError(f"reward {name!r}: {row.repository} cannot be loaded: {first_line(error)}") from error
     model, told = loaded
     constants = ("position_ids", "inv_freq")  # which older versions saved
     wrong = sorted(name for kind in ("missing_keys", "unexpected_keys") for name in told[kind])
@@ -121,13 +121,12 @@ class VqaReward(NetworkReward):
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
         """Token ids of each question with its answer, the picture's place filled with as many tokens as it has."""
-        before, after = self.row.chat.split("<image>")
-        head = self.tokenizer(before).input_ids
-        picture = [self.picture_token] * self.places
         encoded = []
         for prompt in prompts:
-            text = after.replace("{question}", QUESTION.format(prompt))
-            ids = [*head, *picture, *self.tokenizer(text, add_special_tokens=False).input_ids, *self.answer.tolist()]
+            ids = self.tokenizer(self.row.chat.replace("{question}", QUESTION.format(prompt))).input_ids
+            place = ids.index(self.picture_token)
+            picture = [self.picture_token] * self.places
+            ids = [*ids[:place], *picture, *ids[place + 1 :], *self.answer.tolist()]
             if len(ids) > self.longest:
                 raise InputError(f"reward {self.name!r} reads {self.longest} tokens and a prompt makes {len(ids)}")
             encoded.append(torch.tensor(ids))

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 
 Model = TypeVar("Model", bound=nn.Module)
 NAMED = 5  # keys that a refusal names
@@ -43,9 +43,9 @@ class Released:
             try:
                 return Path(hf_hub_download(self.repository, name))
             except EntryNotFoundError as error:  # not in the repository, or offline and not in the cache
-                reasons.setdefault(_first_line(error), name)
+                reasons.setdefault(first_line(error), name)
             except OSError as error:  # refused or interrupted
-                reasons.setdefault(_first_line(error), name)
+                reasons.setdefault(first_line(error), name)
                 break
         reason, name = next(iter(reasons.items()))
         raise InputError(
@@ -92,7 +92,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{file} is not a whole file of tensors: {_first_line(error)}") from error
+        raise InputError(f"{file} is not a whole file of tensors: {first_line(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as training scripts save it
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -136,7 +136,3 @@ def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
