@@ -85,6 +85,7 @@ def test_plain_and_adapter_are_drawn_from_the_same_noise(tiny, tmp_path):
     assert main([*call, "--adapter", str(tmp_path / "adapter"), "--batch-size", "4"]) == 0
     plain, ours = json.loads((out / "summary.json").read_text())["results"]
     assert [plain["method"], ours["method"]] == ["plain", "hypernoise"]
+    assert [plain["adapter"], ours["adapter"]] == [None, str(tmp_path / "adapter")]
     assert ours["rewards"]["redness"]["gain"] == pytest.approx(ours["reward"] - plain["reward"], abs=1e-6)
     assert ours["rewards"]["redness"]["gain"] != 0
     rows = lines(out / "scores.csv")
@@ -144,6 +145,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(album, tmp_path, capsys
     assert "there is no folder" in said(*red, "--pictures", str(tmp_path / "none"))
     assert "has no summary.json of hypernoise generate" in said(*red, *pictures)
     assert "unknown reward 'rednes'; did you mean 'redness'" in said("--rewards", "rednes", *pictures, *prompts)
+    assert "--seed must be from 0" in said(*red, *pictures, *prompts, "--seed", "-1")
     assert "--batch-size must be at least 1" in said(*red, *pictures, *prompts, "--batch-size", "0")
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     assert "has 3 pictures and" in said(*red, *pictures, *prompts)

@@ -61,6 +61,8 @@ class EvaluateRewards:
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         if not self.rewards:
             raise InputError("say what to score by: --rewards NAME [NAME=WEIGHT ...], such as --rewards redness")
         if self.pictures is not None and self.adapter:
@@ -71,7 +73,6 @@ class EvaluateRewards:
             raise InputError("give --pictures FOLDER to score one, or --prompts FILE (or scenes) to draw")
         from hypernoise.commands.common import tell_cut_prompts, write_summary
         from hypernoise.evaluation.rewards import row, write_scores
-        from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device
         from hypernoise.rewards.base import RewardSettings
         from hypernoise.rewards.ensemble import WeightedSum
@@ -80,9 +81,10 @@ class EvaluateRewards:
         given = None if self.pictures is None else self._given(self.pictures)
         reward = WeightedSum(self.rewards, settings=RewardSettings(self.long_prompts, self.reward_dtype))
         scored = self._scored(reward, given, device) if given is not None else self._drawn(reward)
-        output_folder(self.output)
         rows = [row(scored[0][0], scored[0][1])]
         rows += [row(method, found, scored[0][1]) for method, found in scored[1:]]
+        for told, adapter in zip(rows, (None, *self.adapter), strict=True):
+            told.update(adapter=adapter, steps=self.steps if given is None else None)
         write_scores(self.output / "scores.csv", scored)
         cut = tell_cut_prompts(reward)
         write_summary(self.output, "evaluate rewards", self, device, rows, truncated_prompts=cut)
@@ -99,7 +101,9 @@ class EvaluateRewards:
         from tqdm import tqdm
 
         from hypernoise.evaluation.rewards import read_picture, score
+        from hypernoise.files import output_folder
 
+        output_folder(self.output)
         pictures = ((file.name, prompt, read_picture(file)) for file, prompt in given)
         with tqdm(total=len(given), desc="scoring", unit="picture") as bar:
             found = score(reward, pictures, batch_size=self.batch_size, device=device, progress=bar.update)
