@@ -21,7 +21,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = ["--steps", "2", "--batch-size", "2"]
 EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
-SHORTENED = {"quickstart": [*QUICK, "--judged", "1"], "train": QUICK, "generate": [], "evaluate": EVALUATED}
+SHORTENED = {
+    "quickstart": [*QUICK, "--judged", "1"],
+    "train": QUICK,
+    "generate": [],
+    "evaluate scenes": EVALUATED,
+    "evaluate rewards": ["--count", "2"],
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -41,7 +47,8 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
     for line in commands(page):
         words = shlex.split(line)
         if words[:1] == ["hypernoise"]:
-            assert main([*words[1:], *SHORTENED[words[1]], "--device", "cpu"]) == 0, line
+            command = " ".join(words[1:3]) if words[1] == "evaluate" else words[1]
+            assert main([*words[1:], *SHORTENED[command], "--device", "cpu"]) == 0, line
         elif "hypernoise.scenes.make" in words:
             tiny = make.MakeConfig(
                 device="cpu", autoencoder_steps=1, pairs=32, generator_steps=1, batch_size=2, judged=1

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hypernoise.noise.residual import ResidualNoise
     from hypernoise.objective import exact_kl, l2_kl
     from hypernoise.pipeline import attach, detach
+    from hypernoise.rewards.base import RewardSettings
+    from hypernoise.rewards.check import check_reward
     from hypernoise.rewards.ensemble import WeightedSum, load_reward
     from hypernoise.training.config import Recipe, TrainConfig, read_recipe
     from hypernoise.training.trainer import TrainResult, train
@@ -37,6 +39,8 @@ _HOME = {
     "noise.residual": ("ResidualNoise",),
     "objective": ("exact_kl", "l2_kl"),
     "pipeline": ("attach", "detach"),
+    "rewards.base": ("RewardSettings",),
+    "rewards.check": ("check_reward",),
     "rewards.ensemble": ("WeightedSum", "load_reward"),
     "training.config": ("Recipe", "TrainConfig", "read_recipe"),
     "training.trainer": ("TrainResult", "train"),
@@ -50,10 +54,12 @@ __all__ = [
     "ModuleGenerator",
     "Recipe",
     "ResidualNoise",
+    "RewardSettings",
     "TrainConfig",
     "TrainResult",
     "WeightedSum",
     "attach",
+    "check_reward",
     "detach",
     "exact_kl",
     "l2_kl",

@@ -66,12 +66,17 @@ class TrainConfig:
     """Denoiser calls per picture in training; the gradient goes through all of them."""
     checkpoint_every: int = 100
     """Updates between checkpoints; the last two are kept."""
+    watch_every: int = 10
+    """Updates between readings of the watched reward, if there is one."""
+    patience: int = 0
+    """Readings in a stretch: training ends when over a stretch the watched reward has fallen from its best while
+    the trained one has not. 0: never."""
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights and the autocast; what trains is always fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every"):
+        for name in ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every", "watch_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "clip"):
@@ -80,6 +85,8 @@ class TrainConfig:
         for name in ("kl_weight", "warmup", "weight_decay"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.patience != 0 and self.patience < 3:
+            raise InputError(f"patience must be 0 (never stop early) or at least 3 readings, not {self.patience}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
         if self.batch_size % self.accumulation:
@@ -97,6 +104,19 @@ class Recipe(TrainConfig):
     """A registered name or a pipeline directory."""
     rewards: Weights = field(default_factory=lambda: {"redness": 1.0})
     """Names of rewards or ensembles, and their weights in the sum."""
+    watched: Weights = field(default_factory=dict)
+    """Rewards that are not trained on, only measured, to tell whether the trained ones are being hacked."""
+    normalise_rewards: bool = False
+    """Divide each reward by its running standard deviation, so that weights are in deviations."""
+    long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
+    """Prompts beyond a reward's text encoder: cut them (told once, counted), or score windows that fit and take
+    the mean or the soft minimum."""
+    reward_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of rewards that are networks; their scores are fp32."""
+    reward_device: str = ""
+    """Where rewards that are networks are; empty: with the pictures."""
+    reward_checkpointing: bool = False
+    """Compute the rewards' activations again for the gradient: less memory, more time."""
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
     rank: int = 16
@@ -109,11 +129,13 @@ class Recipe(TrainConfig):
             raise InputError(f"rank must be at least 1, not {self.rank}")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InputError(f"alpha must be a positive number, not {self.alpha}")
-        for name, weight in self.rewards.items():
+        for name, weight in [*self.rewards.items(), *self.watched.items()]:
             if not math.isfinite(weight):
                 raise InputError(f"the weight of reward {name!r} must be a number, not {weight}")
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
+        if self.patience and not self.watched:
+            raise InputError("patience needs a watched reward; for example watched: {pickscore: 1.0}")
 
 
 def read_recipe(file: str | Path) -> Recipe:
