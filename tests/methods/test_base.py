@@ -38,7 +38,8 @@ def test_plain_is_the_generator_and_its_calls_are_counted(problem, noise):
     assert torch.equal(result.pixels, generator.sample(noise, generator.encode(PROMPTS), steps=2, seed=0))
     assert calls(result.spent) == (6, 0, 3, 0)
     assert result.spent.seconds > 0
-    assert result.kl is not None and not result.kl.any()
+    assert result.kl is not None
+    assert not result.kl.any()
     assert not result.pixels.requires_grad
 
 
@@ -93,7 +94,8 @@ def test_a_directory_comes_back_after_another_network_had_its_place(problem, noi
 
 def test_best_of_n_keeps_each_samples_winner(problem, noise):
     result = BestOfN(4).generate(problem, PROMPTS, noise)
-    assert result.scores is not None and result.kl is not None
+    assert result.scores is not None
+    assert result.kl is not None
     assert result.scores.shape == (3, 4)
     assert redness(result.pixels, PROMPTS).tolist() == pytest.approx(result.scores.amax(1).tolist())
     again = problem.generator.sample(result.noise, problem.generator.encode(PROMPTS), steps=2, seed=0)
@@ -114,7 +116,8 @@ def test_a_sample_does_not_depend_on_its_batch(problem, noise):
 def test_best_of_one_is_plain(problem, noise):
     one, plain = (method.generate(problem, PROMPTS, noise) for method in (BestOfN(1), Plain()))
     assert torch.equal(one.pixels, plain.pixels)
-    assert one.kl is not None and not one.kl.any()
+    assert one.kl is not None
+    assert not one.kl.any()
 
 
 def test_fresh_noise_is_normal_repeatable_and_new(noise):

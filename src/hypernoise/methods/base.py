@@ -102,7 +102,8 @@ class Meter:
     def __init__(self, problem: Problem):
         self.problem = problem
         self.forwards = self.backwards = self.decodes = self.reward_calls = 0
-        self.seconds, self.peak_bytes = 0.0, None
+        self.seconds = 0.0
+        self.peak_bytes: int | None = None
 
     def draw(self, noise: Tensor, condition: Condition) -> Tensor:
         """Pixels [B, 3, H, W] in fp32 or better, differentiable in the noise."""
