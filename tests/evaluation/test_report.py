@@ -32,9 +32,10 @@ def test_the_interval_is_the_bootstraps_and_pairs_cancel_what_prompts_share():
 
 
 def test_groups_weigh_the_same_whatever_their_size():
-    values, groups = np.array([1.0] * 9 + [0.0]), np.array(["a"] * 9 + ["b"])
+    values, groups = np.array([1.0] * 8 + [0.0] * 2), np.array(["a"] * 8 + ["b"] * 2)
     assert grouped_mean(values, groups) == 0.5
     assert interval(values, groups) == [0.5, 0.5]  # no spread within a group
+    assert interval(values[:9], groups[:9]) is None  # a group of one prompt
 
 
 def test_the_front_is_what_nothing_cheaper_equals():

@@ -75,7 +75,7 @@ def pareto_svg(rows: Sequence[dict[str, Any]]) -> str:
     """
     field = "score" if rows[0]["score"] is not None else "reward"
     points = [(network_calls(row), row[field]) for row in rows]
-    bars = [row["score_ci95"] if field == "score" else [row[field]] * 2 for row in rows]
+    bars = [(row["score_ci95"] if field == "score" else None) or [row[field]] * 2 for row in rows]
     low, high = min(bar[0] for bar in bars), max(bar[1] for bar in bars)
     margin = 0.08 * (high - low) or 0.1
     low, high = low - margin, high + margin
