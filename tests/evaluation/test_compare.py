@@ -8,6 +8,7 @@ from PIL import Image
 from hypernoise.errors import InputError
 from hypernoise.evaluation.compare import EVALUATION_STEP, compare
 from hypernoise.evaluation.records import Judgement
+from hypernoise.evaluation.rows import pooled_row
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.methods.best_of_n import BestOfN
 from hypernoise.methods.hypernoise import HyperNoise
@@ -78,7 +79,7 @@ def test_rows_are_the_means_of_what_was_drawn():
     assert (plain["gain"], plain["reward_gain_ci95"]) == (None, None)
     assert [row["denoiser_forwards"] for row in found.rows] == [1, 4]
     assert [row["reward_calls"] for row in found.rows] == [0, 4]
-    assert found.files == {}
+    assert found.records[1, "plain"].files == []
     assert "best-of-4" in str(found)
 
 
@@ -144,7 +145,7 @@ def test_shards_share_the_work(tmp_path):
 
 def test_pictures_are_kept_as_drawn(tmp_path):
     found = run([Plain()], output=tmp_path)
-    files = found.files[1, "plain"]
+    files = found.records[1, "plain"].files
     assert [file.name for file in files] == [
         "0000-0.png",
         "0000-1.png",
@@ -190,3 +191,22 @@ def test_kl_is_the_networks():
 def test_mistakes_are_named(settings, message):
     with pytest.raises(InputError, match=message):
         run(**settings)
+
+
+def test_pooled_runs_are_their_mean_and_keep_each_run():
+    networks = []
+    for shift in (0.2, 0.6):
+        network = ResidualNoise((32,), depth=0)
+        with torch.no_grad():
+            network.network[-1].bias.fill_(shift)
+        networks.append(HyperNoise(network, name=f"run-{shift}"))
+    found = run([Plain(), *networks], judge=judge)
+    plain, *runs = found.records.values()
+    row = pooled_row("hypernoise", 1, runs, plain, np.array(["all"] * 3))
+    singles = found.rows[1:]
+    assert row["kl"] == pytest.approx((singles[0]["kl"] + singles[1]["kl"]) / 2)
+    assert row["reward_gain"] == pytest.approx(np.mean([one["reward"] for one in singles]) - found.rows[0]["reward"])
+    assert row["reward_gain_ci95"][0] <= row["reward_gain"] <= row["reward_gain_ci95"][1]
+    assert row["score"] == pytest.approx(np.mean([one["score"] for one in singles]))
+    assert [one["kl"] for one in row["runs"]] == [one["kl"] for one in singles]
+    assert row["images"] == 12

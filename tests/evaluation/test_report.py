@@ -31,6 +31,17 @@ def test_the_interval_is_the_bootstraps_and_pairs_cancel_what_prompts_share():
     assert interval(shifted - values, groups) == pytest.approx([0.1, 0.1])
 
 
+def test_runs_are_resampled_with_prompts():
+    """Two runs that differ by a constant: the interval spans what either alone would give."""
+    rng = np.random.default_rng(1)
+    values, groups = rng.normal(size=100), np.zeros(100)
+    low, high = interval(np.stack([values, values + 1]), groups)
+    assert low < values.mean() + 0.1
+    assert high > values.mean() + 0.9
+    alone = interval(values[None], groups)
+    assert alone == interval(values, groups)
+
+
 def test_groups_weigh_the_same_whatever_their_size():
     values, groups = np.array([1.0] * 8 + [0.0] * 2), np.array(["a"] * 8 + ["b"] * 2)
     assert grouped_mean(values, groups) == 0.5

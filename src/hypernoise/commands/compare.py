@@ -114,8 +114,8 @@ class Compare:
         write_text(self.output / "pareto.svg", pareto_svg(found.rows))
         firsts = asked.shown(SHOWN)
         columns = [
-            (name if len(self.steps) == 1 else f"{name}, {steps}", [files[i * self.noises] for i in firsts])
-            for (steps, name), files in found.files.items()
+            (name if len(self.steps) == 1 else f"{name}, {steps}", [records.files[i * self.noises] for i in firsts])
+            for (steps, name), records in found.records.items()
         ]
         title = "Same prompts, same noises."
         contact_sheet([asked.prompts[i] for i in firsts], columns, title).save(self.output / "contact_sheet.png")

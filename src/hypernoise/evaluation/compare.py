@@ -6,6 +6,7 @@ numbers. So a run that stops goes on, another method costs only itself, and seve
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 import hypernoise
 from hypernoise.adapters import describe_base
 from hypernoise.errors import InputError
-from hypernoise.evaluation.records import Judge, batch_file, keep, measure, picture_file, read
+from hypernoise.evaluation.records import Judge, Records, batch_file, keep, measure, picture_file, read
 from hypernoise.evaluation.rows import result_row
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
@@ -38,12 +39,12 @@ class Comparison:
     """What `compare` found.
 
     rows: one per steps and method, in DESIGN's fields and with gains over plain; empty while batches are missing.
-    files: by (steps, method), the pictures, prompt after prompt, noise after noise; empty without an output.
+    records: by (steps, method), what was measured of every picture, and its file if an output was given.
     missing: batches that other shards have still to make.
     """
 
     rows: list[dict[str, Any]]
-    files: dict[tuple[int, str], list[Path]]
+    records: dict[tuple[int, str], Records]
     missing: int
 
     def __str__(self) -> str:
@@ -131,8 +132,9 @@ def compare(
             result_row(name, count, records, found.get((count, BASE)), groups)
             for (count, name), records in found.items()
         ]
-        files = {key: records.files for key, records in found.items()} if output is not None else {}
-    return Comparison(rows, files, 0)
+    if output is None:
+        found = {key: dataclasses.replace(records, files=[]) for key, records in found.items()}
+    return Comparison(rows, found, 0)
 
 
 def _check(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,12 @@ class Records:
     """All that was found of one method at one number of steps.
 
     values: of each of `MEASURES`, [prompts, noises], or None where it does not apply.
+    diversity: mean RMS distance between pixels of pictures of one prompt; None if there is one noise.
     files: the pictures, prompt after prompt, noise after noise.
     """
 
     values: dict[str, np.ndarray | None]
+    diversity: float | None
     files: list[Path]
     spent: Spent
 
@@ -105,4 +108,15 @@ def read(folder: Path, batches: int, noises: int) -> Records:
     }
     spent = sum((Spent(**part["spent"]) for part in parts), Spent())
     files = [folder / picture_file(index, noises) for index in range(len(pictures))]
-    return Records(values, files, spent)
+    return Records(values, _diversity(files, noises) if noises > 1 else None, files, spent)
+
+
+def distance(a: Path, b: Path) -> float:
+    """RMS distance between the pixels, in [0, 1], of two pictures."""
+    first, second = (np.asarray(Image.open(file), np.float32) / 255 for file in (a, b))
+    return float(np.sqrt(np.square(first - second).mean()))
+
+
+def _diversity(files: Sequence[Path], noises: int) -> float:
+    groups = [files[start : start + noises] for start in range(0, len(files), noises)]
+    return float(np.mean([np.mean([distance(a, b) for a, b in combinations(group, 2)]) for group in groups]))
