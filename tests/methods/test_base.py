@@ -1,4 +1,6 @@
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -82,9 +84,15 @@ def test_a_directory_comes_back_after_another_network_had_its_place(problem, noi
         save_adapter(network, tmp_path / str(seed))
     first, second = HyperNoise(tmp_path / "1"), HyperNoise(str(tmp_path / "2"))
     assert first.settings() != second.settings()
+    assert second.settings() == HyperNoise(network).settings()  # saved or held, the same weights
     drawn = [m.generate(problem, PROMPTS, noise).pixels for m in (first, second, first)]
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.allclose(drawn[0], drawn[1])
+    scaled = json.loads((tmp_path / "1" / "hypernoise.json").read_text())
+    scaled["settings"]["alpha"] *= 2
+    shutil.copytree(tmp_path / "1", tmp_path / "3")
+    (tmp_path / "3" / "hypernoise.json").write_text(json.dumps(scaled))
+    assert HyperNoise(tmp_path / "3").settings() != first.settings()  # the same matrices, twice as strong
     held = HyperNoise(network)
     with pytest.raises(InputError, match="was removed from its generator; give its adapter directory"):
         held.generate(problem, PROMPTS, noise)

@@ -28,6 +28,7 @@ from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.plain import Plain
 from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.noise import keyed_noise
 
 EVALUATION_STEP = 10**9  # noise key of evaluation, as in `evaluate scenes`: no training step has it
@@ -73,8 +74,8 @@ def compare(
     """Draws every prompt from `noises` noises by every method, and measures the pictures.
 
     Args:
-        reward: what the methods may look at, and what is reported. It is recognised in `output` by its name and
-            weights: after a change to its code, take another output.
+        reward: what the methods may look at, and what is reported. In `output` rewards and judges are
+            recognised by their names and weights: after a change to their code, take another output.
         watched: a second reward that no method sees, reported only.
         judge: says whether a picture shows what was asked; without one there is no score.
         categories: of each prompt; the score is the mean over categories. All prompts are one if None.
@@ -93,7 +94,7 @@ def compare(
         "version": hypernoise.__version__,
         "generator": _describe(generator),
         "rewards": [_describe_reward(reward), _describe_reward(watched)],
-        "judged": judge is not None,
+        "judge": _name_of(judge),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "noises": noises,
         "seed": seed,
@@ -181,8 +182,9 @@ def _describe(generator: Generator) -> dict[str, Any]:
 
 def _describe_reward(reward: RewardFunction | None) -> Any:
     """The weights of a sum, else a name."""
-    if reward is None:
-        return None
-    return getattr(reward, "weights", None) or getattr(
-        reward, "name", getattr(reward, "__name__", type(reward).__name__)
-    )
+    return reward.weights if isinstance(reward, WeightedSum) else _name_of(reward)
+
+
+def _name_of(function: Any) -> str | None:
+    named = getattr(function, "name", None) or getattr(function, "__qualname__", type(function).__qualname__)
+    return None if function is None else named

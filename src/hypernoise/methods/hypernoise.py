@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypernoise.adapters import load_adapter
+from hypernoise.adapters import load_adapter, read_about, read_weights
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
@@ -43,15 +44,14 @@ class Adapter:
         return load_adapter(generator, folder)
 
     def digest(self) -> str:
-        """SHA-256 of the weights."""
+        """SHA-256 of the weights and of the settings that scale them."""
         if self._folder is not None:
-            file = self._folder / "adapter_model.safetensors"
-            if not file.is_file():
-                raise InputError(f"no adapter at {self._folder}")
-            return hashlib.sha256(file.read_bytes()).hexdigest()
-        assert self._network is not None
-        found = hashlib.sha256()
-        for name, tensor in sorted(self._network.trainable_state().items()):
+            settings, state = read_about(self._folder)["settings"], read_weights(self._folder)
+        else:
+            assert self._network is not None
+            settings, state = self._network.settings, self._network.trainable_state()
+        found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(state.items()):
             found.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()
 
