@@ -175,9 +175,11 @@ def test_the_penalty_is_minus_the_log_density_of_the_norm():
     assert torch.isfinite(half).all()
 
 
-def test_a_loss_that_is_not_finite_is_named(problem, noise):
-    with pytest.raises(InputError, match="not finite at iteration 0"):
-        ReNO(3).generate(Problem(problem.generator, lambda p, _: reward(p, _) * float("nan")), PROMPTS, noise)
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_reward_that_is_not_finite_is_named(problem, noise, iterations):
+    broken = Problem(problem.generator, lambda pixels, prompts: reward(pixels, prompts) * float("nan"))
+    with pytest.raises(InputError, match="the reward is not finite at iteration 0"):
+        ReNO(iterations).generate(broken, PROMPTS, noise)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,8 @@ class ReNO:
                 x = torch.stack([rows[i] for i in active.tolist()])
                 pixels = meter.draw(x, condition[active])
                 score = meter.score(pixels, [prompts[i] for i in active.tolist()])
+            if not torch.isfinite(score).all():
+                raise InputError(f"the reward is not finite at iteration {iteration}; lower lr")
             scores[active, iteration] = score.detach().to(scores.dtype)
             if best_pixels is None:
                 best_pixels = torch.zeros_like(pixels.detach())
@@ -137,8 +139,6 @@ class ReNO:
             if last:
                 break
             loss = norm_penalty(x, update.norm_weight) - score
-            if not torch.isfinite(loss).all():
-                raise InputError(f"the search's loss is not finite at iteration {iteration}; lower lr")
             gradients = torch.autograd.grad(loss.sum(), x)[0]
             if update.white:
                 gradients = project_white(gradients)
