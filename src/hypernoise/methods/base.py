@@ -91,7 +91,8 @@ class Method(Protocol):
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         """Pictures of `prompts` from `noise` [B, *noise_shape] ~ N(0, I), or from what it makes of them.
 
-        A sample's outcome depends on its own prompt and noise alone, not on its batch.
+        A sample's outcome depends on its own prompt and noise alone, not on its batch, as far as the generator's
+        does: a stochastic scheduler draws the noise between steps for the batch at once.
         """
         ...
 
