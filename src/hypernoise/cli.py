@@ -24,7 +24,9 @@ COMMANDS = {
     "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
     "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
+    "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
+    "experiment": Command("experiment", "ExperimentCommand", "run one of the experiments, to its table and verdict"),
 }
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
