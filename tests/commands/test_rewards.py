@@ -160,7 +160,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(album, tmp_path, capsys
 def test_train_reports_trained_against_watched(tiny, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"generator: {tiny[1]}\nprompts: {tiny[3]}\nrewards: {{redness: 20}}\nwatched: brightness\nwatch_every: 2\n"
+        f"generator: {tiny[1]}\nprompts: {tiny[3]}\nrewards: {{redness: 20}}\nwatched: brightness\nwatched_every: 2\n"
     )
     out = ["--output", str(tmp_path / "run"), "--batch-size", "2", "--rank", "2", "--device", "cpu"]
     assert main(["train", str(recipe), "--steps", "6", *out]) == 0

@@ -52,7 +52,7 @@ def test_rewards_may_be_one_name(tmp_path):
         ("seed: -1", "seed must be from 0"),
         ("steps: \0", "not valid YAML"),
         ("batch_size: 0", "batch_size must be at least 1"),
-        ("watch_every: 0", "watch_every must be at least 1"),
+        ("watched_every: 0", "watched_every must be at least 1"),
         ("watched: redness\npatience: 2", "patience must be 0 (never stop early) or at least 3 readings"),
         ("patience: 5", "patience needs a watched reward; for example watched"),
         ("watched: {redness: .inf}", "the weight of reward 'redness' must be a number"),

@@ -13,7 +13,7 @@ import tyro
 
 from hypernoise.errors import InputError
 from hypernoise.training.config import Recipe, read_recipe
-from hypernoise.training.watch import Reading, readings
+from hypernoise.training.parting import Reading, readings
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
+from hypernoise.training.parting import best_stretch, readings
 from hypernoise.training.prompts import read_prompts
 from hypernoise.training.trainer import TrainResult, train
-from hypernoise.training.watch import best_stretch, readings
 
 
 @dataclass(frozen=True)

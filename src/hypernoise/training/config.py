@@ -66,7 +66,7 @@ class TrainConfig:
     """Denoiser calls per picture in training; the gradient goes through all of them."""
     checkpoint_every: int = 100
     """Updates between checkpoints; the last two are kept."""
-    watch_every: int = 10
+    watched_every: int = 10
     """Updates between readings of the watched reward, if there is one."""
     patience: int = 0
     """Readings in a stretch: training ends when over a stretch the watched reward has fallen from its best while
@@ -76,7 +76,7 @@ class TrainConfig:
     """Of the frozen weights and the autocast; what trains is always fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every", "watch_every"):
+        for name in ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every", "watched_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "clip"):

@@ -31,9 +31,9 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.noise import key_of, keyed_noise
+from hypernoise.training.parting import Reading, parted, readings
 from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.tracking import MetricsLog
-from hypernoise.training.watch import Reading, parted, readings
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def train(
 
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
-        watched: a reward that is only measured, every `watch_every` steps, on the same pictures; with `patience`
+        watched: a reward that is only measured, every `watched_every` steps, on the same pictures; with `patience`
             the run ends when it and the trained reward part (`watch.parted`).
         output: where metrics.jsonl and checkpoints go; nothing is written if None.
         resume: go on from the newest checkpoint in `output`, if there is one; if False, they are removed.
@@ -122,7 +122,7 @@ def train(
             torch.manual_seed(key_of(config.seed, step))  # for rewards that draw random numbers
             texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
             sums = torch.zeros(4, device=generator.device)
-            watching = watched is not None and (step + 1) % config.watch_every == 0
+            watching = watched is not None and (step + 1) % config.watched_every == 0
             members: dict[str, float] = {}
             for part in range(config.accumulation):
                 first = (part * accelerator.num_processes + accelerator.process_index) * per_round
@@ -222,7 +222,7 @@ def _fixed_settings(
     config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: list[str]
 ) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to reach the same numbers."""
-    free = {"checkpoint_every", "watch_every", "patience"} | (set() if config.decay else {"steps"})
+    free = {"checkpoint_every", "watched_every", "patience"} | (set() if config.decay else {"steps"})
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
     named = getattr(reward, "__name__", type(reward).__name__)
     rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)

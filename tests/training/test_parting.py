@@ -7,8 +7,8 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.parting import Reading, best_stretch, parted, readings
 from hypernoise.training.trainer import train
-from hypernoise.training.watch import Reading, best_stretch, parted, readings
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
 NOISE = [0.0, 1.0, -1.0, 0.5, -0.5]
@@ -63,7 +63,7 @@ def test_watching_changes_nothing_and_reads_the_same_pictures(sd_pipeline):
         assert not pixels.requires_grad
         return green(pixels, prompts)
 
-    network, result = run(sd_pipeline, config(watch_every=2, accumulation=2), watched=watched)
+    network, result = run(sd_pipeline, config(watched_every=2, accumulation=2), watched=watched)
     again, other = run(sd_pipeline, config(accumulation=2))
     assert same(state(network), state(again))
     assert [row["step"] for row in result.history if "watched_reward" in row] == [2, 4, 6]
@@ -78,7 +78,7 @@ def test_training_ends_when_they_part_and_does_not_go_on(sd_pipeline, tmp_path):
         return falling.level + 1e-3 * pixels.flatten(1).mean(1)
 
     falling.level = 0.0
-    settings = config(steps=60, lr=2e-2, watch_every=1, patience=3, kl_weight=0.01)
+    settings = config(steps=60, lr=2e-2, watched_every=1, patience=3, kl_weight=0.01)
     _, result = run(sd_pipeline, settings, watched=falling, output=tmp_path)
     assert (result.parted, result.finished) == (True, True)
     assert 6 <= result.step < 60
