@@ -7,7 +7,10 @@
     exact      the whole Jacobian and its LU: d backward passes a noise; for a few thousand dimensions at most
     series     Tr log(I + J) = Σ (−1)ᵏ⁺¹ Tr(Jᵏ)/k, traces by random probes (Hutchinson 1990), cut off without bias by
                Russian roulette (Chen et al. 2019, arXiv 1906.02735); backward passes only; needs Lip(f) < 1
-    lanczos    ½ Tr log((I + J)ᵀ(I + J)) by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017); any J
+    arnoldi    the same traces from Krylov spaces of Jᵀ: as many backward passes, and no need of Lip(f) < 1, but of an
+               I + J whose eigenvalues keep away from 0
+    lanczos    ½ Tr log((I + J)ᵀ(I + J)) by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017); any J, at
+               three times the cost, and with more chance in it where J is far from normal
 
 Tr J is taken with the same probes as log|det|. Their first orders then cancel probe by probe, and what is
 left to chance is of second order in J, as the gap itself.
@@ -21,7 +24,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.linalg import logm
 from torch import Tensor
 
 from hypernoise.diagnostics.linear import Calls, Linearised, jacobian
@@ -33,8 +38,8 @@ from hypernoise.objective import l2_kl
 TERMS = 6  # of the series that are always taken
 GO_ON = 0.5  # probability of each further term
 MOST_TERMS = 60  # 2**-54 of the draws would go beyond
-STEPS = 8  # of Lanczos
-Method = Literal["exact", "series", "lanczos"]
+STEPS = 8  # of Arnoldi and of Lanczos
+Method = Literal["exact", "series", "arnoldi", "lanczos"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class KLReport:
 
     kl: the whole. l2: E[½‖f‖²], what the objective keeps. gap: kl − l2, with its own, smaller, error.
     one_sample: the whole again, with x·f in place of Tr J (Stein's lemma): agreement is a check of both.
-    truncation: by how much the last Lanczos step still moved the gap (0 for the other methods, which are unbiased);
+    truncation: by how much the last Krylov step still moved the gap (0 for the other methods, which are unbiased);
     the standard errors do not know of it.
     samples: noises. calls: network calls spent.
     """
@@ -79,7 +84,7 @@ def estimate_kl(
     noise: Tensor,
     condition: Condition,
     *,
-    method: Method = "lanczos",
+    method: Method = "arnoldi",
     probes: int = 1,
     batch: int = 16,
     seed: int = 0,
@@ -177,7 +182,41 @@ def _check_contracts(before: Tensor, power: Tensor) -> None:
     """After TERMS products the ratio of lengths is close to the modulus of the greatest eigenvalue."""
     growth = (power.flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp_min(1e-30)).max().item()
     if growth >= 1:
-        raise InputError(f"the power series diverges: f expands by {growth:.2f} somewhere; use method 'lanczos'")
+        raise InputError(f"the power series diverges: f expands by {growth:.2f} somewhere; use method 'arnoldi'")
+
+
+def _arnoldi(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
+    """vᵀ log(I + Jᵀ) v from the Hessenberg matrix of Jᵀ in v's Krylov space."""
+    steps = min(STEPS, probe[0].numel())
+    length = _dot(probe, probe).sqrt()
+    basis = [probe / _scale(length, probe)]
+    hessenberg = torch.zeros(len(probe), steps + 1, steps, dtype=torch.float64)
+    for k in range(steps):
+        image = linear.vjp(basis[k])
+        for _ in range(2):  # once is not enough in fp32
+            for i, vector in enumerate(basis):
+                share = _dot(vector, image)
+                hessenberg[:, i, k] += share
+                image = image - _scale(share, image) * vector
+        _grow(basis, image, hessenberg[:, k + 1, k])
+    square = hessenberg[:, :steps]
+    trace, volume = length.square() * square[:, 0, 0], length.square() * _log_corner(square)
+    shorter = length.square() * _log_corner(square[:, : steps - 1, : steps - 1]) if steps > 1 else volume
+    return trace, volume, volume - shorter
+
+
+def _grow(basis: list[Tensor], image: Tensor, norms: Tensor) -> None:
+    """Adds image/‖image‖ to an orthonormal basis and its norm to `norms` [B]; zeros where the space is used up."""
+    norm = _dot(image, image).sqrt()
+    alive = norm > 10 * torch.finfo(image.dtype).eps
+    norms.copy_(torch.where(alive, norm, 0.0))
+    basis.append(image * _scale(torch.where(alive, 1 / norm, 0.0), image))
+
+
+def _log_corner(matrix: Tensor) -> Tensor:
+    """The real part of e₁ᵀ log(I + H) e₁ of small matrices H [B, k, k]."""
+    corners = [np.asarray(logm(np.eye(len(h)) + h))[0, 0].real for h in matrix.numpy()]
+    return torch.tensor(corners, dtype=torch.float64)
 
 
 def _lanczos(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
@@ -187,31 +226,26 @@ def _lanczos(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
     basis = [probe / _scale(length, probe)]
     tridiagonal = torch.zeros(len(probe), steps, steps, dtype=torch.float64)
     trace = torch.zeros_like(length)
-    alive = torch.ones_like(length, dtype=torch.bool)
     for k in range(steps):
         pushed = linear.jvp(basis[k])
         if k == 0:
             trace = length.square() * _dot(basis[0], pushed)
         moved = basis[k] + pushed
         image = moved + linear.vjp(moved)
-        # a Krylov space that is used up goes on as the identity, whose logarithm is 0
-        tridiagonal[:, k, k] = torch.where(alive, _dot(basis[k], image), 1.0)
-        if k + 1 == steps:
-            break
-        for _ in range(2):  # once is not enough in fp32
+        tridiagonal[:, k, k] = _dot(basis[k], image)
+        for _ in range(2):
             for vector in basis:
                 image = image - _scale(_dot(vector, image), image) * vector
-        beta = _dot(image, image).sqrt()
-        alive = alive & (beta > 10 * torch.finfo(probe.dtype).eps)
-        tridiagonal[:, k, k + 1] = tridiagonal[:, k + 1, k] = torch.where(alive, beta, 0.0)
-        basis.append(image * _scale(torch.where(alive, 1 / beta, 0.0), image))
+        if k + 1 < steps:
+            _grow(basis, image, tridiagonal[:, k, k + 1])
+            tridiagonal[:, k + 1, k] = tridiagonal[:, k, k + 1]
     volume = length.square() * _log_moment(tridiagonal)
     shorter = length.square() * _log_moment(tridiagonal[:, : steps - 1, : steps - 1]) if steps > 1 else volume
     return trace, volume, volume - shorter
 
 
 def _log_moment(tridiagonal: Tensor) -> Tensor:
-    """½ e₁ᵀ log(T) e₁ of symmetric positive definite T [B, k, k]."""
+    """½ e₁ᵀ log(T) e₁ of symmetric positive definite T [B, k, k]; e₁ has no share in rows of zeros."""
     values, vectors = torch.linalg.eigh(tridiagonal)
     return 0.5 * (vectors[:, 0].square() * values.clamp_min(1e-30).log()).sum(-1)
 
@@ -226,4 +260,4 @@ def _scale(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like).view(-1, *[1] * (like.ndim - 1))
 
 
-PROBED = {"series": _series, "lanczos": _lanczos}
+PROBED = {"series": _series, "arnoldi": _arnoldi, "lanczos": _lanczos}
