@@ -18,6 +18,7 @@ from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
 from hypernoise.training.prompts import read_prompts
 from hypernoise.training.trainer import TrainResult, train
+from hypernoise.training.watch import draw_watched
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
         print(f"going on from {found[-1]} (delete {output} to start anew)", file=sys.stderr)
     result = train(generator, network, reward, prompts, recipe, output=output)
     if result.finished:
+        if draw_watched(output / "metrics.jsonl", output / "lipschitz.png"):
+            print(f"watched: {output / 'lipschitz.png'}", file=sys.stderr)
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)
     else:

@@ -36,11 +36,11 @@ class Linearised:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], noise: Tensor, calls: Calls | None = None):
-        self.function = function
+        self.function = lambda x: function(x).to(x.dtype)  # half-precision networks answer in their own
         self.noise = noise.detach().contiguous().requires_grad_(True)
         self.calls = calls or Calls()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            self._value = function(self.noise)
+            self._value = self.function(self.noise)
         self.residual = self._value.detach()
         self.calls.forwards += len(noise)
 

@@ -29,9 +29,11 @@ from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from hypernoise.training.config import TrainConfig
+from hypernoise.training.limit import clamp, lipschitz_seen, scalable, squared_excess
 from hypernoise.training.noise import key_of, keyed_noise
 from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.tracking import MetricsLog
+from hypernoise.training.watch import watch
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,13 @@ def train(
 
     Raises:
         InputError: no prompt, a batch that processes and accumulation do not divide, a reward without
-            gradient, a non-finite loss or gradient, or a checkpoint of other settings or of a later step.
+            gradient, a non-finite loss or gradient, a checkpoint of other settings or of a later step, or a
+            clamp on a network that cannot be scaled.
     """
     if not prompts:
         raise InputError("no prompt to train on")
+    if config.lipschitz == "clamp" and not scalable(network):
+        raise InputError(f"lipschitz: clamp needs a network with scale_output, which {network.kind!r} has not")
     accelerator = Accelerator(device_placement=False)
     per_round = _samples_per_round(config, accelerator.num_processes)
     if isinstance(network, nn.Module):
@@ -128,6 +133,10 @@ def train(
                         )
                     rewards = reward(pixels.to(noise.dtype), mine)  # outside autocast: bf16 would round the scores
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
+                    if config.lipschitz == "penalty":
+                        with _autocast(generator, config):
+                            excess = squared_excess(network, noise, condition, config.lipschitz_bound)
+                        loss = loss + config.lipschitz_weight * excess
                     if not history:
                         _check_gradient(rewards, pixels)
                     _check_finite("loss", loss, step)
@@ -141,6 +150,10 @@ def train(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
+            if config.lipschitz == "clamp":
+                with _autocast(generator, config):
+                    seen = lipschitz_seen(network, noise, condition)
+                clamp(network, accelerator.gather(seen).max().item(), config.lipschitz_bound)  # type: ignore[union-attr]
             step += 1
 
             loss_mean, reward_mean, kl_mean = (accelerator.reduce(sums, "mean") / config.accumulation).tolist()  # type: ignore[union-attr]
@@ -153,6 +166,13 @@ def train(
                 "gradient_norm": float(gradient_norm),
                 "seconds": round(time.perf_counter() - started, 4),
             }
+            if (
+                config.watch
+                and accelerator.is_main_process
+                and (step % config.watch_every == 0 or step == config.steps)
+            ):
+                with _autocast(generator, config):
+                    row |= watch(config.watch, generator, network, prompts, seed=config.seed)
             history.append(row)
             bar.set_postfix(reward=f"{reward_mean:.4f}", kl=f"{kl_mean:.3f}", refresh=False)
             bar.update()
@@ -193,7 +213,9 @@ def _fixed_settings(
     config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: list[str]
 ) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to reach the same numbers."""
-    free = {"checkpoint_every"} if config.decay else {"checkpoint_every", "steps"}
+    free = {"checkpoint_every", "watch", "watch_every"} | ({"steps"} if not config.decay else set())
+    if config.lipschitz == "free":
+        free |= {"lipschitz", "lipschitz_bound", "lipschitz_weight"}
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
     rewards = reward.weights if isinstance(reward, WeightedSum) else getattr(reward, "__name__", type(reward).__name__)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
