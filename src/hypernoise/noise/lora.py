@@ -115,8 +115,7 @@ class LoRANoise(nn.Module):
 
     def scale_output(self, factor: float) -> None:
         """Multiplies the residual by `factor`, for good: it is linear in the output layer's B."""
-        with torch.no_grad():
-            self.layers[self.output_layer].lora_B[ADAPTER].weight.mul_(factor)
+        self.trainable_state()[f"{self.output_layer}.lora_B.weight"].mul_(factor)
 
     def remove(self) -> None:
         """Takes the LoRA out of the denoiser, which is then what it was before, module for module."""

@@ -152,7 +152,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             if config.lipschitz == "clamp":
                 with _autocast(generator, config):
-                    seen = lipschitz_seen(network, noise, condition)
+                    seen = lipschitz_seen(network, noise, condition)  # type: ignore[possibly-unbound]  # of the last round
                 clamp(network, accelerator.gather(seen).max().item(), config.lipschitz_bound)  # type: ignore[union-attr]
             step += 1
 
