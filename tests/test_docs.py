@@ -21,7 +21,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = ["--steps", "2", "--batch-size", "2"]
 EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
-SHORTENED = {"quickstart": [*QUICK, "--judged", "1"], "train": QUICK, "generate": [], "evaluate": EVALUATED}
+SHORTENED = {
+    "quickstart": [*QUICK, "--judged", "1"],
+    "train": QUICK,
+    "generate": [],
+    "evaluate": EVALUATED,
+    "diagnose": ["--noises", "8", "--pictures", "16"],
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -15,6 +15,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hypernoise.adapters import load_adapter, save_adapter
+    from hypernoise.diagnostics.diagnosis import diagnose
+    from hypernoise.diagnostics.kl import estimate_kl
+    from hypernoise.diagnostics.lipschitz import spectral_norm
     from hypernoise.errors import InputError
     from hypernoise.generators.diffusion import DiffusionGenerator
     from hypernoise.generators.module import ModuleGenerator
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adapters": ("load_adapter", "save_adapter"),
+    "diagnostics.diagnosis": ("diagnose",),
+    "diagnostics.kl": ("estimate_kl",),
+    "diagnostics.lipschitz": ("spectral_norm",),
     "errors": ("InputError",),
     "generators.diffusion": ("DiffusionGenerator",),
     "generators.module": ("ModuleGenerator",),
@@ -55,6 +61,8 @@ __all__ = [
     "WeightedSum",
     "attach",
     "detach",
+    "diagnose",
+    "estimate_kl",
     "exact_kl",
     "l2_kl",
     "load_adapter",
@@ -62,6 +70,7 @@ __all__ = [
     "load_reward",
     "read_recipe",
     "save_adapter",
+    "spectral_norm",
     "train",
 ]
 

@@ -25,6 +25,9 @@ COMMANDS = {
     "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
+    "diagnose": Command(
+        "diagnose", "Diagnose", "KL, Lipschitz constant, whiteness and prompt-swap control of an adapter"
+    ),
 }
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(

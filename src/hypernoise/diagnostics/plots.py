@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 WIDTH, HEIGHT = 520, 300  # px, of one chart
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 38, 54
 INK, FAINT = (40, 40, 40), (224, 224, 224)
+GLYPHS = str.maketrans({"‖": "|", "√": "sqrt ", "½": "0.5 ", "²": "^2"})  # which Pillow's own font lacks
 COLORS = ((30, 90, 170), (200, 80, 30), (30, 140, 60), (130, 60, 160))
 
 
@@ -37,7 +38,7 @@ def line_chart(lines: Sequence[Line], *, title: str, across: str = "") -> Image.
 
     chart = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen, font, small = ImageDraw.Draw(chart), ImageFont.load_default(14), ImageFont.load_default(11)
-    pen.text((LEFT, 8), title, INK, font)
+    pen.text((LEFT, 8), title.translate(GLYPHS), INK, font)
     for y in y_ticks:
         pen.line((place(low_x, y), place(high_x, y)), FAINT)
         pen.text((LEFT - 6, place(low_x, y)[1]), f"{y:g}", INK, small, anchor="rm")
@@ -53,14 +54,15 @@ def line_chart(lines: Sequence[Line], *, title: str, across: str = "") -> Image.
         for x, y in places if line.dots or len(places) < 30 else ():
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), color)
         pen.line(((left, HEIGHT - 14), (left + 18, HEIGHT - 14)), color, 3)
-        pen.text((left + 24, HEIGHT - 14), line.name, INK, small, anchor="lm")
-        left += 40 + int(pen.textlength(line.name, small))
+        name = line.name.translate(GLYPHS)
+        pen.text((left + 24, HEIGHT - 14), name, INK, small, anchor="lm")
+        left += 40 + int(pen.textlength(name, small))
     return chart
 
 
 def page(text: str, charts: Sequence[Image.Image]) -> Image.Image:
     """Charts two in a row under a text."""
-    font = ImageFont.load_default(14)
+    text, font = text.translate(GLYPHS), ImageFont.load_default(14)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     _, _, _, text_height = measure.multiline_textbbox((0, 0), text, font, spacing=6)
     top = int(text_height) + 40
