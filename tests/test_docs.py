@@ -26,6 +26,7 @@ SHORTENED = {
     "train": QUICK,
     "generate": [],
     "evaluate": EVALUATED,
+    "failures": ["--steps", "1", "--batch-size", "2", "--judged", "1", "--points", "2", "--modes", "discontinuous"],
     "diagnose": ["--noises", "8", "--pictures", "16"],
 }
 

@@ -25,9 +25,8 @@ COMMANDS = {
     "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
-    "diagnose": Command(
-        "diagnose", "Diagnose", "KL, Lipschitz constant, whiteness and prompt-swap control of an adapter"
-    ),
+    "diagnose": Command("diagnose", "Diagnose", "what an adapter does to the noise: KL, Lipschitz constant, prompts"),
+    "failures": Command("failures", "Failures", "break noise networks in known ways, and see what gives first"),
 }
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
