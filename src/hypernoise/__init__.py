@@ -15,6 +15,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hypernoise.adapters import load_adapter, save_adapter
+    from hypernoise.diagnostics.diagnosis import diagnose
+    from hypernoise.diagnostics.kl import estimate_kl
+    from hypernoise.diagnostics.lipschitz import spectral_norm
     from hypernoise.errors import InputError
     from hypernoise.evaluation.compare import Comparison, compare
     from hypernoise.generators.diffusion import DiffusionGenerator
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adapters": ("load_adapter", "save_adapter"),
+    "diagnostics.diagnosis": ("diagnose",),
+    "diagnostics.kl": ("estimate_kl",),
+    "diagnostics.lipschitz": ("spectral_norm",),
     "errors": ("InputError",),
     "evaluation.compare": ("Comparison", "compare"),
     "generators.diffusion": ("DiffusionGenerator",),
@@ -87,6 +93,8 @@ __all__ = [
     "check_reward",
     "compare",
     "detach",
+    "diagnose",
+    "estimate_kl",
     "exact_kl",
     "finetune",
     "l2_kl",
@@ -96,6 +104,7 @@ __all__ = [
     "load_reward",
     "read_recipe",
     "save_adapter",
+    "spectral_norm",
     "train",
 ]
 

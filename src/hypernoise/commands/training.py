@@ -21,6 +21,7 @@ from hypernoise.training.config import Recipe
 from hypernoise.training.parting import best_stretch, readings
 from hypernoise.training.prompts import read_prompts
 from hypernoise.training.trainer import TrainResult, train
+from hypernoise.training.watch import draw_watched
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
             file=sys.stderr,
         )
     if result.finished:
+        if draw_watched(output / "metrics.jsonl", output / "lipschitz.png"):
+            print(f"watched: {output / 'lipschitz.png'}", file=sys.stderr)
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)
     else:

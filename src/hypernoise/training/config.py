@@ -38,6 +38,25 @@ Weights = Annotated[
 ]
 """Names and weights: a mapping or one name in a recipe, NAME=WEIGHT words on the command line; no weight is 1."""
 
+WATCHES = ("lipschitz", "kl")
+
+
+def _names_from_flags(flags: list[str]) -> tuple[str, ...]:
+    return tuple(name for flag in flags for name in flag.split(",") if name)
+
+
+Watch = Annotated[
+    tuple[str, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME[,NAME ...]",
+        instance_from_str=_names_from_flags,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=list,
+    ),
+]
+"""Names out of `WATCHES`: a name or a list in a recipe, separated by commas or spaces on the command line."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -74,15 +93,28 @@ class TrainConfig:
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights and the autocast; what trains is always fp32."""
+    watch: Watch = ()
+    """lipschitz, kl: measured on a few noises of their own every watch_every updates, into metrics.jsonl."""
+    watch_every: int = 50
+    lipschitz: Literal["free", "penalty", "clamp"] = "free"
+    """Keeps the residual's Lipschitz constant near (penalty) or under (clamp) lipschitz_bound."""
+    lipschitz_bound: float = 0.5
+    """Below 1 the KL term can be trusted."""
+    lipschitz_weight: float = 100.0
+    """Of the penalty, on the squared excess over the bound."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every", "watched_every"):
+        counts = ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every")
+        for name in (*counts, "watched_every", "watch_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "clip"):
+        for name in self.watch:
+            if name not in WATCHES:
+                raise unknown("watch", name, WATCHES)
+        for name in ("lr", "clip", "lipschitz_bound"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be a positive number, not {getattr(self, name)}")
-        for name in ("kl_weight", "warmup", "weight_decay"):
+        for name in ("kl_weight", "warmup", "weight_decay", "lipschitz_weight"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.patience != 0 and self.patience < 3:
@@ -171,6 +203,11 @@ def _checked(name: str, value: Any, hint: Any, file: str | Path) -> Any:
         if value not in options:
             raise InputError(f"recipe {file}: {name} must be one of {', '.join(options)}, not {value!r}")
         return value
+    if typing.get_origin(hint) is tuple:
+        names = value.split(",") if isinstance(value, str) else value
+        if not (isinstance(names, list) and all(isinstance(part, str) for part in names)):
+            raise InputError(f"recipe {file}: {name} must be a name or a list of names, not {value!r}")
+        return tuple(part.strip() for part in names)
     if typing.get_origin(hint) is dict:
         if isinstance(value, str):
             return {value: 1.0}

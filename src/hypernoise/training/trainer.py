@@ -30,10 +30,12 @@ from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from hypernoise.training.config import TrainConfig
+from hypernoise.training.limit import clamp, lipschitz_seen, scalable, squared_excess
 from hypernoise.training.noise import key_of, keyed_noise
 from hypernoise.training.parting import Reading, parted, readings
 from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.tracking import MetricsLog
+from hypernoise.training.watch import watch
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def train(
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
         watched: a reward that is only measured, every `watched_every` steps, on the same pictures; with `patience`
-            the run ends when it and the trained reward part (`watch.parted`).
+            the run ends when it and the trained reward part (`parting.parted`).
         output: where metrics.jsonl and checkpoints go; nothing is written if None.
         resume: go on from the newest checkpoint in `output`, if there is one; if False, they are removed.
 
@@ -78,12 +80,15 @@ def train(
 
     Raises:
         InputError: no prompt, a batch that processes and accumulation do not divide, a reward without
-            gradient, a non-finite loss or gradient, or a checkpoint of other settings or of a later step.
+            gradient, a non-finite loss or gradient, a checkpoint of other settings or of a later step, or a
+            clamp on a network that cannot be scaled.
     """
     if not prompts:
         raise InputError("no prompt to train on")
     if config.patience and watched is None:
         raise InputError("patience needs a watched reward")
+    if config.lipschitz == "clamp" and not scalable(network):
+        raise InputError(f"lipschitz: clamp needs a network with scale_output, which {network.kind!r} has not")
     accelerator = Accelerator(device_placement=False)
     per_round = _samples_per_round(config, accelerator.num_processes)
     if isinstance(network, nn.Module):
@@ -143,6 +148,10 @@ def train(
                         )
                     rewards = reward(pixels.to(noise.dtype), mine)  # outside autocast: bf16 would round the scores
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
+                    if config.lipschitz == "penalty":
+                        with _autocast(generator, config):
+                            excess = squared_excess(network, noise, condition, config.lipschitz_bound)
+                        loss = loss + config.lipschitz_weight * excess
                     if not history:
                         check_gradients(reward, rewards, pixels)
                     _check_finite("loss", loss, step)
@@ -162,6 +171,10 @@ def train(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
+            if config.lipschitz == "clamp":
+                with _autocast(generator, config):
+                    stretch = lipschitz_seen(network, noise, condition)  # type: ignore[possibly-unbound]  # of the last round
+                clamp(network, accelerator.gather(stretch).max().item(), config.lipschitz_bound)  # type: ignore[union-attr]
             step += 1
 
             loss_mean, reward_mean, kl_mean, watched_mean = (
@@ -177,6 +190,13 @@ def train(
                 "gradient_norm": float(gradient_norm),
                 "seconds": round(time.perf_counter() - started, 4),
             }
+            if (
+                config.watch
+                and accelerator.is_main_process
+                and (step % config.watch_every == 0 or step == config.steps)
+            ):
+                with _autocast(generator, config):
+                    row |= watch(config.watch, generator, network, prompts, seed=config.seed)
             history.append(row)
             bar.set_postfix(reward=f"{reward_mean:.4f}", kl=f"{kl_mean:.3f}", refresh=False)
             bar.update()
@@ -222,7 +242,11 @@ def _fixed_settings(
     config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: list[str]
 ) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to reach the same numbers."""
-    free = {"checkpoint_every", "watched_every", "patience"} | (set() if config.decay else {"steps"})
+    free = {"checkpoint_every", "watched_every", "patience", "watch", "watch_every"}
+    if not config.decay:
+        free |= {"steps"}
+    if config.lipschitz == "free":
+        free |= {"lipschitz", "lipschitz_bound", "lipschitz_weight"}
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
     named = getattr(reward, "__name__", type(reward).__name__)
     rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
