@@ -134,6 +134,7 @@ def test_fresh_noise_is_normal_repeatable_and_new(noise):
     assert a.shape == noise.shape
     assert a.dtype == noise.dtype
     assert torch.equal(a[1:2], fresh_noise(noise[1:2], 1))
+    assert abs((a[0] * a[1]).mean()) < 0.25  # each sample has its own; 0.0625 is one deviation of 256 products
     many = torch.stack([fresh_noise(noise[:1], i) for i in range(100)]).flatten()
     assert abs(many.mean()) < 0.03
     assert abs(many.std() - 1) < 0.03

@@ -35,7 +35,7 @@ def published(problem, prompt, noise, iterations):
     for iteration in range(iterations):
         optimizer.zero_grad()
         pixels = problem.generator.sample(latents, problem.generator.encode([prompt]), steps=problem.steps, seed=0)
-        loss = -reward(pixels, [prompt]).sum()
+        loss = -problem.reward(pixels, [prompt]).sum()
         scores.append(-loss.item())
         if loss.item() < best:
             best, image = loss.item(), pixels.detach()
@@ -48,7 +48,9 @@ def published(problem, prompt, noise, iterations):
     return image, scores
 
 
-def test_it_is_the_published_search_sample_by_sample(problem, noise):
+@pytest.mark.parametrize("weight", [1.0, 1e-3], ids=["clipped", "within the clip"])
+def test_it_is_the_published_search_sample_by_sample(generator, noise, weight):
+    problem = Problem(generator, lambda pixels, prompts: weight * reward(pixels, prompts))
     ours = ReNO(6).generate(problem, PROMPTS, noise)
     assert ours.scores is not None
     for i, prompt in enumerate(PROMPTS):
