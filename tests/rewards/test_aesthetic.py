@@ -1,6 +1,9 @@
 """The aesthetic heads: released layouts, the head on unit features, gradients, and files off the Hub."""
 
+import contextlib
+import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,6 +129,11 @@ def test_files_off_the_hub_are_kept_and_asked_for_once(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
         link.fetch()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    cut = SimpleNamespace(headers={"Content-Length": "99"}, read=io.BytesIO(b"weig").read)
+    with monkeypatch.context() as patched:
+        patched.setattr("urllib.request.urlopen", lambda url, timeout: contextlib.nullcontext(cut))
+        with pytest.raises(InputError, match="ended after 4 of 99 bytes"):
+            link.fetch()
     assert link.fetch().read_bytes() == b"weights"
     served.unlink()
     assert link.fetch().read_bytes() == b"weights"

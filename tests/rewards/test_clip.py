@@ -273,9 +273,11 @@ def test_a_device_of_its_own_is_kept(build):
     """There is one device here, so that it is told by where the pictures are seen to go."""
     reward = build(device="meta")
     assert reward.device.type == "cpu"
+    reward.texts(PROMPTS)
     reward.score = lambda resized, prompts: torch.zeros(len(resized)) + (resized.device.type == "meta")  # type: ignore[method-assign]
     assert reward(pictures(), PROMPTS).tolist() == [1.0, 1.0]
     assert reward.device.type == "meta"
+    assert reward.texts.made == {}  # features of the other device
 
 
 # Long prompts

@@ -49,9 +49,13 @@ def green(pixels, prompts):
     return pixels[:, 1].mean((1, 2))
 
 
-def run(sd_pipeline, settings, **more):
+def chancy(pixels, prompts):
+    return 20 * (pixels * torch.rand(pixels.shape)).flatten(1).mean(1)
+
+
+def run(sd_pipeline, settings, reward=None, **more):
     generator, network = build(sd_pipeline)
-    reward = WeightedSum({"redness": 20.0})
+    reward = reward or WeightedSum({"redness": 20.0})
     return network, train(generator, network, reward, PROMPTS, settings, progress=False, **more)
 
 
@@ -63,8 +67,8 @@ def test_watching_changes_nothing_and_reads_the_same_pictures(sd_pipeline):
         assert not pixels.requires_grad
         return green(pixels, prompts)
 
-    network, result = run(sd_pipeline, config(watched_every=2, accumulation=2), watched=watched)
-    again, other = run(sd_pipeline, config(accumulation=2))
+    network, result = run(sd_pipeline, config(watched_every=2, accumulation=2), chancy, watched=watched)
+    again, other = run(sd_pipeline, config(accumulation=2), chancy)
     assert same(state(network), state(again))
     assert [row["step"] for row in result.history if "watched_reward" in row] == [2, 4, 6]
     expected = torch.cat(pictures[:2])[:, 1].mean().item()

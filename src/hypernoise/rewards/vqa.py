@@ -105,14 +105,13 @@ class VqaReward(NetworkReward):
         longest = max(len(ids) for ids in texts)
         ids = torch.zeros(len(texts), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):  # padded in front: all answers end together
+        for row, text in enumerate(texts):  # padded in front, where positions are relative: all answers end together
             ids[row, longest - len(text) :], mask[row, longest - len(text) :] = text, 1
         ids, mask, answer = ids.to(self.device), mask.to(self.device), self.answer.to(self.device)
         network: Any = self.network
         logits = network(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             pixel_values=normalise(resized, self.row.mean, self.row.std).to(self.dtype),
             logits_to_keep=len(answer) + 1,
             use_cache=False,

@@ -1,4 +1,4 @@
-"""Released weights into transformers' models: from the Hub when asked for by name, strictly, and never unpickled.
+"""Released weights into transformers' models: from the Hub when asked for by name, strictly, running no code of theirs.
 
 A file is safetensors or is read by `torch.load(weights_only=True)`. Every key must find its place: a checkpoint
 with missing, unexpected or misshapen tensors is refused with their names.
@@ -75,6 +75,9 @@ class Linked:
         try:
             with urllib.request.urlopen(self.url, timeout=60) as answer, part.open("wb") as sink:
                 shutil.copyfileobj(answer, sink)
+                whole = int(answer.headers.get("Content-Length", sink.tell()))
+                if sink.tell() != whole:
+                    raise OSError(f"the connection ended after {sink.tell()} of {whole} bytes")
             os.replace(part, file)
         except OSError as error:
             raise InputError(f"{told}: {error}") from error
