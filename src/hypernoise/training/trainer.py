@@ -214,9 +214,9 @@ def _fixed_settings(
 ) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to reach the same numbers."""
     free = {"checkpoint_every", "watch", "watch_every"} | ({"steps"} if not config.decay else set())
-    if config.lipschitz == "free":
-        free |= {"lipschitz", "lipschitz_bound", "lipschitz_weight"}
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
+    if config.lipschitz == "free":  # as checkpoints were before there was a limit
+        settings |= {"lipschitz": None, "lipschitz_bound": None, "lipschitz_weight": None}
     rewards = reward.weights if isinstance(reward, WeightedSum) else getattr(reward, "__name__", type(reward).__name__)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
     fixed = {
