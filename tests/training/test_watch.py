@@ -73,6 +73,19 @@ def test_resuming_a_clamped_run_equals_no_interruption(sd_pipeline, tmp_path):
     assert not same(state(whole), state(free))
 
 
+def test_a_limit_is_part_of_what_a_resumed_run_must_share(sd_pipeline, tmp_path):
+    run(sd_pipeline, config(steps=1, lipschitz="clamp"), output=tmp_path / "clamped")
+    with pytest.raises(InputError, match="trained with lipschitz = 'clamp'"):
+        run(sd_pipeline, config(steps=2), output=tmp_path / "clamped")
+    run(sd_pipeline, config(steps=1), output=tmp_path / "free")
+    state_file = tmp_path / "free" / "checkpoint-000001" / "state.json"
+    old = json.loads(state_file.read_text())
+    old["fixed"] = {name: value for name, value in old["fixed"].items() if "lipschitz" not in name}
+    state_file.write_text(json.dumps(old))  # as it was written before there was a limit
+    run(sd_pipeline, config(steps=2), output=tmp_path / "free")
+    assert len(rows_of(tmp_path / "free")) == 2
+
+
 def test_a_clamped_lora_stretches_less(sd_pipeline):
     def greatest(**changes):
         generator, network = run(sd_pipeline, config(steps=8, lr=5e-2, kl_weight=0.01, **changes))

@@ -70,12 +70,11 @@ class Failures:
         return {"mode": name, **{field: getattr(self, field) for field in fields}}
 
     def _kept(self, name: str) -> dict[str, Any] | None:
-        """A mode's row from an earlier call, if it was made with the same settings."""
-        file = self.output / name / "row.json"
-        row = json.loads(file.read_text()) if file.is_file() else None
-        if row is not None and row["settings"] != self._settings(name):
-            raise InputError(f"{file.parent} was made with other settings; give another --output or delete it")
-        return row
+        """A mode's row from an earlier call. Raises InputError if that was, or began, with other settings."""
+        settings, row = self.output / name / "settings.json", self.output / name / "row.json"
+        if settings.is_file() and json.loads(settings.read_text()) != self._settings(name):
+            raise InputError(f"{row.parent} was made with other settings; give another --output or delete it")
+        return json.loads(row.read_text()) if row.is_file() else None
 
     def _measure(self, name: str, mode: Any, generator: Any) -> dict[str, Any] | None:
         """Trains and measures a mode, and keeps its row; None if it was interrupted."""
@@ -88,6 +87,7 @@ class Failures:
 
         print(f"{name}: {mode.line}", file=sys.stderr)
         folder = output_folder(self.output / name)
+        write_json(folder / "settings.json", self._settings(name))
         network = LoRANoise(generator, rank=self.rank, seed=self.seed)
         if mode.start:
             move(network, mode.start, self.seed)
@@ -103,7 +103,6 @@ class Failures:
                 return None
             base, row = self._look(generator, network, reward)
             row |= {"method": name, "refused": None, "base": base, "broken": broken(row, base)}
-        row["settings"] = self._settings(name)
         write_json(folder / "row.json", row)
         network.remove()
         return row

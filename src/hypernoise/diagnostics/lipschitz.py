@@ -20,7 +20,7 @@ from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 
-ITERATIONS = 6  # the first few directions of a trained residual stand out: 6 are within a percent there
+ITERATIONS = 6  # the first few directions of a trained residual stand out: 6 come within a few percent
 SILU = 1.0998394  # the greatest slope of x·sigmoid(x), at x = 2.3994
 
 

@@ -245,9 +245,9 @@ def _fixed_settings(
     free = {"checkpoint_every", "watched_every", "patience", "watch", "watch_every"}
     if not config.decay:
         free |= {"steps"}
-    if config.lipschitz == "free":
-        free |= {"lipschitz", "lipschitz_bound", "lipschitz_weight"}
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
+    if config.lipschitz == "free":  # as checkpoints were before there was a limit
+        settings |= {"lipschitz": None, "lipschitz_bound": None, "lipschitz_weight": None}
     named = getattr(reward, "__name__", type(reward).__name__)
     rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
