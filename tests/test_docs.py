@@ -21,7 +21,23 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = ["--steps", "2", "--batch-size", "2"]
 EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
-SHORTENED = {"quickstart": [*QUICK, "--judged", "1"], "train": QUICK, "generate": [], "evaluate": EVALUATED}
+COMPARED = ["--judged", "1", "--noises", "1", "--methods", "best-of-2"]
+TRAINED = ["--train-steps", "1", "--batch-size", "1", "--rank", "1", "--seeds", "0"]
+EXPERIMENT = ["--judged", "1", "--noises", "1", *TRAINED]
+SHORTENED = {
+    "quickstart": [*QUICK, "--judged", "1"],
+    "train": QUICK,
+    "generate": [],
+    "evaluate scenes": EVALUATED,
+    "evaluate rewards": ["--count", "2"],
+    "compare": COMPARED,
+    "experiment redness": [*EXPERIMENT, "--lrs", "1e-3", "--looks", "1"],
+    "experiment amortisation": [*EXPERIMENT, "--searches", "best-of-2", "--against", "reno-2"],
+    "experiment steps": [*EXPERIMENT, "--steps", "1", "2"],
+    "experiment ablations": [*EXPERIMENT, "--ranks", "1"],
+    "failures": ["--steps", "1", "--batch-size", "2", "--judged", "1", "--points", "2", "--modes", "discontinuous"],
+    "diagnose": ["--noises", "8", "--pictures", "16"],
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -41,7 +57,8 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
     for line in commands(page):
         words = shlex.split(line)
         if words[:1] == ["hypernoise"]:
-            assert main([*words[1:], *SHORTENED[words[1]], "--device", "cpu"]) == 0, line
+            name = words[1] if words[1] in SHORTENED else " ".join(words[1:3])
+            assert main([*words[1:], *SHORTENED[name], "--device", "cpu"]) == 0, line
         elif "hypernoise.scenes.make" in words:
             tiny = make.MakeConfig(
                 device="cpu", autoencoder_steps=1, pairs=32, generator_steps=1, batch_size=2, judged=1

@@ -15,28 +15,54 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hypernoise.adapters import load_adapter, save_adapter
+    from hypernoise.diagnostics.diagnosis import diagnose
+    from hypernoise.diagnostics.kl import estimate_kl
+    from hypernoise.diagnostics.lipschitz import spectral_norm
     from hypernoise.errors import InputError
+    from hypernoise.evaluation.compare import Comparison, compare
     from hypernoise.generators.diffusion import DiffusionGenerator
     from hypernoise.generators.module import ModuleGenerator
     from hypernoise.generators.registry import load_generator
+    from hypernoise.methods.best_of_n import BestOfN
+    from hypernoise.methods.finetune import FineTune, LoRATune, finetune, load_finetuned
+    from hypernoise.methods.hypernoise import HyperNoise
+    from hypernoise.methods.plain import Plain
+    from hypernoise.methods.prompt_search import PromptSearch
+    from hypernoise.methods.reno import ReNO
+    from hypernoise.methods.search import Search
     from hypernoise.noise.lora import LoRANoise
     from hypernoise.noise.residual import ResidualNoise
     from hypernoise.objective import exact_kl, l2_kl
     from hypernoise.pipeline import attach, detach
+    from hypernoise.rewards.base import RewardSettings
+    from hypernoise.rewards.check import check_reward
     from hypernoise.rewards.ensemble import WeightedSum, load_reward
     from hypernoise.training.config import Recipe, TrainConfig, read_recipe
     from hypernoise.training.trainer import TrainResult, train
 
 _HOME = {
     "adapters": ("load_adapter", "save_adapter"),
+    "diagnostics.diagnosis": ("diagnose",),
+    "diagnostics.kl": ("estimate_kl",),
+    "diagnostics.lipschitz": ("spectral_norm",),
     "errors": ("InputError",),
+    "evaluation.compare": ("Comparison", "compare"),
     "generators.diffusion": ("DiffusionGenerator",),
     "generators.module": ("ModuleGenerator",),
     "generators.registry": ("load_generator",),
+    "methods.best_of_n": ("BestOfN",),
+    "methods.finetune": ("FineTune", "LoRATune", "finetune", "load_finetuned"),
+    "methods.hypernoise": ("HyperNoise",),
+    "methods.plain": ("Plain",),
+    "methods.prompt_search": ("PromptSearch",),
+    "methods.reno": ("ReNO",),
+    "methods.search": ("Search",),
     "noise.lora": ("LoRANoise",),
     "noise.residual": ("ResidualNoise",),
     "objective": ("exact_kl", "l2_kl"),
     "pipeline": ("attach", "detach"),
+    "rewards.base": ("RewardSettings",),
+    "rewards.check": ("check_reward",),
     "rewards.ensemble": ("WeightedSum", "load_reward"),
     "training.config": ("Recipe", "TrainConfig", "read_recipe"),
     "training.trainer": ("TrainResult", "train"),
@@ -44,24 +70,41 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "BestOfN",
+    "Comparison",
     "DiffusionGenerator",
+    "FineTune",
+    "HyperNoise",
     "InputError",
     "LoRANoise",
+    "LoRATune",
     "ModuleGenerator",
+    "Plain",
+    "PromptSearch",
+    "ReNO",
     "Recipe",
     "ResidualNoise",
+    "RewardSettings",
+    "Search",
     "TrainConfig",
     "TrainResult",
     "WeightedSum",
     "attach",
+    "check_reward",
+    "compare",
     "detach",
+    "diagnose",
+    "estimate_kl",
     "exact_kl",
+    "finetune",
     "l2_kl",
     "load_adapter",
+    "load_finetuned",
     "load_generator",
     "load_reward",
     "read_recipe",
     "save_adapter",
+    "spectral_norm",
     "train",
 ]
 

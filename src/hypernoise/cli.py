@@ -24,7 +24,11 @@ COMMANDS = {
     "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
     "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
+    "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
+    "experiment": Command("experiment", "ExperimentCommand", "run one of the experiments, to its table and verdict"),
+    "diagnose": Command("diagnose", "Diagnose", "what an adapter does to the noise: KL, Lipschitz constant, prompts"),
+    "failures": Command("failures", "Failures", "break noise networks in known ways, and see what gives first"),
 }
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(

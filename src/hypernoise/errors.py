@@ -10,6 +10,11 @@ class InputError(Exception):
     """What was handed in cannot be used; the message names the value and what would be right."""
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, or its name, for a message of one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not in a table, with the nearest one that is."""
     options = sorted(known)

@@ -32,7 +32,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # processes may write the same file at once
     temporary.write_text(text)
     os.replace(temporary, file)
 

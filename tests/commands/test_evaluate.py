@@ -63,7 +63,7 @@ def test_without_an_adapter_the_generator_is_judged_alone(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to evaluate: scenes"),
+        ([], "say what to evaluate: scenes, rewards"),
         (["scene"], "unknown evaluation 'scene'; did you mean 'scenes'"),
         (["scenes", "--steps", "0"], "--steps takes numbers from 1"),
         (["scenes", "--judged", "0"], "--judged must be at least 1"),

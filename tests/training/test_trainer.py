@@ -192,6 +192,35 @@ def test_broken_rewards_stop_the_run_with_a_reason(sd_pipeline, reward, message)
         run(sd_pipeline, config(), reward=reward)
 
 
+def test_a_member_whose_gradient_is_cut_is_named(sd_pipeline):
+    """The sum has a gradient, so that without the check the member would train nothing in silence."""
+
+    def sharpness(pixels, prompts):
+        return pixels.detach().diff(dim=-1).abs().flatten(1).mean(1)
+
+    reward = WeightedSum({"redness": 20.0, "sharpness": 1.0}, {"sharpness": sharpness})
+    with pytest.raises(InputError, match="reward 'sharpness': the gradient is cut"):
+        run(sd_pipeline, config(), reward=reward)
+
+
+def test_members_rewards_are_means_over_the_rounds_too(sd_pipeline):
+    *_, result = run(sd_pipeline, config(steps=1, accumulation=2), reward=WeightedSum({"redness": 20.0}))
+    (row,) = result.history
+    assert row["reward/redness"] == pytest.approx(row["reward"] / 20, rel=1e-5)
+
+
+def test_running_scales_resume_to_the_same_numbers(sd_pipeline, tmp_path):
+    def reward():
+        return WeightedSum({"redness": 1.0, "brightness": 1.0}, normalise=True)
+
+    whole = run(sd_pipeline, config(), reward=reward())
+    run(sd_pipeline, config(steps=3), output=tmp_path, reward=reward())
+    resumed = run(sd_pipeline, config(), output=tmp_path, reward=reward())
+    assert same(state(whole[1]), state(resumed[1]))
+    with pytest.raises(InputError, match="was trained with reward_settings = {'normalise': True}, not None"):
+        run(sd_pipeline, config(), output=tmp_path, reward=WeightedSum({"redness": 1.0, "brightness": 1.0}))
+
+
 def test_no_prompt_is_refused(generator):
     with pytest.raises(InputError, match="no prompt"):
         train(generator, LoRANoise(generator, rank=2), WeightedSum({"redness": 1.0}), [], config())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypernoise
 from hypernoise.files import write_json
+
+if TYPE_CHECKING:
+    from hypernoise.rewards.ensemble import WeightedSum
 
 
 def write_summary(
@@ -26,3 +30,15 @@ def write_summary(
         "results": list(results),
     }
     write_json(output / "summary.json", summary)
+
+
+def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
+    """How many different prompts each reward has cut to what its text encoder reads, if any; also said on stderr."""
+    cut = {name: number for name, number in reward.truncated.items() if number}
+    for name, number in cut.items():
+        print(
+            f"{name}: {number} prompts are longer than its text encoder, and their ends were not scored "
+            "(see --long-prompts)",
+            file=sys.stderr,
+        )
+    return cut

@@ -7,7 +7,10 @@ from typing import Any
 
 from hypernoise.errors import InputError, unknown
 
-EVALUATIONS = {"scenes": ("evaluate_scenes", "EvaluateScenes")}
+EVALUATIONS = {
+    "scenes": ("evaluate_scenes", "EvaluateScenes"),
+    "rewards": ("evaluate_rewards", "EvaluateRewards"),
+}
 
 
 class Evaluate:

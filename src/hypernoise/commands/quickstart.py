@@ -47,7 +47,7 @@ class Quickstart(Recipe):
 
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.evaluate_scenes import grid, table
-        from hypernoise.commands.training import train_recipe
+        from hypernoise.commands.training import reward_settings, train_recipe
         from hypernoise.rewards.ensemble import WeightedSum
         from hypernoise.scenes.benchmark import evaluate, pool
         from hypernoise.scenes.prompts import evaluation_requests
@@ -57,7 +57,7 @@ class Quickstart(Recipe):
             return 130
         generator, network = trained.generator, trained.network
         requests = evaluation_requests(self.judged)
-        reward = WeightedSum(self.rewards)
+        reward = WeightedSum(self.rewards, settings=reward_settings(self))
         with tqdm(total=4 * len(requests), desc="judging", unit="picture") as bar:
             base, ours = (
                 evaluate(generator, f, requests, reward, seeds=2, progress=bar.update) for f in (None, network)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -11,6 +13,7 @@ import tyro
 
 from hypernoise.errors import InputError
 from hypernoise.training.config import Recipe, read_recipe
+from hypernoise.training.parting import Reading, readings
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,32 @@ class Train(Recipe):
         started = train_recipe(self, self.output, self.device)
         if not started.result.finished:
             return 130
-        rows = [{"method": "hypernoise", "steps": self.generator_steps, **_last_means(self.output / "metrics.jsonl")}]
-        write_summary(self.output, "train", self, started.generator.device, rows)
+        metrics = self.output / "metrics.jsonl"
+        seen = readings(metrics, started.result.step)
+        rows = [{"method": "hypernoise", "steps": self.generator_steps, **_last_means(metrics), **_last_watched(seen)}]
+        more = {"ended_early": started.result.parted, "watched": [vars(reading) for reading in seen]}
+        write_summary(self.output, "train", self, started.generator.device, rows, **more)
+        if seen:
+            print(table(seen))
         print(f"adapter: {self.output / 'adapter'}")
         return 0
+
+
+def table(seen: Sequence[Reading], lines: int = 12) -> str:
+    """Trained against watched reward over training, each line the mean of a stretch of readings."""
+    length = math.ceil(len(seen) / lines)
+    told = [f"{'step':>14}{'trained reward':>18}{'watched reward':>18}"]
+    for start in range(0, len(seen), length):
+        part = seen[start : start + length]
+        trained, watched = (sum(getattr(r, name) for r in part) / len(part) for name in ("reward", "watched_reward"))
+        steps = f"{part[0].step}-{part[-1].step}" if len(part) > 1 else str(part[0].step)
+        told.append(f"{steps:>14}{trained:>18.4f}{watched:>18.4f}")
+    return "\n".join(told)
+
+
+def _last_watched(seen: Sequence[Reading], last: int = 5) -> dict[str, float | None]:
+    part = [reading.watched_reward for reading in seen[-last:]]
+    return {"watched_reward": sum(part) / len(part) if part else None}
 
 
 def _last_means(metrics: Path, rows: int = 20) -> dict[str, float]:

@@ -9,15 +9,19 @@ from pathlib import Path
 import torch
 
 from hypernoise.adapters import save_adapter
+from hypernoise.commands.common import tell_cut_prompts
 from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator, check_prompts
-from hypernoise.generators.registry import load_generator
+from hypernoise.generators.registry import load_generator, pick_device
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
+from hypernoise.training.parting import best_stretch, readings
 from hypernoise.training.prompts import read_prompts
 from hypernoise.training.trainer import TrainResult, train
+from hypernoise.training.watch import draw_watched
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,20 @@ class Trained:
     result: TrainResult
 
 
+def reward_settings(recipe: Recipe) -> RewardSettings:
+    """How a recipe wants its rewards to run. InputError for a device that does not exist."""
+    if recipe.reward_device:
+        pick_device(recipe.reward_device)
+    return RewardSettings(
+        recipe.long_prompts, recipe.reward_dtype, recipe.reward_device, checkpointing=recipe.reward_checkpointing
+    )
+
+
 def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     """Trains as the recipe says and writes `output`/adapter; all input is checked before anything is written."""
-    reward = WeightedSum(recipe.rewards)
+    settings = reward_settings(recipe)
+    reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
+    watched = WeightedSum(recipe.watched, settings=settings) if recipe.watched else None
     prompts = read_prompts(recipe.prompts)
     generator = load_generator(recipe.generator, device=device, dtype=getattr(torch, recipe.dtype))
     check_prompts(prompts, generator.pipeline.tokenizer)
@@ -38,8 +53,18 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     found = checkpoints(output)
     if found:
         print(f"going on from {found[-1]} (delete {output} to start anew)", file=sys.stderr)
-    result = train(generator, network, reward, prompts, recipe, output=output)
+    result = train(generator, network, reward, prompts, recipe, watched=watched, output=output)
+    tell_cut_prompts(reward)
+    if result.parted:
+        best = best_stretch(readings(output / "metrics.jsonl", result.step), recipe.patience)
+        print(
+            f"ended early at step {result.step}: the watched reward has fallen since about step {best.step} while "
+            "the trained one has not; the pictures please the trained reward alone",
+            file=sys.stderr,
+        )
     if result.finished:
+        if draw_watched(output / "metrics.jsonl", output / "lipschitz.png"):
+            print(f"watched: {output / 'lipschitz.png'}", file=sys.stderr)
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)
     else:

@@ -113,6 +113,10 @@ class LoRANoise(nn.Module):
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         copy_state(self.trainable_state(), state)
 
+    def scale_output(self, factor: float) -> None:
+        """Multiplies the residual by `factor`, for good: it is linear in the output layer's B."""
+        self.trainable_state()[f"{self.output_layer}.lora_B.weight"].mul_(factor)
+
     def remove(self) -> None:
         """Takes the LoRA out of the denoiser, which is then what it was before, module for module."""
         if self.generator.network is not self:

@@ -44,6 +44,12 @@ class ResidualNoise(nn.Module):
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         return self.network(noise.flatten(1)).unflatten(1, self.noise_shape)
 
+    def scale_output(self, factor: float) -> None:
+        """Multiplies what depends on the noise by `factor`, for good; the shift, the last layer's bias, stays."""
+        weight, _ = list(self.parameters())[-2:]
+        with torch.no_grad():
+            weight.mul_(factor)
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.parameters())
 

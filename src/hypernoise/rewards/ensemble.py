@@ -1,35 +1,59 @@
-"""A weighted sum of rewards that keeps each member's score, and the table of reward names."""
+"""A weighted sum of rewards that keeps each member's scores, and the table of reward names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError, unknown
-from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.base import RewardFunction, RewardSettings
+from hypernoise.rewards.imported import imported
+from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
+from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.scale import RunningScale
 
 REWARDS: dict[str, RewardFunction | str] = {  # a function, or "module:name" of one that is imported when asked for
     **PIXEL_REWARDS,
     "scenes-match": "hypernoise.scenes.scorers:MATCHER",
 }
+NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` fetches released weights
+    "clip": "hypernoise.rewards.clip",
+    "pickscore": "hypernoise.rewards.clip",
+    "hpsv2.1": "hypernoise.rewards.clip",
+    "long-clip": "hypernoise.rewards.clip",
+    "imagereward": "hypernoise.rewards.image_reward",
+    "aesthetic-v1": "hypernoise.rewards.aesthetic",
+    "aesthetic-v2": "hypernoise.rewards.aesthetic",
+    "aesthetic-v2.5": "hypernoise.rewards.aesthetic",
+    "vqascore": "hypernoise.rewards.vqa",
+    "vqascore-small": "hypernoise.rewards.vqa",
+}
 ENSEMBLES: dict[str, dict[str, float]] = {
     "scenes": {"scenes-match": 20.0},
+    "human-preference": {"imagereward": 1.0, "hpsv2.1": 5.0, "pickscore": 0.05, "clip": 0.01},  # arXiv 2508.09968
 }
 
 
-def load_reward(name: str) -> RewardFunction:
-    """The reward, or the weighted ensemble, of a name.
+def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunction:
+    """The reward, or the weighted ensemble, of a name, or the user's own of an import path "module:name".
 
-    Raises InputError, with the nearest name, for one that is not known.
+    Raises:
+        InputError: a name that is not known (with the nearest), a path that cannot be imported, or weights
+            that cannot be had.
     """
     if name in ENSEMBLES:
-        return WeightedSum(ENSEMBLES[name])
+        return WeightedSum(ENSEMBLES[name], settings=settings)
+    if name in NETWORKS:
+        return import_module(NETWORKS[name]).load(name, settings or RewardSettings())
+    if name not in REWARDS and ":" in name:
+        return imported(name)
     if name not in REWARDS:
-        raise unknown("reward", name, [*ENSEMBLES, *REWARDS])
+        raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *REWARDS])
     reward = REWARDS[name]
     if isinstance(reward, str):
         module, _, attribute = reward.partition(":")
@@ -47,24 +71,84 @@ def members_of(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 class WeightedSum:
-    """Σ weight · reward over named members; `last` holds each member's unweighted mean of the last call.
+    """Σ weight · reward over named members, which share one resize; the name of an ensemble stands for its members.
 
-    The name of an ensemble stands for its members.
+    Args:
+        weights: by name.
+        members: rewards of one's own, by name; the others are loaded with `settings`.
+        normalise: divide each member's scores by their running deviation over training (see `RunningScale`),
+            so that a weight says how many deviations of its member count as much as one of another.
+
+    `scores` holds each member's scores [B] of the last call, before weight and scale.
     """
 
-    def __init__(self, weights: Mapping[str, float], members: Mapping[str, RewardFunction] | None = None):
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        members: Mapping[str, RewardFunction] | None = None,
+        *,
+        settings: RewardSettings | None = None,
+        normalise: bool = False,
+    ):
         if not weights:
             raise InputError("no reward was given; for example rewards: {redness: 1.0}")
         self.weights = members_of(weights)
-        self.members = {name: (members or {}).get(name) or load_reward(name) for name in self.weights}
+        self.members = {name: (members or {}).get(name) or load_reward(name, settings) for name in self.weights}
         self.name = "+".join(weights)
-        self.last: dict[str, Tensor] = {}
+        self.settings = settings or RewardSettings()
+        self.scales = {name: RunningScale() for name in self.weights} if normalise else {}
+        self.scores: dict[str, Tensor] = {}
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1]."""
-        scores = {name: member(pixels, prompts) for name, member in self.members.items()}
-        for name, score in scores.items():
+        self.scores = self._each(pixels, prompts)
+        for name, score in self.scores.items():
             if score.shape != (len(pixels),):
                 raise InputError(f"reward {name!r} gave shape {list(score.shape)}; it must give one score per picture")
-        self.last = {name: score.detach().mean() for name, score in scores.items()}
-        return torch.stack([self.weights[name] * score for name, score in scores.items()]).sum(0)
+            if self.scales and score.requires_grad:  # in training
+                self.scales[name].see(score)
+        parts = [self.weights[name] / self._scale(name) * score for name, score in self.scores.items()]
+        return torch.stack(parts).sum(0)
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """Each member's mean score of the last call, before weight and scale."""
+        return {name: score.detach().mean() for name, score in self.scores.items()}
+
+    @property
+    def state(self) -> dict[str, list[float]]:
+        """What a resumed run needs to reach the same numbers: the running deviations, if they are used."""
+        return {name: scale.state for name, scale in self.scales.items()}
+
+    def load_state(self, state: Mapping[str, list[float]]) -> None:
+        self.scales = {name: RunningScale(*state[name]) for name in self.scales}
+
+    @property
+    def described(self) -> dict[str, Any] | None:
+        """What changes its numbers beside the weights; None if nothing does."""
+        numbers = {"long_prompts": self.settings.long_prompts, "dtype": self.settings.dtype}
+        usual = RewardSettings()
+        changed = {name: value for name, value in numbers.items() if value != getattr(usual, name)}
+        return {**changed, **({"normalise": True} if self.scales else {})} or None
+
+    @property
+    def truncated(self) -> dict[str, int]:
+        """How many different prompts each member that reads them has cut."""
+        windows: dict[str, Any] = {name: getattr(member, "windows", None) for name, member in self.members.items()}
+        return {name: found.truncated for name, found in windows.items() if found is not None}
+
+    def _each(self, pixels: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        resized: dict[Resize, Tensor] = {}
+        scores = {}
+        for name, member in self.members.items():
+            if isinstance(member, NetworkReward):
+                resize = member.resize.of(pixels)
+                if resize not in resized:
+                    resized[resize] = resize(pixels)
+                scores[name] = member.seen(resized[resize], prompts)
+            else:
+                scores[name] = member(pixels, prompts)
+        return scores
+
+    def _scale(self, name: str) -> float:
+        return self.scales[name].value if self.scales else 1.0

@@ -21,6 +21,7 @@ from hypernoise.errors import InputError
 from hypernoise.files import atomic_folder, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.rewards.ensemble import WeightedSum
 
 KEPT = 2
 
@@ -34,6 +35,7 @@ def save_checkpoint(
     schedule: LRScheduler,
     *,
     fixed: Mapping[str, Any],
+    reward: WeightedSum | None = None,
 ) -> Path:
     """Writes `output`/checkpoint-STEP, whole or not at all, and drops all but the last two.
 
@@ -45,7 +47,8 @@ def save_checkpoint(
     with atomic_folder(folder) as temporary:
         write_adapter(network, temporary, generator=generator, training={**fixed, "steps": step})
         torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, temporary / "optimizer.pt")
-        write_json(temporary / "state.json", {"step": step, "fixed": dict(fixed)})
+        scales = reward.state if reward is not None else {}
+        write_json(temporary / "state.json", {"step": step, "fixed": dict(fixed), "reward_scales": scales})
     for old in checkpoints(output)[:-KEPT]:
         shutil.rmtree(old)
     return folder
@@ -65,6 +68,7 @@ def load_checkpoint(
     schedule: LRScheduler,
     *,
     fixed: Mapping[str, Any],
+    reward: WeightedSum | None = None,
 ) -> int:
     """Restores a run's state and returns its step. Raises InputError if settings or base are not the saved ones."""
     state = json.loads((folder / "state.json").read_text())
@@ -80,4 +84,6 @@ def load_checkpoint(
     saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     optimizer.load_state_dict(saved["optimizer"])
     schedule.load_state_dict(saved["schedule"])
+    if reward is not None:
+        reward.load_state(state.get("reward_scales", {}))
     return int(state["step"])

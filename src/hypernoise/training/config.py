@@ -38,6 +38,25 @@ Weights = Annotated[
 ]
 """Names and weights: a mapping or one name in a recipe, NAME=WEIGHT words on the command line; no weight is 1."""
 
+WATCHES = ("lipschitz", "kl")
+
+
+def _names_from_flags(flags: list[str]) -> tuple[str, ...]:
+    return tuple(name for flag in flags for name in flag.split(",") if name)
+
+
+Watch = Annotated[
+    tuple[str, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME[,NAME ...]",
+        instance_from_str=_names_from_flags,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=list,
+    ),
+]
+"""Names out of `WATCHES`: a name or a list in a recipe, separated by commas or spaces on the command line."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -66,20 +85,40 @@ class TrainConfig:
     """Denoiser calls per picture in training; the gradient goes through all of them."""
     checkpoint_every: int = 100
     """Updates between checkpoints; the last two are kept."""
+    watched_every: int = 10
+    """Updates between readings of the watched reward, if there is one."""
+    patience: int = 0
+    """Readings in a stretch: training ends when over a stretch the watched reward has fallen from its best while
+    the trained one has not. 0: never."""
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights and the autocast; what trains is always fp32."""
+    watch: Watch = ()
+    """lipschitz, kl: measured on a few noises of their own every watch_every updates, into metrics.jsonl."""
+    watch_every: int = 50
+    lipschitz: Literal["free", "penalty", "clamp"] = "free"
+    """Keeps the residual's Lipschitz constant near (penalty) or under (clamp) lipschitz_bound."""
+    lipschitz_bound: float = 0.5
+    """Below 1 the KL term can be trusted."""
+    lipschitz_weight: float = 100.0
+    """Of the penalty, on the squared excess over the bound."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every"):
+        counts = ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every")
+        for name in (*counts, "watched_every", "watch_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr", "clip"):
+        for name in self.watch:
+            if name not in WATCHES:
+                raise unknown("watch", name, WATCHES)
+        for name in ("lr", "clip", "lipschitz_bound"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be a positive number, not {getattr(self, name)}")
-        for name in ("kl_weight", "warmup", "weight_decay"):
+        for name in ("kl_weight", "warmup", "weight_decay", "lipschitz_weight"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.patience != 0 and self.patience < 3:
+            raise InputError(f"patience must be 0 (never stop early) or at least 3 readings, not {self.patience}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
         if self.batch_size % self.accumulation:
@@ -97,6 +136,19 @@ class Recipe(TrainConfig):
     """A registered name or a pipeline directory."""
     rewards: Weights = field(default_factory=lambda: {"redness": 1.0})
     """Names of rewards or ensembles, and their weights in the sum."""
+    watched: Weights = field(default_factory=dict)
+    """Rewards that are not trained on, only measured, to tell whether the trained ones are being hacked."""
+    normalise_rewards: bool = False
+    """Divide each reward by its running standard deviation, so that weights are in deviations."""
+    long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
+    """Prompts beyond a reward's text encoder: cut them (told once, counted), or score windows that fit and take
+    the mean or the soft minimum."""
+    reward_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of rewards that are networks; their scores are fp32."""
+    reward_device: str = ""
+    """Where rewards that are networks are; empty: with the pictures."""
+    reward_checkpointing: bool = False
+    """Compute the rewards' activations again for the gradient: less memory, more time."""
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
     rank: int = 16
@@ -109,11 +161,13 @@ class Recipe(TrainConfig):
             raise InputError(f"rank must be at least 1, not {self.rank}")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InputError(f"alpha must be a positive number, not {self.alpha}")
-        for name, weight in self.rewards.items():
+        for name, weight in [*self.rewards.items(), *self.watched.items()]:
             if not math.isfinite(weight):
                 raise InputError(f"the weight of reward {name!r} must be a number, not {weight}")
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
+        if self.patience and not self.watched:
+            raise InputError("patience needs a watched reward; for example watched: {pickscore: 1.0}")
 
 
 def read_recipe(file: str | Path) -> Recipe:
@@ -149,6 +203,11 @@ def _checked(name: str, value: Any, hint: Any, file: str | Path) -> Any:
         if value not in options:
             raise InputError(f"recipe {file}: {name} must be one of {', '.join(options)}, not {value!r}")
         return value
+    if typing.get_origin(hint) is tuple:
+        names = value.split(",") if isinstance(value, str) else value
+        if not (isinstance(names, list) and all(isinstance(part, str) for part in names)):
+            raise InputError(f"recipe {file}: {name} must be a name or a list of names, not {value!r}")
+        return tuple(part.strip() for part in names)
     if typing.get_origin(hint) is dict:
         if isinstance(value, str):
             return {value: 1.0}

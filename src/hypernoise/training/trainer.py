@@ -26,22 +26,30 @@ from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from hypernoise.training.config import TrainConfig
+from hypernoise.training.limit import clamp, lipschitz_seen, scalable, squared_excess
 from hypernoise.training.noise import key_of, keyed_noise
+from hypernoise.training.parting import Reading, parted, readings
 from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.tracking import MetricsLog
+from hypernoise.training.watch import watch
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did: the step it reached, its rows (one per step of this call), and its last checkpoint."""
+    """What a run did: the step it reached, its rows (one per step of this call), and its last checkpoint.
+
+    `finished` is False if it was interrupted and the same call would go on.
+    """
 
     step: int
     finished: bool
     history: list[dict[str, float]]
     checkpoint: Path | None
+    parted: bool = False  # it ended early: the watched reward fell while the trained one did not
 
 
 def train(
@@ -51,6 +59,7 @@ def train(
     prompts: list[str],
     config: TrainConfig,
     *,
+    watched: RewardFunction | None = None,
     output: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -62,6 +71,8 @@ def train(
 
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
+        watched: a reward that is only measured, every `watched_every` steps, on the same pictures; with `patience`
+            the run ends when it and the trained reward part (`parting.parted`).
         output: where metrics.jsonl and checkpoints go; nothing is written if None.
         resume: go on from the newest checkpoint in `output`, if there is one; if False, they are removed.
 
@@ -69,10 +80,15 @@ def train(
 
     Raises:
         InputError: no prompt, a batch that processes and accumulation do not divide, a reward without
-            gradient, a non-finite loss or gradient, or a checkpoint of other settings or of a later step.
+            gradient, a non-finite loss or gradient, a checkpoint of other settings or of a later step, or a
+            clamp on a network that cannot be scaled.
     """
     if not prompts:
         raise InputError("no prompt to train on")
+    if config.patience and watched is None:
+        raise InputError("patience needs a watched reward")
+    if config.lipschitz == "clamp" and not scalable(network):
+        raise InputError(f"lipschitz: clamp needs a network with scale_output, which {network.kind!r} has not")
     accelerator = Accelerator(device_placement=False)
     per_round = _samples_per_round(config, accelerator.num_processes)
     if isinstance(network, nn.Module):
@@ -81,13 +97,14 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config))
     folder = Path(output) if output is not None else None
     fixed = _fixed_settings(config, generator, network, reward, prompts)
+    scales = reward if isinstance(reward, WeightedSum) else None
     step, checkpoint = 0, None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         found = checkpoints(folder)
         if found and resume:
             checkpoint = found[-1]
-            step = load_checkpoint(checkpoint, network, generator, optimizer, schedule, fixed=fixed)
+            step = load_checkpoint(checkpoint, network, generator, optimizer, schedule, fixed=fixed, reward=scales)
         elif accelerator.is_main_process:
             for old in found:
                 shutil.rmtree(old)
@@ -99,15 +116,18 @@ def train(
         accelerator.prepare_model(network, device_placement=False) if isinstance(network, nn.Module) else network
     )
     history: list[dict[str, float]] = []
+    seen = readings(folder / "metrics.jsonl", step) if folder is not None and step else []
+    apart = parted(seen, config.patience)  # a run that has ended early does not go on
 
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (progress and accelerator.is_main_process))
     with bar, _stop_requested() as stop_requested:
-        stopping = False
+        stopping = apart
         while step < config.steps and not stopping:
             started = time.perf_counter()
             torch.manual_seed(key_of(config.seed, step))  # for rewards that draw random numbers
             texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
-            sums = torch.zeros(3, device=generator.device)
+            sums = torch.zeros(4, device=generator.device)
+            watching = watched is not None and (step + 1) % config.watched_every == 0
             members: dict[str, float] = {}
             for part in range(config.accumulation):
                 first = (part * accelerator.num_processes + accelerator.process_index) * per_round
@@ -128,41 +148,70 @@ def train(
                         )
                     rewards = reward(pixels.to(noise.dtype), mine)  # outside autocast: bf16 would round the scores
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
+                    if config.lipschitz == "penalty":
+                        with _autocast(generator, config):
+                            excess = squared_excess(network, noise, condition, config.lipschitz_bound)
+                        loss = loss + config.lipschitz_weight * excess
                     if not history:
-                        _check_gradient(rewards, pixels)
+                        check_gradients(reward, rewards, pixels)
                     _check_finite("loss", loss, step)
                     accelerator.backward(loss / config.accumulation)
-                sums += torch.stack([loss, rewards.mean(), l2_kl(residual).mean()]).detach().float()
+                shown = torch.zeros_like(rewards)
+                if watched is not None and watching:
+                    with torch.no_grad(), _chance_aside(generator.device):
+                        shown = watched(pixels.detach().to(noise.dtype), mine)
+                parts = loss, rewards.mean(), l2_kl(residual).mean(), shown.mean()
+                sums += torch.stack(parts).detach().float()
                 if isinstance(reward, WeightedSum):
                     for name, value in reward.last.items():
-                        members[f"reward/{name}"] = members.get(name, 0.0) + value.item() / config.accumulation
+                        key = f"reward/{name}"
+                        members[key] = members.get(key, 0.0) + value.item() / config.accumulation
             gradient_norm = nn.utils.clip_grad_norm_(parameters, config.clip)
             _check_finite("gradient's norm", gradient_norm, step)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
+            if config.lipschitz == "clamp":
+                with _autocast(generator, config):
+                    stretch = lipschitz_seen(network, noise, condition)  # type: ignore[possibly-unbound]  # of the last round
+                clamp(network, accelerator.gather(stretch).max().item(), config.lipschitz_bound)  # type: ignore[union-attr]
             step += 1
 
-            loss_mean, reward_mean, kl_mean = (accelerator.reduce(sums, "mean") / config.accumulation).tolist()  # type: ignore[union-attr]
+            loss_mean, reward_mean, kl_mean, watched_mean = (
+                accelerator.reduce(sums, "mean") / config.accumulation
+            ).tolist()  # type: ignore[union-attr]
             row = {
                 "step": step,
                 "loss": loss_mean,
                 "reward": reward_mean,
                 "kl": kl_mean,
                 **members,
+                **({"watched_reward": watched_mean} if watching else {}),
                 "gradient_norm": float(gradient_norm),
                 "seconds": round(time.perf_counter() - started, 4),
             }
+            if (
+                config.watch
+                and accelerator.is_main_process
+                and (step % config.watch_every == 0 or step == config.steps)
+            ):
+                with _autocast(generator, config):
+                    row |= watch(config.watch, generator, network, prompts, seed=config.seed)
             history.append(row)
             bar.set_postfix(reward=f"{reward_mean:.4f}", kl=f"{kl_mean:.3f}", refresh=False)
             bar.update()
             if log is not None:
                 log.write(row)
-            stopping = stop_requested()
+            if watching:
+                seen.append(Reading(step, reward_mean, watched_mean))
+                apart = parted(seen, config.patience)
+            stopping = stop_requested() or apart
             due = stopping or step == config.steps or step % config.checkpoint_every == 0
             if folder is not None and accelerator.is_main_process and due:
-                checkpoint = save_checkpoint(folder, step, network, generator, optimizer, schedule, fixed=fixed)
-    return TrainResult(step, step >= config.steps, history, checkpoint)
+                checkpoint = save_checkpoint(
+                    folder, step, network, generator, optimizer, schedule, fixed=fixed, reward=scales
+                )
+    return TrainResult(step, step >= config.steps or apart, history, checkpoint, apart)
 
 
 def _samples_per_round(config: TrainConfig, processes: int) -> int:
@@ -193,30 +242,24 @@ def _fixed_settings(
     config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: list[str]
 ) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to reach the same numbers."""
-    free = {"checkpoint_every"} if config.decay else {"checkpoint_every", "steps"}
+    free = {"checkpoint_every", "watched_every", "patience", "watch", "watch_every"}
+    if not config.decay:
+        free |= {"steps"}
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
-    rewards = reward.weights if isinstance(reward, WeightedSum) else getattr(reward, "__name__", type(reward).__name__)
+    if config.lipschitz == "free":  # as checkpoints were before there was a limit
+        settings |= {"lipschitz": None, "lipschitz_bound": None, "lipschitz_weight": None}
+    named = getattr(reward, "__name__", type(reward).__name__)
+    rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
     fixed = {
         **settings,
         "generator": generator.name,
         "network": {"kind": network.kind, **network.settings},
         "rewards": rewards,
+        "reward_settings": how,
         "prompts": f"{len(prompts)} prompts, sha256 {digest}",
     }
     return json.loads(json.dumps(fixed))  # as it will be read back
-
-
-def _check_gradient(rewards: torch.Tensor, pixels: torch.Tensor) -> None:
-    """Silence here would train nothing: the rewards must really depend on the pixels."""
-    gradient = None
-    if rewards.requires_grad:
-        (gradient,) = torch.autograd.grad(rewards.sum(), pixels, retain_graph=True, allow_unused=True)
-    if gradient is None or not gradient.any():
-        raise InputError(
-            "the reward's gradient is cut: its scores do not depend differentiably on the pixels "
-            "(a detach, a no_grad, rounding or numpy inside it)"
-        )
 
 
 def _check_finite(what: str, value: torch.Tensor, step: int) -> None:
@@ -226,6 +269,13 @@ def _check_finite(what: str, value: torch.Tensor, step: int) -> None:
 
 def _autocast(generator: Generator, config: TrainConfig) -> torch.autocast:
     return torch.autocast(generator.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+
+
+@contextmanager
+def _chance_aside(device: torch.device) -> Iterator[None]:
+    """Random numbers drawn inside the block are drawn again after it: watching changes nothing that trains."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,197 @@
+"""`hypernoise compare`: ways to spend compute, on the same prompts and noises."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tyro
+
+from hypernoise.errors import InputError
+from hypernoise.training.config import Weights
+
+SHOWN = 12  # prompts on the contact sheet
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare methods on the same prompts and noises: score, reward, artefacts, diversity, calls and time.
+
+    plain comes first whether named or not: gains are over it, with paired 95 % intervals over prompts. Writes
+    summary.json, pareto.svg, contact_sheet.png and every picture to --output, and finds what is there already:
+    a further method, or the same command after it was stopped, costs only what is missing.
+    """
+
+    methods: tuple[str, ...] = ("plain", "best-of-8", "reno-50")
+    """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS][-xSTARTS], white-reno..., hypernoise,
+    hypernoise-reno..., finetune, prompt-search[-N]."""
+    adapter: tuple[str, ...] = ()
+    """Adapter directories, one per training run, for hypernoise and hypernoise-reno."""
+    finetuned: tuple[str, ...] = ()
+    """Directories of fine-tuned LoRAs, for finetune."""
+    generator: str = "scenes"
+    """A registered name or a pipeline directory."""
+    prompts: str = "scenes"
+    """A text file with a prompt a line, or "scenes" for the embedded world's held-out captions, which are judged."""
+    judged: int = 50
+    """Held-out captions per category; 50 are the benchmark."""
+    noises: int = 4
+    """Pictures per prompt."""
+    steps: tuple[int, ...] = (1,)
+    """Denoiser calls per picture."""
+    rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
+    """What the methods search by, and what is reported."""
+    watched: Weights = field(default_factory=dict)
+    """Rewards that no method sees, reported beside."""
+    rewriter: str = ""
+    """For prompt-search: the address of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY), or the
+    directory of a transformers model; without one, scenes captions are reworded offline."""
+    rewriter_model: str = ""
+    """The model's name at the endpoint."""
+    batch_size: int = 16
+    seed: int = 0
+    shard: str = "0/1"
+    """k/n: this process makes every n-th batch from the k-th on; all write to the same --output."""
+    output: Path = Path("runs/compare")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        return tyro.cli(cls, args=arguments, prog="hypernoise compare")
+
+    def run(self) -> int:
+        shard = self._checked()
+        import torch
+        from tqdm import tqdm
+
+        from hypernoise.commands.common import write_summary
+        from hypernoise.evaluation.compare import compare
+        from hypernoise.evaluation.report import contact_sheet, pareto_svg
+        from hypernoise.files import output_folder, write_text
+        from hypernoise.generators.registry import load_generator
+        from hypernoise.methods.registry import Given, make_methods
+        from hypernoise.rewards.ensemble import WeightedSum
+
+        reward = WeightedSum(self.rewards)
+        watched = WeightedSum(self.watched) if self.watched else None
+        asked = self._asked()
+        given = Given(self.adapter, self.finetuned, self._rewriter(asked.world))
+        methods = make_methods(list(dict.fromkeys(["plain", *self.methods])), given)
+        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
+        for method in methods:  # all are looked at before the first takes minutes
+            adapter = getattr(method, "adapter", None)
+            if adapter is not None:
+                adapter.on(generator)
+        generator.encode(list(dict.fromkeys(asked.prompts)))  # refuses what would be cut
+        output_folder(self.output)
+        total = len(methods) * len(self.steps) * len(asked.prompts) * self.noises
+        with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
+            found = compare(
+                generator,
+                methods,
+                asked.prompts,
+                reward,
+                steps=self.steps,
+                noises=self.noises,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                watched=watched,
+                judge=asked.judge,
+                categories=asked.categories,
+                output=self.output,
+                shard=shard,
+                progress=bar.update,
+            )
+        if found.missing:
+            print(f"{found.missing} batches are left to other shards; any of them ends with the table", file=sys.stderr)
+            return 0
+        write_summary(self.output, "compare", self, generator.device, found.rows, prompts=asked.about)
+        print(found)
+        write_text(self.output / "pareto.svg", pareto_svg(found.rows))
+        firsts = asked.shown(SHOWN)
+        columns = [
+            (name if len(self.steps) == 1 else f"{name}, {steps}", [records.files[i * self.noises] for i in firsts])
+            for (steps, name), records in found.records.items()
+        ]
+        title = "Same prompts, same noises."
+        contact_sheet([asked.prompts[i] for i in firsts], columns, title).save(self.output / "contact_sheet.png")
+        print(f"pictures: {self.output / 'contact_sheet.png'}", file=sys.stderr)
+        return 0
+
+    def _checked(self) -> tuple[int, int]:
+        """The shard; raises InputError for impossible numbers."""
+        for name in ("judged", "noises", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if not self.steps or min(self.steps) < 1:
+            raise InputError(f"--steps takes numbers from 1, such as 1 2 4, not {list(self.steps)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
+        index, slash, count = self.shard.partition("/")
+        if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+            raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {self.shard!r}")
+        return int(index), int(count)
+
+    def _asked(self) -> Asked:
+        if self.prompts == "scenes":
+            return scenes_prompts(self.judged)
+        from hypernoise.training.prompts import read_prompts
+
+        prompts = read_prompts(self.prompts)
+        return Asked(prompts, None, None, {"file": self.prompts, "count": len(prompts)}, world=False)
+
+    def _rewriter(self, scenes: bool) -> Any:
+        if self.rewriter.startswith(("http://", "https://")):
+            from hypernoise.methods.rewriters import EndpointRewriter
+
+            if not self.rewriter_model:
+                raise InputError("--rewriter-model names the model at the endpoint")
+            return EndpointRewriter(self.rewriter, self.rewriter_model)
+        if self.rewriter:
+            from hypernoise.methods.rewriters import LocalRewriter
+
+            return LocalRewriter(self.rewriter)
+        if scenes:
+            from hypernoise.scenes.rewriter import ScenesRewriter
+
+            return ScenesRewriter()
+        return None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts of a comparison, what judges them, and what the summary says of them."""
+
+    prompts: list[str]
+    categories: list[str] | None
+    judge: Any
+    about: dict[str, Any]
+    world: bool  # the scenes world's captions
+
+    def shown(self, number: int) -> list[int]:
+        """Indices of the prompts on the sheet: the first of each category in turn, none picked by its looks."""
+        names = self.categories or ["all"] * len(self.prompts)
+        turn = {i: names[:i].count(name) for i, name in enumerate(names)}
+        return sorted(sorted(turn, key=lambda i: (turn[i], i))[:number])
+
+
+def scenes_prompts(judged: int) -> Asked:
+    """The scenes benchmark's prompts, `judged` per category, and its judge."""
+    from hypernoise.evaluation.records import Judgement
+    from hypernoise.scenes.judge import judge
+    from hypernoise.scenes.prompts import EVALUATION_VERSION, digest, evaluation_requests
+
+    requests = evaluation_requests(judged)
+    by_caption = {request.caption: request for request in requests}
+
+    def judged_by(picture: Any, prompt: str) -> Judgement:
+        verdict = judge(picture, by_caption[prompt])
+        return Judgement(verdict.correct, verdict.artefacts)
+
+    about = {"version": EVALUATION_VERSION, "count": len(requests), "sha256": digest(requests)}
+    categories = [request.category for request in requests]
+    return Asked([request.caption for request in requests], categories, judged_by, about, world=True)

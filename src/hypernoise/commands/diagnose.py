@@ -1,0 +1,101 @@
+"""`hypernoise diagnose --adapter DIR`: one page on what a noise network does to the noise."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import tyro
+
+from hypernoise.errors import InputError
+from hypernoise.training.config import Weights
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Is the KL term to be trusted, how far did the noise go, and does the residual know the prompt?
+
+    Prints a verdict with what to change, and writes diagnosis.png and summary.json to --output.
+    """
+
+    adapter: Path | None = None
+    """An adapter directory."""
+    generator: str = "scenes"
+    """A registered name or a pipeline directory."""
+    prompts: str = "scenes"
+    """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
+    rewards: Weights = field(default_factory=dict)
+    """For the prompt-swap control; what the adapter was trained for, if not given."""
+    noises: int = 32
+    """More make every error smaller."""
+    pictures: int = 256
+    """For the bound on the pictures' divergence, drawn with and without the adapter; 0 leaves it out."""
+    steps: int = 1
+    """Denoiser calls per picture."""
+    batch: int = 16
+    """Noises in memory at once."""
+    seed: int = 0
+    output: Path = Path("runs/diagnose")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        return tyro.cli(cls, args=arguments, prog="hypernoise diagnose")
+
+    def run(self) -> int:
+        if self.adapter is None:
+            raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        from hypernoise.adapters import load_adapter, read_about
+        from hypernoise.commands.common import write_summary
+        from hypernoise.diagnostics.diagnosis import charts, diagnose, findings
+        from hypernoise.files import output_folder
+        from hypernoise.generators.diffusion import check_prompts
+        from hypernoise.generators.registry import load_generator
+        from hypernoise.rewards.ensemble import WeightedSum
+        from hypernoise.training.prompts import read_prompts
+
+        rewards = self.rewards or (read_about(self.adapter).get("training") or {}).get("rewards")
+        if not isinstance(rewards, dict) or not rewards:
+            raise InputError(f"{self.adapter} does not say its rewards; name them, such as --rewards redness=250")
+        reward = WeightedSum(rewards)
+        prompts = read_prompts(self.prompts)
+        generator = load_generator(self.generator, device=self.device)
+        check_prompts(prompts, generator.pipeline.tokenizer)
+        network = load_adapter(generator, self.adapter)
+        output_folder(self.output)
+        found = diagnose(
+            generator,
+            network,
+            reward,
+            prompts,
+            noises=self.noises,
+            pictures=self.pictures,
+            steps=self.steps,
+            seed=self.seed,
+            batch=self.batch,
+        )
+        verdict = findings(found)
+        text = verdict_text(verdict)
+        print(text)
+        rows = [{"name": f.name, "good": f.good, "text": f.text, "advice": f.advice} for f in verdict]
+        write_summary(self.output, "diagnose", self, generator.device, rows, measured=found.as_json())
+        sheet = self.output / "diagnosis.png"
+        charts(found, text).save(sheet)
+        print(f"page: {sheet}", file=sys.stderr)
+        return 0
+
+
+def verdict_text(verdict: list) -> str:
+    """A line per finding, and the advice under those that are not good."""
+    lines = []
+    for finding in verdict:
+        lines.append(f"{'ok ' if finding.good else '!! '}{finding.name:<11}{finding.text}")
+        if finding.advice:
+            lines.append(f"{'':<14}to change it: {finding.advice}")
+    return "\n".join(lines)

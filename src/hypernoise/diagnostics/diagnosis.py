@@ -1,0 +1,276 @@
+"""All instruments on one noise network, and what they say in plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hypernoise.diagnostics.divergence import kl_lower_bound
+from hypernoise.diagnostics.kl import Estimate, KLReport, estimate_kl
+from hypernoise.diagnostics.lipschitz import kl_gap_bound, pairwise_ratios, spectral_norm
+from hypernoise.diagnostics.plots import Line, line_chart, page
+from hypernoise.diagnostics.swap import Swap, swap_control
+from hypernoise.diagnostics.whiteness import Band, Check, band_powers, low_frequency_share, white_checks
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Generator
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.rewards.base import RewardFunction
+from hypernoise.training.noise import keyed_noise
+
+DIAGNOSIS_STEP = 10**9 + 2  # noise key: no training step has it, nor has the evaluation
+MISSED = 0.1  # share of the KL that the L2 term may miss and still be trusted
+GENERIC = 0.2  # share of the gain that another prompt's residual must lose for f to be called prompt-specific
+CERTAIN = 3.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was measured. Lengths and powers are per noise; KLs in nats.
+
+    norms: ‖J‖₂ at each noise. ratios: ‖f(a) − f(b)‖/‖a − b‖ of unrelated noises under one prompt.
+    distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for every noise and prompt.
+    bands: f's power by frequency (None for noise that is no picture), low: its lowest band's share of ‖f‖² and of
+    the dimensions. checks: of x + f against N(0, I). moved: the pictures' divergence, from below (None if not asked).
+    """
+
+    dimensions: int
+    kl: KLReport
+    norms: list[float]
+    ratios: list[float]
+    distance: float
+    constant: float
+    bands: list[Band] | None
+    low: tuple[float, float] | None
+    checks: list[Check]
+    swap: Swap
+    moved: Estimate | None
+
+    @property
+    def lipschitz(self) -> float:
+        """The greatest stretch seen: a lower bound of Lip(f)."""
+        return max(*self.norms, *self.ratios)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "lipschitz": self.lipschitz}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the verdict; `advice` says what to change, if anything."""
+
+    name: str
+    good: bool
+    text: str
+    advice: str = ""
+
+
+def diagnose(
+    generator: Generator,
+    network: NoiseNetwork,
+    reward: RewardFunction,
+    prompts: list[str],
+    *,
+    noises: int = 32,
+    pictures: int = 256,
+    steps: int = 1,
+    seed: int = 0,
+    batch: int = 16,
+) -> Diagnosis:
+    """Measures a noise network on `noises` noises, prompts taken evenly from the list.
+
+    Args:
+        pictures: drawn with f and as many without, for the bound on the pictures' divergence; 0 leaves it out.
+        steps: denoiser calls per picture.
+
+    Raises:
+        InputError: fewer than 8 noises, 1 to 15 pictures, or fewer than two different prompts.
+    """
+    if noises < 8 or 0 < pictures < 16:
+        raise InputError(f"a diagnosis needs at least 8 noises and 16 pictures (or 0), not {noises} and {pictures}")
+    texts = _spread(prompts, noises)
+    noise = _noise(generator, network, seed, range(noises))
+    condition = generator.encode(texts)
+    kl = estimate_kl(network, noise, condition, batch=batch, seed=seed)
+    rows = [slice(start, start + batch) for start in range(0, noises, batch)]
+    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed) for part in rows])
+    other = noise.roll(1, 0)
+    ratios = torch.cat([pairwise_ratios(network, noise[part], other[part], condition[part]) for part in rows])
+    with torch.no_grad():
+        residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in rows])
+    picture_shaped = noise.ndim == 4
+    return Diagnosis(
+        dimensions=noise[0].numel(),
+        kl=kl,
+        norms=norms.tolist(),
+        ratios=ratios.tolist(),
+        distance=(residual.flatten(1).norm(dim=1) / math.sqrt(noise[0].numel())).mean().item(),
+        constant=_constant_share(residual),
+        bands=band_powers(residual) if picture_shaped else None,
+        low=low_frequency_share(residual) if picture_shaped else None,
+        checks=white_checks(noise + residual),
+        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch),
+        moved=_moved(generator, network, prompts, pictures, steps, seed, batch) if pictures else None,
+    )
+
+
+def findings(found: Diagnosis) -> list[Finding]:
+    """The verdict, a line for each question."""
+    lines = [_trust(found), _stretch(found), _distance(found), _white(found), _prompt(found)]
+    if found.low is not None:
+        share, dimensions = found.low
+        text = f"{share:.0%} of ‖f‖² lies in the lowest {dimensions:.0%} of frequencies"
+        lines.append(Finding("spectrum", True, text))
+    if found.moved is not None:
+        lines.append(_data_processing(found, found.moved))
+    return lines
+
+
+def charts(found: Diagnosis, verdict: str) -> Image.Image:
+    """The verdict with its plots on one page."""
+    ranked = sorted(found.norms, reverse=True)
+    numbers = range(1, len(ranked) + 1)
+    drawn = [
+        line_chart(
+            [
+                Line("‖J‖ at each noise", list(zip(numbers, ranked, strict=True)), dots=True),
+                _level("1", 1.0, len(ranked)),
+            ],
+            title="Stretch of the residual, noises ranked",
+        )
+    ]
+    if found.bands is not None:
+        middles = [(band.low + band.high) / 2 for band in found.bands]
+        powers = list(zip(middles, [band.power for band in found.bands], strict=True))
+        drawn.append(line_chart([Line("mean square of f", powers)], title="Spectrum of f", across="frequency"))
+        white = [check for check in found.checks if check.name.startswith("power")]
+        after = list(zip(middles, [check.found for check in white], strict=True))
+        drawn.append(
+            line_chart(
+                [Line("x + f", after), Line("N(0, I)", [(middles[0], 1.0), (middles[-1], 1.0)])],
+                title="Spectrum of the improved noise",
+                across="frequency",
+            )
+        )
+    scores = [(i + 1, check.z) for i, check in enumerate(found.checks)]
+    drawn.append(
+        line_chart(
+            [Line("z-score", scores, dots=True), _level("±3", 3.0, len(scores)), _level("", -3.0, len(scores))],
+            title="x + f against N(0, I): " + f"{len(scores)} statistics",
+        )
+    )
+    return page(verdict, drawn)
+
+
+def _level(name: str, height: float, last: int) -> Line:
+    return Line(name, [(1, height), (last, height)])
+
+
+def _trust(found: Diagnosis) -> Finding:
+    kl, gap = found.kl.kl.value, found.kl.gap
+    text = f"KL {found.kl.kl} nats, of which ½‖f‖² is {found.kl.l2.value:.4g} and the terms left out {gap}"
+    limit = MISSED * max(kl, found.kl.l2.value)
+    if abs(gap.value) + CERTAIN * gap.error <= limit:
+        return Finding("L2 term", True, f"to be trusted: {text}")
+    if abs(gap.value) - CERTAIN * gap.error > limit:
+        return Finding(
+            "L2 term", False, f"not to be trusted: {text}", "train with --lipschitz clamp, or a greater --kl-weight"
+        )
+    return Finding("L2 term", False, f"undecided: {text}", "more --noises; the error falls with their root")
+
+
+def _stretch(found: Diagnosis) -> Finding:
+    seen, bound = found.lipschitz, kl_gap_bound(found.dimensions, found.lipschitz)
+    if seen < 1:
+        text = (
+            f"{seen:.3g} seen, below 1; were it {seen:.3g} everywhere, the terms left out would be {bound:.3g} at most"
+        )
+        return Finding("Lipschitz", True, text)
+    over = sum(norm >= 1 for norm in found.norms)
+    return Finding(
+        "Lipschitz",
+        False,
+        f"{seen:.3g} seen, above 1 at {over} of {len(found.norms)} noises: there the theory bounds nothing, and x + f "
+        "may fold noises onto each other",
+        "train with --lipschitz clamp --lipschitz-bound 0.5, a smaller --lr, or a greater --kl-weight",
+    )
+
+
+def _distance(found: Diagnosis) -> Finding:
+    text = f"‖f‖ is {found.distance:.1%} of √d; {found.constant:.0%} of ‖f‖² is one shift for every noise and prompt"
+    return Finding("distance", True, text)
+
+
+def _white(found: Diagnosis) -> Finding:
+    worst = max(found.checks, key=lambda check: abs(check.z))
+    limit = 3.5  # two-sided 5 % over a hundred independent statistics
+    text = f"{worst.name} is {worst.found:.4g} where N(0, I) has {worst.expected:g}, {worst.z:+.1f} standard errors"
+    if abs(worst.z) < limit:
+        return Finding("white", True, f"x + f cannot be told from N(0, I) by {len(found.checks)} statistics; {text}")
+    return Finding("white", False, f"x + f is not white: {text}", "a greater --kl-weight keeps it nearer")
+
+
+def _prompt(found: Diagnosis) -> Finding:
+    swap = found.swap
+    text = f"reward {swap.own} over plain with its own prompt's f, {swap.swapped} with another's"
+    if swap.own.value <= CERTAIN * swap.own.error:
+        return Finding(
+            "prompt", False, f"no gain is seen: {text}", "train longer, a smaller --kl-weight, more --noises"
+        )
+    share = swap.lost.value / swap.own.value
+    if swap.lost.value > CERTAIN * swap.lost.error and share >= GENERIC:
+        return Finding("prompt", True, f"specific: {share:.0%} of the gain is lost by a swap; {text}")
+    return Finding(
+        "prompt",
+        False,
+        f"generic: {share:.0%} of the gain is lost by a swap, cosine {swap.cosine:.2f}; {text}",
+        "a reward that reads the prompt, if the prompt is meant to matter",
+    )
+
+
+def _data_processing(found: Diagnosis, moved: Estimate) -> Finding:
+    text = f"the pictures moved by at least {moved} nats, the noise by {found.kl.kl}"
+    if moved.value - CERTAIN * moved.error <= found.kl.kl.value + CERTAIN * found.kl.kl.error:
+        return Finding("pictures", True, text)
+    return Finding("pictures", False, f"{text}, which cannot be", "more --noises; one of the two is not yet right")
+
+
+def _constant_share(residual: Tensor) -> float:
+    """‖E f‖² / E‖f‖², without the bias that the mean of n residuals has of its own."""
+    flat = residual.flatten(1).double().cpu()
+    count, total = len(flat), flat.square().sum(1).mean()
+    if not total:
+        return 0.0
+    between = (flat.mean(0).square().sum() * count - total) / (count - 1)
+    return max(0.0, (between / total).item())
+
+
+@torch.no_grad()
+def _moved(
+    generator: Generator, network: NoiseNetwork, prompts: list[str], pictures: int, steps: int, seed: int, batch: int
+) -> Estimate:
+    texts = _spread(prompts, pictures)
+    drawn: list[list[Tensor]] = [[], []]
+    for start in range(0, pictures, batch):
+        some = texts[start : start + batch]
+        condition = generator.encode(some)
+        for side, into in enumerate(drawn):  # other noises on each side: the bound takes its samples as independent
+            numbers = range(1000 + side * pictures + start, 1000 + side * pictures + start + len(some))
+            noise = _noise(generator, network, seed, numbers)
+            noise = noise + network(noise, condition).to(noise) if side == 0 else noise
+            into.append(generator.sample(noise, condition, steps=steps, seed=0).float().cpu())
+    return kl_lower_bound(torch.cat(drawn[0]), torch.cat(drawn[1]))
+
+
+def _noise(generator: Generator, network: NoiseNetwork, seed: int, samples: range) -> Tensor:
+    noise = keyed_noise(generator.noise_shape, seed=seed, step=DIAGNOSIS_STEP, samples=samples)
+    return noise.to(generator.device, network.trainable_parameters()[0].dtype)
+
+
+def _spread(prompts: list[str], count: int) -> list[str]:
+    return [prompts[i * len(prompts) // count] for i in range(count)]

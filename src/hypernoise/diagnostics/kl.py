@@ -1,0 +1,263 @@
+"""How far a noise network really moves the noise: KL(law of x + f(x) || N(0, I)), with its error and its cost.
+
+    KL = E[ ½‖f‖² + Tr J − log|det(I + J)| ],   J the Jacobian of f at x ~ N(0, I)
+
+(arXiv 2508.09968, section 3.) The objective keeps the first term; the rest is the *gap*. log|det| comes from
+
+    exact      the whole Jacobian and its LU: d backward passes a noise; for a few thousand dimensions at most
+    series     Tr log(I + J) = Σ (−1)ᵏ⁺¹ Tr(Jᵏ)/k, traces by random probes (Hutchinson 1990), cut off without bias by
+               Russian roulette (Chen et al. 2019, arXiv 1906.02735); backward passes only; needs Lip(f) < 1
+    arnoldi    the same traces from Krylov spaces of Jᵀ: as many backward passes, and no need of Lip(f) < 1, but of an
+               I + J whose eigenvalues keep away from 0
+    lanczos    ½ Tr log((I + J)ᵀ(I + J)) by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017); any J, at
+               three times the cost, and with more chance in it where J is far from normal
+
+Tr J is taken with the same probes as log|det|. Their first orders then cancel probe by probe, and what is
+left to chance is of second order in J, as the gap itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.linalg import logm
+from torch import Tensor
+
+from hypernoise.diagnostics.linear import Calls, Linearised, jacobian
+from hypernoise.errors import InputError, unknown
+from hypernoise.generators.base import Condition
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.objective import l2_kl
+
+TERMS = 6  # of the series that are always taken
+GO_ON = 0.5  # probability of each further term
+MOST_TERMS = 60  # 2**-54 of the draws would go beyond
+STEPS = 8  # of Arnoldi and of Lanczos
+Method = Literal["exact", "series", "arnoldi", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over noises and its standard error (NaN from a single noise), in nats."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def of(cls, samples: Tensor) -> Estimate:
+        error = samples.std().item() / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
+        return cls(samples.mean().item(), error)
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {self.error:.2g}"
+
+
+@dataclass(frozen=True)
+class KLReport:
+    """What `estimate_kl` found, in nats.
+
+    kl: the whole. l2: E[½‖f‖²], what the objective keeps. gap: kl − l2, with its own, smaller, error.
+    one_sample: the whole again, with x·f in place of Tr J (Stein's lemma): agreement is a check of both.
+    truncation: by how much the last Krylov step still moved the gap (0 for the other methods, which are unbiased);
+    the standard errors do not know of it.
+    samples: noises. calls: network calls spent.
+    """
+
+    kl: Estimate
+    l2: Estimate
+    gap: Estimate
+    one_sample: Estimate
+    truncation: float
+    method: str
+    samples: int
+    calls: Calls
+
+
+def estimate_kl(
+    network: NoiseNetwork,
+    noise: Tensor,
+    condition: Condition,
+    *,
+    method: Method = "arnoldi",
+    probes: int = 1,
+    batch: int = 16,
+    seed: int = 0,
+) -> KLReport:
+    """KL(law of x + f(x, c) || N(0, I)), averaged over the conditions c.
+
+    Args:
+        noise: [B, *noise_shape], drawn from N(0, I); more noises make the errors smaller.
+        condition: of each noise.
+        method: see the top of this module.
+        probes: random probes per noise ("exact" takes none).
+        batch: noises in memory at once; for "exact", rows of the Jacobian.
+        seed: of the probes and the roulette.
+
+    Raises:
+        InputError: an unknown method, or "series" where f is seen to expand (the series diverges).
+    """
+    if method not in ("exact", *PROBED):
+        raise unknown("method", method, ["exact", *PROBED])
+    if not len(noise) or probes < 1 or batch < 1:
+        raise InputError(f"estimate_kl needs a noise, a probe and a batch, not {len(noise)}, {probes} and {batch}")
+    calls, draw = Calls(), torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, len(noise), batch):
+        x, c = noise[start : start + batch], condition[start : start + batch]
+        if method == "exact":
+            parts.append(_exact(network, x, c, batch, calls))
+        else:
+            linear = Linearised(partial(network, condition=c), x, calls)
+            parts.append(_probed(PROBED[method], linear, probes, draw))
+    residual = torch.cat([found for found, _ in parts])
+    trace, volume, step = (torch.cat(values) for values in zip(*(terms for _, terms in parts), strict=True))
+    l2, gap, stein = l2_kl(residual).cpu().double(), trace - volume, _dot(noise.to(residual), residual)
+    return KLReport(
+        kl=Estimate.of(l2 + gap),
+        l2=Estimate.of(l2),
+        gap=Estimate.of(gap),
+        one_sample=Estimate.of(l2 + stein - volume),
+        truncation=abs(step.mean().item()),
+        method=method,
+        samples=len(noise),
+        calls=calls,
+    )
+
+
+Terms = tuple[Tensor, Tensor, Tensor]  # Tr J, log|det(I + J)|, and what the last step added to it; [B] each
+
+
+def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int, calls: Calls) -> tuple[Tensor, Terms]:
+    residuals, traces, volumes = [], [], []
+    for i, x in enumerate(noise):
+        copies = condition[torch.full((min(rows, x.numel()),), i)]
+        linear = Linearised(partial(network, condition=copies), x.expand(len(copies), *x.shape), calls)
+        j = jacobian(linear)
+        residuals.append(linear.residual[:1])
+        traces.append(j.trace())
+        volumes.append(torch.linalg.slogdet(torch.eye(len(j), dtype=j.dtype) + j).logabsdet)
+    trace = torch.stack(traces)
+    return torch.cat(residuals), (trace, torch.stack(volumes), torch.zeros_like(trace))
+
+
+def _probed(
+    estimate: Callable[[Linearised, Tensor, torch.Generator], Terms],
+    linear: Linearised,
+    probes: int,
+    draw: torch.Generator,
+) -> tuple[Tensor, Terms]:
+    found = [estimate(linear, _signs(linear.noise, draw), draw) for _ in range(probes)]
+    trace, volume, step = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
+    return linear.residual, (trace, volume, step)
+
+
+def _signs(like: Tensor, draw: torch.Generator) -> Tensor:
+    """Independent ±1 (Rademacher): of all probes with E[vvᵀ] = I, the ones of least variance on the diagonal."""
+    return (2 * torch.randint(0, 2, like.shape, generator=draw) - 1).to(like)
+
+
+def _series(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
+    """Tr(Jᵏ) = E[vᵀ(Jᵀ)ᵏv]: one backward pass a term. Term k beyond TERMS counts 1/P(the roulette gets there)."""
+    lengths = TERMS + torch.empty(len(probe)).geometric_(1 - GO_ON, generator=draw).long() - 1
+    power = probe
+    trace = volume = torch.zeros(len(probe), dtype=torch.float64)
+    for k in range(1, min(int(lengths.max()), MOST_TERMS) + 1):
+        before, power = power, linear.vjp(power)
+        if k == TERMS:
+            _check_contracts(before, power)
+        moment = _dot(probe, power)
+        trace = moment if k == 1 else trace
+        weight = GO_ON ** -max(0, k - TERMS) * (lengths >= k)
+        volume = volume + (-1) ** (k + 1) / k * weight * moment
+    return trace, volume, torch.zeros_like(volume)
+
+
+def _check_contracts(before: Tensor, power: Tensor) -> None:
+    """After TERMS products the ratio of lengths is close to the modulus of the greatest eigenvalue."""
+    growth = (power.flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp_min(1e-30)).max().item()
+    if growth >= 1:
+        raise InputError(f"the power series diverges: f expands by {growth:.2f} somewhere; use method 'arnoldi'")
+
+
+def _arnoldi(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
+    """vᵀ log(I + Jᵀ) v from the Hessenberg matrix of Jᵀ in v's Krylov space."""
+    steps = min(STEPS, probe[0].numel())
+    length = _dot(probe, probe).sqrt()
+    basis = [probe / _scale(length, probe)]
+    hessenberg = torch.zeros(len(probe), steps + 1, steps, dtype=torch.float64)
+    for k in range(steps):
+        image = linear.vjp(basis[k])
+        for _ in range(2):  # once is not enough in fp32
+            for i, vector in enumerate(basis):
+                share = _dot(vector, image)
+                hessenberg[:, i, k] += share
+                image = image - _scale(share, image) * vector
+        _grow(basis, image, hessenberg[:, k + 1, k])
+    square = hessenberg[:, :steps]
+    trace, volume = length.square() * square[:, 0, 0], length.square() * _log_corner(square)
+    shorter = length.square() * _log_corner(square[:, : steps - 1, : steps - 1]) if steps > 1 else volume
+    return trace, volume, volume - shorter
+
+
+def _grow(basis: list[Tensor], image: Tensor, norms: Tensor) -> None:
+    """Adds image/‖image‖ to an orthonormal basis and its norm to `norms` [B]; zeros where the space is used up."""
+    norm = _dot(image, image).sqrt()
+    alive = norm > 10 * torch.finfo(image.dtype).eps
+    norms.copy_(torch.where(alive, norm, 0.0))
+    basis.append(image * _scale(torch.where(alive, 1 / norm, 0.0), image))
+
+
+def _log_corner(matrix: Tensor) -> Tensor:
+    """The real part of e₁ᵀ log(I + H) e₁ of small matrices H [B, k, k]."""
+    corners = [np.asarray(logm(np.eye(len(h)) + h))[0, 0].real for h in matrix.numpy()]
+    return torch.tensor(corners, dtype=torch.float64)
+
+
+def _lanczos(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
+    """½ vᵀ log(A) v for A = (I + J)ᵀ(I + J), from the tridiagonal matrix of A in v's Krylov space."""
+    steps = min(STEPS, probe[0].numel())
+    length = _dot(probe, probe).sqrt()
+    basis = [probe / _scale(length, probe)]
+    tridiagonal = torch.zeros(len(probe), steps, steps, dtype=torch.float64)
+    trace = torch.zeros_like(length)
+    for k in range(steps):
+        pushed = linear.jvp(basis[k])
+        if k == 0:
+            trace = length.square() * _dot(basis[0], pushed)
+        moved = basis[k] + pushed
+        image = moved + linear.vjp(moved)
+        tridiagonal[:, k, k] = _dot(basis[k], image)
+        for _ in range(2):
+            for vector in basis:
+                image = image - _scale(_dot(vector, image), image) * vector
+        if k + 1 < steps:
+            _grow(basis, image, tridiagonal[:, k, k + 1])
+            tridiagonal[:, k + 1, k] = tridiagonal[:, k, k + 1]
+    volume = length.square() * _log_moment(tridiagonal)
+    shorter = length.square() * _log_moment(tridiagonal[:, : steps - 1, : steps - 1]) if steps > 1 else volume
+    return trace, volume, volume - shorter
+
+
+def _log_moment(tridiagonal: Tensor) -> Tensor:
+    """½ e₁ᵀ log(T) e₁ of symmetric positive definite T [B, k, k]; e₁ has no share in rows of zeros."""
+    values, vectors = torch.linalg.eigh(tridiagonal)
+    return 0.5 * (vectors[:, 0].square() * values.clamp_min(1e-30).log()).sum(-1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products [B], in fp64 on the CPU (not every accelerator has it)."""
+    return (a.flatten(1).cpu().double() * b.flatten(1).cpu().double()).sum(1)
+
+
+def _scale(values: Tensor, like: Tensor) -> Tensor:
+    """Values [B] as factors of tensors shaped as `like`."""
+    return values.to(like).view(-1, *[1] * (like.ndim - 1))
+
+
+PROBED = {"series": _series, "arnoldi": _arnoldi, "lanczos": _lanczos}

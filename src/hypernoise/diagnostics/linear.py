@@ -1,0 +1,75 @@
+"""f near a batch of noises: its value, and products with its Jacobian J, which is never built.
+
+Products use autograd's own two modes, not `torch.func`: its transforms wrap every tensor, and a pipeline
+that hands one to numpy on its way to the denoiser (diffusers' schedulers do) cannot run inside them.
+Forward mode needs the plain attention kernel; the fused ones have no derivative rule for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@dataclass
+class Calls:
+    """Network calls, counted per sample: a jvp is a forward pass in forward mode (about two plain ones), a vjp
+    a backward pass."""
+
+    forwards: int = 0
+    jvps: int = 0
+    vjps: int = 0
+
+
+class Linearised:
+    """A function at fixed points: `residual` [B, ...] is f(x), `jvp` and `vjp` multiply by J(x) and its transpose.
+
+    Args:
+        function: [B, ...] to the same shape, each sample on its own (no batch statistics); differentiable.
+        noise: x [B, ...], in fp32 or better.
+        calls: counts what is spent, if given.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], noise: Tensor, calls: Calls | None = None):
+        self.function = lambda x: function(x).to(x.dtype)  # half-precision networks answer in their own
+        self.noise = noise.detach().contiguous().requires_grad_(True)
+        self.calls = calls or Calls()
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            self._value = self.function(self.noise)
+        self.residual = self._value.detach()
+        self.calls.forwards += len(noise)
+
+    def jvp(self, direction: Tensor) -> Tensor:
+        """J·direction [B, ...], one direction per sample."""
+        self.calls.jvps += len(direction)
+        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            dual = self.function(forward_ad.make_dual(self.noise.detach(), direction.detach()))
+            tangent = forward_ad.unpack_dual(dual).tangent
+        return torch.zeros_like(direction) if tangent is None else tangent
+
+    def vjp(self, direction: Tensor) -> Tensor:
+        """Jᵀ·direction [B, ...], one direction per sample."""
+        self.calls.vjps += len(direction)
+        if not self._value.requires_grad:  # f does not look at the noise, nor at any weight
+            return torch.zeros_like(direction)
+        (product,) = torch.autograd.grad(self._value, self.noise, direction, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(direction) if product is None else product
+
+
+def jacobian(linear: Linearised) -> Tensor:
+    """The whole J [d, d], in fp64 on the CPU, of a function linearised at copies of one noise.
+
+    A backward pass a dimension, as many at a time as there are copies (at most d).
+    """
+    copies, size = len(linear.noise), linear.noise[0].numel()
+    basis = torch.eye(size, dtype=linear.noise.dtype, device=linear.noise.device)
+    whole = torch.empty(size, size, dtype=torch.float64)
+    for start in range(0, size, copies):
+        rows = slice(min(start, size - copies), min(start, size - copies) + copies)  # the last block may overlap
+        whole[rows] = linear.vjp(basis[rows].view_as(linear.noise)).flatten(1).cpu().double()
+    return whole

@@ -1,0 +1,88 @@
+"""Where in frequency a residual lives, and whether improved noise can still be told from N(0, I).
+
+Noise [C, H, W] is read through an orthonormal cosine transform (DCT-II) of each channel: for white noise every
+coefficient is N(0, 1) and independent, so every expectation and standard error below is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy.fft import dctn
+from torch import Tensor
+
+EDGES = (0.0, 0.25, 0.5, 0.75, 1.0, math.sqrt(2))  # of the bands, in units of the highest frequency along an axis
+
+
+@dataclass(frozen=True)
+class Band:
+    """Coefficients with low < frequency ≤ high (the first band holds 0): their share of all, and mean square."""
+
+    low: float
+    high: float
+    share: float
+    power: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """A statistic that is `expected` for N(0, I), as found, and its distance in standard errors."""
+
+    name: str
+    expected: float
+    found: float
+    z: float
+
+
+def band_powers(values: Tensor) -> list[Band]:
+    """The mean square of values [B, C, H, W] by frequency; bands without a frequency at this size are left out."""
+    coefficients = np.asarray(dctn(values.detach().cpu().double().numpy(), axes=(2, 3), norm="ortho"))
+    squares = np.square(coefficients).mean((0, 1))
+    rows, columns = (np.arange(size) / size for size in squares.shape)
+    frequency = np.hypot(rows[:, None], columns)
+    bands = []
+    for low, high in pairwise(EDGES):
+        inside = (frequency <= high) & ((frequency > low) | (low == 0))
+        if inside.any():
+            bands.append(Band(low, high, float(inside.mean()), float(squares[inside].mean())))
+    return bands
+
+
+def low_frequency_share(residual: Tensor) -> tuple[float, float]:
+    """The first band's share of ‖f‖² and of the dimensions."""
+    bands = band_powers(residual)
+    total = sum(band.share * band.power for band in bands)
+    return (bands[0].share * bands[0].power / total if total else 0.0), bands[0].share
+
+
+def white_checks(noise: Tensor) -> list[Check]:
+    """Statistics of noise [B, ...] against N(0, I); the spatial ones only for [B, C, H, W]."""
+    values = noise.detach().cpu().double()
+    count, size = values.numel(), values[0].numel()
+    checks = [
+        _check("mean", values.mean(), 0, 1, count),
+        _check("variance", values.square().mean(), 1, math.sqrt(2), count),
+        _check("variance of ‖z‖² / 2d", _norm_variance(values), 1, math.sqrt(2 + 12 / size), len(values)),
+    ]
+    if values.ndim == 4:
+        across, down = values[..., 1:] * values[..., :-1], values[..., 1:, :] * values[..., :-1, :]
+        checks.append(_check("neighbours across", across.mean(), 0, 1, across.numel()))
+        checks.append(_check("neighbours down", down.mean(), 0, 1, down.numel()))
+        for band in band_powers(values):
+            name = f"power, frequency {band.low:g}-{band.high:.3g}"
+            checks.append(_check(name, band.power, 1, math.sqrt(2), round(count * band.share)))
+    return checks
+
+
+def _check(name: str, found: float | Tensor, expected: float, deviation: float, count: int) -> Check:
+    """A mean of `count` values, each with this standard deviation under N(0, I)."""
+    return Check(name, expected, float(found), (float(found) - expected) * math.sqrt(count) / deviation)
+
+
+def _norm_variance(values: Tensor) -> Tensor:
+    """Mean squared deviation of ‖z‖² from d over its own, 2d; the square of a χ² deviation varies by 2 + 12/d."""
+    size = values[0].numel()
+    return (values.flatten(1).square().sum(1) - size).square().mean() / (2 * size)

@@ -1,0 +1,48 @@
+"""Bootstrap intervals over prompts, whole or within groups."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ROUNDS = 2000
+
+
+def grouped_mean(values: np.ndarray, groups: np.ndarray) -> float:
+    """The mean over groups of each group's mean; `values` and `groups` [prompts]."""
+    return float(np.mean([values[groups == name].mean() for name in np.unique(groups)]))
+
+
+def interval(values: np.ndarray, groups: np.ndarray, rounds: int = ROUNDS) -> list[float] | None:
+    """95 % percentile interval of `grouped_mean`: prompts are resampled within their group.
+
+    Of differences between two methods, prompt by prompt, it is the paired interval of their gain. The same
+    draws are made every time. None where a group is a single prompt, whose spread nobody knows.
+
+    Args:
+        values: [prompts], or [runs, prompts], whose runs are then resampled as well.
+        groups: [prompts].
+    """
+    if min(np.unique(groups, return_counts=True)[1]) < 2:
+        return None
+    means = resampled(values, groups, rounds)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def resampled(values: np.ndarray, groups: np.ndarray, rounds: int = ROUNDS) -> np.ndarray:
+    """`rounds` bootstrap draws of the grouped mean of `values` [prompts] or [runs, prompts].
+
+    Calls with as many runs and the same groups draw the same prompts: their ratio is resampled in pairs.
+    """
+    rng = np.random.default_rng(0)
+    runs = np.atleast_2d(values)
+    names = np.unique(groups)
+    places = [rng.integers(np.sum(groups == name), size=(rounds, np.sum(groups == name))) for name in names]
+    chosen = rng.integers(len(runs), size=(rounds, len(runs)))
+    share = np.stack([(chosen == run).mean(1) for run in range(len(runs))], 1)  # [rounds, runs]
+    by_prompt = share @ runs  # [rounds, prompts]
+    parts = [
+        np.take_along_axis(by_prompt[:, groups == name], place, 1).mean(1)
+        for name, place in zip(names, places, strict=True)
+    ]
+    return np.mean(parts, 0)

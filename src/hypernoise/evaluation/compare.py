@@ -1,0 +1,190 @@
+"""Methods side by side: the same prompts, the same noises, and what each spends.
+
+Every batch of every method is written as it is done, under a name that is a hash of all that decides its
+numbers. So a run that stops goes on, another method costs only itself, and several processes share the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hypernoise
+from hypernoise.adapters import describe_base
+from hypernoise.errors import InputError
+from hypernoise.evaluation.records import Judge, Records, batch_file, keep, measure, picture_file, read
+from hypernoise.evaluation.rows import result_row
+from hypernoise.files import output_folder, write_json
+from hypernoise.generators.base import Generator
+from hypernoise.methods.base import Method, Problem
+from hypernoise.methods.plain import Plain
+from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.noise import keyed_noise
+
+EVALUATION_STEP = 10**9  # noise key of evaluation, as in `evaluate scenes`: no training step has it
+BASE = Plain().name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    rows: one per steps and method, in DESIGN's fields and with gains over plain; empty while batches are missing.
+    records: by (steps, method), what was measured of every picture, and its file if an output was given.
+    missing: batches that other shards have still to make.
+    """
+
+    rows: list[dict[str, Any]]
+    records: dict[tuple[int, str], Records]
+    missing: int
+
+    def __str__(self) -> str:
+        from hypernoise.evaluation.report import table
+
+        return table(self.rows)
+
+
+def compare(
+    generator: Generator,
+    methods: Sequence[Method],
+    prompts: Sequence[str],
+    reward: RewardFunction,
+    *,
+    steps: int | Sequence[int] = 1,
+    noises: int = 4,
+    seed: int = 0,
+    batch_size: int = 16,
+    watched: RewardFunction | None = None,
+    judge: Judge | None = None,
+    categories: Sequence[str] | None = None,
+    output: str | Path | None = None,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int], object] = lambda done: None,
+) -> Comparison:
+    """Draws every prompt from `noises` noises by every method, and measures the pictures.
+
+    Args:
+        reward: what the methods may look at, and what is reported. In `output` rewards and judges are
+            recognised by their names and weights: after a change to their code, take another output.
+        watched: a second reward that no method sees, reported only.
+        judge: says whether a picture shows what was asked; without one there is no score.
+        categories: of each prompt; the score is the mean over categories. All prompts are one if None.
+        output: where batches and pictures are kept, and found again; nothing is kept if None.
+        shard: (k, n): this process makes every n-th batch from the k-th on.
+        progress: told how many pictures were made, or found.
+
+    Raises:
+        InputError: no prompt, no method, two methods of one name, or a shard that is none.
+    """
+    _check(prompts, methods, noises, batch_size, shard, categories)
+    asked = [prompt for prompt in prompts for _ in range(noises)]
+    batches = [range(start, min(start + batch_size, len(asked))) for start in range(0, len(asked), batch_size)]
+    all_steps = [steps] if isinstance(steps, int) else list(steps)
+    shared = {
+        "version": hypernoise.__version__,
+        "generator": _describe(generator),
+        "rewards": [_describe_reward(reward), _describe_reward(watched)],
+        "judge": _name_of(judge),
+        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "noises": noises,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    warm = False
+    with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
+        folders = {
+            (count, method.name): _folder(Path(place) / "methods", method, {**shared, "steps": count})
+            for count in all_steps
+            for method in methods
+        }
+        for count in all_steps:
+            problem = Problem(generator, reward, steps=count, seed=seed)
+            for method in methods:
+                folder = folders[count, method.name]
+                for number in range(shard[0], len(batches), shard[1]):
+                    batch = batches[number]
+                    if not batch_file(folder, number).exists():
+                        texts = [asked[i] for i in batch]
+                        noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batch)
+                        noise = noise.to(generator.device)
+                        if not warm:  # a process's first calls are slow, and would be booked to its first method
+                            measure(Plain().generate(problem, texts, noise), texts, reward, watched, None)
+                            warm = True
+                        result = method.generate(problem, texts, noise)
+                        rows = measure(result, texts, reward, watched, judge)
+                        keep(folder, number, result, rows, [picture_file(i, noises) for i in batch])
+                    progress(len(batch))
+        missing = sum(not batch_file(f, n).exists() for f in folders.values() for n in range(len(batches)))
+        if missing:
+            return Comparison([], {}, missing)
+        found = {key: read(folder, len(batches), noises) for key, folder in folders.items()}
+        groups = np.array(categories if categories is not None else ["all"] * len(prompts))
+        rows = [
+            result_row(name, count, records, found.get((count, BASE)), groups)
+            for (count, name), records in found.items()
+        ]
+    if output is None:
+        found = {key: dataclasses.replace(records, files=[]) for key, records in found.items()}
+    return Comparison(rows, found, 0)
+
+
+def _check(
+    prompts: Sequence[str],
+    methods: Sequence[Method],
+    noises: int,
+    batch_size: int,
+    shard: tuple[int, int],
+    categories: Sequence[str] | None,
+) -> None:
+    if not prompts or not methods:
+        raise InputError(f"compare needs prompts and methods, not {len(prompts)} and {len(methods)} of them")
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise InputError(f"two methods are called {max(names, key=names.count)!r}; each needs a name of its own")
+    if noises < 1 or batch_size < 1:
+        raise InputError(f"noises and batch_size must be at least 1, not {noises} and {batch_size}")
+    if not 0 <= shard[0] < shard[1]:
+        raise InputError(f"there is no shard {shard[0]}/{shard[1]}; the first of four is 0/4, the last 3/4")
+    if categories is not None and len(categories) != len(prompts):
+        raise InputError(f"{len(categories)} categories do not fit {len(prompts)} prompts")
+
+
+def _folder(root: Path, method: Method, shared: dict[str, Any]) -> Path:
+    """The folder of one method, named by a hash of what decides its numbers, which stands in what.json."""
+    known = {**shared, "method": method.settings()}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    folder = output_folder(root / f"{method.name}-{digest[:12]}")
+    if not (folder / "what.json").exists():
+        write_json(folder / "what.json", known)
+    return folder
+
+
+def _describe(generator: Generator) -> dict[str, Any]:
+    about = describe_base(generator) | {"dtype": str(getattr(generator, "dtype", None))}
+    module = getattr(generator, "module", None)
+    if module is not None:  # describe_base looks at a pipeline's weights only
+        digest = hashlib.sha256()
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        about["weights"] = digest.hexdigest()
+    return about
+
+
+def _describe_reward(reward: RewardFunction | None) -> Any:
+    """The weights of a sum, else a name."""
+    return reward.weights if isinstance(reward, WeightedSum) else _name_of(reward)
+
+
+def _name_of(function: Any) -> str | None:
+    named = getattr(function, "name", None) or getattr(function, "__qualname__", type(function).__qualname__)
+    return None if function is None else named

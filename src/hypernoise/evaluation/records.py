@@ -1,0 +1,122 @@
+"""What is kept of every picture of a comparison: a PNG each, and a JSON file per batch with what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hypernoise.files import write_json
+from hypernoise.methods.base import Result, Spent
+from hypernoise.rewards.base import RewardFunction
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A judge's word on one picture; `artefacts` is a share in [0, 1]."""
+
+    right: bool
+    artefacts: float
+
+
+Judge = Callable[[np.ndarray, str], Judgement]
+"""Of one picture, floats [H, W, 3] in [0, 1], and the prompt that was asked."""
+
+MEASURES = ("right", "artefacts", "reward", "watched", "kl")  # of each picture; null where it does not apply
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that was found of one method at one number of steps.
+
+    values: of each of `MEASURES`, [prompts, noises], or None where it does not apply.
+    diversity: mean RMS distance between pixels of pictures of one prompt; None if there is one noise.
+    files: the pictures, prompt after prompt, noise after noise.
+    """
+
+    values: dict[str, np.ndarray | None]
+    diversity: float | None
+    files: list[Path]
+    spent: Spent
+
+
+@torch.no_grad()
+def measure(
+    result: Result, prompts: Sequence[str], reward: RewardFunction, watched: RewardFunction | None, judge: Judge | None
+) -> list[dict[str, Any]]:
+    """What is measured of each picture of a batch, whatever the method itself looked at."""
+    texts = list(prompts)
+    scored = {"reward": reward(result.pixels, texts)}
+    if watched is not None:
+        scored["watched"] = watched(result.pixels, texts)
+    if result.kl is not None:
+        scored["kl"] = result.kl
+    columns = {name: scores.detach().float().cpu().tolist() for name, scores in scored.items()}
+    rows = []
+    for i, prompt in enumerate(texts):
+        row: dict[str, Any] = {"prompt": prompt, **{name: column[i] for name, column in columns.items()}}
+        if result.prompts[i] != prompt:
+            row["drawn_as"] = result.prompts[i]
+        if judge is not None:
+            word = judge(result.pixels[i].permute(1, 2, 0).float().cpu().numpy(), prompt)
+            row |= {"right": float(word.right), "artefacts": word.artefacts}
+        rows.append(row)
+    return rows
+
+
+def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], files: Sequence[str]) -> None:
+    """Writes a batch; its JSON file comes last, so that what is there is whole."""
+    for pixels, name in zip(result.pixels, files, strict=True):
+        picture(pixels).save(folder / name)
+    pictures = [{"file": name, **row} for name, row in zip(files, rows, strict=True)]
+    write_json(batch_file(folder, number), {"pictures": pictures, "spent": dataclasses.asdict(result.spent)})
+
+
+def batch_file(folder: Path, number: int) -> Path:
+    return folder / f"batch-{number:05d}.json"
+
+
+def picture_file(index: int, noises: int) -> str:
+    """Prompt and noise, counted from 0."""
+    return f"{index // noises:04d}-{index % noises}.png"
+
+
+def picture(pixels: Tensor) -> Image.Image:
+    """Of [3, H, W] in [0, 1]."""
+    values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def read(folder: Path, batches: int, noises: int) -> Records:
+    """Every batch of a method, which must all be there."""
+    parts = [json.loads(batch_file(folder, number).read_text()) for number in range(batches)]
+    pictures = [row for part in parts for row in part["pictures"]]
+    values = {
+        name: np.array([row[name] for row in pictures], float).reshape(-1, noises)
+        if all(name in row for row in pictures)
+        else None
+        for name in MEASURES
+    }
+    spent = sum((Spent(**part["spent"]) for part in parts), Spent())
+    files = [folder / picture_file(index, noises) for index in range(len(pictures))]
+    return Records(values, _diversity(files, noises) if noises > 1 else None, files, spent)
+
+
+def distance(a: Path, b: Path) -> float:
+    """RMS distance between the pixels, in [0, 1], of two pictures."""
+    first, second = (np.asarray(Image.open(file), np.float32) / 255 for file in (a, b))
+    return float(np.sqrt(np.square(first - second).mean()))
+
+
+def _diversity(files: Sequence[Path], noises: int) -> float:
+    groups = [files[start : start + noises] for start in range(0, len(files), noises)]
+    return float(np.mean([np.mean([distance(a, b) for a, b in combinations(group, 2)]) for group in groups]))

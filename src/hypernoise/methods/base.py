@@ -1,0 +1,186 @@
+"""The contract of a method: a way of spending compute on a prompt and a noise, and the meter of what it spends.
+
+A method gets a `Problem` (generator, reward, steps), prompts and noises, and gives a `Result`. Calls are
+counted where they happen, by hooks on the denoiser and the decoder, so that no method reports on itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition, Generator
+from hypernoise.rewards.base import RewardFunction
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What every method is given alike: the generator, its steps, and the reward to raise."""
+
+    generator: Generator
+    reward: RewardFunction
+    steps: int = 1
+    seed: int = 0  # of the noise that a stochastic scheduler adds between steps
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a batch took in all. Calls count samples: a denoiser call on a batch of 8 is 8 forwards.
+
+    seconds: from prompts and noise to pictures, text encoding included.
+    peak_bytes: the most accelerator memory held at once; None on devices that do not tell.
+    """
+
+    denoiser_forwards: int = 0
+    denoiser_backwards: int = 0
+    decodes: int = 0
+    reward_calls: int = 0
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+
+    def __add__(self, other: Spent) -> Spent:
+        """Both, one after the other: calls and seconds add up, the peak is the higher one."""
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(Spent)[:-1]}
+        peaks = [peak for peak in (self.peak_bytes, other.peak_bytes) if peak is not None]
+        return Spent(**sums, peak_bytes=max(peaks, default=None))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method made of a batch.
+
+    pixels: [B, 3, H, W] in [0, 1], fp32 or better, without a graph.
+    noise: [B, *noise_shape] they were drawn from.
+    prompts: they were drawn with.
+    kl: [B] in nats, how far the noise's law has moved, as far as the method knows it; None where the noise
+        is not what the method changes.
+    scores: [B, candidates] every reward the method looked at, in order, NaN where a sample had stopped; None
+        if it looked at none.
+    """
+
+    pixels: Tensor
+    noise: Tensor
+    prompts: list[str]
+    kl: Tensor | None
+    scores: Tensor | None
+    spent: Spent
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way to spend compute on the same prompts and noises."""
+
+    @property
+    def name(self) -> str:
+        """As in tables and on the command line, such as best-of-8."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides its numbers, as JSON values: what a cached result is recognised by."""
+        ...
+
+    def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
+        """Pictures of `prompts` from `noise` [B, *noise_shape] ~ N(0, I), or from what it makes of them.
+
+        A sample's outcome depends on its own prompt and noise alone, not on its batch, as far as the generator's
+        does: a stochastic scheduler draws the noise between steps for the batch at once.
+        """
+        ...
+
+
+class Meter:
+    """Draws and scores for one method, while it counts; made by `metered`."""
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.forwards = self.backwards = self.decodes = self.reward_calls = 0
+        self.seconds = 0.0
+        self.peak_bytes: int | None = None
+
+    def draw(self, noise: Tensor, condition: Condition) -> Tensor:
+        """Pixels [B, 3, H, W] in fp32 or better, differentiable in the noise."""
+        problem = self.problem
+        pixels = problem.generator.sample(noise, condition, steps=problem.steps, seed=problem.seed)
+        return pixels if pixels.dtype == torch.float64 else pixels.float()
+
+    def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Rewards [B], differentiable in the pixels."""
+        self.reward_calls += len(pixels)
+        return self.problem.reward(pixels, prompts)
+
+    def spent(self) -> Spent:
+        return Spent(self.forwards, self.backwards, self.decodes, self.reward_calls, self.seconds, self.peak_bytes)
+
+    def _on_denoiser(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        answer: Tensor = output if isinstance(output, Tensor) else output[0]
+        self.forwards += len(answer)
+        if answer.requires_grad:
+            answer.register_hook(lambda gradient: self._on_backward(len(gradient)))
+
+    def _on_backward(self, samples: int) -> None:
+        self.backwards += samples
+
+    def _on_decoder(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        self.decodes += len(output)
+
+
+@contextmanager
+def metered(problem: Problem) -> Iterator[Meter]:
+    """Inside the block every call of the generator's networks is counted, and the time taken."""
+    meter, generator = Meter(problem), problem.generator
+    cuda = generator.device.type == "cuda"
+    hooks = [_denoiser(generator).register_forward_hook(meter._on_denoiser)]
+    decoder = getattr(getattr(getattr(generator, "pipeline", None), "vae", None), "decoder", None)
+    if decoder is not None:
+        hooks.append(decoder.register_forward_hook(meter._on_decoder))
+    if cuda:
+        torch.cuda.synchronize(generator.device)
+        torch.cuda.reset_peak_memory_stats(generator.device)
+    began = time.perf_counter()
+    try:
+        yield meter
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if cuda:
+        torch.cuda.synchronize(generator.device)
+        meter.peak_bytes = torch.cuda.max_memory_allocated(generator.device)
+    meter.seconds = time.perf_counter() - began
+
+
+def _denoiser(generator: Generator) -> nn.Module:
+    """The network whose calls are counted: a diffusion generator's denoiser, a module generator's module."""
+    network = getattr(generator, "denoiser", None) or getattr(generator, "module", None)
+    if network is None:
+        raise InputError(
+            f"the calls of {generator.name!r} cannot be counted: give it an attribute `denoiser` or `module` "
+            "that holds its network"
+        )
+    return network
+
+
+def fresh_noise(noise: Tensor, number: int) -> Tensor:
+    """The `number`-th further draw from N(0, I) for each noise [B, ...], seeded by that noise itself.
+
+    So a sample's candidates are the same whatever batch, process or machine draws them.
+    """
+    draws = []
+    for own in noise.detach().float().cpu():
+        digest = hashlib.blake2b(own.numpy().tobytes() + number.to_bytes(8, "big"), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        draws.append(torch.randn(own.shape, generator=generator))
+    return torch.stack(draws).to(noise.device, noise.dtype)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values [B] shaped to multiply `like` [B, ...]."""
+    return values.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,110 @@
+"""The baseline that changes the generator: a LoRA on its denoiser, trained by the reward alone.
+
+Direct reward fine-tuning (DRaFT, Clark et al. 2023, arXiv 2309.17400): the reward's gradient goes through the
+whole of few-step drawing into an ordinary LoRA. There is no KL term, as the pictures' law has none that could
+be computed. It is made and trained by the same code as the noise network, at the same rank, so that the two
+differ only in what the LoRA is: f, or a change to g.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hypernoise.adapters import check_base, read_about, read_weights
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.methods.base import Problem, Result, metered
+from hypernoise.methods.hypernoise import Adapter
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.rewards.base import RewardFunction
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.trainer import TrainResult, train
+
+
+class LoRATune(LoRANoise):
+    """An ordinary LoRA on every Linear and Conv layer of the denoiser, off except inside `adapted()`.
+
+    Arguments and errors are `LoRANoise`'s. As a noise network its residual is 0: it leaves the noise alone.
+    """
+
+    kind: ClassVar[str] = "finetune"
+
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        return torch.zeros_like(noise)
+
+    def _drop_base_path(self, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        return output  # the output layer keeps its base path: the LoRA adds to g
+
+
+def finetune(
+    generator: DiffusionGenerator,
+    network: LoRATune,
+    reward: RewardFunction,
+    prompts: list[str],
+    config: TrainConfig,
+    *,
+    output: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> TrainResult:
+    """Trains `network` in place to raise E[reward(g_LoRA(x))]; arguments and errors are `train`'s.
+
+    It is `train` with the LoRA on in the generator: noises, prompts, optimiser and checkpoints are those of a
+    noise network of the same configuration. `kl_weight` plays no part, as the residual is 0.
+    """
+    with network.adapted():
+        return train(generator, network, reward, prompts, config, output=output, resume=resume, progress=progress)
+
+
+def load_finetuned(generator: Generator, folder: str | Path) -> LoRATune:
+    """The LoRA that was saved in `folder` with `save_adapter`.
+
+    Raises:
+        InputError: no such adapter there, or another base.
+    """
+    folder = Path(folder)
+    about = read_about(folder)
+    if about["kind"] != LoRATune.kind or not isinstance(generator, DiffusionGenerator):
+        raise InputError(f"{folder} holds a {about['kind']!r} network, not a fine-tuned LoRA of {generator.name!r}")
+    check_base(about, generator, folder)
+    state = read_weights(folder)
+    network = LoRATune(generator, **about["settings"])
+    try:
+        network.load_trainable_state(state)
+    except InputError:
+        network.remove()
+        raise
+    return network
+
+
+class _Tuned(Adapter):
+    def load(self, generator: Generator, folder: Path) -> NoiseNetwork:
+        return load_finetuned(generator, folder)
+
+
+class FineTune:
+    """One picture of the given noise from the fine-tuned generator.
+
+    Args:
+        network: a trained `LoRATune`, or the directory it is saved in.
+    """
+
+    def __init__(self, network: LoRATune | str | Path, *, name: str = "finetune"):
+        self.adapter, self.name = _Tuned(network), name
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": "finetune", "weights": self.adapter.digest()}
+
+    @torch.no_grad()
+    def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
+        network = self.adapter.on(problem.generator)
+        assert isinstance(network, LoRATune)
+        with metered(problem) as meter, network.adapted():
+            pixels = meter.draw(noise, problem.generator.encode(prompts))
+        return Result(pixels, noise, prompts, None, None, meter.spent())

@@ -1,0 +1,80 @@
+"""The paper's method: one call of the noise network, then the generator."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypernoise.adapters import load_adapter, read_about, read_weights
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Generator
+from hypernoise.methods.base import Problem, Result, metered
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.objective import l2_kl
+
+
+class Adapter:
+    """A noise network, or the directory it is saved in, to be put on a generator when it is needed.
+
+    A generator carries one LoRA at a time. One that is given as a directory comes back by itself after
+    another had its place; one that is given as a network and was removed stays removed.
+    """
+
+    def __init__(self, source: NoiseNetwork | str | Path):
+        self._folder = Path(source) if isinstance(source, str | Path) else None
+        self._network = None if isinstance(source, str | Path) else source
+
+    def on(self, generator: Generator) -> NoiseNetwork:
+        """Raises InputError for a directory that holds no adapter of this generator."""
+        network = self._network
+        displaced = isinstance(network, LoRANoise) and getattr(generator, "network", None) is not network
+        if self._folder is not None and (network is None or displaced):
+            network = self._network = self.load(generator, self._folder)
+        if network is None or (displaced and self._folder is None):
+            raise InputError("this noise network was removed from its generator; give its adapter directory instead")
+        return network
+
+    def load(self, generator: Generator, folder: Path) -> NoiseNetwork:
+        return load_adapter(generator, folder)
+
+    def digest(self) -> str:
+        """SHA-256 of the weights and of the settings that scale them."""
+        if self._folder is not None:
+            settings, state = read_about(self._folder)["settings"], read_weights(self._folder)
+        else:
+            assert self._network is not None
+            settings, state = self._network.settings, self._network.trainable_state()
+        found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(state.items()):
+            found.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+
+class HyperNoise:
+    """x + f(x, c), then the generator.
+
+    Args:
+        network: a trained noise network, or an adapter directory.
+    """
+
+    def __init__(self, network: NoiseNetwork | str | Path, *, name: str = "hypernoise"):
+        self.adapter, self.name = Adapter(network), name
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": "hypernoise", "weights": self.adapter.digest()}
+
+    @torch.no_grad()
+    def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
+        network = self.adapter.on(problem.generator)
+        with metered(problem) as meter:
+            condition = problem.generator.encode(prompts)
+            residual = network(noise, condition)
+            better = noise + residual.to(noise.dtype)
+            pixels = meter.draw(better, condition)
+        return Result(pixels, better, prompts, l2_kl(residual), None, meter.spent())

@@ -1,0 +1,83 @@
+"""Names of methods, as on the command line, and how each is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hypernoise.errors import InputError, unknown
+from hypernoise.methods.base import Method
+from hypernoise.methods.best_of_n import BestOfN
+from hypernoise.methods.finetune import FineTune
+from hypernoise.methods.hypernoise import HyperNoise
+from hypernoise.methods.plain import Plain
+from hypernoise.methods.prompt_search import PromptSearch, Rewriter
+from hypernoise.methods.reno import ReNO
+from hypernoise.methods.search import Search
+
+
+@dataclass(frozen=True)
+class Given:
+    """What methods may need besides their name: directories of trained networks, and a rewriter of prompts."""
+
+    adapters: Sequence[str] = ()
+    finetuned: Sequence[str] = ()
+    rewriter: Rewriter | None = None
+
+
+def _trained(kind: str, folders: Sequence[str], flag: str) -> list[tuple[str, str]]:
+    """A name and a directory for each training run; the name alone if there is one."""
+    if not folders:
+        raise InputError(f"method {kind!r} needs {flag} DIR, the directory it was saved in")
+    return [(kind if len(folders) == 1 else f"{kind}-{number}", folder) for number, folder in enumerate(folders, 1)]
+
+
+def _noise_networks(given: Given) -> list[HyperNoise]:
+    runs = _trained("hypernoise", given.adapters, "--adapter")
+    return [HyperNoise(folder, name=name) for name, folder in runs]
+
+
+def _reno(found: re.Match[str], given: Given) -> list[Method]:
+    starts: Sequence[HyperNoise | None] = _noise_networks(given) if found[1] else [None]
+    iterations, begun = int(found[3] or 50), int(found[4] or 1)
+    return [ReNO(iterations, starts=begun, update=found[2], start=start) for start in starts]
+
+
+def _prompt_search(found: re.Match[str], given: Given) -> list[Method]:
+    if given.rewriter is None:
+        raise InputError("prompt-search needs a rewriter: --rewriter URL-or-DIR, or prompts of the scenes world")
+    return [PromptSearch(given.rewriter, int(found[1] or 8))]
+
+
+METHODS: list[tuple[str, str, Callable[[re.Match[str], Given], list[Method]]]] = [  # pattern, example, maker
+    (r"plain", "plain", lambda found, given: [Plain()]),
+    (r"best-of-(\d+)", "best-of-8", lambda found, given: [BestOfN(int(found[1]))]),
+    (r"search-(\d+)x(\d+)", "search-7x4", lambda found, given: [Search(int(found[1]), int(found[2]))]),
+    (r"(hypernoise-)?(white-reno|reno)(?:-(\d+))?(?:-x(\d+))?", "reno-50", _reno),
+    (r"prompt-search(?:-(\d+))?", "prompt-search-8", _prompt_search),
+    (r"hypernoise", "hypernoise", lambda found, given: [*_noise_networks(given)]),
+    (
+        r"finetune",
+        "finetune",
+        lambda found, given: [
+            FineTune(folder, name=name) for name, folder in _trained("finetune", given.finetuned, "--finetuned")
+        ],
+    ),
+]
+EXAMPLES = [*(example for _, example, _ in METHODS), "white-reno-50", "hypernoise-reno-50", "reno-50-x4"]
+
+
+def make_methods(names: Sequence[str], given: Given) -> list[Method]:
+    """The methods of these names; `hypernoise` and `finetune` give one per training run.
+
+    Raises InputError, with the nearest name, for one that is not known, or lacks what it needs.
+    """
+    made: list[Method] = []
+    for name in names:
+        makers = [(match, make) for pattern, _, make in METHODS if (match := re.fullmatch(pattern, name))]
+        if not makers:
+            raise unknown("method", name, EXAMPLES)
+        (match, make), *_ = makers
+        made += make(match, given)
+    return made

@@ -1,0 +1,67 @@
+"""Search without gradients: the best of a few neighbours, again and again (Ma et al. 2025, arXiv 2501.09732)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypernoise.errors import InputError
+from hypernoise.methods.base import Problem, Result, fresh_noise, metered, per_sample
+
+
+@dataclass(frozen=True)
+class Search:
+    """Zero-order search: in each round, `neighbours` of the best noise so far are drawn and scored.
+
+    A neighbour is √(1 − radius²)·x + radius·ε, so that from x ~ N(0, I) each is N(0, I) too: the paper's
+    sphere around x would grow the norm. The first picture, from the given noise, is a candidate as well, and
+    rewards need no gradient.
+
+    Args:
+        rounds, neighbours: 1 + rounds · neighbours pictures in all.
+        radius: in (0, 1]; 1 draws afresh, as best-of-n does.
+    """
+
+    rounds: int = 7
+    neighbours: int = 4
+    radius: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "neighbours"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.radius <= 1:
+            raise InputError(f"radius must be above 0 and at most 1, not {self.radius}")
+
+    @property
+    def name(self) -> str:
+        return f"search-{self.rounds}x{self.neighbours}"
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": "search", "rounds": self.rounds, "neighbours": self.neighbours, "radius": self.radius}
+
+    @torch.no_grad()
+    def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
+        kept = math.sqrt(1 - self.radius**2)
+        with metered(problem) as meter:
+            condition = problem.generator.encode(prompts)
+            best_pixels = meter.draw(noise, condition)
+            best = meter.score(best_pixels, prompts)
+            best_noise, scores = noise, [best]
+            for turn in range(self.rounds):
+                pivot = best_noise
+                for number in range(self.neighbours):
+                    # seeded by the given noise, not the pivot, so that every candidate's share is a new draw
+                    step = fresh_noise(noise, 1 + turn * self.neighbours + number)
+                    candidate = kept * pivot + self.radius * step
+                    pixels = meter.draw(candidate, condition)
+                    scores.append(meter.score(pixels, prompts))
+                    better = scores[-1] > best
+                    best = torch.where(better, scores[-1], best)
+                    best_noise = torch.where(per_sample(better, noise), candidate, best_noise)
+                    best_pixels = torch.where(per_sample(better, pixels), pixels, best_pixels)
+        return Result(best_pixels, best_noise, prompts, None, torch.stack(scores, 1), meter.spent())

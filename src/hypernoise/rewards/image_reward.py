@@ -1,0 +1,133 @@
+"""ImageReward v1.0 (Xu et al. 2023, arXiv 2304.05977) on transformers' BLIP.
+
+The prompt's words look at the picture's patches (BLIP-large's ITM encoder); five linear layers turn the state
+of the first word into a score, which is normalised by the mean and deviation of the authors' training set.
+"""
+
+from __future__ import annotations
+
+# transformers' configurations are built from keywords that its stubs do not name
+# pyright: reportCallIssue=false
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.heads import linear_head
+from hypernoise.rewards.network import NetworkReward, prepared, wide
+from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
+from hypernoise.rewards.text import Remembered, Windows, combined, load_tokenizer
+from hypernoise.rewards.weights import Released, filled, read_state
+
+WEIGHTS = Released("zai-org/ImageReward", ("ImageReward.pt",))
+TOKENIZER = "google-bert/bert-base-uncased"
+LIMIT = 35  # tokens
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # ImageReward/ImageReward.py
+SOFTNESS = 0.5  # of the soft minimum over windows; scores have a deviation of about 1
+
+VISION: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,  # BLIP's models/vit.py; transformers' default is another
+}
+TEXT: dict[str, Any] = {"num_attention_heads": 12, "encoder_hidden_size": 1024}  # med_config.json; the rest: defaults
+
+NAMES = (  # the released names, as patterns, and transformers'
+    (r"blip\.visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
+    (r"blip\.visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
+    (r"blip\.visual_encoder\.patch_embed\.proj\.(\w+)", r"vision_model.embeddings.patch_embedding.\1"),
+    (r"blip\.visual_encoder\.norm\.(\w+)", r"vision_model.post_layernorm.\1"),
+    (r"blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.(\w+)", r"vision_model.encoder.layers.\1.layer_norm\2.\3"),
+    (r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.(\w+)", r"vision_model.encoder.layers.\1.self_attn.qkv.\2"),
+    (
+        r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.(\w+)",
+        r"vision_model.encoder.layers.\1.self_attn.projection.\2",
+    ),
+    (r"blip\.visual_encoder\.blocks\.(\d+)\.mlp\.fc([12])\.(\w+)", r"vision_model.encoder.layers.\1.mlp.fc\2.\3"),
+    (r"blip\.text_encoder\.(.+)", r"text_encoder.\1"),
+    (r"mlp\.layers\.(.+)", r"mlp.\1"),
+)
+UNUSED = re.compile(r"blip\.(vision|text)_proj\.\w+")  # of BLIP's contrastive loss
+
+
+class ImageRewardNetwork(nn.Module):
+    """Scores before the normalisation, of pictures [B, 3, size, size] and tokens [B, words]."""
+
+    def __init__(self, vision: Mapping[str, Any] = VISION, text: Mapping[str, Any] = TEXT):
+        super().__init__()
+        self.vision_model = BlipVisionModel(BlipVisionConfig(**vision))
+        config: Any = BlipTextConfig(is_decoder=True, **text)  # a decoder's layers look at the picture
+        self.text_encoder = BlipTextModel(config, add_pooling_layer=False)
+        self.mlp = linear_head(config.hidden_size, (0, 2, 4, 6, 7))
+
+    def forward(self, states: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        words = self.text_encoder(
+            input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=states
+        ).last_hidden_state
+        return self.mlp(words[:, 0])[:, 0]
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict for `ImageRewardNetwork`; unknown names stay as they are, to be refused."""
+    return {_renamed(name): tensor for name, tensor in state.items() if not UNUSED.fullmatch(name)}
+
+
+def _renamed(name: str) -> str:
+    for pattern, ours in NAMES:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, ours, name)
+    return name
+
+
+def load(name: str, settings: RewardSettings, weights: Path | None = None) -> ImageReward:
+    """ImageReward v1.0, from `weights` or from where it is published.
+
+    Raises:
+        InputError: weights that cannot be had or do not fit.
+    """
+    file = weights or WEIGHTS.fetch()
+    network = filled(ImageRewardNetwork, from_released(read_state(file)), f"{name}'s {file.name}")
+    return ImageReward(name, network, load_tokenizer(TOKENIZER), settings)
+
+
+class ImageReward(NetworkReward):
+    """(score − mean) / deviation of an `ImageRewardNetwork`; about 0 for a usual picture, 1 for a good one."""
+
+    def __init__(self, name: str, network: ImageRewardNetwork, tokenizer: Any, settings: RewardSettings | None = None):
+        self.name, self.settings = name, settings or RewardSettings()
+        config: Any = network.vision_model.config
+        self.resize = Resize(config.image_size)
+        self.network = prepared(network.requires_grad_(False).eval(), self.settings)
+        self.tokenizer = tokenizer
+        self.windows = Windows(name, tokenizer, LIMIT, self.settings.long_prompts)
+        self.texts = Remembered(self._encode)
+
+    def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
+        network: Any = self.network
+        texts = [ids for windows in self.texts(prompts) for ids in windows.unbind()]
+        counts = [len(windows) for windows in self.texts(prompts)]
+        ids = pad_sequence(texts, batch_first=True).to(self.device)
+        pictures = normalise(resized, CLIP_MEAN, CLIP_STD).to(self.dtype)
+        states = network.vision_model(pixel_values=pictures).last_hidden_state
+        states = states.repeat_interleave(torch.tensor(counts, device=self.device), 0)
+        scores = (wide(network(states, ids, (ids > 0).long())) - MEAN) / STD
+        return combined(scores, counts, self.settings.long_prompts, SOFTNESS)
+
+    def _encode(self, prompts: list[str]) -> list[Tensor]:
+        """Token ids [windows, words] of each prompt, 0 beyond a window's end."""
+        return [
+            self.tokenizer(
+                self.windows(prompt), padding=True, truncation=True, max_length=LIMIT, return_tensors="pt"
+            ).input_ids
+            for prompt in prompts
+        ]

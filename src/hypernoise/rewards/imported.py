@@ -1,0 +1,40 @@
+"""A user's own reward by its import path, "module:name": a function, or a class made without arguments."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import cast
+
+from hypernoise.errors import InputError, unknown
+from hypernoise.rewards.base import RewardFunction
+
+
+def imported(path: str) -> RewardFunction:
+    """The reward at "module:name"; the working directory is looked in first, as `python -m` does.
+
+    Importing a module runs it: name only modules that you would run.
+
+    Raises:
+        InputError: no such module or name, or something that cannot be called.
+    """
+    module_name, _, name = path.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"reward {path!r}: module {module_name!r} cannot be imported from {here}: {error}") from error
+    if not hasattr(module, name):
+        raise unknown(f"name in {module_name}", name, [known for known in vars(module) if not known.startswith("_")])
+    found = getattr(module, name)
+    if isinstance(found, type):
+        try:
+            found = found()
+        except TypeError as error:
+            raise InputError(f"reward {path!r}: the class must be made without arguments: {error}") from error
+    if not callable(found):
+        raise InputError(f"reward {path!r} is a {type(found).__name__}; it must take (pixels, prompts) and give [B]")
+    return cast("RewardFunction", found)

@@ -1,0 +1,75 @@
+"""What rewards that are frozen networks share: a resize that others may share too, a device, a precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.preprocess import Resize
+
+
+class NetworkReward:
+    """A reward whose scores are a frozen network's.
+
+    A subclass gives `score` and, if it keeps anything on the device, `forget`. The network moves to the first
+    pictures' device, or to the one in `settings`, where scores are computed; they come back to the pictures'.
+    """
+
+    name: str
+    resize: Resize
+    network: nn.Module
+    settings: RewardSettings
+
+    def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [B] of pixels [B, 3, H, W] in [0, 1], of any size."""
+        return self.seen(self.resize(pixels), prompts)
+
+    def seen(self, resized: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [B] of pictures that `self.resize` has already resized."""
+        device = resized.device
+        if self.settings.device:
+            device = torch.empty(0, device=self.settings.device).device  # "cuda" is "cuda:0", say
+        if self.device != device:
+            self.network.to(device)
+            self.forget()
+        return self.score(resized.to(device), prompts).to(resized.device)
+
+    def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drops what was computed on another device."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+
+def prepared(network: nn.Module, settings: RewardSettings) -> Any:
+    """A filled network in the precision of `settings`; checkpointed block by block if they say so.
+
+    transformers checkpoints in training mode only, which changes nothing else in networks without dropout.
+    """
+    network.to(getattr(torch, settings.dtype))
+    if settings.checkpointing:
+        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()):
+            raise AssertionError("a reward's network must be built without dropout")
+        parts: Any = network.modules()
+        for part in parts:
+            if getattr(part, "supports_gradient_checkpointing", False):
+                newer = getattr(part, "activation_checkpointing_enable", None)
+                (newer or part.gradient_checkpointing_enable)({"use_reentrant": False})
+        network.train()
+    return network
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In fp32 or better."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

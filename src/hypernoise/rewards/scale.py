@@ -1,0 +1,37 @@
+"""The deviation of a reward's scores over training, by which an ensemble may divide them."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+KEPT = 0.99  # share of the past that each batch leaves: the scale follows some hundred batches
+
+
+class RunningScale:
+    """Standard deviation of the scores seen, older batches fading; 1 until two scores differ.
+
+    With several processes each keeps its own, over its share of the batches.
+    """
+
+    def __init__(self, count: float = 0.0, total: float = 0.0, squares: float = 0.0):
+        self.count, self.total, self.squares = count, total, squares
+
+    def see(self, scores: Tensor) -> None:
+        values = scores.detach().double()
+        self.count = KEPT * self.count + len(values)
+        self.total = KEPT * self.total + values.sum().item()
+        self.squares = KEPT * self.squares + values.square().sum().item()
+
+    @property
+    def value(self) -> float:
+        if self.count == 0:
+            return 1.0
+        mean = self.total / self.count
+        variance = self.squares / self.count - mean**2
+        return math.sqrt(variance) if variance > 1e-12 * mean**2 else 1.0
+
+    @property
+    def state(self) -> list[float]:
+        return [self.count, self.total, self.squares]

@@ -1,0 +1,111 @@
+"""Prompts for a text encoder of limited length: never cut silently, and encoded once each."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from hypernoise.errors import InputError, first_line
+
+REMEMBERED = 100_000  # prompts; 400 MB of fp32 features at 1024 numbers and a window each
+ENCODED_TOGETHER = 256  # windows
+
+
+class Windows:
+    """Splits a prompt into texts that an encoder of `limit` tokens, marks included, takes whole.
+
+    policy "truncate" gives the prompt as it is, counts it in `truncated` if it does not fit, and warns at the
+    first; the chunk policies split at the ends of clauses, or at words inside a clause that is too long itself,
+    and fill each window from the left.
+    """
+
+    def __init__(self, reward: str, tokenizer: Any, limit: int, policy: str):
+        self.reward, self.tokenizer, self.limit, self.policy = reward, tokenizer, limit, policy
+        self.truncated = 0
+
+    def __call__(self, prompt: str) -> list[str]:
+        if self._fits(prompt):
+            return [prompt]
+        if self.policy == "truncate":
+            self._cut(prompt)
+            return [prompt]
+        windows: list[str] = []
+        for clause in re.split(r"(?<=[.,;:!?])\s+|\s*\n\s*", prompt.strip()):
+            for part in [clause] if self._fits(clause) else clause.split():
+                joined = f"{windows[-1]} {part}" if windows else part
+                if windows and self._fits(joined):
+                    windows[-1] = joined
+                else:
+                    windows.append(part)
+                    if not self._fits(part):
+                        self._cut(part)
+        return windows
+
+    def _fits(self, text: str) -> bool:
+        return len(self.tokenizer(text, truncation=False, verbose=False).input_ids) <= self.limit
+
+    def _cut(self, text: str) -> None:
+        self.truncated += 1
+        if self.truncated == 1:
+            tokens = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
+            warnings.warn(
+                f"reward {self.reward!r} reads {self.limit} tokens and a prompt has {tokens}: what is beyond is not "
+                "scored (this and later ones are counted; long_prompts: chunk-mean or chunk-min scores it all)",
+                stacklevel=2,
+            )
+
+
+class Remembered:
+    """What `encode` makes of each prompt, made once; the oldest of more than `REMEMBERED` is forgotten."""
+
+    def __init__(self, encode: Callable[[list[str]], Sequence[Tensor]]):
+        self.encode = encode
+        self.made: dict[str, Tensor] = {}
+
+    def __call__(self, prompts: list[str]) -> list[Tensor]:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.made]
+        fresh = dict(zip(new, self.encode(new), strict=True)) if new else {}
+        found = [fresh[prompt] if prompt in fresh else self.made[prompt] for prompt in prompts]
+        self.made.update(fresh)
+        while len(self.made) > REMEMBERED:
+            self.made.pop(next(iter(self.made)))
+        return found
+
+    def clear(self) -> None:
+        self.made.clear()
+
+
+def load_tokenizer(repository: str) -> Any:
+    """The tokenizer of a Hub repository or a folder. InputError if it cannot be had."""
+    try:
+        return AutoTokenizer.from_pretrained(repository, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the tokenizer of {repository} cannot be had: {first_line(error)}") from error
+
+
+def tokens(tokenizer: Any, texts: list[str], limit: int, device: torch.device) -> dict[str, Tensor]:
+    """Token ids and mask [texts, longest], cut at `limit` tokens."""
+    given = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    return {"input_ids": given["input_ids"].to(device), "attention_mask": given["attention_mask"].to(device)}
+
+
+def combined(scores: Tensor, counts: list[int], policy: str, softness: float) -> Tensor:
+    """One score per prompt [B] of its windows' scores [sum of counts].
+
+    The mean, or with policy "chunk-min" the soft minimum −s·log(mean(exp(−score / s))) with `softness` s, which
+    lies between the smallest score and the mean, so that no window is made up for by the others.
+    """
+    parts = scores.split(counts)
+    if policy == "chunk-min":
+        return torch.stack([-softness * ((-part / softness).logsumexp(0) - _log(len(part), part)) for part in parts])
+    return torch.stack([part.mean() for part in parts])
+
+
+def _log(number: int, like: Tensor) -> Tensor:
+    return like.new_tensor(float(number)).log()

@@ -1,0 +1,141 @@
+"""Released weights into transformers' models: from the Hub when asked for by name, strictly, running no code of theirs.
+
+A file is safetensors or is read by `torch.load(weights_only=True)`. Every key must find its place: a checkpoint
+with missing, unexpected or misshapen tensors is refused with their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hypernoise.errors import InputError, first_line
+
+Model = TypeVar("Model", bound=nn.Module)
+NAMED = 5  # keys that a refusal names
+
+
+@dataclass(frozen=True)
+class Released:
+    """Where weights are published: a Hub repository and the first of `files` that it has."""
+
+    repository: str
+    files: tuple[str, ...]
+
+    def fetch(self) -> Path:
+        """The file, from the local Hub cache or downloaded. InputError if it is in neither."""
+        reasons: dict[str, str] = {}
+        for name in self.files:
+            try:
+                return Path(hf_hub_download(self.repository, name))
+            except EntryNotFoundError as error:  # not in the repository, or offline and not in the cache
+                reasons.setdefault(first_line(error), name)
+            except OSError as error:  # refused or interrupted
+                reasons.setdefault(first_line(error), name)
+                break
+        reason, name = next(iter(reasons.items()))
+        raise InputError(
+            f"{self.repository}/{name} is not in the local Hub cache and cannot be downloaded: {reason} "
+            f"(put it there with: hf download {self.repository} {name})"
+        )
+
+
+@dataclass(frozen=True)
+class Linked:
+    """Where weights are published off the Hub: an https address."""
+
+    url: str
+
+    def fetch(self) -> Path:
+        """The file, from beside the local Hub cache or downloaded, unless the Hub is set to offline."""
+        name = self.url.rpartition("/")[2]
+        digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
+        file = Path(constants.HF_HOME) / "hypernoise" / digest / name
+        if file.is_file():
+            return file
+        told = f"{self.url} is not in {file.parent} and cannot be downloaded"
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(f"{told}: HF_HUB_OFFLINE is set (put the file there by hand)")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{name}.{os.getpid()}")
+        try:
+            with urllib.request.urlopen(self.url, timeout=60) as answer, part.open("wb") as sink:
+                shutil.copyfileobj(answer, sink)
+                whole = int(answer.headers.get("Content-Length", sink.tell()))
+                if sink.tell() != whole:
+                    raise OSError(f"the connection ended after {sink.tell()} of {whole} bytes")
+            os.replace(part, file)
+        except OSError as error:
+            raise InputError(f"{told}: {error}") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return file
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """A state dict from a safetensors file or a torch file of tensors alone, on the CPU, as it was saved."""
+    if not file.is_file():
+        raise InputError(f"there is no weights file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{file} is not a whole file of tensors: {first_line(error)}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as training scripts save it
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{file} does not hold a state dict of tensors")
+    return state
+
+
+def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -> Model:
+    """The model that `build` makes with exactly the tensors of `state`, frozen, in eval mode.
+
+    It is built without memory first, so loading costs one copy of the weights.
+
+    Raises:
+        InputError: keys are missing, unexpected, or of another shape; the first few are named.
+    """
+    with torch.device("meta"):
+        model = build()
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    given = {name: tensor.shape for name, tensor in state.items() if not name.endswith("position_ids")}
+    wrong = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
+        "of another shape": [
+            f"{name} {list(given[name])} for {list(wanted[name])}"
+            for name in wanted
+            if name in given and given[name] != wanted[name]
+        ],
+    }
+    told = [f"{len(names)} {kind} ({_some(names)})" for kind, names in wrong.items() if names]
+    if told:
+        raise InputError(f"{what} does not fit the model: " + "; ".join(told))
+    model.load_state_dict({name: state[name] for name in wanted}, assign=True)
+    for module in model.modules():  # the constants 0, 1, 2 ..., which current transformers does not save
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                if name != "position_ids":
+                    raise AssertionError(f"buffer {name} of {type(module).__name__} has no known value")
+                module.register_buffer(name, torch.arange(buffer.shape[-1]).expand(1, -1), persistent=False)
+    return model.requires_grad_(False).eval()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

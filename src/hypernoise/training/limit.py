@@ -1,0 +1,47 @@
+"""Keeping the residual's Lipschitz constant down while training, so that ½‖f‖² goes on standing for the KL."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypernoise.diagnostics.lipschitz import lipschitz_bound, most_stretched, spectral_norm
+from hypernoise.generators.base import Condition
+from hypernoise.noise.base import NoiseNetwork
+
+NOISES = 4  # of each round's batch that are looked at
+ITERATIONS = 3  # of the power method, from a start of its own at every step: nothing to keep for a resume
+
+
+def scalable(network: NoiseNetwork) -> bool:
+    """Whether its residual can be scaled down for good."""
+    return hasattr(network, "scale_output")
+
+
+def squared_excess(network: NoiseNetwork, noise: Tensor, condition: Condition, bound: float) -> Tensor:
+    """max(0, ‖f(x + v/2) − f(x − v/2)‖ − bound)², averaged over noises; v is the direction most stretched at x.
+
+    The stretch is a finite difference over ‖v‖ = 1, not a derivative of a derivative: its gradient needs no second
+    backward pass, so any attention kernel and checkpointing will do, and it is itself a lower bound of Lip(f).
+    """
+    x, c = noise[:NOISES].detach(), condition[:NOISES]
+    _, direction = most_stretched(network, x, c, iterations=ITERATIONS)
+    ends = network(x + direction / 2, c) - network(x - direction / 2, c)
+    return (ends.float().flatten(1).norm(dim=1) - bound).clamp_min(0).square().mean()
+
+
+def lipschitz_seen(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Tensor:
+    """What `clamp` holds under its bound [n]: the layers' own bound if there is one, else ‖J‖₂ at some noises."""
+    certain = lipschitz_bound(network)
+    if math.isfinite(certain):
+        return torch.tensor([certain], device=noise.device)
+    return spectral_norm(network, noise[:NOISES], condition[:NOISES], iterations=ITERATIONS)
+
+
+def clamp(network: Any, seen: float, bound: float) -> None:
+    """Scales the residual down to the bound, in its weights, if what is seen lies above it."""
+    if seen > bound:
+        network.scale_output(bound / seen)

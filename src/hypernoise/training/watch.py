@@ -1,0 +1,60 @@
+"""What is measured beside training: is the KL term still to be trusted?
+
+Always on the same few noises and prompts, so that a curve over the steps shows the network's change and not
+the noises'. Nothing here touches torch's own random numbers, so a watched run trains to the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypernoise.diagnostics.kl import estimate_kl
+from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
+from hypernoise.diagnostics.plots import Line, line_chart
+from hypernoise.generators.base import Generator
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.training.noise import keyed_noise
+
+NOISES = 4
+WATCH_STEP = 10**9 + 1  # noise key: no training step has it, nor has the evaluation
+
+
+def watch(
+    names: Sequence[str], generator: Generator, network: NoiseNetwork, prompts: list[str], *, seed: int
+) -> dict[str, float]:
+    """Columns of metrics.jsonl, on 4 noises of their own.
+
+    lipschitz: the greatest ‖J‖₂ seen, a lower bound of Lip(f); gap_bound: the most that the KL's dropped terms
+    can be if it is the constant everywhere (absent from 1 on). kl_gap, kl_gap_error: what they are, in nats.
+    """
+    spread = [prompts[i * len(prompts) // NOISES] for i in range(NOISES)]
+    noise = keyed_noise(generator.noise_shape, seed=seed, step=WATCH_STEP, samples=range(NOISES))
+    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
+    condition = generator.encode(spread)
+    row: dict[str, float] = {}
+    if "lipschitz" in names:
+        row["lipschitz"] = spectral_norm(network, noise, condition).max().item()
+        bound = kl_gap_bound(math.prod(generator.noise_shape), row["lipschitz"])
+        if math.isfinite(bound):
+            row["gap_bound"] = bound
+    if "kl" in names:
+        gap = estimate_kl(network, noise, condition).gap
+        row["kl_gap"], row["kl_gap_error"] = gap.value, gap.error
+    return row
+
+
+def draw_watched(metrics: Path, file: Path) -> bool:
+    """Charts the Lipschitz constant in a metrics.jsonl over the steps, against 1; False if it was not watched."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    points = [(row["step"], row["lipschitz"]) for row in rows if "lipschitz" in row]
+    if not points:
+        return False
+    chart = line_chart(
+        [Line("Lipschitz constant seen", points), Line("1", [(points[0][0], 1.0), (points[-1][0], 1.0)])],
+        title="Lipschitz constant of the residual, over the steps",
+    )
+    chart.save(file)
+    return True

@@ -1,0 +1,178 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import hypernoise as hn
+from hypernoise.adapters import save_adapter
+from hypernoise.cli import main
+from hypernoise.diagnostics.diagnosis import diagnose, findings
+from hypernoise.diagnostics.kl import Estimate
+from hypernoise.diagnostics.swap import swap_control
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.lora import LoRANoise
+from tests.conftest import disturb
+from tests.diagnostics.test_kl import draws
+
+PROMPTS = ["up", "down"] * 20
+
+
+class Mean:
+    """Pictures [B, 1, 2, 4] are the noise; "up" and "down" are +1 and −1."""
+
+    name, noise_shape, device = "mean", (1, 2, 4), torch.device("cpu")
+
+    def encode(self, prompts):
+        return Condition({"sign": torch.tensor([1.0 if p == "up" else -1.0 for p in prompts]).double()})
+
+    def sample(self, noise, condition, *, steps=1, seed=None):
+        return noise
+
+
+def sign_of(prompts, like):
+    return torch.tensor([1.0 if p == "up" else -1.0 for p in prompts]).to(like)
+
+
+def asked(pixels, prompts):
+    """High for bright pictures of "up" and dark ones of "down"."""
+    return pixels.flatten(1).mean(1) * sign_of(prompts, pixels)
+
+
+class Edit(nn.Module):
+    """f = shift · (sign of the prompt, or 1) + slope · x."""
+
+    kind, settings = "edit", {}
+
+    def __init__(self, shift=0.0, slope=0.0, specific=True):
+        super().__init__()
+        self.shift, self.slope, self.specific = shift, slope, specific
+
+    def forward(self, noise, condition):
+        sign = condition.tensors["sign"].view(-1, 1, 1, 1)
+        return self.shift * (sign if self.specific else torch.ones_like(sign)) + self.slope * noise
+
+    def trainable_parameters(self):
+        return [nn.Parameter(torch.zeros(1, dtype=torch.float64))]
+
+
+def finding(found, name):
+    return next(line for line in findings(found) if line.name == name)
+
+
+def look(network, reward=asked, **settings):
+    return diagnose(Mean(), network, reward, PROMPTS, **{"noises": 64, "pictures": 0, **settings})
+
+
+def test_swapping_the_prompt_tells_specific_edits_from_generic_ones():
+    noise, _ = draws(40, 1, 2, 4)
+    specific = swap_control(Mean(), Edit(0.5), asked, PROMPTS, noise, batch=7)
+    assert (specific.own.value, specific.swapped.value, specific.lost.value) == pytest.approx((0.5, -0.5, 1.0))
+    assert specific.cosine == pytest.approx(-1)
+    brighter = lambda pixels, prompts: pixels.flatten(1).mean(1)  # noqa: E731
+    generic = swap_control(Mean(), Edit(0.5, specific=False), brighter, PROMPTS, noise)
+    assert (generic.own.value, generic.swapped.value, generic.lost.value) == pytest.approx((0.5, 0.5, 0.0))
+    assert generic.cosine == pytest.approx(1)
+    with pytest.raises(InputError, match="at least two different prompts"):
+        swap_control(Mean(), Edit(0.5), asked, ["up"] * 40, noise)
+
+
+def test_verdict_on_a_specific_shift():
+    found = look(Edit(0.2), pictures=400)
+    assert found.kl.kl.value == pytest.approx(8 * 0.04 / 2)
+    assert found.lipschitz < 1e-12
+    assert found.distance == pytest.approx(0.2)
+    assert found.constant < 0.01  # + for one prompt, − for the other
+    assert finding(found, "L2 term").good
+    assert finding(found, "L2 term").text.startswith("to be trusted: KL 0.16")
+    assert finding(found, "Lipschitz").good
+    assert finding(found, "prompt").text.startswith("specific: 200% of the gain")
+    assert finding(found, "pictures").good
+    assert found.moved.value <= 0.16 + 3 * found.moved.error
+    assert found.low == (pytest.approx(1), 1 / 4)
+
+
+def test_verdict_on_a_generic_shift():
+    found = look(Edit(0.4, specific=False), reward=lambda pixels, prompts: pixels.flatten(1).mean(1))
+    assert found.constant == pytest.approx(1)
+    assert finding(found, "prompt").text.startswith("generic: 0% of the gain")
+    assert "a reward that reads the prompt" in finding(found, "prompt").advice
+    assert finding(found, "white").text.startswith("x + f is not white: mean is 0.3")
+
+
+def test_verdict_on_a_contraction_that_l2_misjudges():
+    found = look(Edit(slope=-0.5))
+    assert found.kl.gap.value == pytest.approx(8 * (math.log(2) - 0.5))
+    assert not finding(found, "L2 term").good
+    assert finding(found, "L2 term").text.startswith("not to be trusted")
+    assert "--lipschitz clamp" in finding(found, "L2 term").advice
+    assert finding(found, "Lipschitz").text.startswith("0.5 seen, below 1")
+    assert not finding(found, "white").good
+    assert finding(found, "prompt").text.startswith("no gain is seen")
+
+
+def test_verdict_on_an_expansion():
+    found = look(Edit(slope=1.5))
+    assert found.lipschitz == pytest.approx(1.5)
+    assert not finding(found, "Lipschitz").good
+    assert finding(found, "Lipschitz").text.startswith("1.5 seen, above 1 at 64 of 64 noises")
+
+
+def test_verdict_when_the_error_is_too_great_and_when_data_processing_fails():
+    found = look(Edit(0.2))
+    vague = dataclasses.replace(found, kl=dataclasses.replace(found.kl, gap=Estimate(0.0, 1.0)))
+    assert finding(vague, "L2 term").text.startswith("undecided")
+    broken = dataclasses.replace(found, moved=Estimate(5.0, 0.1))
+    assert "which cannot be" in finding(broken, "pictures").text
+    assert not finding(broken, "pictures").good
+
+
+def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path, capsys):
+    sd_pipeline().save_pretrained(tmp_path / "tiny")
+    network = LoRANoise(DiffusionGenerator(sd_pipeline(), name="tiny"), rank=2)
+    disturb(network, 0.05)
+    save_adapter(network, tmp_path / "adapter", training={"rewards": {"redness": 10.0}})
+    (tmp_path / "prompts.txt").write_text("a ring\na red circle\ntwo blue rings\n")
+    call = [
+        "diagnose",
+        "--adapter",
+        str(tmp_path / "adapter"),
+        "--generator",
+        str(tmp_path / "tiny"),
+        "--device",
+        "cpu",
+    ]
+    call += ["--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out")]
+    assert main([*call, "--noises", "8", "--pictures", "16"]) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["name"] for row in summary["results"]] == [
+        "L2 term", "Lipschitz", "distance", "white", "prompt", "spectrum", "pictures"
+    ]  # fmt: skip
+    assert all(row["text"] in printed for row in summary["results"])
+    measured = summary["measured"]
+    assert measured["dimensions"] == 256
+    assert measured["kl"]["calls"] == {"forwards": 8, "jvps": 0, "vjps": 64}
+    assert measured["lipschitz"] == max(measured["norms"] + measured["ratios"])
+    assert Image.open(tmp_path / "out" / "diagnosis.png").size[0] == 1040
+
+    def said(*flags):
+        assert main([*call, *flags]) == 2
+        return capsys.readouterr().err
+
+    assert "at least 8 noises" in said("--noises", "2")
+    assert "--batch must be at least 1" in said("--batch", "0")
+    save_adapter(network, tmp_path / "adapter")
+    assert "does not say its rewards; name them" in said()
+    assert main(["diagnose"]) == 2
+    assert "name an adapter" in capsys.readouterr().err
+
+
+def test_the_instruments_are_part_of_the_public_names():
+    assert hn.diagnose is diagnose
+    assert {"diagnose", "estimate_kl", "spectral_norm"} <= set(hn.__all__)

@@ -1,0 +1,211 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hypernoise.diagnostics.kl import STEPS, TERMS, estimate_kl
+from hypernoise.diagnostics.linear import Calls, Linearised, jacobian
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.residual import ResidualNoise
+from hypernoise.objective import exact_kl
+from tests.conftest import disturb
+
+METHODS = ["exact", "series", "arnoldi", "lanczos"]
+
+
+def affine(matrix, shift=None):
+    network = ResidualNoise((len(matrix),), depth=0).double()
+    with torch.no_grad():
+        network.network[0].weight.copy_(matrix)
+        network.network[0].bias.copy_(torch.zeros(len(matrix)) if shift is None else shift)
+    return network
+
+
+def gaussian_kl(matrix, shift):
+    """KL(N(shift, (I + M)(I + M)ᵀ) || N(0, I))."""
+    a = torch.eye(len(matrix), dtype=matrix.dtype) + matrix
+    covariance = a @ a.T
+    return 0.5 * (covariance.trace() + shift @ shift - len(matrix) - torch.logdet(covariance)).item()
+
+
+def draws(count, *shape, seed=0, dtype=torch.float64):
+    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return noise, Condition({"index": torch.arange(count)})
+
+
+def within(estimate, truth, errors=4):
+    return abs(estimate.value - truth) <= errors * estimate.error
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_affine_residuals_have_the_gaussians_kl(method):
+    draw = torch.Generator().manual_seed(0)
+    matrix = 0.15 * torch.randn(6, 6, generator=draw, dtype=torch.float64)
+    shift = torch.randn(6, generator=draw, dtype=torch.float64)
+    noise, condition = draws(500, 6)
+    report = estimate_kl(affine(matrix, shift), noise, condition, method=method, batch=125)
+    truth = gaussian_kl(matrix, shift)
+    assert within(report.kl, truth)
+    assert within(report.one_sample, truth)
+    assert report.kl.error < 0.1 * truth
+    gap = (matrix.trace() - torch.logdet(torch.eye(6) + matrix)).item()
+    if method == "exact":
+        assert report.gap.value == pytest.approx(gap, abs=1e-12)  # the same at every noise
+    else:
+        assert within(report.gap, gap)
+        assert 0 < report.gap.error < 0.1
+    assert report.gap.error < report.kl.error
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_shift_has_no_gap_and_a_rotation_a_negative_one(method):
+    noise, condition = draws(64, 2)
+    shifted = estimate_kl(affine(torch.zeros(2, 2), torch.tensor([3.0, 4.0])), noise, condition, method=method)
+    assert (shifted.kl.value, shifted.l2.value, shifted.gap.value) == pytest.approx((12.5, 12.5, 0.0))
+    turned = estimate_kl(affine(torch.tensor([[0.0, -0.5], [0.5, 0.0]])), noise, condition, method=method)
+    if method == "series":  # unbiased, not exact: the roulette cuts the terms of each noise elsewhere
+        assert within(turned.gap, -math.log(1.25))
+    else:
+        assert turned.gap.value == pytest.approx(-math.log(1.25))  # det(I + J) = 1 + ¼
+
+
+@pytest.mark.parametrize("method", ["exact", "arnoldi", "lanczos"])
+def test_a_contraction_attains_the_theorys_bound(method):
+    """J = −L·I: the gap is d(−log(1 − L) − L), the most that Lip(f) = L allows."""
+    d, low = 8, 0.4
+    noise, condition = draws(4, d)
+    report = estimate_kl(affine(-low * torch.eye(d, dtype=torch.float64)), noise, condition, method=method)
+    assert report.gap.value == pytest.approx(d * (-math.log(1 - low) - low), rel=1e-9)
+    assert report.truncation == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tiny_network_agrees_with_its_whole_jacobian(method):
+    network = ResidualNoise((5,), width=7, depth=2).double()
+    disturb(network, 0.3)
+    noise, condition = draws(100, 5)
+    truth = exact_kl(lambda x: network(x, condition), noise)
+    report = estimate_kl(network, noise, condition, method=method, probes=4)
+    gap = estimate_kl(network, noise, condition, method="exact").gap.value
+    assert report.l2.value > 0.02
+    assert abs(gap) > 0.02
+    if method == "exact":
+        assert report.kl.value == pytest.approx(truth.mean().item(), rel=1e-12)
+        assert report.kl.error == pytest.approx(truth.std().item() / 100**0.5, rel=1e-12)
+    else:  # the noises are the same, so only the probes' error is between them
+        assert abs(report.gap.value - gap) <= 4 * report.gap.error < 2 * abs(gap)
+
+
+def test_a_lora_on_a_real_denoiser_agrees_with_its_whole_jacobian(generator):
+    """One noise again and again: the standard error is then of the probes alone."""
+    network = LoRANoise(generator, rank=4)
+    disturb(network, 0.05)
+    noise, _ = draws(1, *generator.noise_shape)
+    condition = generator.encode(["a red circle"])
+    exact = estimate_kl(network, noise, condition, method="exact", batch=128)
+    assert abs(exact.gap.value) > 0.01
+    for method in METHODS[1:]:
+        probed = estimate_kl(network, noise.expand(32, -1, -1, -1), condition[torch.zeros(32).long()], method=method)
+        assert probed.l2.value == pytest.approx(exact.l2.value, rel=1e-9)
+        assert abs(probed.gap.value - exact.gap.value) <= 4 * probed.gap.error < 0.2 * exact.l2.value
+
+
+def test_products_with_the_jacobian_match_finite_differences_and_each_other(generator):
+    network = LoRANoise(generator, rank=4)
+    disturb(network, 0.1)
+    noise, _ = draws(2, *generator.noise_shape)
+    condition = generator.encode(["a red circle", "two blue rings"])
+    linear = Linearised(lambda x: network(x, condition), noise)
+    along, across = draws(2, *generator.noise_shape, seed=1)[0], draws(2, *generator.noise_shape, seed=2)[0]
+    step = 1e-5
+    with torch.no_grad():
+        slope = (network(noise + step * along, condition) - network(noise - step * along, condition)) / (2 * step)
+    pushed = linear.jvp(along)
+    assert pushed.abs().max() > 1e-3
+    assert torch.allclose(pushed, slope, atol=1e-6)
+    assert torch.allclose((across * pushed).flatten(1).sum(1), (along * linear.vjp(across)).flatten(1).sum(1))
+    whole = jacobian(Linearised(lambda x: network(x, condition[torch.tensor([1] * 60)]), noise[1].expand(60, 4, 8, 8)))
+    assert torch.allclose(whole @ along[1].flatten(), pushed[1].flatten(), atol=1e-12)
+
+
+def test_krylov_methods_stand_expansion_and_the_series_says_it_cannot():
+    draw = torch.Generator().manual_seed(3)
+    matrix = torch.randn(6, 6, generator=draw, dtype=torch.float64)  # expands in some directions
+    assert torch.linalg.eigvals(matrix).abs().max() > 1
+    noise, condition = draws(100, 6)
+    gap = (matrix.trace() - torch.linalg.slogdet(torch.eye(6) + matrix).logabsdet).item()
+    for method in ("arnoldi", "lanczos"):
+        assert within(estimate_kl(affine(matrix), noise, condition, method=method).gap, gap)
+    with pytest.raises(InputError, match=r"diverges: f expands by \d.* use method 'arnoldi'"):
+        estimate_kl(affine(matrix), noise, condition, method="series")
+
+
+def test_truncation_is_told():
+    """Forty dimensions in eight steps, and some of them nearly folded flat."""
+    matrix = -torch.diag(torch.linspace(0, 0.99, 40, dtype=torch.float64))
+    noise, condition = draws(100, 40)
+    report = estimate_kl(affine(matrix), noise, condition)
+    truth = (matrix.trace() - torch.logdet(torch.eye(40) + matrix)).item()
+    assert 1e-3 < report.truncation < 0.5
+    assert abs(report.gap.value - truth) == pytest.approx(report.truncation, rel=1)
+
+
+def test_fp32_costs_no_accuracy_that_matters():
+    network = ResidualNoise((64,), width=32, depth=1)
+    disturb(network, 0.1)
+    noise, condition = draws(32, 64, dtype=torch.float32)
+    for method in ("arnoldi", "lanczos"):
+        single = estimate_kl(network.float(), noise, condition, method=method)
+        double = estimate_kl(network.double(), noise.double(), condition, method=method)
+        assert abs(double.gap.value) > 0.05
+        assert single.gap.value == pytest.approx(double.gap.value, rel=1e-4)
+
+
+def test_before_training_all_is_zero(generator):
+    network = LoRANoise(generator, rank=2)
+    noise, _ = draws(2, *generator.noise_shape)
+    report = estimate_kl(network, noise, generator.encode(["a ring", "a cross"]))
+    assert (report.kl.value, report.l2.value, report.gap.value) == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+def test_network_calls_are_counted_per_noise():
+    network = affine(0.1 * torch.eye(12))
+    noise, condition = draws(5, 12)
+    assert estimate_kl(network, noise, condition, probes=2).calls == Calls(5, 0, 5 * 2 * STEPS)
+    both = Calls(5, 5 * 2 * STEPS, 5 * 2 * STEPS)
+    assert estimate_kl(network, noise, condition, method="lanczos", probes=2).calls == both
+    series = estimate_kl(network, noise, condition, method="series", probes=2).calls
+    assert (series.forwards, series.jvps) == (5, 0)
+    assert series.vjps >= 5 * 2 * TERMS
+    assert estimate_kl(network, noise, condition, method="exact", batch=4).calls == Calls(5 * 4, 0, 5 * 12)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_torchs_own_alone():
+    network = affine(0.2 * torch.ones(4, 4))
+    noise, condition = draws(6, 4)
+    state = torch.get_rng_state()
+    first, second, other = (estimate_kl(network, noise, condition, method="series", seed=s) for s in (0, 0, 1))
+    assert first == second != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_wrong_calls_are_said():
+    network = affine(torch.zeros(2, 2))
+    noise, condition = draws(2, 2)
+    with pytest.raises(InputError, match="unknown method 'lanczo'; did you mean 'lanczos'"):
+        estimate_kl(network, noise, condition, method="lanczo")
+    with pytest.raises(InputError, match="needs a noise, a probe and a batch"):
+        estimate_kl(network, noise, condition, probes=0)
+
+
+def test_a_residual_that_ignores_the_noise():
+    class Constant(nn.Module):
+        def forward(self, noise, condition):
+            return torch.ones_like(noise)
+
+    noise, condition = draws(3, 4)
+    report = estimate_kl(Constant(), noise, condition)
+    assert (report.kl.value, report.gap.value) == (2.0, 0.0)

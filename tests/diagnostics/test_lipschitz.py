@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hypernoise.diagnostics.kl import estimate_kl
+from hypernoise.diagnostics.linear import Calls, Linearised, jacobian
+from hypernoise.diagnostics.lipschitz import (
+    SILU,
+    kl_gap_bound,
+    layer_norms,
+    lipschitz_bound,
+    pairwise_ratios,
+    spectral_norm,
+)
+from hypernoise.errors import InputError
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.residual import ResidualNoise
+from tests.conftest import disturb
+from tests.diagnostics.test_kl import affine, draws
+
+
+def test_spectral_norm_of_an_affine_map_is_its_matrixs():
+    matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise, condition = draws(3, 6)
+    truth = torch.linalg.matrix_norm(matrix, ord=2).item()
+    found = spectral_norm(affine(matrix), noise, condition, iterations=60)
+    assert found.tolist() == pytest.approx([truth] * 3, rel=1e-9)
+    early = [spectral_norm(affine(matrix), noise, condition, iterations=k) for k in (1, 2, 4)]
+    assert (early[0] < early[1]).all()  # from below, rising
+    assert (early[1] < early[2]).all()
+    assert (early[2] <= found).all()
+
+
+def test_spectral_norm_of_a_lora_on_a_real_denoiser_is_its_jacobians(generator):
+    network = LoRANoise(generator, rank=4)
+    disturb(network, 0.05)
+    noise, _ = draws(2, *generator.noise_shape)
+    condition = generator.encode(["a red circle", "two blue rings"])
+    found = spectral_norm(network, noise, condition, iterations=30)
+    copies = condition[torch.zeros(128).long()]
+    whole = jacobian(Linearised(lambda x: network(x, copies), noise[0].expand(128, -1, -1, -1)))
+    truth = torch.linalg.matrix_norm(whole, ord=2).item()
+    assert truth > 0.1
+    assert found[0].item() == pytest.approx(truth, rel=1e-2)
+    assert found[0].item() <= truth * (1 + 1e-9)
+
+
+def test_before_training_it_is_zero():
+    noise, condition = draws(2, 5)
+    assert spectral_norm(ResidualNoise((5,)).double(), noise, condition).tolist() == [0, 0]
+
+
+def test_ratios_lie_below_the_bound_and_the_norm_at_points_too():
+    network = ResidualNoise((8,), width=16, depth=2).double()
+    disturb(network, 0.2)
+    noise, condition = draws(200, 8)
+    other, _ = draws(200, 8, seed=1)
+    bound = lipschitz_bound(network)
+    ratios = pairwise_ratios(network, noise, other, condition)
+    norms = spectral_norm(network, noise, condition, iterations=30)
+    assert 0.1 < ratios.max() < norms.max() < bound
+    near = pairwise_ratios(network, noise, noise + 1e-6 * other, condition)
+    assert (near <= norms + 1e-6).all()
+
+
+def test_layer_norms_multiply_to_the_bound():
+    network = ResidualNoise((4,), width=3, depth=1).double()
+    disturb(network, 0.5)
+    first, last = network.network[0][0].weight, network.network[1].weight
+    norms = [torch.linalg.matrix_norm(w, ord=2).item() for w in (first, last)]
+    assert list(layer_norms(network).values()) == pytest.approx(norms, rel=1e-6)
+    assert lipschitz_bound(network) == pytest.approx(norms[0] * norms[1] * SILU, rel=1e-6)
+
+
+def test_silus_greatest_slope():
+    x = torch.linspace(-10, 10, 200001, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(nn.functional.silu(x).sum(), x)
+    assert slope.max().item() == pytest.approx(SILU, abs=1e-7)
+
+
+def test_layer_norms_of_a_lora_bound_its_updates(generator):
+    network = LoRANoise(generator, rank=3, alpha=6.0)
+    disturb(network)
+    norms = layer_norms(network)
+    assert norms.keys() == network.layers.keys()
+    for name in ("conv_in", "conv_out", "mid_block.attentions.0.proj_in"):
+        layer = network.layers[name]
+        down, up = layer.lora_A["hypernoise"], layer.lora_B["hypernoise"]
+        shape = (200, down.weight.shape[1], *(8, 8)[: down.weight.ndim - 2])
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        stretch = 2.0 * up(down(inputs)).flatten(1).norm(dim=1) / inputs.flatten(1).norm(dim=1)
+        assert 0 < stretch.max() <= norms[name], name
+    assert lipschitz_bound(network) == math.inf
+
+
+def test_gap_bound_holds_is_attained_and_ends_at_one():
+    assert kl_gap_bound(100, 0.1) == pytest.approx(100 * 0.1**2 / 2, rel=0.1)
+    assert kl_gap_bound(10, 1.0) == kl_gap_bound(10, 1.5) == math.inf
+    noise, condition = draws(50, 6)
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        matrix = torch.randn(6, 6, generator=draw, dtype=torch.float64)
+        matrix *= 0.6 / torch.linalg.matrix_norm(matrix, ord=2)
+        gap = estimate_kl(affine(matrix), noise, condition, method="exact").gap.value
+        assert 0 < abs(gap) <= kl_gap_bound(6, 0.6)
+
+
+def test_cost_is_counted_and_wrong_calls_are_said():
+    calls = Calls()
+    noise, condition = draws(3, 4)
+    spectral_norm(affine(torch.eye(4)), noise, condition, iterations=5, calls=calls)
+    assert calls == Calls(3, 15, 12)
+    with pytest.raises(InputError, match="iterations must be at least 1"):
+        spectral_norm(affine(torch.eye(4)), noise, condition, iterations=0)
+    with pytest.raises(InputError, match="layers of a 'other' noise network"):
+        layer_norms(type("Other", (), {"kind": "other"})())

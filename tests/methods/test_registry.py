@@ -1,0 +1,61 @@
+import pytest
+
+from hypernoise.adapters import save_adapter
+from hypernoise.errors import InputError
+from hypernoise.methods.base import Method
+from hypernoise.methods.finetune import LoRATune
+from hypernoise.methods.registry import EXAMPLES, Given, make_methods
+from hypernoise.noise.lora import LoRANoise
+
+
+def rewrite(prompt, number):
+    return []
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_is_made_under_its_own_name(name):
+    (method,) = make_methods([name], Given(["a"], ["b"], rewrite))
+    assert isinstance(method, Method)
+    assert method.name == name
+
+
+def test_short_names_take_the_usual_numbers():
+    names = [m.name for m in make_methods(["reno", "white-reno", "prompt-search"], Given(rewriter=rewrite))]
+    assert names == ["reno-50", "white-reno-50", "prompt-search-8"]
+
+
+def test_training_runs_are_told_apart():
+    made = make_methods(["hypernoise", "finetune", "hypernoise-reno-3"], Given(["a", "b"], ["c"]))
+    assert [m.name for m in made] == [
+        "hypernoise-1", "hypernoise-2", "finetune", "hypernoise-1-reno-3", "hypernoise-2-reno-3"
+    ]  # fmt: skip
+
+
+def test_settings_follow_the_weights(generator, tmp_path):
+    folders = []
+    for kind in (LoRANoise, LoRATune):
+        for seed in (0, 1):
+            folder = tmp_path / f"{kind.__name__}{seed}"
+            save_adapter(kind(generator, rank=2, seed=seed), folder)
+            folders.append(str(folder))
+    made = make_methods(["hypernoise", "finetune"], Given(folders[:2], folders[2:]))
+    assert len({str(method.settings()) for method in made}) == 4
+    again = make_methods(["hypernoise", "finetune"], Given(folders[:2], folders[2:]))
+    assert [m.settings() for m in made] == [m.settings() for m in again]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("best-of", "unknown method 'best-of'; did you mean 'best-of-8'"),
+        ("renoo-50", "unknown method 'renoo-50'; did you mean 'reno-50'"),
+        ("hypernoise", "method 'hypernoise' needs --adapter DIR"),
+        ("hypernoise-reno", "method 'hypernoise' needs --adapter DIR"),
+        ("finetune", "method 'finetune' needs --finetuned DIR"),
+        ("prompt-search-4", "prompt-search needs a rewriter"),
+        ("best-of-0", "n of at least 1"),
+    ],
+)
+def test_mistakes_are_named(name, message):
+    with pytest.raises(InputError, match=message):
+        make_methods([name], Given())

@@ -1,0 +1,199 @@
+import pytest
+import torch
+
+from hypernoise.errors import InputError
+from hypernoise.methods.base import Problem
+from hypernoise.methods.hypernoise import HyperNoise
+from hypernoise.methods.plain import Plain
+from hypernoise.methods.reno import UPDATES, ReNO, norm_penalty
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.rewards.pixel import redness
+from tests.conftest import disturb
+
+PROMPTS = ["a red circle", "two blue rings", "a cross"]
+
+
+def reward(pixels, prompts):
+    return 50 * redness(pixels, prompts)
+
+
+@pytest.fixture
+def noise(generator):
+    return torch.randn(3, *generator.noise_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture
+def problem(generator):
+    return Problem(generator, reward)
+
+
+def published(problem, prompt, noise, iterations):
+    """The loop as its authors run it: one sample, torch's optimiser and clipping, best by the reward."""
+    latents = noise.clone().requires_grad_()
+    optimizer = torch.optim.SGD([latents], lr=5.0, nesterov=True, momentum=0.9)
+    best, image, scores = float("inf"), None, []
+    for iteration in range(iterations):
+        optimizer.zero_grad()
+        pixels = problem.generator.sample(latents, problem.generator.encode([prompt]), steps=problem.steps, seed=0)
+        loss = -problem.reward(pixels, [prompt]).sum()
+        scores.append(-loss.item())
+        if loss.item() < best:
+            best, image = loss.item(), pixels.detach()
+        norm = torch.linalg.vector_norm(latents)
+        loss = loss + 0.01 * (0.5 * norm**2 - (latents.numel() - 1) * torch.log(norm))
+        if iteration != iterations - 1:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(latents, 0.1)
+            optimizer.step()
+    return image, scores
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e-3], ids=["clipped", "within the clip"])
+def test_it_is_the_published_search_sample_by_sample(generator, noise, weight):
+    problem = Problem(generator, lambda pixels, prompts: weight * reward(pixels, prompts))
+    ours = ReNO(6).generate(problem, PROMPTS, noise)
+    assert ours.scores is not None
+    for i, prompt in enumerate(PROMPTS):
+        image, scores = published(problem, prompt, noise[i : i + 1], 6)
+        assert ours.scores[i].tolist() == pytest.approx(scores, rel=1e-9)
+        assert torch.allclose(ours.pixels[i], image[0], atol=1e-10)
+
+
+def test_calls_and_the_best_picture(problem, noise):
+    result = ReNO(5).generate(problem, PROMPTS, noise)
+    spent = result.spent
+    assert (spent.denoiser_forwards, spent.denoiser_backwards) == (15, 12)  # nothing moves after the last picture
+    assert (spent.decodes, spent.reward_calls) == (15, 15)
+    assert result.scores is not None
+    assert reward(result.pixels, PROMPTS).tolist() == pytest.approx(result.scores.amax(1).tolist())
+    again = problem.generator.sample(result.noise, problem.generator.encode(PROMPTS))
+    assert torch.allclose(again, result.pixels, atol=1e-10)
+    assert (result.scores.amax(1) > result.scores[:, 0]).all()
+    assert result.kl is not None
+    assert result.kl.tolist() == pytest.approx((0.5 * (result.noise - noise).flatten(1).square().sum(1)).tolist())
+
+
+def test_one_iteration_is_plain(problem, noise):
+    one, plain = ReNO(1).generate(problem, PROMPTS, noise), Plain().generate(problem, PROMPTS, noise)
+    assert torch.equal(one.pixels, plain.pixels)
+    assert one.spent.denoiser_backwards == 0
+
+
+def test_the_gradient_goes_through_every_step(generator, noise):
+    problem = Problem(generator, reward, steps=2)
+    two = ReNO(2).generate(problem, PROMPTS, noise)
+    assert (two.spent.denoiser_forwards, two.spent.denoiser_backwards) == (12, 6)
+    _, scores = published(problem, PROMPTS[0], noise[:1], 2)
+    assert two.scores is not None
+    assert two.scores[0].tolist() == pytest.approx(scores, rel=1e-9)
+
+
+def test_a_sample_that_stops_early_leaves_the_others_alone(problem, noise):
+    def stubborn(pixels, prompts):  # the second prompt's reward never rises
+        scores = reward(pixels, prompts)
+        return torch.stack([s * 0 if p == PROMPTS[1] else s for s, p in zip(scores, prompts, strict=True)])
+
+    problem = Problem(problem.generator, stubborn)
+    whole = ReNO(6).generate(problem, PROMPTS, noise)
+    short = ReNO(6, patience=2).generate(problem, PROMPTS, noise)
+    assert short.scores is not None
+    assert whole.scores is not None
+    assert short.scores[1].isnan().tolist() == [False] * 3 + [True] * 3
+    seen = ~short.scores.isnan()
+    assert seen[0].sum() > 3
+    assert torch.allclose(short.scores[seen], whole.scores[seen], rtol=1e-9)
+    assert short.spent.denoiser_forwards == seen.sum()
+    assert torch.equal(short.noise[1], noise[1])
+
+
+def test_several_starts_keep_the_best(problem, noise):
+    one, three = (ReNO(2, starts=n).generate(problem, PROMPTS, noise) for n in (1, 3))
+    assert one.scores is not None
+    assert three.scores is not None
+    assert three.scores.shape == (3, 6)
+    assert torch.allclose(three.scores[:, :2], one.scores, rtol=1e-9)
+    assert reward(three.pixels, PROMPTS).tolist() == pytest.approx(three.scores.amax(1).tolist())
+    assert three.spent.denoiser_forwards == 18
+    assert three.kl is None  # a shift from the given noise is not what happened
+    assert (three.noise != one.noise).any()
+
+
+def test_it_starts_from_hypernoises_noise(problem, noise):
+    network = LoRANoise(problem.generator, rank=2)
+    disturb(network)
+    start = HyperNoise(network)
+    first = ReNO(1, start=start).generate(problem, PROMPTS, noise)
+    assert torch.allclose(first.noise, start.generate(problem, PROMPTS, noise).noise, atol=1e-12)
+    assert first.spent.denoiser_forwards == 6
+    method = ReNO(3, start=start)
+    assert method.name == "hypernoise-reno-3"
+    result = method.generate(problem, PROMPTS, noise)
+    assert result.scores is not None
+    assert (result.scores.amax(1) >= reward(first.pixels, PROMPTS) - 1e-12).all()
+    assert all(p.grad is None for p in network.trainable_parameters())
+
+
+def test_white_updates_climb(problem, noise):
+    method = ReNO(6, update="white-reno")
+    assert method.name == "white-reno-6"
+    assert UPDATES["white-reno"].white
+    result = method.generate(problem, PROMPTS, noise)
+    assert result.scores is not None
+    assert (result.scores.amax(1) > result.scores[:, 0] + 0.05).all()
+
+
+def test_a_white_updates_first_step_is_the_projected_gradient_through_adam(problem, noise):
+    """Adam's first step is lr · g / (|g| + eps), so the projection shows in the signs and the small entries."""
+    from hypernoise.methods.white import project_white
+
+    x = noise.clone().requires_grad_()
+    pixels = problem.generator.sample(x, problem.generator.encode(PROMPTS), seed=0)
+    (raw,) = torch.autograd.grad(-reward(pixels, PROMPTS).sum(), x)
+    gradient = project_white(raw)
+    gradient = 0.03 * gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    expected = noise - 0.1 * gradient / (gradient.abs() + 1e-8)
+    drawn = []
+
+    def spy(noise, condition, **settings):
+        drawn.append(noise.detach().clone())
+        return sample(noise, condition, **settings)
+
+    sample, problem.generator.sample = problem.generator.sample, spy
+    ReNO(2, update="white-reno").generate(problem, PROMPTS, noise)
+    assert torch.allclose(drawn[1], expected, atol=1e-4)
+    assert not torch.allclose(gradient.sign(), raw.sign())
+
+
+def test_the_penalty_is_minus_the_log_density_of_the_norm():
+    """Of the chi law with d degrees of freedom, up to a constant; and its gradient, by finite differences."""
+    x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norm = x.flatten(1).norm(dim=1)
+    chi = 14 * norm.log() - 0.5 * norm.square()
+    ours = norm_penalty(x, 1.0)
+    assert torch.allclose(ours - ours[0], chi[0] - chi)
+    assert torch.autograd.gradcheck(lambda y: norm_penalty(y, 0.3), x.requires_grad_())
+    half = norm_penalty(torch.full((1, 40000), 100.0, dtype=torch.float16), 0.01)  # ‖x‖² overflows fp16
+    assert half.dtype == torch.float32
+    assert torch.isfinite(half).all()
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_reward_that_is_not_finite_is_named(problem, noise, iterations):
+    broken = Problem(problem.generator, lambda pixels, prompts: reward(pixels, prompts) * float("nan"))
+    with pytest.raises(InputError, match="the reward is not finite at iteration 0"):
+        ReNO(iterations).generate(broken, PROMPTS, noise)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"starts": 0}, "starts must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+        ({"lr": 0.0}, "lr must be a positive number"),
+        ({"update": "rino"}, "unknown update 'rino'; did you mean 'reno'"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        ReNO(**settings)

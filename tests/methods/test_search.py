@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from hypernoise.errors import InputError
+from hypernoise.methods.base import Problem
+from hypernoise.methods.best_of_n import BestOfN
+from hypernoise.methods.search import Search
+from hypernoise.rewards.pixel import redness
+
+PROMPTS = ["a red circle", "two blue rings", "a cross"]
+
+
+@pytest.fixture
+def noise(generator):
+    return torch.randn(3, *generator.noise_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_rounds_build_on_each_other_and_the_best_is_kept(generator, noise):
+    problem = Problem(generator, redness)
+    result = Search(3, 2).generate(problem, PROMPTS, noise)
+    assert result.scores is not None
+    assert result.scores.shape == (3, 7)
+    assert redness(result.pixels, PROMPTS).tolist() == pytest.approx(result.scores.amax(1).tolist())
+    again = generator.sample(result.noise, generator.encode(PROMPTS))
+    assert torch.allclose(again, result.pixels, atol=1e-10)
+    spent = result.spent
+    assert (spent.denoiser_forwards, spent.denoiser_backwards, spent.decodes, spent.reward_calls) == (21, 0, 21, 21)
+    longer = Search(4, 2).generate(problem, PROMPTS, noise)
+    assert longer.scores is not None
+    assert torch.equal(longer.scores[:, :7], result.scores)
+
+
+def test_at_radius_one_it_is_best_of_n(generator, noise):
+    problem = Problem(generator, redness)
+    wide, best = (m.generate(problem, PROMPTS, noise) for m in (Search(2, 2, radius=1.0), BestOfN(5)))
+    assert wide.scores is not None
+    assert best.scores is not None
+    assert torch.allclose(wide.scores, best.scores)
+    assert torch.equal(wide.noise, best.noise)
+
+
+def test_neighbours_are_near_and_keep_the_noises_scale(generator, noise):
+    drawn = []
+
+    def spy(noise, condition, **settings):
+        drawn.append(noise)
+        return sample(noise, condition, **settings)
+
+    sample, generator.sample = generator.sample, spy
+    Search(1, 3, radius=0.3).generate(Problem(generator, redness), PROMPTS, noise)
+    for neighbour in drawn[1:]:
+        likeness = torch.cosine_similarity(neighbour.flatten(1), noise.flatten(1), dim=1)
+        assert (likeness - 0.954).abs().max() < 0.05  # √(1 − 0.3²)
+        assert abs(neighbour.std() - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"neighbours": 0}, "neighbours must be at least 1"),
+        ({"radius": 0.0}, "radius must be above 0 and at most 1"),
+        ({"radius": 1.5}, "radius must be above 0 and at most 1"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Search(**settings)

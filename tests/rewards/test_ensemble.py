@@ -1,0 +1,214 @@
+"""The ensemble of networks: one resize, each member kept, running scales; and a user's own reward."""
+
+import statistics
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from hypernoise.errors import InputError
+from hypernoise.rewards import ensemble
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.check import check_reward
+from hypernoise.rewards.clip import ClipReward
+from hypernoise.rewards.ensemble import ENSEMBLES, NETWORKS, WeightedSum, load_reward
+from hypernoise.rewards.pixel import brightness, redness
+from hypernoise.rewards.preprocess import Resize
+from hypernoise.scenes.networks import build_tokenizer
+from tests.rewards.test_clip import small_config
+
+PROMPTS = ["a red ring and a blue square", "three crosses"]
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Builds small CLIP rewards with random weights."""
+    tokenizer = build_tokenizer(tmp_path / "tokenizer")
+
+    def build(seed=0, fit="crop", **settings):
+        torch.manual_seed(seed)
+        model = CLIPModel(CLIPConfig(**small_config(tokenizer)))
+        return ClipReward(f"clip{seed}", model, tokenizer, RewardSettings(**settings), fit=fit, scale=1.0)
+
+    return build
+
+
+def pictures(height=40, width=40, count=2, seed=1):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_papers_weights():
+    """arXiv 2508.09968, appendix: ImageReward 1.0, HPSv2.1 5.0, PickScore 0.05, CLIP 0.01."""
+    assert ENSEMBLES["human-preference"] == {"imagereward": 1.0, "hpsv2.1": 5.0, "pickscore": 0.05, "clip": 0.01}
+    assert set(ENSEMBLES["human-preference"]) <= set(NETWORKS)
+
+
+def test_human_preference_loads_its_members_with_the_settings(monkeypatch, clip):
+    asked = {}
+
+    class Module:
+        @staticmethod
+        def load(name, settings):
+            asked[name] = settings
+            return clip(len(asked))
+
+    monkeypatch.setattr(ensemble, "import_module", lambda module: Module)
+    settings = RewardSettings(dtype="bfloat16", long_prompts="chunk-mean")
+    reward = load_reward("human-preference", settings)
+    assert asked == dict.fromkeys(ENSEMBLES["human-preference"], settings)
+    assert reward.weights == ENSEMBLES["human-preference"]
+    score = reward(pictures(), PROMPTS)
+    expected = sum(weight * reward.members[name](pictures(), PROMPTS) for name, weight in reward.weights.items())
+    assert torch.allclose(score, expected, atol=1e-6)
+    assert reward.last.keys() == reward.weights.keys()
+
+
+@pytest.mark.parametrize(("width", "resizes"), [(40, 1), (52, 2)])
+def test_members_share_one_resize_per_way_of_fitting(monkeypatch, clip, width, resizes):
+    """On squares crop and pad are one; scores and gradient are those of the members alone."""
+    members = {"a": clip(0), "b": clip(1, "pad"), "c": clip(2), "red": redness}
+    weights = {"a": 1.0, "b": 2.0, "c": -0.5, "red": 3.0}
+    pixels = pictures(width=width).requires_grad_()
+    alone = sum(weights[name] * member(pixels, PROMPTS) for name, member in members.items())
+    (expected,) = torch.autograd.grad(alone.sum(), pixels)
+
+    resized, call = [], Resize.__call__
+    monkeypatch.setattr(Resize, "__call__", lambda self, pixels: resized.append(self) or call(self, pixels))
+    scores = WeightedSum(weights, members)(pixels, PROMPTS)
+    (gradient,) = torch.autograd.grad(scores.sum(), pixels)
+    assert len(resized) == resizes
+    assert torch.allclose(scores, alone, atol=1e-6)
+    assert torch.allclose(gradient, expected, atol=1e-7)
+
+
+def test_running_scales_make_members_count_alike():
+    weights = {"small": 1.0, "large": 1.0}
+    members = {"small": lambda p, _: 1e-3 * redness(p, _), "large": lambda p, _: 1e3 * brightness(p, _) + 5e4}
+    reward = WeightedSum(weights, members, normalise=True)
+    seen = {"small": [], "large": []}
+    for seed in range(5):
+        pixels = pictures(8, 8, 16, seed).requires_grad_()
+        score = reward(pixels, ["x"] * 16)
+        for name in seen:
+            seen[name] += members[name](pixels, None).tolist()
+    deviations = {name: statistics.pstdev(values) for name, values in seen.items()}
+    for name in seen:  # fading by 1 % a batch hardly shows after five
+        assert reward.scales[name].value == pytest.approx(deviations[name], rel=0.05)
+    expected = sum(members[name](pixels, None) / reward.scales[name].value for name in weights)
+    assert torch.allclose(score, expected)
+    assert reward.last["large"].item() == pytest.approx(members["large"](pixels, None).mean().item())
+
+    other = WeightedSum(weights, members, normalise=True)
+    other.load_state(reward.state)
+    with torch.no_grad():
+        assert torch.equal(other(pixels, None), reward(pixels, None))  # evaluation does not move the scale
+    assert other.state == reward.state
+
+
+def test_one_picture_gives_no_deviation_and_is_left_alone():
+    reward = WeightedSum({"redness": 2.0}, normalise=True)
+    pixels = pictures(8, 8, 1).requires_grad_()
+    assert torch.allclose(reward(pixels, ["x"]), 2 * redness(pixels, ["x"]))
+
+
+def test_cut_prompts_are_counted_by_member(clip):
+    reward = WeightedSum({"a": 1.0, "redness": 1.0}, {"a": clip()})
+    with pytest.warns(UserWarning, match="reads 77 tokens"):
+        reward(pictures(), ["a red ring and " * 30, "a ring"])
+    assert reward.truncated == {"a": 1}
+
+
+# A user's own
+
+OWN = """
+import torch
+
+def warmth(pixels, prompts):
+    return (pixels[:, 0] - pixels[:, 2]).mean((1, 2))
+
+class Contrast:
+    name = "contrast"
+    def __call__(self, pixels, prompts):
+        return pixels.flatten(1).var(1)
+
+def cut(pixels, prompts):
+    return pixels.detach().flatten(1).mean(1)
+
+number = 3
+
+class Needs:
+    def __init__(self, weight):
+        pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards_of_this_test.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    return "my_rewards_of_this_test"
+
+
+def test_a_function_and_a_class_by_import_path(own):
+    reward = WeightedSum({f"{own}:warmth": 2.0, f"{own}:Contrast": 1.0, "redness": 1.0})
+    pixels = pictures()
+    expected = 2 * (pixels[:, 0] - pixels[:, 2]).mean((1, 2)) + pixels.flatten(1).var(1) + redness(pixels, PROMPTS)
+    assert torch.allclose(reward(pixels, PROMPTS), expected)
+    check_reward(reward)
+
+
+def test_paths_that_lead_nowhere_are_told(own):
+    for path, message in (
+        ("no_such_module_here:warmth", "module 'no_such_module_here' cannot be imported from"),
+        (f"{own}:warmht", "did you mean 'warmth'"),
+        (f"{own}:number", "is a int; it must take"),
+        (f"{own}:Needs", "must be made without arguments"),
+        (f"{own}:", "unknown name"),
+        (":warmth", "cannot be imported"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_reward(path)
+
+
+def rounded(pixels, prompts):
+    return (pixels * 255).round().flatten(1).mean(1)
+
+
+def mixed(pixels, prompts):
+    return pixels.flatten(1).mean(1) + pixels.mean()
+
+
+class Backwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda pixels, prompts: pixels.mean(), "gave shape"),
+        (lambda pixels, prompts: pixels.flatten(1).mean(1) / 0, "scores must be finite"),
+        (rounded, "the reward: the gradient is cut"),
+        (mixed, "depends on the other pictures"),
+        (lambda pixels, prompts: Backwards.apply(pixels).flatten(1).mean(1), "does not rise along its gradient"),
+    ],
+)
+def test_what_is_no_reward_is_told(reward, message):
+    with pytest.raises(InputError, match=message):
+        check_reward(reward)
+
+
+def test_a_member_with_a_cut_gradient_is_named_and_one_of_no_weight_may_have_none():
+    with pytest.raises(InputError, match="reward 'rounded': the gradient is cut"):
+        check_reward(WeightedSum({"redness": 1.0, "rounded": 1.0}, {"rounded": rounded}))
+    check_reward(WeightedSum({"redness": 1.0, "rounded": 0.0}, {"rounded": rounded}))
+
+
+def test_networks_pass_the_check(clip):
+    check_reward(clip())
+    check_reward(WeightedSum({"a": 1.0, "redness": 1.0}, {"a": clip()}))

@@ -1,0 +1,97 @@
+"""The watched reward: read without touching the training, and what counts as the rewards parting."""
+
+import json
+
+import pytest
+import torch
+
+from hypernoise.errors import InputError
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.parting import Reading, best_stretch, parted, readings
+from hypernoise.training.trainer import train
+from tests.training.test_trainer import PROMPTS, build, config, same, state
+
+NOISE = [0.0, 1.0, -1.0, 0.5, -0.5]
+
+
+def series(watched, trained):
+    """Readings every ten steps with the same small spread in each stretch of five."""
+    return [Reading(10 * i, t, w + 0.1 * NOISE[i % 5]) for i, (w, t) in enumerate(zip(watched, trained, strict=True))]
+
+
+def test_they_have_parted_when_the_watched_falls_and_the_trained_does_not():
+    up = [float(i) for i in range(20)]
+    fallen = series([0.1 * i for i in range(10)] + [1.0 - 0.1 * i for i in range(10)], up)
+    assert parted(fallen, 5)
+    assert not parted(fallen, 0)
+    assert not parted(fallen[:12], 5)  # still at its best
+    assert not parted(series([0.1 * i for i in range(20)], up), 5)  # both rise
+    assert not parted(series([1.0] * 20, up), 5)  # within chance
+    assert not parted(series([1.0 - 0.1 * i for i in range(20)], up[::-1]), 5)  # both fall: a failing run, not a hacked
+    assert not parted(fallen[-9:], 5)  # two stretches are needed
+
+
+def test_the_best_stretch_is_told_by_its_middle():
+    seen = series([0.1 * i for i in range(10)] + [1.0 - 0.1 * i for i in range(10)], [0.0] * 20)
+    assert 80 <= best_stretch(seen, 5).step <= 120
+
+
+def test_readings_come_from_the_rows_that_have_one(tmp_path):
+    rows = [{"step": 1, "reward": 2.0}, {"step": 2, "reward": 3.0, "watched_reward": 4.0}]
+    rows += [{"step": 4, "reward": 5.0, "watched_reward": 6.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert readings(tmp_path / "metrics.jsonl", 3) == [Reading(2, 3.0, 4.0)]
+    assert readings(tmp_path / "none.jsonl", 3) == []
+
+
+def green(pixels, prompts):
+    torch.rand(1)  # chance in the watched reward must not reach the trained one
+    return pixels[:, 1].mean((1, 2))
+
+
+def chancy(pixels, prompts):
+    return 20 * (pixels * torch.rand(pixels.shape)).flatten(1).mean(1)
+
+
+def run(sd_pipeline, settings, reward=None, **more):
+    generator, network = build(sd_pipeline)
+    reward = reward or WeightedSum({"redness": 20.0})
+    return network, train(generator, network, reward, PROMPTS, settings, progress=False, **more)
+
+
+def test_watching_changes_nothing_and_reads_the_same_pictures(sd_pipeline):
+    pictures = []
+
+    def watched(pixels, prompts):
+        pictures.append(pixels)
+        assert not pixels.requires_grad
+        return green(pixels, prompts)
+
+    network, result = run(sd_pipeline, config(watched_every=2, accumulation=2), chancy, watched=watched)
+    again, other = run(sd_pipeline, config(accumulation=2), chancy)
+    assert same(state(network), state(again))
+    assert [row["step"] for row in result.history if "watched_reward" in row] == [2, 4, 6]
+    expected = torch.cat(pictures[:2])[:, 1].mean().item()
+    assert result.history[1]["watched_reward"] == pytest.approx(expected, rel=1e-5)
+    assert not any("watched_reward" in row for row in other.history)
+
+
+def test_training_ends_when_they_part_and_does_not_go_on(sd_pipeline, tmp_path):
+    def falling(pixels, prompts):
+        falling.level -= 1.0
+        return falling.level + 1e-3 * pixels.flatten(1).mean(1)
+
+    falling.level = 0.0
+    settings = config(steps=60, lr=2e-2, watched_every=1, patience=3, kl_weight=0.01)
+    _, result = run(sd_pipeline, settings, watched=falling, output=tmp_path)
+    assert (result.parted, result.finished) == (True, True)
+    assert 6 <= result.step < 60
+    assert result.checkpoint is not None
+    assert result.checkpoint.name == f"checkpoint-{result.step:06d}"
+    _, again = run(sd_pipeline, settings, watched=falling, output=tmp_path)
+    assert (again.step, again.history, again.parted) == (result.step, [], True)
+
+
+def test_patience_without_anything_watched_is_refused(sd_pipeline):
+    with pytest.raises(InputError, match="patience needs a watched reward"):
+        run(sd_pipeline, config(patience=3))

@@ -1,0 +1,157 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
+from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.residual import ResidualNoise
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.config import TrainConfig, read_recipe
+from hypernoise.training.limit import clamp, lipschitz_seen, squared_excess
+from hypernoise.training.trainer import train
+from hypernoise.training.watch import draw_watched, watch
+from tests.conftest import disturb
+from tests.diagnostics.test_kl import affine, draws
+from tests.training.test_trainer import PROMPTS, build, config, same, state
+
+
+def run(sd_pipeline, settings, output=None):
+    generator, network = build(sd_pipeline)
+    train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, output=output, progress=False)
+    return generator, network
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_watching_changes_no_weight_and_writes_its_rows(sd_pipeline, tmp_path):
+    _, plain = run(sd_pipeline, config())
+    generator, watched = run(sd_pipeline, config(watch=("lipschitz", "kl"), watch_every=4), output=tmp_path)
+    assert same(state(plain), state(watched))
+    rows = rows_of(tmp_path)
+    assert ["lipschitz" in row for row in rows] == [False, False, False, True, False, True]
+    assert rows[-1]["lipschitz"] > 0
+    assert rows[-1]["gap_bound"] == pytest.approx(kl_gap_bound(256, rows[-1]["lipschitz"]))
+    assert abs(rows[-1]["kl_gap"]) + 4 * rows[-1]["kl_gap_error"] < rows[-1]["gap_bound"]
+    assert watch(("lipschitz", "kl"), generator, watched, PROMPTS, seed=0).items() <= rows[-1].items()
+    assert draw_watched(tmp_path / "metrics.jsonl", tmp_path / "lipschitz.png")
+    colors = {color for _, color in Image.open(tmp_path / "lipschitz.png").getcolors(1 << 20)}
+    assert {(30, 90, 170), (200, 80, 30)} <= colors  # the curve, and the line at 1
+
+
+def test_without_a_watch_nothing_is_drawn(sd_pipeline, tmp_path):
+    run(sd_pipeline, config(steps=1), output=tmp_path)
+    assert not draw_watched(tmp_path / "metrics.jsonl", tmp_path / "lipschitz.png")
+
+
+def test_watching_works_under_bf16(sd_pipeline, tmp_path):
+    generator = DiffusionGenerator(sd_pipeline(dtype=torch.bfloat16), name="tiny")
+    network = LoRANoise(generator, rank=4)
+    disturb(network, 0.05)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = watch(("lipschitz", "kl"), generator, network, PROMPTS, seed=0)
+    whole_generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    whole_network = LoRANoise(whole_generator, rank=4)
+    whole_network.load_trainable_state(state(network))
+    whole = watch(("lipschitz", "kl"), whole_generator, whole_network, PROMPTS, seed=0)
+    assert half["lipschitz"] == pytest.approx(whole["lipschitz"], rel=0.05)
+    assert abs(half["kl_gap"] - whole["kl_gap"]) < whole["kl_gap_error"]
+
+
+def test_resuming_a_clamped_run_equals_no_interruption(sd_pipeline, tmp_path):
+    settings = dict(lipschitz="clamp", lipschitz_bound=0.02, checkpoint_every=2)
+    _, whole = run(sd_pipeline, config(**settings))
+    run(sd_pipeline, config(**{**settings, "steps": 4}), output=tmp_path)
+    _, resumed = run(sd_pipeline, config(**settings), output=tmp_path)
+    _, free = run(sd_pipeline, config())
+    assert same(state(whole), state(resumed))
+    assert not same(state(whole), state(free))
+
+
+def test_a_limit_is_part_of_what_a_resumed_run_must_share(sd_pipeline, tmp_path):
+    run(sd_pipeline, config(steps=1, lipschitz="clamp"), output=tmp_path / "clamped")
+    with pytest.raises(InputError, match="trained with lipschitz = 'clamp'"):
+        run(sd_pipeline, config(steps=2), output=tmp_path / "clamped")
+    run(sd_pipeline, config(steps=1), output=tmp_path / "free")
+    state_file = tmp_path / "free" / "checkpoint-000001" / "state.json"
+    old = json.loads(state_file.read_text())
+    old["fixed"] = {name: value for name, value in old["fixed"].items() if "lipschitz" not in name}
+    state_file.write_text(json.dumps(old))  # as it was written before there was a limit
+    run(sd_pipeline, config(steps=2), output=tmp_path / "free")
+    assert len(rows_of(tmp_path / "free")) == 2
+
+
+def test_a_clamped_lora_stretches_less(sd_pipeline):
+    def greatest(**changes):
+        generator, network = run(sd_pipeline, config(steps=8, lr=5e-2, kl_weight=0.01, **changes))
+        noise, _ = draws(8, *generator.noise_shape, seed=5, dtype=torch.float32)
+        return spectral_norm(network, noise, generator.encode(["a ring"] * 8)).max().item()
+
+    assert greatest() > 0.3
+    assert 0.02 < greatest(lipschitz="clamp", lipschitz_bound=0.1) < 0.15
+
+
+def test_clamp_scales_the_residual_to_the_bound_and_only_if_it_must(generator):
+    network = LoRANoise(generator, rank=4)
+    disturb(network, 0.05)
+    noise, _ = draws(3, *generator.noise_shape)
+    condition = generator.encode(["a red circle", "two blue rings", "a ring"])
+    before, seen = network(noise, condition).detach(), lipschitz_seen(network, noise, condition).max().item()
+    clamp(network, seen, 2 * seen)
+    assert torch.equal(network(noise, condition), before)
+    clamp(network, seen, seen / 4)
+    assert torch.allclose(network(noise, condition), before / 4)
+    assert lipschitz_seen(network, noise, condition).max().item() == pytest.approx(seen / 4)
+
+
+def test_clamping_a_chain_keeps_its_shift():
+    network = affine(2 * torch.eye(3), torch.tensor([1.0, 2.0, 3.0]))
+    noise, condition = draws(2, 3)
+    clamp(network, lipschitz_seen(network, noise, condition).max().item(), 0.5)
+    assert torch.allclose(network(noise, condition), 0.5 * noise + torch.tensor([1.0, 2.0, 3.0]).double())
+
+
+def test_the_penaltys_gradient_matches_finite_differences():
+    network = ResidualNoise((4,), width=5, depth=1).double()
+    disturb(network, 0.5)
+    noise, condition = draws(4, 4)
+    penalty = squared_excess(network, noise, condition, 0.1)
+    penalty.backward()
+    weight = network.network[1].weight
+    gradient = weight.grad[1, 2].item()
+    assert abs(gradient) > 1e-3
+    values = []
+    for sign in (1, -1):  # the direction is no function of the weight, to first order: it maximises the stretch
+        with torch.no_grad():
+            weight[1, 2] += sign * 1e-5
+            values.append(squared_excess(network, noise, condition, 0.1).item())
+            weight[1, 2] -= sign * 1e-5
+    assert gradient == pytest.approx((values[0] - values[1]) / 2e-5, rel=0.05)
+
+
+def test_the_penalty_of_an_untrained_network_is_zero_and_so_is_its_gradient(generator):
+    network = LoRANoise(generator, rank=2)
+    noise, _ = draws(2, *generator.noise_shape)
+    penalty = squared_excess(network, noise, generator.encode(["a ring", "a cross"]), 0.5)
+    penalty.backward()
+    assert penalty.item() == 0
+    assert all(p.grad is None or not p.grad.isnan().any() for p in network.trainable_parameters())
+
+
+def test_recipes_name_what_to_watch(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    for text in ("watch: lipschitz,kl", "watch: [lipschitz, kl]"):
+        file.write_text(text)
+        assert read_recipe(file).watch == ("lipschitz", "kl")
+    file.write_text("watch: 3")
+    with pytest.raises(InputError, match="watch must be a name or a list of names, not 3"):
+        read_recipe(file)
+    with pytest.raises(InputError, match="unknown watch 'lipshitz'; did you mean 'lipschitz'"):
+        TrainConfig(watch=("lipshitz",))
+    with pytest.raises(InputError, match="lipschitz_bound must be a positive number"):
+        TrainConfig(lipschitz_bound=0.0)
