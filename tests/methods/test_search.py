@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hypernoise.errors import InputError
-from hypernoise.methods.base import Problem
+from hypernoise.methods.base import Problem, fresh_noise
 from hypernoise.methods.best_of_n import BestOfN
 from hypernoise.methods.search import Search
 from hypernoise.rewards.pixel import redness
@@ -52,6 +52,21 @@ def test_neighbours_are_near_and_keep_the_noises_scale(generator, noise):
         likeness = torch.cosine_similarity(neighbour.flatten(1), noise.flatten(1), dim=1)
         assert (likeness - 0.954).abs().max() < 0.05  # √(1 − 0.3²)
         assert abs(neighbour.std() - 1) < 0.1
+
+
+def test_a_round_starts_from_the_best_so_far(generator, noise):
+    drawn = []
+
+    def spy(noise, condition, **settings):
+        drawn.append(noise)
+        return sample(noise, condition, **settings)
+
+    sample, generator.sample = generator.sample, spy
+    ever_better = Problem(generator, lambda pixels, prompts: pixels.new_full((len(pixels),), float(len(drawn))))
+    Search(2, 2, radius=0.6).generate(ever_better, PROMPTS, noise)
+    assert len(drawn) == 5
+    for turn, best in ((1, 0), (2, 0), (3, 2), (4, 2)):
+        assert torch.allclose(drawn[turn], 0.8 * drawn[best] + 0.6 * fresh_noise(noise, turn))
 
 
 @pytest.mark.parametrize(
