@@ -101,7 +101,9 @@ def test_running_scales_make_members_count_alike():
     other = WeightedSum(weights, members, normalise=True)
     other.load_state(reward.state)
     with torch.no_grad():
-        assert torch.equal(other(pixels, None), reward(pixels, None))  # evaluation does not move the scale
+        assert torch.equal(
+            other(pixels, ["a ring"] * len(pixels)), reward(pixels, ["a ring"] * len(pixels))
+        )  # evaluation does not move the scale
     assert other.state == reward.state
 
 
@@ -212,3 +214,15 @@ def test_a_member_with_a_cut_gradient_is_named_and_one_of_no_weight_may_have_non
 def test_networks_pass_the_check(clip):
     check_reward(clip())
     check_reward(WeightedSum({"a": 1.0, "redness": 1.0}, {"a": clip()}))
+
+
+def test_what_cannot_be_summed_is_refused():
+    pixels = torch.rand(2, 3, 4, 4)
+    with pytest.raises(InputError, match="weight of reward 'redness' must be a number, not nan"):
+        WeightedSum({"redness": float("nan")})
+    listed = WeightedSum({"mine": 1.0}, {"mine": lambda pixels, prompts: [0.0, 1.0]})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="'mine' gave a list, not a tensor"):
+        listed(pixels, ["a ring", "a cross"])
+    for prompts in ("ab", ["a ring"]):
+        with pytest.raises(InputError, match="one prompt for each of 2 pictures"):
+            WeightedSum({"redness": 1.0})(pixels, prompts)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -92,6 +93,9 @@ class WeightedSum:
     ):
         if not weights:
             raise InputError("no reward was given; for example rewards: {redness: 1.0}")
+        for name, weight in weights.items():
+            if not math.isfinite(weight):
+                raise InputError(f"the weight of reward {name!r} must be a number, not {weight}")
         self.weights = members_of(weights)
         self.members = {name: (members or {}).get(name) or load_reward(name, settings) for name in self.weights}
         self.name = "+".join(weights)
@@ -101,8 +105,14 @@ class WeightedSum:
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1]."""
+        if isinstance(prompts, str) or len(prompts) != len(pixels):
+            raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
         self.scores = self._each(pixels, prompts)
         for name, score in self.scores.items():
+            if not isinstance(score, Tensor):
+                raise InputError(
+                    f"reward {name!r} gave a {type(score).__name__}, not a tensor of one score per picture"
+                )
             if score.shape != (len(pixels),):
                 raise InputError(f"reward {name!r} gave shape {list(score.shape)}; it must give one score per picture")
             if self.scales and score.requires_grad:  # in training
