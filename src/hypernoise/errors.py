@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 
 class InputError(Exception):
@@ -13,6 +14,25 @@ class InputError(Exception):
 def first_line(error: Exception) -> str:
     """What another library's error says, or its name, for a message of one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def at_least_one(settings: object, *names: str, flags: bool = False) -> None:
+    """Raises InputError for the first of these attributes that is below 1; None is let be.
+
+    `flags`: they are told as on the command line, --batch-size for batch_size.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            told = "--" + name.replace("_", "-") if flags else name
+            raise InputError(f"{told} must be at least 1, not {value}")
+
+
+def finite_weights(weights: Mapping[str, float]) -> None:
+    """Raises InputError for the first reward whose weight is infinite or not a number."""
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise InputError(f"the weight of reward {name!r} must be a number, not {weight}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

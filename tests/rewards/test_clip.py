@@ -19,6 +19,7 @@ from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
 from hypernoise.rewards.weights import filled
 from hypernoise.scenes.networks import build_tokenizer
 from tests.rewards import layouts
+from tests.rewards.gradients import assert_gradient_is_right
 
 PROMPTS = ["a red ring and a blue square", "three crosses"]
 H14 = dict(text=1024, text_blocks=24, vision=1280, blocks=32, patch=14, joint=1024)
@@ -225,13 +226,7 @@ def test_the_learned_scale_multiplies_where_the_reference_has_one(build, tokeniz
 def test_gradient_is_right_by_finite_differences(build):
     reward = build()
     reward.network.double()
-    pixels = pictures().double().requires_grad_()
-    (gradient,) = torch.autograd.grad(reward(pixels, PROMPTS).sum(), pixels)
-    assert gradient.flatten(1).norm(dim=1).min() > 1e-4
-    along = gradient / gradient.norm()
-    with torch.no_grad():
-        rise = reward(pixels + 1e-4 * along, PROMPTS).sum() - reward(pixels - 1e-4 * along, PROMPTS).sum()
-    assert rise.item() / 2e-4 == pytest.approx(gradient.norm().item(), rel=1e-4)
+    assert_gradient_is_right(reward, pictures(), PROMPTS)
 
 
 def test_scores_are_per_sample_and_depend_on_the_prompt(build):

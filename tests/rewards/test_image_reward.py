@@ -25,6 +25,7 @@ from hypernoise.rewards.image_reward import (
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
 from hypernoise.rewards.weights import filled
 from tests.rewards import layouts
+from tests.rewards.gradients import assert_gradient_is_right
 
 PROMPTS = ["a red ring and a blue square", "three crosses"]
 WORDS = ["a", "red", "blue", "green", "yellow", "black", "ring", "square", "circle", "cross", "crosses", "three"]
@@ -179,13 +180,7 @@ def test_a_released_file_loads_by_name(tmp_path, monkeypatch, state, tokenizer):
 def test_gradient_is_right_by_finite_differences(build):
     reward = build()
     reward.network.double()
-    pixels = pictures().double().requires_grad_()
-    (gradient,) = torch.autograd.grad(reward(pixels, PROMPTS).sum(), pixels)
-    assert gradient.flatten(1).norm(dim=1).min() > 1e-4
-    along = gradient / gradient.norm()
-    with torch.no_grad():
-        rise = reward(pixels + 1e-4 * along, PROMPTS).sum() - reward(pixels - 1e-4 * along, PROMPTS).sum()
-    assert rise.item() / 2e-4 == pytest.approx(gradient.norm().item(), rel=1e-4)
+    assert_gradient_is_right(reward, pictures(), PROMPTS)
 
 
 def test_scores_are_per_sample(build):

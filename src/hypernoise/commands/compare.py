@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 import tyro
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
 SHOWN = 12  # prompts on the contact sheet
@@ -124,9 +124,7 @@ class Compare:
 
     def _checked(self) -> tuple[int, int]:
         """The shard; raises InputError for impossible numbers."""
-        for name in ("judged", "noises", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        at_least_one(self, "judged", "noises", "batch_size", flags=True)
         if not self.steps or min(self.steps) < 1:
             raise InputError(f"--steps takes numbers from 1, such as 1 2 4, not {list(self.steps)}")
         if not 0 <= self.seed < 2**63:

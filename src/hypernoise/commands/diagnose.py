@@ -9,7 +9,7 @@ from typing import Self
 
 import tyro
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
 
@@ -48,9 +48,7 @@ class Diagnose:
     def run(self) -> int:
         if self.adapter is None:
             raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        at_least_one(self, "steps", "batch", flags=True)
         from hypernoise.adapters import load_adapter, read_about
         from hypernoise.commands.common import write_summary
         from hypernoise.diagnostics.diagnosis import charts, diagnose, findings

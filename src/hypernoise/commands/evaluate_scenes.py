@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 import tyro
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
 SHOWN = 2  # pictures per category on the grid
@@ -45,9 +45,7 @@ class EvaluateScenes:
         return tyro.cli(cls, args=arguments, prog="hypernoise evaluate scenes")
 
     def run(self) -> int:
-        for name in ("judged", "noises"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        at_least_one(self, "judged", "noises", flags=True)
         if not self.steps or min(self.steps) < 1:
             raise InputError(f"--steps takes numbers from 1, such as 1 2 4 8, not {list(self.steps)}")
         import torch

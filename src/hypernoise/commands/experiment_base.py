@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import tyro
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import TrainConfig, Weights
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ class Experiment:
 
     def bench(self) -> Bench:
         """Loads all that is named. Raises InputError for what cannot be."""
-        for flag in ("judged", "noises", "rank"):
-            if getattr(self, flag) < 1:
-                raise InputError(f"--{flag} must be at least 1, not {getattr(self, flag)}")
+        at_least_one(self, "judged", "noises", "rank", flags=True)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"--seeds takes different numbers, such as 0 1 2, not {list(self.seeds)}")
         self.config(self.seeds[0])

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import tyro
 
-from hypernoise.errors import InputError, unknown
+from hypernoise.errors import InputError, at_least_one, unknown
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class Failures:
         return tyro.cli(cls, args=arguments, prog="hypernoise failures")
 
     def run(self) -> int:
-        for name in ("steps", "batch_size", "rank", "judged"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        at_least_one(self, "steps", "batch_size", "rank", "judged", flags=True)
         if self.points < 2:
             raise InputError(f"--points must be at least 2, not {self.points}")
         from hypernoise.commands.common import write_summary

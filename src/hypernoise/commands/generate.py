@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 import tyro
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, at_least_one
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class Generate:
         return tyro.cli(cls, args=arguments, prog="hypernoise generate")
 
     def run(self) -> int:
-        for name in ("steps", "images"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        at_least_one(self, "steps", "images", flags=True)
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         if not self.prompts:

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 import tyro
 
-from hypernoise.errors import InputError
+from hypernoise.errors import at_least_one
 from hypernoise.training.config import Recipe, Weights
 
 
@@ -41,8 +41,7 @@ class Quickstart(Recipe):
         return tyro.cli(cls, args=arguments, prog="hypernoise quickstart")
 
     def run(self) -> int:
-        if self.judged < 1:
-            raise InputError(f"--judged must be at least 1, not {self.judged}")
+        at_least_one(self, "judged", flags=True)
         from tqdm import tqdm
 
         from hypernoise.commands.common import write_summary

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, unknown
+from hypernoise.errors import InputError, at_least_one, unknown
 from hypernoise.generators.base import Condition
 from hypernoise.methods.base import Meter, Problem, Result, fresh_noise, metered, per_sample
 from hypernoise.methods.hypernoise import HyperNoise
@@ -67,10 +67,7 @@ class ReNO:
     start: HyperNoise | None = None
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "starts", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+        at_least_one(self, "iterations", "starts", "patience")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise InputError(f"lr must be a positive number, not {self.lr}")
         if self.update not in UPDATES:

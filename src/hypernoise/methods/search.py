@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, at_least_one
 from hypernoise.methods.base import Problem, Result, fresh_noise, metered, per_sample
 
 
@@ -31,9 +31,7 @@ class Search:
     radius: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "neighbours"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        at_least_one(self, "rounds", "neighbours")
         if not 0 < self.radius <= 1:
             raise InputError(f"radius must be above 0 and at most 1, not {self.radius}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, unknown
+from hypernoise.errors import InputError, finite_weights, unknown
 from hypernoise.rewards.base import RewardFunction, RewardSettings
 from hypernoise.rewards.imported import imported
 from hypernoise.rewards.network import NetworkReward
@@ -93,9 +92,7 @@ class WeightedSum:
     ):
         if not weights:
             raise InputError("no reward was given; for example rewards: {redness: 1.0}")
-        for name, weight in weights.items():
-            if not math.isfinite(weight):
-                raise InputError(f"the weight of reward {name!r} must be a number, not {weight}")
+        finite_weights(weights)
         self.weights = members_of(weights)
         self.members = {name: (members or {}).get(name) or load_reward(name, settings) for name in self.weights}
         self.name = "+".join(weights)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from hypernoise.errors import InputError, unknown
+from hypernoise.errors import InputError, at_least_one, finite_weights, unknown
 
 
 def _weights_from_flags(flags: list[str]) -> dict[str, float]:
@@ -105,9 +105,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every")
-        for name in (*counts, "watched_every", "watch_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        at_least_one(self, *counts, "watched_every", "watch_every")
         for name in self.watch:
             if name not in WATCHES:
                 raise unknown("watch", name, WATCHES)
@@ -157,13 +155,11 @@ class Recipe(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise InputError(f"rank must be at least 1, not {self.rank}")
+        at_least_one(self, "rank")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InputError(f"alpha must be a positive number, not {self.alpha}")
-        for name, weight in [*self.rewards.items(), *self.watched.items()]:
-            if not math.isfinite(weight):
-                raise InputError(f"the weight of reward {name!r} must be a number, not {weight}")
+        finite_weights(self.rewards)
+        finite_weights(self.watched)
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
         if self.patience and not self.watched:
