@@ -1,0 +1,141 @@
+"""A start in closed form: the output layer's best linear answer to the reward's gradients.
+
+At the start B is 0 everywhere, so the noise network is linear in what reaches its output layer: f = W h, with h the
+frozen denoiser's own features. To first order in the reward the objective is then quadratic in W,
+
+    E[α · ½‖W h‖² − ⟨∂r/∂z, W h⟩],    least at    W = E[∂r/∂z hᵀ] (α E[h hᵀ])⁻¹,
+
+a ridge regression of the gradients on the features, Newton's step where Adam averages thousands of noisy ones and
+sees the features through a random A. A round measures both expectations at z = x0 + W h, and moves W towards the
+minimum there, as far as the straight line can be trusted. Training goes on from W with every layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hypernoise.errors import InputError
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.objective import limit_gradient
+from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.check import check_gradients
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.noise import keyed_noise
+from hypernoise.training.prompts import prompts_of_step
+
+WARM_STEP = 10**9 + 10**6  # noise and prompts of round n have key WARM_STEP + n: no training step has it
+RIDGE = 0.1  # of the features' mean square, added to E[h hᵀ]
+
+
+def warm_start(
+    network: LoRANoise,
+    reward: RewardFunction,
+    prompts: list[str],
+    config: TrainConfig,
+    *,
+    rounds: int,
+    samples: int,
+    step: float,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Sets the output layer of a noise network that was not trained yet; a row per round of what was seen before it.
+
+    Args:
+        rounds, samples: of so many pictures each, drawn `config.batch_size` at a time.
+        step: how far a round may move f: the greatest root mean square, over samples, of ‖Δf‖.
+        config: its kl_weight (α), sample_clip, dtype, seed, batch_size and generator_steps are used.
+
+    Raises:
+        InputError: a network that is trained already, a reward without gradient, or a denoiser whose output layer
+            does not see one row per sample.
+    """
+    if any(weight.any() for name, weight in network.trainable_state().items() if ".lora_B." in name):
+        raise InputError("a warm start is for a new noise network; this one is trained already")
+    layer: Any = network.layers[network.output_layer].get_base_layer()
+    weight = torch.zeros_like(layer.weight, dtype=network.trainable_parameters()[0].dtype).flatten(1)
+    squares = weight.new_zeros(weight.shape[1], weight.shape[1])  # sum of h hᵀ, over all rounds
+    seen, rows = 0, []
+    for number in range(rounds):
+        products, drawn, total = torch.zeros_like(weight), 0, 0.0
+        bar = tqdm(total=samples, desc=f"warm start {number + 1}/{rounds}", unit="picture", disable=not progress)
+        with bar:
+            while drawn < samples:
+                count = min(config.batch_size, samples - drawn)
+                gradient, features, rewards = _measure(network, reward, prompts, config, number, drawn, count)
+                products += gradient.T @ features
+                squares += features.T @ features
+                drawn, total = drawn + count, total + rewards.sum().item()
+                bar.update(count)
+        seen += samples
+        second = squares.double() / seen
+        ridge = RIDGE * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype, device=second.device)
+        best = torch.linalg.solve(second + ridge, products.T.double() / samples).T / config.kl_weight
+        move = best - weight
+        length = math.sqrt((move @ second * move).sum())
+        weight = (weight + min(1.0, step / length) * move).to(weight) if length else weight
+        network.set_output(weight.view(layer.weight.shape))
+        rows.append({"round": number + 1, "reward": total / samples, "newton_step": length})
+    return rows
+
+
+def _measure(
+    network: LoRANoise,
+    reward: RewardFunction,
+    prompts: list[str],
+    config: TrainConfig,
+    number: int,
+    first: int,
+    count: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a batch: gradients of the rewards' sum [rows, out], features [rows, in], rewards [count]."""
+    generator = network.generator
+    texts = prompts_of_step(prompts, WARM_STEP + number, first + count, config.seed)[first:]
+    samples = range(first, first + count)
+    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=WARM_STEP + number, samples=samples)
+    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
+    condition = generator.encode(texts)
+    bfloat16 = torch.autocast(generator.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+    with bfloat16, _at_output(network) as kept:
+        improved = noise + network(noise, condition)
+        if config.sample_clip is not None:
+            improved = limit_gradient(improved, config.sample_clip, 1.0)
+        pixels = generator.sample(improved, condition, steps=config.generator_steps, seed=config.seed)
+    rewards = reward(pixels.to(noise.dtype), texts)
+    check_gradients(reward, rewards, pixels)
+    answer, features = kept["answer"], kept["features"]
+    if len(answer) != count:
+        raise InputError(f"no warm start here: {network.output_layer} sees {len(answer)} rows for {count} samples")
+    (gradient,) = torch.autograd.grad(rewards.sum(), answer)
+    layer = network.layers[network.output_layer].get_base_layer()
+    if isinstance(layer, nn.Conv2d):
+        gradient = gradient.flatten(2).mT
+        features = nn.functional.unfold(features, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
+    return gradient.flatten(0, -2), features.flatten(0, -2), rewards.detach()
+
+
+@contextmanager
+def _at_output(network: LoRANoise) -> Iterator[dict[str, Tensor]]:
+    """Keeps what reaches and what leaves the output layer while it is f; what leaves is where the graph begins."""
+    kept: dict[str, Tensor] = {}
+    layer: nn.Module = network.layers[network.output_layer]
+    wide = network.trainable_parameters()[0].dtype
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not network.active:
+            return None
+        kept["features"] = inputs[0].detach().to(wide)
+        kept["answer"] = output.detach().to(wide).requires_grad_()
+        return kept["answer"].to(output.dtype)
+
+    hook = layer.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        hook.remove()
