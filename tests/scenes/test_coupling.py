@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from hypernoise.scenes.coupling import CELLS, CHANNELS, EDGE, couple, readings
+from hypernoise.scenes.coupling import CELLS, CHANNELS, EDGE, couple, extremes, readings
 from hypernoise.scenes.judge import judge
 from hypernoise.scenes.world import CATEGORIES, COLORS, GAP, SIZE, Request, Thing, all_requests, draw
 
@@ -59,6 +60,21 @@ def test_two_free_colors_differ_and_a_count_shares_one():
         assert len({o.color for o in two.objects}) == 2
         four = couple(Request("counting", (Thing("ring", count=4),)), z)
         assert len({o.color for o in four.objects}) == 1
+
+
+def test_free_colors_are_those_of_the_greatest_and_the_least_mean():
+    z = noises(1)[0]
+    z[8:] += np.linspace(-1, 1, 8)[:, None, None]  # far beyond what is there by chance
+    z[:8] *= 9  # which do not count
+    names = list(COLORS)
+    two = couple(Request("two_object", (Thing("ring"), Thing("square"))), z)
+    assert [o.color for o in two.objects] == [names[7], names[0]]
+    asked = couple(Request("colors", (Thing("ring", "green"),)), z)
+    assert asked.objects[0].color == "green"
+    means = torch.from_numpy(noises(20)).mean((2, 3))
+    assert all(
+        torch.equal(a, torch.from_numpy(b)) for a, b in zip(extremes(means), extremes(means.numpy()), strict=True)
+    )
 
 
 def test_noise_that_leans_right_and_down_puts_its_object_there():

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -91,3 +92,22 @@ def test_the_least_distance_is_the_likelier_picture_and_no_blend():
         optimizer.step()
     off = (answer - likely).square().mean() / (other - likely).square().mean()
     assert off < 0.01  # the blend is at 0.09
+
+
+def test_the_reader_of_free_colors_teaches_the_unet_to_tell_them_apart():
+    torch.manual_seed(0)
+    unet = networks.build_unet()
+    reader = make.Reader(unet)
+    optimizer = torch.optim.AdamW([*unet.parameters(), *reader.parameters()], lr=1e-3)
+    noise, words = torch.randn(16, 16, 8, 8), torch.randn(16, 5, networks.WIDTH)
+    errors = []
+    for _ in range(30):
+        unet(noise, torch.full((16,), 999), words, timestep_cond=torch.zeros(16, 32))
+        errors.append(reader.error(noise))
+        optimizer.zero_grad()
+        errors[-1].backward()
+        optimizer.step()
+    assert errors[0] > 2 * math.log(8) - 0.5  # knows nothing
+    assert errors[-1] < 0.5 * errors[0]
+    assert unet.conv_in.weight.grad.abs().max() > 0
+    assert unet.conv_out.weight.grad is None  # which comes after what is read

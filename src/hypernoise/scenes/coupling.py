@@ -16,6 +16,8 @@ fails and a better noise helps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.stats import norm
 
@@ -53,28 +55,31 @@ def couple(request: Request, noise: np.ndarray) -> Scene:
         centres = _in_cells(radii, at, CELLS_OF[len(wanted)])
     else:
         centres = _spread(radii, at[: len(wanted)])
-    free = _free_colors(right[8:], down[8:], shared=request.category == "counting")
+    free = _free_colors(mean, shared=request.category == "counting")
     objects = tuple(
         Placed(shape, color or other, float(x), float(y), float(r))
         for (shape, color), other, (x, y), r in zip(wanted, free, centres, radii, strict=False)
     )
-    ground = 0.9 + 0.1 * share[8] + 0.04 * (share[9:12] - 0.5)
+    ground = 0.9 + 0.1 * share[4] + 0.04 * (share[5:8] - 0.5)
     red, green, blue = np.clip(ground, 0, 1).tolist()
     return Scene(objects, (red, green, blue))
 
 
-def _free_colors(first: np.ndarray, second: np.ndarray, *, shared: bool) -> list[str]:
+def _free_colors(mean: np.ndarray, *, shared: bool) -> list[str]:
     """Colours for what the caption leaves uncoloured: one for all, or two different ones.
 
-    Each is the colour whose reading, of eight, is the greatest: of all ways to give a normal space to eight
-    equals, the one with the least border between them (Milman and Neeman 2022, the Gaussian multi-bubble),
-    and so with the fewest noises that are hard to read.
+    The colours whose readings, of eight, are the greatest and the least. The greatest is, of all ways to give a
+    normal space to eight equals, the one with the least border between them (Milman and Neeman 2022, the
+    Gaussian multi-bubble), and so with the fewest noises that are hard to read.
     """
+    first, second = extremes(mean)
     names = list(COLORS)
-    own = int(first.argmax())
-    if shared:
-        return [names[own]] * 4
-    return [names[own], names[int(np.where(np.arange(len(names)) == own, -np.inf, second).argmax())]]
+    return [names[first]] * 4 if shared else [names[first], names[second]]
+
+
+def extremes(mean: Any) -> tuple[Any, Any]:
+    """Which of the last eight channels' means [..., 16] is the greatest, and which the least [...]; array or tensor."""
+    return mean[..., -len(COLORS) :].argmax(-1), mean[..., -len(COLORS) :].argmin(-1)
 
 
 def _in_cells(radii: np.ndarray, at: np.ndarray, cells: np.ndarray) -> np.ndarray:

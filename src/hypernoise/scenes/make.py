@@ -24,8 +24,8 @@ import numpy as np
 import torch
 import tyro
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy
 from transformers import CLIPTextModel
 
 from hypernoise.files import write_json
@@ -33,11 +33,11 @@ from hypernoise.generators.registry import load_generator, pick_device
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes import networks
 from hypernoise.scenes.benchmark import evaluate
-from hypernoise.scenes.coupling import CELLS, CHANNELS, couple
+from hypernoise.scenes.coupling import CELLS, CHANNELS, couple, extremes
 from hypernoise.scenes.path import FEW_STEP_TIMES, LAST, EulerPath
 from hypernoise.scenes.prompts import evaluation_requests, split
 from hypernoise.scenes.training import TrainState
-from hypernoise.scenes.world import CATEGORIES, Request, draw, sample_scene
+from hypernoise.scenes.world import CATEGORIES, COLORS, Request, draw, sample_scene
 
 CHUNK = 2048  # pairs per file
 
@@ -65,6 +65,8 @@ class MakeConfig:
     own_answer_share: float = 0.35
     """Share that goes on from the generator's own one-step answers, as drawing in several steps does; the rest
     goes on from true pictures, at all t."""
+    reading_weight: float = 0.2
+    """Of naming the free colours that a noise stands for, beside drawing them."""
     checkpoint_every: int = 250
     judged: int = 50
     """Evaluation prompts per category that the finished generator is judged on, four noises each."""
@@ -205,7 +207,8 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
         unet.load_state_dict(_floats(config.start_from / "unet" / "diffusion_pytorch_model.safetensors"))
     text_encoder.to(config.device)
     unet.to(config.device)
-    state = TrainState(config, "generator", [unet, text_encoder], config.generator_lr, config.generator_steps)
+    reader = Reader(unet).to(config.device)
+    state = TrainState(config, "generator", [unet, text_encoder, reader], config.generator_lr, config.generator_steps)
     path = EulerPath(networks.build_scheduler(), config.device)
     pure, own = (round(share * config.batch_size) for share in (config.one_step_share, config.own_answer_share))
     owned = torch.arange(own) % pure  # an answer may be gone on from at several times
@@ -224,16 +227,44 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
         with state.autocast():
             embeds = text_encoder(token)[0]
             first = path.answer(unet, path.noised(target[:pure], noise[:pure], last), last, embeds[:pure])
+            reading = reader.error(noise[:pure])
             towards = torch.cat([first[owned].detach(), target[pure:]])
             later = path.answer(unet, path.noised(towards, noise[again], t), t, embeds[again])
         loss = distance(torch.cat([first, later]), torch.cat([target[:pure], target[again]])).mean()
         with torch.no_grad():
             one_step = (first - target[:pure]).square().mean()
             other = (later - target[again]).square().mean((1, 2, 3))
-        logged = {"one_step": one_step, "own_answer": other[:own].mean(), "other": other[own:].mean()}
-        state.update(loss, {"loss": loss, **logged})
+        logged = {
+            "reading": reading,
+            "one_step": one_step,
+            "own_answer": other[:own].mean(),
+            "other": other[own:].mean(),
+        }
+        state.update(loss + config.reading_weight * reading, {"loss": loss, **logged})
     state.load_average()
     return unet.requires_grad_(False), text_encoder.requires_grad_(False)
+
+
+class Reader(nn.Module):
+    """Reads off the UNet's middle which free colours the noise stands for, which teaches it to tell them apart.
+
+    A squared error says so too, but through the average of two colours, which pays at once and holds the training
+    there. It is thrown away afterwards.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.colors = nn.Linear(networks.WIDTH, 2 * len(COLORS))
+        unet.mid_block.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self.seen = output
+
+    def error(self, noise: Tensor) -> Tensor:
+        """Cross-entropy of the two free colours of noise [B, 16, 8, 8], read off the UNet's last call, on it."""
+        read = self.colors(self.seen.mean((2, 3))).float()
+        first, second = extremes(noise.mean((2, 3)))
+        return cross_entropy(read[:, : len(COLORS)], first) + cross_entropy(read[:, len(COLORS) :], second)
 
 
 def distance(answer: Tensor, target: Tensor) -> Tensor:
