@@ -17,11 +17,8 @@ from hypernoise.rewards.pixel import PIXEL_REWARDS
 from hypernoise.rewards.preprocess import Resize
 from hypernoise.rewards.scale import RunningScale
 
-REWARDS: dict[str, RewardFunction | str] = {  # a function, or "module:name" of one that is imported when asked for
-    **PIXEL_REWARDS,
-    "scenes-match": "hypernoise.scenes.scorers:MATCHER",
-}
-NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` fetches released weights
+NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the weights
+    "scenes-match": "hypernoise.scenes.scorers",
     "clip": "hypernoise.rewards.clip",
     "pickscore": "hypernoise.rewards.clip",
     "hpsv2.1": "hypernoise.rewards.clip",
@@ -50,15 +47,11 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
         return WeightedSum(ENSEMBLES[name], settings=settings)
     if name in NETWORKS:
         return import_module(NETWORKS[name]).load(name, settings or RewardSettings())
-    if name not in REWARDS and ":" in name:
+    if name in PIXEL_REWARDS:
+        return PIXEL_REWARDS[name]
+    if ":" in name:
         return imported(name)
-    if name not in REWARDS:
-        raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *REWARDS])
-    reward = REWARDS[name]
-    if isinstance(reward, str):
-        module, _, attribute = reward.partition(":")
-        reward = getattr(import_module(module), attribute)
-    return reward
+    raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS])
 
 
 def members_of(weights: Mapping[str, float]) -> dict[str, float]:
