@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError, finite_weights, unknown
-from hypernoise.rewards.base import RewardFunction, RewardSettings
+from hypernoise.rewards.base import RewardFunction, RewardSettings, check_callable, scored
 from hypernoise.rewards.imported import imported
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
@@ -88,6 +88,8 @@ class WeightedSum:
         finite_weights(weights)
         self.weights = members_of(weights)
         self.members = {name: (members or {}).get(name) or load_reward(name, settings) for name in self.weights}
+        for name, member in self.members.items():
+            check_callable(member, f"reward {name!r}")
         self.name = "+".join(weights)
         self.settings = settings or RewardSettings()
         self.scales = {name: RunningScale() for name in self.weights} if normalise else {}
@@ -99,12 +101,6 @@ class WeightedSum:
             raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
         self.scores = self._each(pixels, prompts)
         for name, score in self.scores.items():
-            if not isinstance(score, Tensor):
-                raise InputError(
-                    f"reward {name!r} gave a {type(score).__name__}, not a tensor of one score per picture"
-                )
-            if score.shape != (len(pixels),):
-                raise InputError(f"reward {name!r} gave shape {list(score.shape)}; it must give one score per picture")
             if self.scales and score.requires_grad:  # in training
                 self.scales[name].see(score)
         parts = [self.weights[name] / self._scale(name) * score for name, score in self.scores.items()]
@@ -147,7 +143,7 @@ class WeightedSum:
                     resized[resize] = resize(pixels)
                 scores[name] = member.seen(resized[resize], prompts)
             else:
-                scores[name] = member(pixels, prompts)
+                scores[name] = scored(member, pixels, prompts, f"reward {name!r}")
         return scores
 
     def _scale(self, name: str) -> float:

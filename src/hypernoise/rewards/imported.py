@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import cast
 
 from hypernoise.errors import InputError, unknown
-from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.base import RewardFunction, check_callable
 
 
 def imported(path: str) -> RewardFunction:
@@ -35,6 +35,5 @@ def imported(path: str) -> RewardFunction:
             found = found()
         except TypeError as error:
             raise InputError(f"reward {path!r}: the class must be made without arguments: {error}") from error
-    if not callable(found):
-        raise InputError(f"reward {path!r} is a {type(found).__name__}; it must take (pixels, prompts) and give [B]")
+    check_callable(found, f"reward {path!r}")
     return cast("RewardFunction", found)

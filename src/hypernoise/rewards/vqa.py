@@ -66,7 +66,10 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
             row.repository, dtype=getattr(torch, settings.dtype), use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"reward {name!r}: {row.repository} cannot be loaded: {first_line(error)}") from error
+        raise InputError(
+            f"reward {name!r}: {row.repository} cannot be loaded: {first_line(error)} "
+            f"(put it in the local Hub cache with: hf download {row.repository})"
+        ) from error
     model, told = loaded
     constants = ("position_ids", "inv_freq")  # which older versions saved
     wrong = sorted(name for kind in ("missing_keys", "unexpected_keys") for name in told[kind])
