@@ -49,7 +49,12 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
         return import_module(NETWORKS[name]).load(name, settings or RewardSettings())
     if name in PIXEL_REWARDS:
         return PIXEL_REWARDS[name]
-    if ":" in name:
+    module, colon, rest = name.partition(":")
+    if module in {*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS}:
+        raise InputError(
+            f"unknown reward {name!r}; a weight is given as {module}={rest}, in a recipe as {module}: {rest}"
+        )
+    if colon:
         return imported(name)
     raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS])
 
