@@ -199,3 +199,5 @@ def test_train_reports_trained_against_watched(tiny, tmp_path, capsys):
     assert "watched reward" in printed[0]
     assert [line.split()[0] for line in printed[1:4]] == ["2", "4", "6"]
     assert float(printed[1].split()[2]) == pytest.approx(last[0], abs=1e-4)
+    assert "watched.png" in printed[4]
+    assert (tmp_path / "run" / "watched.png").exists()

@@ -25,7 +25,7 @@ def imported(path: str) -> RewardFunction:
         sys.path.insert(0, here)
     try:
         module = import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, SyntaxError, ValueError) as error:
         raise InputError(f"reward {path!r}: module {module_name!r} cannot be imported from {here}: {error}") from error
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}", name, [known for known in vars(module) if not known.startswith("_")])
