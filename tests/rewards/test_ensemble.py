@@ -150,6 +150,7 @@ class Needs:
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / "my_rewards_of_this_test.py").write_text(OWN)
+    (tmp_path / "my_broken_rewards_of_this_test.py").write_text("def warmth(pixels prompts):")
     monkeypatch.chdir(tmp_path)
     return "my_rewards_of_this_test"
 
@@ -165,6 +166,7 @@ def test_a_function_and_a_class_by_import_path(own):
 def test_paths_that_lead_nowhere_are_told(own):
     for path, message in (
         ("no_such_module_here:warmth", "module 'no_such_module_here' cannot be imported from"),
+        ("my_broken_rewards_of_this_test:warmth", r"cannot be imported .*_of_this_test.py, line 1\)"),
         (f"{own}:warmht", "did you mean 'warmth'"),
         (f"{own}:number", "is a int; it must take"),
         (f"{own}:one", r"must take \(pixels, prompts\), and takes \(pixels\)"),
