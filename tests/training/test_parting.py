@@ -51,7 +51,7 @@ def test_stretches_cover_every_reading_once():
 def test_the_report_is_drawn_with_both_rewards_in_their_own_units(tmp_path):
     """The trained reward rises and the watched one falls, seen by where the means are drawn."""
     seen = [Reading(step, 100.0 + step, 1e-3 * (50 - step)) for step in range(1, 41)]
-    draw_readings(seen, tmp_path / "watched.png")
+    assert draw_readings(seen, tmp_path / "watched.png")
     sheet = np.asarray(Image.open(tmp_path / "watched.png").convert("RGB")).astype(int)
     legend = HEIGHT - 25  # px, where a chart's names begin
     for side, rises in ((slice(0, WIDTH), True), (slice(WIDTH, None), False)):
@@ -60,7 +60,10 @@ def test_the_report_is_drawn_with_both_rewards_in_their_own_units(tmp_path):
         early, late = (down[across == column].mean() for column in (across.min(), across.max()))
         assert abs(early - late) > HEIGHT / 4  # the axis holds the points alone
         assert (late < early) == rises
-    draw_readings(seen[:1], tmp_path / "one.png")
+    assert draw_readings(seen[:1], tmp_path / "one.png")
+    assert draw_readings([*seen[:3], Reading(4, 1.0, float("nan"))], tmp_path / "gap.png")
+    assert not draw_readings([Reading(4, 1.0, float("nan"))], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_readings_come_from_the_rows_that_have_one(tmp_path):

@@ -53,8 +53,8 @@ class Train(Recipe):
         write_summary(self.output, "train", self, started.generator.device, rows, **more)
         if seen:
             print(table(seen))
-            draw_readings(seen, self.output / "watched.png")
-            print(f"trained against watched: {self.output / 'watched.png'}")
+            if draw_readings(seen, self.output / "watched.png"):
+                print(f"trained against watched: {self.output / 'watched.png'}")
         print(f"adapter: {self.output / 'adapter'}")
         return 0
 

@@ -22,7 +22,8 @@ def check_reward(
 ) -> None:
     """Tries a reward on noise pictures, one per prompt; of a weighted sum every member that has a weight.
 
-    A reward that draws random numbers is given the same ones at every try.
+    A reward that draws random numbers is given the same ones at every try. What is cut is seen along four changes
+    of the pixels (`_directions`); a term that none of them moves is not.
 
     Raises:
         InputError: it does not take (pixels, prompts); the scores' shape is not [B]; they are not finite; a

@@ -146,7 +146,7 @@ class WeightedSum:
                 resize = member.resize.of(pixels)
                 if resize not in resized:
                     resized[resize] = resize(pixels)
-                scores[name] = member.seen(resized[resize], prompts)
+                scores[name] = scored(member.seen, resized[resize], prompts, f"reward {name!r}")
             else:
                 scores[name] = scored(member, pixels, prompts, f"reward {name!r}")
         return scores

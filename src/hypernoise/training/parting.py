@@ -75,8 +75,14 @@ def in_stretches(seen: Sequence[Reading]) -> list[Stretch]:
     return [Stretch(part[0].step, part[-1].step, _trained(part), _watched(part)) for part in parts]
 
 
-def draw_readings(seen: Sequence[Reading], file: Path) -> None:
-    """Charts both rewards over the steps, side by side, each in its own unit: readings, and means of stretches."""
+def draw_readings(seen: Sequence[Reading], file: Path) -> bool:
+    """Charts both rewards over the steps, side by side, each in its own unit: readings, and means of stretches.
+
+    False, and no file, if no reading is finite.
+    """
+    seen = [reading for reading in seen if math.isfinite(reading.reward + reading.watched_reward)]
+    if not seen:
+        return False
     stretches = in_stretches(seen)
     charts = []
     for name, title in (("reward", "trained reward"), ("watched_reward", "watched reward")):
@@ -85,6 +91,7 @@ def draw_readings(seen: Sequence[Reading], file: Path) -> None:
         lines = [Line("mean of a stretch", means), Line("reading", readings, dots=True)]
         charts.append(line_chart(lines, title=title, across="step", with_zero=False))
     page("Trained against watched reward: they part when the left rises while the right falls.", charts).save(file)
+    return True
 
 
 def _watched(part: Sequence[Reading]) -> float:

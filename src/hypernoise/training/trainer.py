@@ -149,9 +149,8 @@ def train(
                             steps=config.generator_steps,
                             seed=key_of(config.seed, step, first),
                         )
-                    rewards = scored(
-                        reward, pixels.to(noise.dtype), mine
-                    )  # outside autocast: bf16 would round the scores
+                    # outside autocast: bf16 would round the scores
+                    rewards = scored(reward, pixels.to(noise.dtype), mine)
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
                     if config.lipschitz == "penalty":
                         with _autocast(generator, config):
