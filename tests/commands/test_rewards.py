@@ -65,7 +65,9 @@ def test_a_folder_is_scored_member_by_member(album, tmp_path, capsys):
     assert row["reward"] == pytest.approx(np.mean([float(r[TOTAL]) for r in rows]), abs=1e-6)
     low, high = row["rewards"]["redness"]["ci95"]
     assert low < row["rewards"]["redness"]["mean"] < high
-    assert f"{row['reward']:.4f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{row['reward']:.4f}" in printed
+    assert "gain" not in printed
 
 
 def test_what_generate_has_written_is_scored_with_its_prompts(tiny, tmp_path):
@@ -127,6 +129,21 @@ def test_scoring_groups_pictures_of_one_size_and_keeps_their_order():
     assert found.scores[TOTAL] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
 
 
+def test_a_picture_that_a_reward_refuses_is_named(album, tmp_path, capsys):
+    call = ["evaluate", "rewards", "--pictures", str(album), "--prompts", str(tmp_path / "prompts.txt")]
+    assert main([*call, "--rewards", "scenes", "--device", "cpu", "--output", str(tmp_path / "out")]) == 2
+    assert "hypernoise: 0.png to 1.png: reward 'scenes-match' reads 64x64 pictures" in capsys.readouterr().err
+
+
+def test_one_prompt_has_no_interval(album, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("the same\n" * 3)
+    call = ["evaluate", "rewards", "--pictures", str(album), "--prompts", str(tmp_path / "prompts.txt")]
+    assert main([*call, "--rewards", "redness", "--device", "cpu", "--output", str(tmp_path / "out")]) == 0
+    (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    assert row["rewards"]["redness"]["ci95"] is None
+    assert "(a single prompt)" in capsys.readouterr().out
+
+
 def test_mistakes_are_told_in_one_line_and_leave_nothing(album, tmp_path, capsys):
     out = tmp_path / "out"
     prompts, red = ["--prompts", str(tmp_path / "prompts.txt")], ["--rewards", "redness"]
@@ -139,6 +156,14 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(album, tmp_path, capsys
         assert not out.exists()
         return line
 
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty holds no picture (.png," in said(*red, "--pictures", str(empty))
+    assert "with --pictures name a file, a line per picture" in said(*red, *pictures, "--prompts", "scenes")
+    assert "'redness' is named twice" in said(*pictures, *prompts, *red, "redness=2")
+    assert "a weight is given as redness=0.5" in said(*pictures, *prompts, "--rewards", "redness:0.5")
+    assert "prompts '" in (line := said(*red, *pictures, "--prompts", str(tmp_path / "none.txt")))
+    assert "none.txt' cannot be read: No such file" in line
     assert "say what to score by" in said(*pictures)
     assert "give --pictures FOLDER" in said(*red)
     assert "leave out --adapter" in said(*red, *pictures, "--adapter", "a")
@@ -174,3 +199,5 @@ def test_train_reports_trained_against_watched(tiny, tmp_path, capsys):
     assert "watched reward" in printed[0]
     assert [line.split()[0] for line in printed[1:4]] == ["2", "4", "6"]
     assert float(printed[1].split()[2]) == pytest.approx(last[0], abs=1e-4)
+    assert "watched.png" in printed[4]
+    assert (tmp_path / "run" / "watched.png").exists()

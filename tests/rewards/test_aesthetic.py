@@ -43,7 +43,7 @@ def small_siglip():
 def build():
     """A small network in a row's arrangement, with random weights."""
 
-    def build(name):
+    def build(name, **settings):
         row = AESTHETICS[name]
         small = small_siglip if row.tower is aesthetic.siglip_so400m else small_clip
         row = replace(row, tower=small, resize=Resize(32, row.resize.fit))
@@ -51,7 +51,7 @@ def build():
         network = AestheticNetwork(row)
         for parameter in network.head.parameters():  # the usual start ends in scores that hardly differ
             parameter.data.mul_(3)
-        return AestheticReward(name, network, row)
+        return AestheticReward(name, network, row, RewardSettings(**settings))
 
     return build
 
@@ -106,6 +106,24 @@ def test_gradient_is_right_by_finite_differences(build, name):
     assert rise.item() / 2e-4 == pytest.approx(gradient.norm().item(), rel=1e-4)
     reward.network.float()
     check_reward(reward)
+
+
+@pytest.mark.parametrize("name", ["aesthetic-v2", "aesthetic-v2.5"])
+def test_checkpointing_changes_nothing_and_bf16_little(build, name):
+    pixels, found = pictures().requires_grad_(), []
+    for settings in ({}, {"checkpointing": True}, {"dtype": "bfloat16"}):
+        reward, held = build(name, **settings), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.append(t) or t, lambda t: t):
+            score = reward(pixels, ["a", "b"])
+        weights = {parameter.data_ptr() for parameter in reward.network.parameters()}
+        memory = sum(tensor.numel() for tensor in held if tensor.data_ptr() not in weights)
+        found.append((score, torch.autograd.grad(score.sum(), pixels)[0], memory))
+    (plain, along, usual), (kept, kept_along, saving), (rounded, _, _) = found
+    assert saving < 0.8 * usual
+    assert torch.equal(plain, kept)
+    assert torch.allclose(along, kept_along, rtol=1e-4, atol=1e-9)
+    assert rounded.dtype == torch.float32
+    assert 0 < (plain - rounded).abs().max() < 0.05 * plain.abs().max()
 
 
 def test_released_files_load_by_name(tmp_path, monkeypatch, build):

@@ -9,10 +9,10 @@ from transformers import CLIPConfig, CLIPModel
 from hypernoise.errors import InputError
 from hypernoise.rewards import ensemble
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.check import check_reward
+from hypernoise.rewards.check import check_gradients, check_reward
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.ensemble import ENSEMBLES, NETWORKS, WeightedSum, load_reward
-from hypernoise.rewards.pixel import brightness, redness
+from hypernoise.rewards.pixel import PIXEL_REWARDS, brightness, redness
 from hypernoise.rewards.preprocess import Resize
 from hypernoise.scenes.networks import build_tokenizer
 from tests.rewards.test_clip import small_config
@@ -138,6 +138,9 @@ def cut(pixels, prompts):
 
 number = 3
 
+def one(pixels):
+    return pixels.flatten(1).mean(1)
+
 class Needs:
     def __init__(self, weight):
         pass
@@ -147,6 +150,7 @@ class Needs:
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / "my_rewards_of_this_test.py").write_text(OWN)
+    (tmp_path / "my_broken_rewards_of_this_test.py").write_text("def warmth(pixels prompts):")
     monkeypatch.chdir(tmp_path)
     return "my_rewards_of_this_test"
 
@@ -162,8 +166,10 @@ def test_a_function_and_a_class_by_import_path(own):
 def test_paths_that_lead_nowhere_are_told(own):
     for path, message in (
         ("no_such_module_here:warmth", "module 'no_such_module_here' cannot be imported from"),
+        ("my_broken_rewards_of_this_test:warmth", r"cannot be imported .*_of_this_test.py, line 1\)"),
         (f"{own}:warmht", "did you mean 'warmth'"),
         (f"{own}:number", "is a int; it must take"),
+        (f"{own}:one", r"must take \(pixels, prompts\), and takes \(pixels\)"),
         (f"{own}:Needs", "must be made without arguments"),
         (f"{own}:", "unknown name"),
         (":warmth", "cannot be imported"),
@@ -190,14 +196,68 @@ class Backwards(torch.autograd.Function):
         return -gradient
 
 
+def mean(pixels):
+    return pixels.flatten(1).mean(1)
+
+
+PARTLY_CUT = [
+    lambda pixels, prompts: mean(pixels) + 0.5 * rounded(pixels, prompts) / 255,
+    lambda pixels, prompts: mean(pixels[:, :1]) + mean(pixels[:, 1:].detach()),  # at right angles to what is left
+    lambda pixels, prompts: mean(pixels) * pixels.flatten(1).std(1).detach(),
+    lambda pixels, prompts: mean(pixels[:, :, :16]) + mean(pixels[:, :, 32:].detach()),
+    lambda pixels, prompts: mean(pixels * pixels.detach()),
+    lambda pixels, prompts: mean(pixels) + mean((pixels > 0.5).float()),
+]
+
+
+@pytest.mark.parametrize("reward", PARTLY_CUT)
+def test_a_gradient_that_is_partly_cut_is_told(reward):
+    with pytest.raises(InputError, match="a change of the pixels moves a score by .* and should by"):
+        check_reward(reward)
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        *PIXEL_REWARDS.values(),
+        lambda pixels, prompts: 1000 - 1e-4 * mean(pixels),
+        lambda pixels, prompts: pixels[:, 0, 0, 0],
+        lambda pixels, prompts: pixels.flatten(1).median(1).values,
+        lambda pixels, prompts: mean(pixels.clamp(0.2, 0.8)),
+        lambda pixels, prompts: mean(torch.sigmoid(20 * (pixels - 0.5))),
+        lambda pixels, prompts: mean(torch.nn.functional.dropout(pixels)),  # the same draws at every try
+        lambda pixels, prompts: mean(pixels + ((255 * pixels).round() / 255 - pixels).detach()),  # straight through
+    ],
+)
+def test_honest_gradients_pass(reward):
+    check_reward(reward)
+
+
+def test_the_check_leaves_torchs_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    check_reward(lambda pixels, prompts: mean(pixels * torch.rand(pixels.shape)))
+    assert torch.equal(torch.rand(3), expected)
+
+
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
         (lambda pixels, prompts: pixels.mean(), "gave shape"),
+        (lambda pixels, prompts: mean(pixels.detach()).numpy(), "gave a ndarray, not a tensor"),
+        (lambda pixels, prompts: torch.from_numpy(pixels.numpy().mean((1, 2, 3))), "the reward hands the pixels to nu"),
+        (lambda pixels, prompts: torch.ones(len(pixels)), "the gradient is cut: .* or a constant"),
+        (lambda pixels: mean(pixels), r"must take \(pixels, prompts\), and takes \(pixels\)"),
+        ("redness", r"is the word 'redness'; hypernoise.load_reward\('redness'\)"),
+        (torch.nn.Identity, "is the class Identity; hand in one made of it"),
+        (3, "is a int; it must take"),
+        (lambda pixels, prompts: mean(pixels) - mean(pixels).mean(), "depends on the other pictures"),
+        (lambda pixels, prompts: mean(pixels) - mean(pixels).mean().detach(), "depends on the other pictures"),
         (lambda pixels, prompts: pixels.flatten(1).mean(1) / 0, "scores must be finite"),
         (rounded, "the reward: the gradient is cut"),
         (mixed, "depends on the other pictures"),
-        (lambda pixels, prompts: Backwards.apply(pixels).flatten(1).mean(1), "does not rise along its gradient"),
+        (lambda pixels, prompts: Backwards.apply(pixels).flatten(1).mean(1), "a change of the pixels"),
     ],
 )
 def test_what_is_no_reward_is_told(reward, message):
@@ -211,9 +271,28 @@ def test_a_member_with_a_cut_gradient_is_named_and_one_of_no_weight_may_have_non
     check_reward(WeightedSum({"redness": 1.0, "rounded": 0.0}, {"rounded": rounded}))
 
 
-def test_networks_pass_the_check(clip):
-    check_reward(clip())
+def test_in_training_a_batch_whose_gradients_cancel_is_told_apart_from_a_cut():
+    def above_the_others(pixels, prompts):
+        return mean(pixels) - mean(pixels).sum().mul(0.5)  # exactly 0 in the sum
+
+    pixels = torch.full((2, 3, 4, 4), 0.5).requires_grad_()
+    with pytest.raises(InputError, match="the gradients of a batch cancel"):
+        check_gradients(above_the_others, above_the_others(pixels, PROMPTS), pixels)
+    with pytest.raises(InputError, match="the gradient is cut"):
+        check_gradients(rounded, rounded(pixels, PROMPTS), pixels)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_networks_pass_the_check(clip, dtype):
+    check_reward(clip(dtype=dtype))
     check_reward(WeightedSum({"a": 1.0, "redness": 1.0}, {"a": clip()}))
+
+
+@pytest.mark.parametrize("wrong", [{"long_prompts": "chunk"}, {"dtype": "float16"}, {"device": "gpu"}])
+def test_unknown_settings_are_told(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"{name} must be .* not '{value}'"):
+        RewardSettings(**wrong)
 
 
 def test_what_cannot_be_summed_is_refused():

@@ -58,6 +58,16 @@ def test_contrast_and_smoothness_on_stripes():
     assert PIXEL_REWARDS["smoothness"](stripes, ["x"]).item() == pytest.approx(-1.0)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1)])
+def test_pictures_a_pixel_wide_have_a_smoothness(shape):
+    pixels = torch.arange(3.0 * shape[0] * shape[1]).view(1, 3, *shape).requires_grad_()
+    (score,) = PIXEL_REWARDS["smoothness"](pixels, ["x"])
+    assert score.item() == (0.0 if shape == (1, 1) else -1.0)
+    score.backward()
+    assert pixels.grad is not None
+    assert pixels.grad.isfinite().all()
+
+
 def test_weighted_sum_adds_and_keeps_each_member():
     pixels = random_pixels()
     both = WeightedSum({"redness": 2.0, "brightness": -1.0})

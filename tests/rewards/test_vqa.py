@@ -147,8 +147,14 @@ def test_loads_by_name_and_refuses_weights_that_do_not_fit(tmp_path, monkeypatch
     save_file({k: v for k, v in state.items() if k != lost}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="does not fit the model: model.multi_modal_projector"):
         vqa.load("vqascore", RewardSettings())
+    save_file({**state, "extra.weight": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="does not fit the model: extra.weight"):
+        vqa.load("vqascore", RewardSettings())
+    save_file({**state, lost: torch.zeros(7)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"does not fit the model: model.multi_modal_projector.* \[7\] for \[32\]"):
+        vqa.load("vqascore", RewardSettings())
     monkeypatch.setitem(VLMS, "vqascore", replace(VLMS["vqascore"], repository=str(tmp_path / "none")))
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="cannot be loaded: .*hf download .*none"):
         vqa.load("vqascore", RewardSettings())
 
 

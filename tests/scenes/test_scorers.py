@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_generator
+from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import load_reward
 from hypernoise.scenes import make_rewards, scorers
 from hypernoise.scenes.lessons import EVALUATED, lesson, to_tensor
@@ -25,12 +26,12 @@ SMALL = dict(device="cpu", steps=4, batch_size=6, misses=2, checkpoint_every=2, 
 def untrained(tmp_path):
     """A scorer of a kind with random weights, through the same loading as the shipped ones."""
 
-    def build(kind):
+    def build(kind, **settings):
         torch.manual_seed(0)
         tokenizer = build_tokenizer(tmp_path / "tokenizer")
         model = (scorers.build_clip if kind == "clip" else scorers.build_matcher)(tokenizer)
         model.save_pretrained(tmp_path / kind)
-        return scorers.Scorer(kind, kind, tmp_path / kind)
+        return scorers.Scorer(kind, kind, tmp_path / kind, RewardSettings(**settings))
 
     return build
 
@@ -66,6 +67,44 @@ def test_each_caption_is_encoded_once(untrained, monkeypatch):
     for prompts in (PROMPTS, PROMPTS[::-1], [PROMPTS[0], "a ring"]):
         scorer(torch.rand(2, 3, 64, 64), prompts)
     assert encoded == [2, 1]
+
+
+FIRST = "a red ring left of a blue square, " * 3
+LONG, OTHER = FIRST + "a green cross above a black circle", FIRST + "a yellow cross above a black circle"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("policy", ["chunk-mean", "chunk-min"])
+def test_with_chunks_the_end_of_a_long_prompt_counts_and_has_gradient(untrained, kind, policy):
+    scorer = untrained(kind, long_prompts=policy)
+    assert len(scorer.tokenizer(FIRST, verbose=False).input_ids) > scorers.LONGEST
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    scorer(pixels, ["a ring"])  # loads
+    scorer.model.double()  # random weights tell prompts apart too faintly for fp32
+    scorer._texts.clear()
+    difference = scorer(pixels, [LONG]) - scorer(pixels, [OTHER])
+    assert difference.abs() > 1e-5
+    (gradient,) = torch.autograd.grad(difference.sum(), pixels)
+    assert gradient.norm() > 1e-8
+    assert scorer.windows.truncated == 0
+    together = scorer(pixels.expand(2, -1, -1, -1), [LONG, "a ring"])
+    assert torch.allclose(together, torch.cat([scorer(pixels, [prompt]) for prompt in (LONG, "a ring")]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truncation_is_told_once_and_counted(untrained, kind):
+    scorer, pixels = untrained(kind), torch.rand(1, 3, 64, 64)
+    with pytest.warns(UserWarning, match="reads 24 tokens and a prompt has") as told:
+        assert [scorer(pixels, [prompt]).item() for prompt in (LONG, LONG)] == [scorer(pixels, [OTHER]).item()] * 2
+    assert (len(told), scorer.windows.truncated) == (1, 2)
+
+
+def test_settings_reach_the_shipped_matcher():
+    reward = load_reward("scenes", RewardSettings(long_prompts="chunk-mean", dtype="bfloat16"))
+    scores = reward(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)), [LONG])
+    member = reward.members["scenes-match"]
+    assert (member.model.dtype, scores.dtype, reward.truncated) == (torch.bfloat16, torch.float32, {"scenes-match": 0})
+    assert member.windows.policy == "chunk-mean"
 
 
 def test_pictures_of_another_size_are_refused(untrained):

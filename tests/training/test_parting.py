@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hypernoise.diagnostics.plots import COLORS, HEIGHT, WIDTH
 from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.parting import Reading, best_stretch, parted, readings
+from hypernoise.training.parting import Reading, best_stretch, draw_readings, in_stretches, parted, readings
 from hypernoise.training.trainer import train
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
@@ -34,6 +37,33 @@ def test_they_have_parted_when_the_watched_falls_and_the_trained_does_not():
 def test_the_best_stretch_is_told_by_its_middle():
     seen = series([0.1 * i for i in range(10)] + [1.0 - 0.1 * i for i in range(10)], [0.0] * 20)
     assert 80 <= best_stretch(seen, 5).step <= 120
+
+
+def test_stretches_cover_every_reading_once():
+    seen = [Reading(step, float(step), -float(step)) for step in range(1, 31)]
+    found = in_stretches(seen)
+    assert [(part.first, part.last) for part in found] == [(i, i + 2) for i in range(1, 31, 3)]
+    assert (found[0].reward, found[-1].watched_reward) == (2.0, -29.0)
+    assert len(in_stretches(seen[:13])) == 7  # at most 12, of equal length
+    assert in_stretches([]) == []
+
+
+def test_the_report_is_drawn_with_both_rewards_in_their_own_units(tmp_path):
+    """The trained reward rises and the watched one falls, seen by where the means are drawn."""
+    seen = [Reading(step, 100.0 + step, 1e-3 * (50 - step)) for step in range(1, 41)]
+    assert draw_readings(seen, tmp_path / "watched.png")
+    sheet = np.asarray(Image.open(tmp_path / "watched.png").convert("RGB")).astype(int)
+    legend = HEIGHT - 25  # px, where a chart's names begin
+    for side, rises in ((slice(0, WIDTH), True), (slice(WIDTH, None), False)):
+        chart = sheet[-HEIGHT:, side][:legend]
+        down, across = np.nonzero((chart == COLORS[0]).all(-1))
+        early, late = (down[across == column].mean() for column in (across.min(), across.max()))
+        assert abs(early - late) > HEIGHT / 4  # the axis holds the points alone
+        assert (late < early) == rises
+    assert draw_readings(seen[:1], tmp_path / "one.png")
+    assert draw_readings([*seen[:3], Reading(4, 1.0, float("nan"))], tmp_path / "gap.png")
+    assert not draw_readings([Reading(4, 1.0, float("nan"))], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_readings_come_from_the_rows_that_have_one(tmp_path):

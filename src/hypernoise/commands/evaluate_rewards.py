@@ -57,6 +57,8 @@ class EvaluateRewards:
         return tyro.cli(cls, args=arguments, prog="hypernoise evaluate rewards")
 
     def run(self) -> int:
+        from hypernoise.training.prompts import PROMPT_SETS
+
         for name, least in (("noises", 1), ("steps", 1), ("batch_size", 1), ("count", 0)):
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
@@ -68,6 +70,11 @@ class EvaluateRewards:
         if self.pictures is not None and self.adapter:
             raise InputError(
                 "--pictures scores a folder as it is; leave out --adapter, or leave out --pictures to draw"
+            )
+        if self.pictures is not None and self.prompts in PROMPT_SETS:
+            raise InputError(
+                f"--prompts {self.prompts} are prompts to draw; with --pictures name a file, a line per picture in the "
+                "order of their names"
             )
         if self.pictures is None and not self.prompts:
             raise InputError("give --pictures FOLDER to score one, or --prompts FILE (or scenes) to draw")
@@ -171,7 +178,8 @@ def _loaded(generator: Any, adapter: str) -> Any:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line per method and reward: mean, interval and, against the first method, the gain."""
-    lines = [f"{'':<14}{'reward':<18}{'mean':>10}  {'95 %':<22}{'gain':>9}  95 %"]
+    gains = f"{'gain':>9}  95 %" if len(rows) > 1 else ""
+    lines = [f"{'':<14}{'reward':<18}{'mean':>10}  {'95 %':<22}{gains}".rstrip()]
     for row in rows:
         for name, told in row["rewards"].items():
             gain = f"{told['gain']:>+9.4f}  {_between(told['gain_ci95'])}" if "gain" in told else ""
@@ -181,6 +189,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _between(interval: list[float]) -> str:
+def _between(interval: list[float] | None) -> str:
+    if interval is None:
+        return "(a single prompt)"
     low, high = interval
     return f"[{low:.4f}, {high:.4f}]"

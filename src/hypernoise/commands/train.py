@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import tyro
 
 from hypernoise.errors import InputError
 from hypernoise.training.config import Recipe, read_recipe
-from hypernoise.training.parting import Reading, readings
+from hypernoise.training.parting import Reading, draw_readings, in_stretches, readings
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,18 @@ class Train(Recipe):
         write_summary(self.output, "train", self, started.generator.device, rows, **more)
         if seen:
             print(table(seen))
+            if draw_readings(seen, self.output / "watched.png"):
+                print(f"trained against watched: {self.output / 'watched.png'}")
         print(f"adapter: {self.output / 'adapter'}")
         return 0
 
 
-def table(seen: Sequence[Reading], lines: int = 12) -> str:
+def table(seen: Sequence[Reading]) -> str:
     """Trained against watched reward over training, each line the mean of a stretch of readings."""
-    length = math.ceil(len(seen) / lines)
     told = [f"{'step':>14}{'trained reward':>18}{'watched reward':>18}"]
-    for start in range(0, len(seen), length):
-        part = seen[start : start + length]
-        trained, watched = (sum(getattr(r, name) for r in part) / len(part) for name in ("reward", "watched_reward"))
-        steps = f"{part[0].step}-{part[-1].step}" if len(part) > 1 else str(part[0].step)
-        told.append(f"{steps:>14}{trained:>18.4f}{watched:>18.4f}")
+    for part in in_stretches(seen):
+        steps = f"{part.first}-{part.last}" if part.last > part.first else str(part.first)
+        told.append(f"{steps:>14}{part.reward:>18.4f}{part.watched_reward:>18.4f}")
     return "\n".join(told)
 
 

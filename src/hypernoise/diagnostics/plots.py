@@ -24,11 +24,11 @@ class Line:
     dots: bool = False
 
 
-def line_chart(lines: Sequence[Line], *, title: str, across: str = "") -> Image.Image:
-    """Curves over common axes; the vertical one holds 0. `across` names the horizontal axis."""
+def line_chart(lines: Sequence[Line], *, title: str, across: str = "", with_zero: bool = True) -> Image.Image:
+    """Curves over common axes. `across` names the horizontal one; the vertical one holds 0, or only the points."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(0.0, *ys), max(ys))
+    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys + [0.0] * with_zero), max(ys))
     low_x, high_x = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
     low_y, high_y = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
 

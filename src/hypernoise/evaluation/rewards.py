@@ -20,6 +20,7 @@ from torch import Tensor
 from hypernoise.errors import InputError
 from hypernoise.files import write_text
 from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.prompts import read_prompts
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 ROUNDS = 2000  # of the bootstrap
@@ -48,8 +49,11 @@ def score(
     for _, alike in groupby(pictures, key=lambda picture: picture[2].shape):
         for batch in _batches(alike, batch_size):
             texts = [prompt for _, prompt, _ in batch]
-            with torch.no_grad():
-                total = reward(torch.stack([pixels for _, _, pixels in batch]).to(device), texts)
+            try:
+                with torch.no_grad():
+                    total = reward(torch.stack([pixels for _, _, pixels in batch]).to(device), texts)
+            except InputError as error:  # a size, a prompt: whose?
+                raise InputError(f"{' to '.join(dict.fromkeys((batch[0][0], batch[-1][0])))}: {error}") from error
             found.append({**reward.scores, TOTAL: total})
             files += [file for file, _, _ in batch]
             prompts += texts
@@ -70,9 +74,14 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def interval(values: np.ndarray, prompts: Sequence[str]) -> list[float]:
-    """95 % bootstrap interval of the mean of `values` [N]: prompts are resampled, each with all its pictures."""
+def interval(values: np.ndarray, prompts: Sequence[str]) -> list[float] | None:
+    """95 % bootstrap interval of the mean of `values` [N]: prompts are resampled, each with all its pictures.
+
+    None for a single prompt, whose spread nobody knows.
+    """
     names, which = np.unique(np.array(prompts), return_inverse=True)
+    if len(names) < 2:
+        return None
     sums, counts = np.bincount(which, values), np.bincount(which)
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(names), size=(ROUNDS, len(names)))
@@ -112,12 +121,11 @@ def pictures_in(folder: Path, prompts: Path | None) -> list[tuple[Path, str]]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS)
+    if not files:
+        raise InputError(f"{folder} holds no picture ({', '.join(KINDS)})")
     if prompts is not None:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS)
-        try:
-            lines = [line.strip() for line in prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"prompts {prompts} cannot be read: {error}") from error
+        lines = read_prompts(str(prompts))
         if len(files) != len(lines):
             raise InputError(
                 f"{folder} has {len(files)} pictures and {prompts} {len(lines)} prompts; one each is needed"
@@ -136,8 +144,8 @@ def pictures_in(folder: Path, prompts: Path | None) -> list[tuple[Path, str]]:
         if astray:
             raise InputError(f"{folder / 'summary.json'} names {astray[0]!r}, which is not a picture in that folder")
         found = [(folder / name, prompt) for name, prompt in named]
-    if not found:
-        raise InputError(f"{folder} holds no picture ({', '.join(KINDS)})")
+        if not named:
+            raise InputError(f"{folder / 'summary.json'} names no picture")
     for file, _ in found:
         with _opened(file):  # reads the header alone: a wrong file is told before the first is scored
             pass

@@ -1,47 +1,40 @@
-"""Whether a reward is one: a score per picture, with a gradient that reaches the pixels."""
+"""Whether a reward is one: a score per picture, with a gradient that reaches the pixels, whole."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.base import RewardFunction, check_callable, scored
 from hypernoise.rewards.ensemble import WeightedSum
 
-STEP = 1e-2  # of the difference along the gradient, as a change of pixels' root mean square
+STEPS = (1e-2, 1e-3)  # of the differences, as a change of pixels' root mean square; the first that is sure counts
+REACH = 10.0  # times its root mean square that a direction's greatest change may be
+CUT = "the scores do not depend differentiably on the pixels (a detach, a no_grad, rounding, numpy, or a constant)"
+OTHERS = "one picture's score depends on the other pictures; it must be each picture's own"
 
 
 def check_reward(
     reward: RewardFunction, *, size: tuple[int, int] = (64, 64), prompts: tuple[str, ...] = ("a red ring", "two cats")
 ) -> None:
-    """Tries a reward on noise pictures, one per prompt.
+    """Tries a reward on noise pictures, one per prompt; of a weighted sum every member that has a weight.
+
+    A reward that draws random numbers is given the same ones at every try. What is cut is seen along four changes
+    of the pixels (`_directions`); a term that none of them moves is not.
 
     Raises:
-        InputError: the scores' shape is not [B]; they are not finite; their gradient is cut, or that of one
-            member of a sum; a picture's score depends on another picture; or the scores do not rise along
-            their gradient.
+        InputError: it does not take (pixels, prompts); the scores' shape is not [B]; they are not finite; a
+            picture's score depends on another picture; or the gradient is cut, wholly or in part: the scores do
+            not change with the pixels as it promises.
     """
+    check_callable(reward)
     draw = torch.Generator().manual_seed(0)
-    pixels = torch.rand(len(prompts), 3, *size, generator=draw).requires_grad_()
-    scores = reward(pixels, list(prompts))
-    if scores.shape != (len(prompts),):
-        raise InputError(f"the reward gave shape {list(scores.shape)}; it must give one score per picture")
-    if not scores.isfinite().all():
-        raise InputError(f"the reward gave {scores.tolist()} for pictures of noise; scores must be finite")
-    check_gradients(reward, scores, pixels)
-    (first,) = torch.autograd.grad(scores[0], pixels, retain_graph=True)
-    if first[1:].any():
-        raise InputError("the reward's first score depends on the other pictures; it must be each picture's own")
-    (gradient,) = torch.autograd.grad(scores.sum(), pixels)
-    along = gradient / gradient.norm() * STEP * pixels.numel() ** 0.5
-    with torch.no_grad():
-        after, before = (reward(pixels + sign * along, list(prompts)).sum() for sign in (1, -1))
-    if after <= before:
-        raise InputError(
-            f"the reward does not rise along its gradient ({before.item():.6g} to {after.item():.6g}): the gradient "
-            "is not the scores' (a custom backward, a straight-through step?)"
-        )
+    pixels = 0.1 + 0.8 * torch.rand(len(prompts), 3, *size, generator=draw)  # room for a step
+    for name, part in _parts(reward).items():
+        _check(name, part, pixels, list(prompts))
 
 
 def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> None:
@@ -56,11 +49,98 @@ def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> N
     if isinstance(reward, WeightedSum):
         parts = {f"reward {name!r}": score for name, score in reward.scores.items() if reward.weights[name]}
     for name, score in parts.items():
-        gradient = None
-        if score.requires_grad:
-            (gradient,) = torch.autograd.grad(score.sum(), pixels, retain_graph=True, allow_unused=True)
-        if gradient is None or not gradient.any():
+        if _gradient(score.sum(), pixels).any():
+            continue
+        if len(score) > 1 and _gradient(score[0], pixels).any():
+            raise InputError(f"{name}: the gradients of a batch cancel: {OTHERS}")
+        raise InputError(f"{name}: the gradient is cut: {CUT}")
+
+
+def _parts(reward: RewardFunction) -> dict[str, RewardFunction]:
+    if not isinstance(reward, WeightedSum):
+        return {"the reward": reward}
+    return {f"reward {name!r}": member for name, member in reward.members.items() if reward.weights[name]}
+
+
+def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> None:
+    def call(pixels: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return scored(reward, pixels, prompts, name)
+
+    pixels.requires_grad_()
+    scores = call(pixels)
+    if not scores.isfinite().all():
+        raise InputError(f"{name} gave {scores.tolist()} for pictures of noise; scores must be finite")
+    if _gradient(scores[0], pixels)[1:].any():
+        raise InputError(f"{name}: {OTHERS}")
+    gradient = _gradient(scores.sum(), pixels)
+    pixels, scores = pixels.detach(), scores.detach()
+    with torch.no_grad():
+        others = torch.cat([pixels[:1], 1 - pixels[1:]])
+        if (call(others)[0] - scores[0]).abs() > 1e-4 * scores.abs().max():
+            raise InputError(f"{name}: {OTHERS}")
+        if not gradient.any():
+            raise InputError(f"{name}: the gradient is cut: {CUT}")
+        faint = _rounding(call, pixels, scores)
+        for direction in _directions(pixels, gradient):
+            _compare(name, call, pixels, scores, faint, gradient, direction)
+
+
+def _gradient(score: Tensor, pixels: Tensor) -> Tensor:
+    """Of one number in the pixels; zero where it does not reach them."""
+    found = None
+    if score.requires_grad:
+        (found,) = torch.autograd.grad(score, pixels, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(pixels) if found is None else found
+
+
+def _rounding(call: Callable[[Tensor], Tensor], pixels: Tensor, scores: Tensor) -> Tensor:
+    """The greatest change of a score that says nothing: 5 times what a grain too faint to matter does."""
+    draw = torch.Generator().manual_seed(2)
+    grain = torch.randn(4, *pixels.shape, generator=draw) * STEPS[-1]
+    return 5 * torch.stack([(call(pixels + part) - scores).abs().max() for part in grain]).max()
+
+
+def _directions(pixels: Tensor, gradient: Tensor) -> Iterator[Tensor]:
+    """Changes [B, 3, H, W] of root mean square 1: up the gradient, and those that a part of a reward that the
+    gradient does not show may depend on: of contrast, of colours, and of coarse patches."""
+    draw = torch.Generator().manual_seed(1)
+    colors = torch.randn(len(pixels), 3, 1, 1, generator=draw)
+    patches = torch.randn(len(pixels), 3, 4, 4, generator=draw)
+    patches = torch.nn.functional.interpolate(patches, pixels.shape[-2:])
+    for change in (gradient, pixels - 0.5, colors.expand_as(pixels), patches):
+        size = change.flatten(1).square().mean(1).sqrt()
+        size = torch.maximum(size, change.flatten(1).abs().amax(1) / REACH)
+        yield change / size.clamp(min=1e-30).view(-1, 1, 1, 1)
+
+
+def _compare(
+    name: str,
+    call: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    scores: Tensor,
+    faint: Tensor,
+    gradient: Tensor,
+    direction: Tensor,
+) -> None:
+    """Raises InputError if the scores do not change along a direction as their gradient promises."""
+    promised = (gradient * direction).flatten(1).sum(1)  # [B], scores per step
+    steepest = gradient.flatten(1).norm(dim=1) * direction.flatten(1).norm(dim=1)
+    for step in STEPS:
+        far_down, down, up, far_up = (call(pixels + share * step * direction) for share in (-1, -0.5, 0.5, 1))
+        rise, near, bend = (far_up - far_down) / 2, up - down, (far_up + far_down) / 2 - scores
+        sure = (rise - near).abs() < 0.1 * rise.abs()  # neither bent nor rounding
+        sure &= (bend.abs() < 0.25 * rise.abs()) & (rise.abs() > torch.maximum(faint, 1e-5 * scores.abs()))
+        found = rise / step
+        off = (found - promised).abs()
+        wrong = sure & (off > 0.2 * torch.maximum(found.abs(), promised.abs())) & (off > 0.01 * steepest)
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
             raise InputError(
-                f"{name}: the gradient is cut: its scores do not depend differentiably on the pixels "
-                "(a detach, a no_grad, rounding or numpy inside it)"
+                f"{name}: the gradient is not the scores': a change of the pixels moves a score by "
+                f"{rise[first].item():.4g} and should by {step * promised[first].item():.4g} (a part of it is cut "
+                "by a detach, a no_grad, rounding or numpy, or has a backward of its own)"
             )
+        if sure.all():
+            return

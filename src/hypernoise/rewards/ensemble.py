@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError, finite_weights, unknown
-from hypernoise.rewards.base import RewardFunction, RewardSettings
+from hypernoise.rewards.base import RewardFunction, RewardSettings, check_callable, scored
 from hypernoise.rewards.imported import imported
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
 from hypernoise.rewards.preprocess import Resize
 from hypernoise.rewards.scale import RunningScale
 
-REWARDS: dict[str, RewardFunction | str] = {  # a function, or "module:name" of one that is imported when asked for
-    **PIXEL_REWARDS,
-    "scenes-match": "hypernoise.scenes.scorers:MATCHER",
-}
-NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` fetches released weights
+NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the weights
+    "scenes-match": "hypernoise.scenes.scorers",
     "clip": "hypernoise.rewards.clip",
     "pickscore": "hypernoise.rewards.clip",
     "hpsv2.1": "hypernoise.rewards.clip",
@@ -50,15 +47,16 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
         return WeightedSum(ENSEMBLES[name], settings=settings)
     if name in NETWORKS:
         return import_module(NETWORKS[name]).load(name, settings or RewardSettings())
-    if name not in REWARDS and ":" in name:
+    if name in PIXEL_REWARDS:
+        return PIXEL_REWARDS[name]
+    module, colon, rest = name.partition(":")
+    if module in {*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS}:
+        raise InputError(
+            f"unknown reward {name!r}; a weight is given as {module}={rest}, in a recipe as {module}: {rest}"
+        )
+    if colon:
         return imported(name)
-    if name not in REWARDS:
-        raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *REWARDS])
-    reward = REWARDS[name]
-    if isinstance(reward, str):
-        module, _, attribute = reward.partition(":")
-        reward = getattr(import_module(module), attribute)
-    return reward
+    raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS])
 
 
 def members_of(weights: Mapping[str, float]) -> dict[str, float]:
@@ -95,6 +93,8 @@ class WeightedSum:
         finite_weights(weights)
         self.weights = members_of(weights)
         self.members = {name: (members or {}).get(name) or load_reward(name, settings) for name in self.weights}
+        for name, member in self.members.items():
+            check_callable(member, f"reward {name!r}")
         self.name = "+".join(weights)
         self.settings = settings or RewardSettings()
         self.scales = {name: RunningScale() for name in self.weights} if normalise else {}
@@ -106,12 +106,6 @@ class WeightedSum:
             raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
         self.scores = self._each(pixels, prompts)
         for name, score in self.scores.items():
-            if not isinstance(score, Tensor):
-                raise InputError(
-                    f"reward {name!r} gave a {type(score).__name__}, not a tensor of one score per picture"
-                )
-            if score.shape != (len(pixels),):
-                raise InputError(f"reward {name!r} gave shape {list(score.shape)}; it must give one score per picture")
             if self.scales and score.requires_grad:  # in training
                 self.scales[name].see(score)
         parts = [self.weights[name] / self._scale(name) * score for name, score in self.scores.items()]
@@ -152,9 +146,9 @@ class WeightedSum:
                 resize = member.resize.of(pixels)
                 if resize not in resized:
                     resized[resize] = resize(pixels)
-                scores[name] = member.seen(resized[resize], prompts)
+                scores[name] = scored(member.seen, resized[resize], prompts, f"reward {name!r}")
             else:
-                scores[name] = member(pixels, prompts)
+                scores[name] = scored(member, pixels, prompts, f"reward {name!r}")
         return scores
 
     def _scale(self, name: str) -> float:

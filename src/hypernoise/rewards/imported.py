@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import cast
 
 from hypernoise.errors import InputError, unknown
-from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.base import RewardFunction, check_callable
 
 
 def imported(path: str) -> RewardFunction:
@@ -25,7 +25,7 @@ def imported(path: str) -> RewardFunction:
         sys.path.insert(0, here)
     try:
         module = import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, SyntaxError, ValueError) as error:
         raise InputError(f"reward {path!r}: module {module_name!r} cannot be imported from {here}: {error}") from error
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}", name, [known for known in vars(module) if not known.startswith("_")])
@@ -35,6 +35,5 @@ def imported(path: str) -> RewardFunction:
             found = found()
         except TypeError as error:
             raise InputError(f"reward {path!r}: the class must be made without arguments: {error}") from error
-    if not callable(found):
-        raise InputError(f"reward {path!r} is a {type(found).__name__}; it must take (pixels, prompts) and give [B]")
+    check_callable(found, f"reward {path!r}")
     return cast("RewardFunction", found)

@@ -42,9 +42,13 @@ def saturation(pixels: Tensor, prompts: list[str]) -> Tensor:
 
 def smoothness(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Minus the total variation: the mean absolute step between neighbouring pixels, in [-2, 0]."""
-    across = pixels.diff(dim=-1).abs().flatten(1).mean(1)
-    down = pixels.diff(dim=-2).abs().flatten(1).mean(1)
-    return -(across + down)
+    return -(_mean_step(pixels, -1) + _mean_step(pixels, -2))
+
+
+def _mean_step(pixels: Tensor, dim: int) -> Tensor:
+    """0 where a picture is a single pixel wide."""
+    steps = pixels.diff(dim=dim).abs().flatten(1)
+    return steps.sum(1) / max(1, steps.shape[1])
 
 
 def _over_the_others(pixels: Tensor, channel: int) -> Tensor:

@@ -86,7 +86,10 @@ def load_tokenizer(repository: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(repository, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"the tokenizer of {repository} cannot be had: {first_line(error)}") from error
+        raise InputError(
+            f"the tokenizer of {repository} cannot be had: {first_line(error)} "
+            f"(put it in the local Hub cache with: hf download {repository} --include '*.json' --include '*.txt')"
+        ) from error
 
 
 def tokens(tokenizer: Any, texts: list[str], limit: int, device: torch.device) -> dict[str, Tensor]:

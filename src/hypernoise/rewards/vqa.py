@@ -63,17 +63,30 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
     row = VLMS[name]
     try:
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            row.repository, dtype=getattr(torch, settings.dtype), use_safetensors=True, output_loading_info=True
+            row.repository,
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"reward {name!r}: {row.repository} cannot be loaded: {first_line(error)}") from error
+        raise InputError(
+            f"reward {name!r}: {row.repository} cannot be loaded: {first_line(error)} "
+            f"(put it in the local Hub cache with: hf download {row.repository})"
+        ) from error
     model, told = loaded
     constants = ("position_ids", "inv_freq")  # which older versions saved
     wrong = sorted(name for kind in ("missing_keys", "unexpected_keys") for name in told[kind])
     wrong = [name for name in wrong if not name.endswith(constants)]
+    for misshapen in told["mismatched_keys"]:  # (name, given, wanted), or the name alone in transformers 4
+        wrong.append(misshapen if isinstance(misshapen, str) else "{} {} for {}".format(*map(_plain, misshapen)))
     if wrong:
         raise InputError(f"reward {name!r}: {row.repository} does not fit the model: {', '.join(wrong[:5])}")
     return VqaReward(name, model, load_tokenizer(row.repository), row, settings)
+
+
+def _plain(part: Any) -> Any:
+    return part if isinstance(part, str) else list(part)
 
 
 class VqaReward(NetworkReward):

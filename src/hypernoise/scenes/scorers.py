@@ -28,11 +28,15 @@ from transformers import (
 )
 
 from hypernoise.errors import InputError
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.network import prepared
+from hypernoise.rewards.text import Windows, combined
 from hypernoise.scenes.world import SIZE
 
 WIDTH, PATCH = 128, 8
 PLACES_SEEN = 10  # times the usual start of the position embeddings, which a patch's colours would drown
 LONGEST = 24  # tokens, start and end marks included
+SOFTNESS = {"clip": 0.01, "matcher": 0.1}  # of the soft minimum over a long prompt's windows, in scores
 WEIGHTS = Path(str(files("hypernoise").joinpath("scenes/weights")))
 
 
@@ -115,46 +119,62 @@ def match_logit(model: BlipForImageTextRetrieval, words: Tensor) -> Tensor:
     return scores[:, 1] - scores[:, 0]
 
 
-class Scorer:
-    """One trained scorer as a reward; loads its weights, frozen and fp32, on first use, to the pictures' device."""
+def load(name: str, settings: RewardSettings) -> Scorer:
+    """The shipped matcher as the reward `name`."""
+    return Scorer(name, "matcher", settings=settings)
 
-    def __init__(self, name: str, kind: str, folder: Path | None = None):
-        self.name, self.kind = name, kind
+
+class Scorer:
+    """One trained scorer as a reward; loads its weights, frozen, on first use, to the pictures' device."""
+
+    def __init__(self, name: str, kind: str, folder: Path | None = None, settings: RewardSettings | None = None):
+        self.name, self.kind, self.settings = name, kind, settings or RewardSettings()
         self.folder = folder or WEIGHTS / kind
         self.model: Any = None
-        self.tokenizer: Any = None
+        self.tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer")
+        self.windows = Windows(name, self.tokenizer, LONGEST, self.settings.long_prompts)
+        self._split: dict[str, list[str]] = {}
         self._texts: dict[str, Tensor] = {}
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, 64, 64] in [0, 1]: a cosine (clip), or P(matches) (matcher)."""
         if pixels.shape[1:] != (3, SIZE, SIZE):
             raise InputError(f"reward {self.name!r} reads {SIZE}x{SIZE} pictures, not {list(pixels.shape[2:])}")
-        self._ready(pixels.device)
+        self._ready(torch.empty(0, device=self.settings.device or pixels.device).device)
+        for prompt in prompts:
+            if prompt not in self._split:
+                self._split[prompt] = self.windows(prompt)
+        counts = [len(self._split[prompt]) for prompt in prompts]
+        texts = [window for prompt in prompts for window in self._split[prompt]]
+        seen = pixels.to(self.model.device, self.model.dtype)
+        repeats = torch.tensor(counts, device=seen.device)
         if self.kind == "clip":
-            return (clip_pictures(self.model, pixels)[0] * self._text_features(prompts)).sum(-1)
-        words = matcher_words(self.model, matcher_pictures(self.model, pixels), self._tokens(prompts))
-        return torch.sigmoid(match_logit(self.model, words[-1]))
+            pictures = clip_pictures(self.model, seen)[0].repeat_interleave(repeats, 0)
+            scores = (pictures * self._text_features(texts)).sum(-1)
+        else:
+            pictures = matcher_pictures(self.model, seen).repeat_interleave(repeats, 0)
+            scores = torch.sigmoid(
+                match_logit(self.model, matcher_words(self.model, pictures, self._tokens(texts))[-1])
+            )
+        return combined(scores, counts, self.settings.long_prompts, SOFTNESS[self.kind]).to(pixels.device)
 
     def _ready(self, device: torch.device) -> None:
         if self.model is None:
             loaded: Any = CLIPModel if self.kind == "clip" else BlipForImageTextRetrieval
-            self.model = loaded.from_pretrained(self.folder).float().eval().requires_grad_(False)
-            self.tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer")
+            model = loaded.from_pretrained(self.folder).float().eval().requires_grad_(False)
+            self.model = prepared(model, self.settings)
         if self.model.device != device:
             self.model.to(device)
             self._texts.clear()
 
-    def _tokens(self, prompts: list[str]) -> Any:
-        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+    def _tokens(self, texts: list[str]) -> Any:
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
         return tokens.to(self.model.device)
 
-    def _text_features(self, prompts: list[str]) -> Tensor:
-        """Features [B, D]; each caption is encoded once."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+    def _text_features(self, texts: list[str]) -> Tensor:
+        """Features [texts, D]; each text is encoded once."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
             with torch.no_grad():
                 self._texts.update(zip(new, clip_texts(self.model, self._tokens(new)), strict=True))
-        return torch.stack([self._texts[prompt] for prompt in prompts])
-
-
-MATCHER = Scorer("scenes-match", "matcher")
+        return torch.stack([self._texts[text] for text in texts])

@@ -19,6 +19,8 @@ def _weights_from_flags(flags: list[str]) -> dict[str, float]:
     weights = {}
     for flag in flags:
         name, equals, weight = flag.partition("=")
+        if name in weights:
+            raise InputError(f"reward {name!r} is named twice; give it one weight")
         try:
             weights[name] = float(weight) if equals else 1.0
         except ValueError:

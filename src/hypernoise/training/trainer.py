@@ -25,7 +25,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl, limit_gradient, noise_objective
-from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.base import RewardFunction, check_callable, scored
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -85,6 +85,9 @@ def train(
     """
     if not prompts:
         raise InputError("no prompt to train on")
+    check_callable(reward)
+    if watched is not None:
+        check_callable(watched, "the watched reward")
     if config.patience and watched is None:
         raise InputError("patience needs a watched reward")
     if config.lipschitz == "clamp" and not scalable(network):
@@ -150,7 +153,8 @@ def train(
                             steps=config.generator_steps,
                             seed=key_of(config.seed, step, first),
                         )
-                    rewards = reward(pixels.to(noise.dtype), mine)  # outside autocast: bf16 would round the scores
+                    # outside autocast: bf16 would round the scores
+                    rewards = scored(reward, pixels.to(noise.dtype), mine)
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
                     if config.lipschitz == "penalty":
                         with _autocast(generator, config):
@@ -163,7 +167,7 @@ def train(
                 shown = torch.zeros_like(rewards)
                 if watched is not None and watching:
                     with torch.no_grad(), _chance_aside(generator.device):
-                        shown = watched(pixels.detach().to(noise.dtype), mine)
+                        shown = scored(watched, pixels.detach().to(noise.dtype), mine, "the watched reward")
                 parts = loss, rewards.mean(), l2_kl(residual).mean(), shown.mean()
                 sums += torch.stack(parts).detach().float()
                 if isinstance(reward, WeightedSum):
