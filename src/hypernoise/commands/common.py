@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypernoise
+from hypernoise.errors import InputError
 from hypernoise.files import write_json
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ def write_summary(
         "results": list(results),
     }
     write_json(output / "summary.json", summary)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(k, n) of "k/n". Raises InputError unless k is below n."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {text!r}")
+    return int(index), int(count)
 
 
 def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:

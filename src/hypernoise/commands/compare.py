@@ -124,15 +124,14 @@ class Compare:
 
     def _checked(self) -> tuple[int, int]:
         """The shard; raises InputError for impossible numbers."""
+        from hypernoise.commands.common import shard_of
+
         at_least_one(self, "judged", "noises", "batch_size", flags=True)
         if not self.steps or min(self.steps) < 1:
             raise InputError(f"--steps takes numbers from 1, such as 1 2 4, not {list(self.steps)}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-            raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {self.shard!r}")
-        return int(index), int(count)
+        return shard_of(self.shard)
 
     def _asked(self) -> Asked:
         if self.prompts == "scenes":

@@ -10,6 +10,7 @@ from hypernoise.errors import InputError, unknown
 EVALUATIONS = {
     "scenes": ("evaluate_scenes", "EvaluateScenes"),
     "rewards": ("evaluate_rewards", "EvaluateRewards"),
+    "geneval": ("evaluate_geneval", "EvaluateGeneval"),
 }
 
 

@@ -69,17 +69,22 @@ def parse(source: Any, where: str) -> Request:
 def read_requests(file: Path) -> list[Request]:
     """Every prompt of a metadata file. Raises InputError naming the line."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"metadata {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"metadata {file} is not UTF-8 text") from error
+    return parse_lines(text, str(file))
+
+
+def parse_lines(text: str, where: str) -> list[Request]:
+    """Every prompt of a metadata file's text."""
     requests = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            requests.append(parse(_json(line, f"{file}, line {number}"), f"{file}, line {number}"))
+            requests.append(parse(_json(line, f"{where}, line {number}"), f"{where}, line {number}"))
     if not requests:
-        raise InputError(f"metadata {file} holds no prompt; it needs a JSON object a line")
+        raise InputError(f"metadata {where} holds no prompt; it needs a JSON object a line")
     return requests
 
 
