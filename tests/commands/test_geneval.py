@@ -48,7 +48,7 @@ def results(file):
 
 
 def test_drawn_laid_out_detected_and_judged(tiny, tmp_path, capsys, monkeypatch):
-    assert main(tiny) == 0
+    assert main([*tiny, "--report"]) == 0
     printed, told = capsys.readouterr().out, summary(tmp_path / "out")
     assert (told["command"], told["label"], told["broken"]) == ("evaluate geneval", "geneval-hf", [])
     plain, ours = told["results"]
@@ -63,6 +63,11 @@ def test_drawn_laid_out_detected_and_judged(tiny, tmp_path, capsys, monkeypatch)
     assert ours["gain"] == pytest.approx(ours["score"] - plain["score"])
     assert "geneval-hf, by" in printed
     assert "single_object" in printed
+
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('src="data:image/jpeg') == 6  # each prompt's first picture, plain and ours
+    assert "geneval-hf" in page
+    assert f"{ours['score']:.3f}" in page
 
     for row in (plain, ours):  # the official layout, and the official results beside it
         album = tmp_path / "out" / "methods" / row["pictures"].split("/methods/")[1]

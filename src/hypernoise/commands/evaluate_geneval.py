@@ -14,6 +14,7 @@ from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
+SHOWN = 10  # prompts per category in the report
 TOLD = 10  # broken pictures that are named on stderr; summary.json has all
 
 
@@ -54,6 +55,8 @@ class EvaluateGeneval:
     """A CLIP on the Hub or in a folder, which names the colours of what Mask2Former finds."""
     score: bool = True
     """--no-score: draw and lay out only, for the official scorer."""
+    report: bool = False
+    """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     batch_size: int = 16
     seed: int = 0
     shard: str = "0/1"
@@ -139,12 +142,13 @@ class EvaluateGeneval:
         self._write("pictures", judged)
         row = empty_row("pictures")
         row.update(_score_row(judged), benchmark=detector.label, pictures=str(folder))
-        return self._finish([row], device, detector, [judged])
+        return self._finish([row], device, detector, {"pictures": judged})
 
     def _judge_drawn(self, shard: tuple[int, int]) -> int:
         from hypernoise.evaluation.geneval.album import write_album
         from hypernoise.evaluation.geneval.detectors import check_classes
         from hypernoise.evaluation.geneval.scoring import gain_over
+        from hypernoise.evaluation.html import name_of
 
         requests = self._requests()
         generator, methods, reward = self._made()
@@ -178,7 +182,8 @@ class EvaluateGeneval:
             if name != "plain":
                 row.update(gain_over(found, judged[steps, "plain"]))
             rows.append(row)
-        return self._finish(rows, generator.device, detector, list(judged.values()))
+        named = {name_of(row): found for row, found in zip(rows, judged.values(), strict=True)}
+        return self._finish(rows, generator.device, detector, named)
 
     def _made(self) -> tuple[Any, Any, Any]:
         """Generator, methods and reward; raises InputError for what does not fit before anything is drawn."""
@@ -247,10 +252,10 @@ class EvaluateGeneval:
         write_results(self.output / f"results-{name}.jsonl", judged.found)
         write_detections(self.output / f"detections-{name}.jsonl", [found[:2] for found in judged.found])
 
-    def _finish(self, rows: list[dict[str, Any]], device: Any, detector: Any, judged: list[Any]) -> int:
-        from hypernoise.commands.common import write_summary
+    def _finish(self, rows: list[dict[str, Any]], device: Any, detector: Any, judged: dict[str, Any]) -> int:
+        from hypernoise.commands.common import write_report, write_summary
 
-        broken = [{"name": one.name, "why": one.why} for found in judged for one in found.broken]
+        broken = [{"name": one.name, "why": one.why} for found in judged.values() for one in found.broken]
         for one in broken[:TOLD]:
             print(f"{one['name']}: {one['why']}", file=sys.stderr)
         if broken:
@@ -259,6 +264,9 @@ class EvaluateGeneval:
         write_summary(self.output, "evaluate geneval", self, device, rows, **about)
         print(f"{detector.label}, by {detector.name}")
         print(table(rows))
+        if self.report:
+            told = {"benchmark": detector.label, "detector": detector.name, "broken": str(len(broken))}
+            write_report(self, "evaluate geneval", rows, examples(judged), **told)
         return 0
 
 
@@ -271,6 +279,30 @@ def _score_row(judged: Any) -> dict[str, Any]:
     from hypernoise.evaluation.geneval.scoring import score_row
 
     return score_row(judged)
+
+
+def examples(judged: dict[str, Any]) -> list[Any]:
+    """The first prompts of each category with the first picture of each, by name of their row."""
+    from hypernoise.evaluation.html import Example, Shown, first_of_each
+
+    first: dict[int, dict[str, Any]] = {}
+    for column, found in judged.items():
+        for sample, _, verdict in found.found:
+            first.setdefault(sample.number, {}).setdefault(column, (sample, verdict))
+    numbers = sorted(first)
+    requests = [next(iter(first[number].values()))[0].request for number in numbers]
+    chosen = first_of_each([request.tag for request in requests], SHOWN)
+    return [
+        Example(
+            requests[i].prompt,
+            requests[i].tag,
+            [
+                Shown(column, sample.file, verdict.correct, "; ".join(verdict.reasons))
+                for column, (sample, verdict) in first[numbers[i]].items()
+            ],
+        )
+        for i in chosen
+    ]
 
 
 def _left(number: int, what: str) -> int:
