@@ -11,6 +11,7 @@ EVALUATIONS = {
     "scenes": ("evaluate_scenes", "EvaluateScenes"),
     "rewards": ("evaluate_rewards", "EvaluateRewards"),
     "geneval": ("evaluate_geneval", "EvaluateGeneval"),
+    "diversity": ("evaluate_diversity", "EvaluateDiversity"),
 }
 
 
