@@ -1,7 +1,6 @@
 """`hypernoise evaluate geneval` end to end: a tiny pipeline, detector and CLIP, all with random weights."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -70,8 +69,10 @@ def test_drawn_laid_out_detected_and_judged(tiny, tmp_path, capsys, monkeypatch)
     assert f"{ours['score']:.3f}" in page
 
     for row in (plain, ours):  # the official layout, and the official results beside it
-        album = tmp_path / "out" / "methods" / row["pictures"].split("/methods/")[1]
-        names = sorted(str(file.relative_to(album)) for file in album.rglob("*") if file.is_file())
+        album = tmp_path / "out" / "pictures" / f"{row['method']}-1"
+        assert row["pictures"] == str(album)
+        assert (album / "source.txt").read_text().startswith(f"{row['method']}-")
+        names = sorted(str(file.relative_to(album)) for file in album.glob("*/**/*") if file.is_file())
         assert names == sorted(
             name
             for i in range(3)
@@ -286,6 +287,18 @@ def test_a_detections_file_that_is_none(album, capsys, text):
     assert "found.jsonl, line 2: no" in capsys.readouterr().err
 
 
+def test_another_drawing_takes_the_albums_place(tiny, tmp_path, capsys):
+    assert main([*tiny, "--no-score"]) == 0
+    first = (tmp_path / "out" / "pictures" / "plain-1" / "00000" / "samples" / "00000.png").read_bytes()
+    assert main([*tiny, "--no-score", "--seed", "1", "--count", "1", "--noises", "1"]) == 0
+    left = sorted((tmp_path / "out" / "pictures" / "plain-1").rglob("*.png"))
+    assert [file.parent.parent.name for file in left] == ["00000", "00001", "00002"]  # one of each category
+    assert left[0].read_bytes() != first
+    (tmp_path / "out" / "pictures" / "plain-1" / "source.txt").unlink()
+    assert main([*tiny, "--no-score"]) == 2
+    assert "holds something else; choose another --output" in capsys.readouterr().err
+
+
 def test_copies_where_links_are_not_to_be_had(tiny, tmp_path, monkeypatch):
     def refused(*arguments):
         raise OSError("no links here")
@@ -294,4 +307,3 @@ def test_copies_where_links_are_not_to_be_had(tiny, tmp_path, monkeypatch):
     assert main([*tiny, "--no-score"]) == 0
     laid, drawn = (sorted((tmp_path / "out").rglob(kind)) for kind in ("samples/*.png", "????-?.png"))
     assert [file.read_bytes() for file in laid] == [file.read_bytes() for file in drawn]
-    shutil.rmtree(tmp_path / "out")

@@ -12,6 +12,7 @@ EVALUATIONS = {
     "rewards": ("evaluate_rewards", "EvaluateRewards"),
     "geneval": ("evaluate_geneval", "EvaluateGeneval"),
     "diversity": ("evaluate_diversity", "EvaluateDiversity"),
+    "questions": ("evaluate_questions", "EvaluateQuestions"),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import tyro
 
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.errors import InputError
 from hypernoise.training.config import Weights
 
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
@@ -78,14 +78,9 @@ class EvaluateGeneval:
 
     def _checked(self) -> tuple[int, int]:
         from hypernoise.commands.common import shard_of
+        from hypernoise.commands.drawing import check_numbers
 
-        at_least_one(self, "noises", "batch_size", flags=True)
-        if self.count < 0:
-            raise InputError(f"--count must be 0 (all) or more, not {self.count}")
-        if not self.steps or min(self.steps) < 1:
-            raise InputError(f"--steps takes numbers from 1, such as 1 2 4, not {list(self.steps)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
+        check_numbers(self)
         if self.detections is not None and self.pictures is None:
             raise InputError("--detections are of given pictures: name their folder with --pictures")
         if not self.score and self.pictures is not None:
@@ -145,25 +140,26 @@ class EvaluateGeneval:
         return self._finish([row], device, detector, {"pictures": judged})
 
     def _judge_drawn(self, shard: tuple[int, int]) -> int:
+        from hypernoise.commands.drawing import draw, made
         from hypernoise.evaluation.geneval.album import write_album
         from hypernoise.evaluation.geneval.detectors import check_classes
         from hypernoise.evaluation.geneval.scoring import gain_over
         from hypernoise.evaluation.html import name_of
 
         requests = self._requests()
-        generator, methods, reward = self._made()
+        generator, methods, reward = made(self)
         generator.encode(list(dict.fromkeys(request.prompt for request in requests)))  # refuses what would be cut
         detector = self._detector(generator.device) if self.score else None
         if detector is not None:
             check_classes(detector, requests)
-        drawn = self._drawn(generator, methods, requests, reward, shard)
+        drawn = draw(self, generator, methods, [request.prompt for request in requests], reward, shard)
         if drawn.missing:
             return _left(drawn.missing, "batches of pictures")
         albums = {}
         for key, records in drawn.records.items():
-            folder = records.files[0].parent / "geneval"
+            folder, drawn_in = self.output / "pictures" / f"{key[1]}-{key[0]}", records.files[0].parent
             files = [records.files[i : i + self.noises] for i in range(0, len(records.files), self.noises)]
-            albums[key] = (folder, write_album(folder, requests, files))
+            albums[key] = (folder, write_album(folder, requests, files, drawn_in.name))
         if detector is None:
             for (steps, name), (folder, _) in albums.items():
                 print(f"{name}, {steps} steps: {folder}")
@@ -177,60 +173,11 @@ class EvaluateGeneval:
             steps, name = key
             self._write(f"{name}-{steps}", found)
             row = {**row, **_score_row(found), "benchmark": detector.label, "pictures": str(albums[key][0])}
-            if reward is None:
-                row.update(reward=None, reward_gain=None, reward_gain_ci95=None)
             if name != "plain":
                 row.update(gain_over(found, judged[steps, "plain"]))
             rows.append(row)
         named = {name_of(row): found for row, found in zip(rows, judged.values(), strict=True)}
         return self._finish(rows, generator.device, detector, named)
-
-    def _made(self) -> tuple[Any, Any, Any]:
-        """Generator, methods and reward; raises InputError for what does not fit before anything is drawn."""
-        import torch
-
-        from hypernoise.generators.registry import load_generator
-        from hypernoise.methods.finetune import FineTune
-        from hypernoise.methods.hypernoise import HyperNoise
-        from hypernoise.methods.plain import Plain
-        from hypernoise.methods.registry import Given, make_methods
-        from hypernoise.rewards.ensemble import WeightedSum
-
-        named = ["plain", *self.methods, *(["hypernoise"] if self.adapter else [])]
-        methods = make_methods(list(dict.fromkeys(named)), Given(self.adapter, self.finetuned))
-        searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
-        if searching and not self.rewards:
-            raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
-        reward = WeightedSum(self.rewards) if self.rewards else None
-        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
-        for method in methods:  # all are looked at before the first takes minutes
-            adapter = getattr(method, "adapter", None)
-            if adapter is not None:
-                adapter.on(generator)
-        return generator, methods, reward
-
-    def _drawn(self, generator: Any, methods: Any, requests: Any, reward: Any, shard: tuple[int, int]) -> Any:
-        from tqdm import tqdm
-
-        from hypernoise.evaluation.compare import compare
-        from hypernoise.files import output_folder
-
-        output_folder(self.output)
-        total = len(methods) * len(self.steps) * len(requests) * self.noises
-        with tqdm(total=-(-total // shard[1]), desc="drawing", unit="picture") as bar:
-            return compare(
-                generator,
-                methods,
-                [request.prompt for request in requests],
-                reward or no_reward,
-                steps=self.steps,
-                noises=self.noises,
-                seed=self.seed,
-                batch_size=self.batch_size,
-                output=self.output,
-                shard=shard,
-                progress=bar.update,
-            )
 
     def _judged(self, samples: Sequence[Any], detector: Any, shard: tuple[int, int], half: list[Any]) -> Any:
         import dataclasses
@@ -268,11 +215,6 @@ class EvaluateGeneval:
             told = {"benchmark": detector.label, "detector": detector.name, "broken": str(len(broken))}
             write_report(self, "evaluate geneval", rows, examples(judged), **told)
         return 0
-
-
-def no_reward(pixels: Any, prompts: list[str]) -> Any:
-    """Nothing is rewarded."""
-    return pixels.new_zeros(len(pixels))
 
 
 def _score_row(judged: Any) -> dict[str, Any]:

@@ -37,8 +37,23 @@ class Broken:
     why: str
 
 
-def write_album(folder: Path, requests: Sequence[Request], pictures: Sequence[Sequence[Path]]) -> list[Sample]:
-    """Lays out each request's pictures, as hard links where the file system has them, else copies."""
+def write_album(
+    folder: Path, requests: Sequence[Request], pictures: Sequence[Sequence[Path]], source: str
+) -> list[Sample]:
+    """Lays out each request's pictures, as hard links where the file system has them, else copies.
+
+    `source` names what drew them and stands in source.txt: an album of another source in this place is removed.
+
+    Raises:
+        InputError: the folder holds something that this function did not write.
+    """
+    mark = folder / "source.txt"
+    if mark.exists() and mark.read_text() != source:
+        shutil.rmtree(folder)
+    if folder.exists() and not mark.exists():
+        raise InputError(f"{folder} holds something else; choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(mark, source)
     samples = []
     for number, (request, files) in enumerate(zip(requests, pictures, strict=True)):
         place = folder / f"{number:05d}"
