@@ -149,8 +149,11 @@ def judge(album, *more):
 
 
 def test_detections_from_a_file_need_no_model(album, capsys):
-    code, told = judge(album)
+    code, told = judge(album, "--report")
     assert code == 0
+    page = (album.parent / "out" / "report.html").read_text()
+    assert f"none: {album} was given" in page
+    assert page.count("<figure") == 3
     (row,) = told["results"]
     assert row["categories"] == {"single_object": 1.0, "counting": 0.5, "colors": 1.0}
     assert row["score"] == pytest.approx(2.5 / 3)

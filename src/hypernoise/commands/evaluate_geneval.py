@@ -212,7 +212,8 @@ class EvaluateGeneval:
         print(f"{detector.label}, by {detector.name}")
         print(table(rows))
         if self.report:
-            told = {"benchmark": detector.label, "detector": detector.name, "broken": str(len(broken))}
+            given = {} if self.pictures is None else {"generator": f"none: {self.pictures} was given"}
+            told = {**given, "benchmark": detector.label, "detector": detector.name, "broken": str(len(broken))}
             write_report(self, "evaluate geneval", rows, examples(judged), **told)
         return 0
 
