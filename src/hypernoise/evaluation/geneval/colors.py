@@ -20,7 +20,6 @@ from hypernoise.evaluation.geneval.rules import Detection
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.text import load_tokenizer
 
-REPOSITORY = "openai/clip-vit-large-patch14"
 SENTENCES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GREY = 0x99 / 255
 

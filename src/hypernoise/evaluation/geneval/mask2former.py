@@ -20,7 +20,6 @@ from hypernoise.errors import InputError, first_line
 from hypernoise.evaluation.geneval.rules import Detection
 from hypernoise.rewards.preprocess import normalise
 
-REPOSITORY = "facebook/mask2former-swin-small-coco-instance"
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 BEST = 100  # pairs of query and class
