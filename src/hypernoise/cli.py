@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
     "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
+    "prompts": Command("prompts", "Prompts", "write a benchmark's prompts to a file"),
     "experiment": Command("experiment", "ExperimentCommand", "run one of the experiments, to its table and verdict"),
     "diagnose": Command("diagnose", "Diagnose", "what an adapter does to the noise: KL, Lipschitz constant, prompts"),
     "failures": Command("failures", "Failures", "break noise networks in known ways, and see what gives first"),

@@ -31,7 +31,7 @@ def tiny(sd_pipeline, tmp_path):
 
 def test_methods_on_a_users_own_pipeline(tiny, tmp_path, capsys):
     methods = ["--methods", "best-of-2", "hypernoise", "finetune", "hypernoise-reno-2", "reno-2", "plain"]
-    assert main([*tiny, *methods]) == 0
+    assert main([*tiny, *methods, "--report"]) == 0
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["results"]}
@@ -48,6 +48,9 @@ def test_methods_on_a_users_own_pipeline(tiny, tmp_path, capsys):
     assert f"{rows['reno-2']['reward']:.3f}" in printed
     assert (tmp_path / "out" / "pareto.svg").read_text().startswith("<svg")
     assert Image.open(tmp_path / "out" / "contact_sheet.png").width == 150 + 6 * 134
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure") == 3 * 6
+    assert 'id="verdict"' not in page  # nothing is judged
     before = summary["results"]
     assert main([*tiny, *methods]) == 0  # all is found: even the times are those of the first run
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == before

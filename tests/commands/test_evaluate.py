@@ -31,7 +31,7 @@ def adapters(tmp_path_factory):
 
 @pytest.mark.slow
 def test_base_and_runs_are_judged_on_the_same_noise(tmp_path, capsys, adapters):
-    assert main([*CALL, "--adapter", *adapters, "--steps", "1", "2", "--output", str(tmp_path)]) == 0
+    assert main([*CALL, "--adapter", *adapters, "--steps", "1", "2", "--report", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     rows = summary["results"]
@@ -49,6 +49,9 @@ def test_base_and_runs_are_judged_on_the_same_noise(tmp_path, capsys, adapters):
     assert summary["prompts"]["count"] == 6
     assert len(summary["prompts"]["sha256"]) == 64
     assert f"{ours['reward']:.3f}" in printed
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<figure") == 6 * 4
+    assert "score over steps" in page
     grid = Image.open(tmp_path / "grid.png")
     assert {(30, 140, 60), (200, 50, 40)} & {color for _, color in grid.getcolors(1 << 20)}
 

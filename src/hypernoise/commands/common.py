@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypernoise
-from hypernoise.files import write_json
+from hypernoise.errors import InputError
+from hypernoise.files import write_json, write_text
 
 if TYPE_CHECKING:
     from hypernoise.rewards.ensemble import WeightedSum
@@ -30,6 +31,27 @@ def write_summary(
         "results": list(results),
     }
     write_json(output / "summary.json", summary)
+
+
+def write_report(
+    arguments: Any, command: str, rows: Sequence[Mapping[str, Any]], examples: Sequence[Any], **about: str
+) -> None:
+    """`--report`: report.html beside the summary; its place is said on stderr."""
+    from hypernoise.evaluation.html import report
+
+    told = {"command": f"hypernoise {command}", "generator": arguments.generator, **about}
+    told["version"] = hypernoise.__version__
+    file = arguments.output / "report.html"
+    write_text(file, report(f"hypernoise {command}", told, rows, examples))
+    print(f"report: {file}", file=sys.stderr)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(k, n) of "k/n". Raises InputError unless k is below n."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {text!r}")
+    return int(index), int(count)
 
 
 def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:

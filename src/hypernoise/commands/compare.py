@@ -13,6 +13,7 @@ from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
 SHOWN = 12  # prompts on the contact sheet
+REPORTED = 60  # in the report
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Compare:
     directory of a transformers model; without one, scenes captions are reworded offline."""
     rewriter_model: str = ""
     """The model's name at the endpoint."""
+    report: bool = False
+    """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     batch_size: int = 16
     seed: int = 0
     shard: str = "0/1"
@@ -68,7 +71,7 @@ class Compare:
         import torch
         from tqdm import tqdm
 
-        from hypernoise.commands.common import write_summary
+        from hypernoise.commands.common import write_report, write_summary
         from hypernoise.evaluation.compare import compare
         from hypernoise.evaluation.report import contact_sheet, pareto_svg
         from hypernoise.files import output_folder, write_text
@@ -120,19 +123,36 @@ class Compare:
         title = "Same prompts, same noises."
         contact_sheet([asked.prompts[i] for i in firsts], columns, title).save(self.output / "contact_sheet.png")
         print(f"pictures: {self.output / 'contact_sheet.png'}", file=sys.stderr)
+        if self.report:
+            write_report(self, "compare", found.rows, self._examples(asked, found), prompts=self.prompts)
         return 0
+
+    def _examples(self, asked: Asked, found: Any) -> list[Any]:
+        """The first prompts of each category with each method's picture from the first noise."""
+        from hypernoise.evaluation.html import Example, Shown, name_of
+
+        columns = list(zip([name_of(row) for row in found.rows], found.records.values(), strict=True))
+
+        def shown(name: str, records: Any, i: int) -> Shown:
+            right = records.values["right"]
+            return Shown(name, records.files[i * self.noises], None if right is None else bool(right[i, 0]))
+
+        names = asked.categories or ["all"] * len(asked.prompts)
+        return [
+            Example(asked.prompts[i], names[i], [shown(name, records, i) for name, records in columns])
+            for i in asked.shown(REPORTED)
+        ]
 
     def _checked(self) -> tuple[int, int]:
         """The shard; raises InputError for impossible numbers."""
+        from hypernoise.commands.common import shard_of
+
         at_least_one(self, "judged", "noises", "batch_size", flags=True)
         if not self.steps or min(self.steps) < 1:
             raise InputError(f"--steps takes numbers from 1, such as 1 2 4, not {list(self.steps)}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-            raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {self.shard!r}")
-        return int(index), int(count)
+        return shard_of(self.shard)
 
     def _asked(self) -> Asked:
         if self.prompts == "scenes":

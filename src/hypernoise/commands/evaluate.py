@@ -10,6 +10,9 @@ from hypernoise.errors import InputError, unknown
 EVALUATIONS = {
     "scenes": ("evaluate_scenes", "EvaluateScenes"),
     "rewards": ("evaluate_rewards", "EvaluateRewards"),
+    "geneval": ("evaluate_geneval", "EvaluateGeneval"),
+    "diversity": ("evaluate_diversity", "EvaluateDiversity"),
+    "questions": ("evaluate_questions", "EvaluateQuestions"),
 }
 
 

@@ -13,6 +13,7 @@ from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
 SHOWN = 2  # pictures per category on the grid
+REPORTED = 10  # in the report
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class EvaluateScenes:
     """Prompts per category; 50 are the benchmark."""
     noises: int = 4
     """Pictures per prompt; 4 are the benchmark."""
+    report: bool = False
+    """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     output: Path = Path("runs/evaluate-scenes")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
@@ -52,7 +55,7 @@ class EvaluateScenes:
         from tqdm import tqdm
 
         from hypernoise.adapters import load_adapter
-        from hypernoise.commands.common import write_summary
+        from hypernoise.commands.common import write_report, write_summary
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import load_generator
         from hypernoise.rewards.ensemble import WeightedSum
@@ -93,7 +96,29 @@ class EvaluateScenes:
         sheet = self.output / "grid.png"
         grid(requests, self.noises, base, runs[0] if runs else {}).save(sheet)
         print(f"pictures: {sheet}", file=sys.stderr)
+        if self.report:
+            pictures = examples(requests, self.noises, base, runs[0] if runs else {})
+            write_report(self, "evaluate scenes", rows, pictures, judge="the scenes judge", prompts=str(len(requests)))
         return 0
+
+
+def examples(requests: Any, noises: int, base: dict[int, Any], ours: dict[int, Any]) -> list[Any]:
+    """The first prompts of each category from their first noise, plain and by the first run's network."""
+    from PIL import Image
+
+    from hypernoise.evaluation.html import Example, Shown, first_of_each, name_of
+
+    found = [evaluation for steps in base for evaluation in (base[steps], ours.get(steps)) if evaluation is not None]
+
+    def shown(evaluation: Any, place: int) -> Shown:
+        levels = (evaluation.pixels[place].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        verdict = evaluation.verdicts[place]
+        return Shown(name_of(evaluation.row), Image.fromarray(levels), verdict.correct, verdict.reason)
+
+    return [
+        Example(requests[i].caption, requests[i].category, [shown(evaluation, noises * i) for evaluation in found])
+        for i in first_of_each([request.category for request in requests], REPORTED)
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -34,10 +34,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Calls and time are per image; gains are over plain, their intervals paired over prompts."""
     names = max([6, *(len(row["method"]) for row in rows)])
     shown = [column for column in COLUMNS if any(row[column[2]] is not None for row in rows)]
-    lines = [f"{'steps':>5} {'method':<{names}}" + "".join(f"{c[0]:>{c[1]}}" for c in shown) + f"{'ms/image':>10}"]
+    timed = any(row["seconds_per_image"] is not None for row in rows)
+    head = f"{'steps':>5} {'method':<{names}}" + "".join(f"{c[0]:>{c[1]}}" for c in shown)
+    lines = [head + f"{'ms/image':>10}" * timed]
     for row in rows:
         cells = "".join(f"{_cell(row[field], spec):>{width}}" for _, width, field, spec in shown)
-        lines.append(f"{row['steps']:>5} {row['method']:<{names}}{cells}{1000 * row['seconds_per_image']:>10.1f}")
+        time = f"{1000 * row['seconds_per_image']:>10.1f}" if timed else ""
+        lines.append(f"{_cell(row['steps'], 'd'):>5} {row['method']:<{names}}{cells}{time}")
     return "\n".join(lines)
 
 

@@ -16,6 +16,18 @@ POOLED = (
 )  # fmt: skip
 
 
+FIELDS = (
+    "method", "steps", "score", "score_ci95", "categories", "reward", "watched_reward", "kl", "artefacts", "diversity",
+    "gain", "gain_ci95", "reward_gain", "reward_gain_ci95", "denoiser_forwards", "denoiser_backwards", "decodes",
+    "reward_calls", "seconds_per_image", "peak_bytes", "images",
+)  # fmt: skip
+
+
+def empty_row(method: str) -> dict[str, Any]:
+    """A row of which nothing is known but a name; `categories` is empty."""
+    return {**dict.fromkeys(FIELDS), "method": method, "categories": {}}
+
+
 def result_row(method: str, steps: int, found: Records, base: Records | None, categories: np.ndarray) -> dict[str, Any]:
     """DESIGN's fields, with gains over `base` prompt by prompt; what does not apply is None.
 

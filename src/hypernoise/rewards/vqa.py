@@ -9,7 +9,8 @@ paper's LLaVA-1.5 and a small Qwen-based one; pictures are resized as their proc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -108,10 +109,18 @@ class VqaReward(NetworkReward):
         self.places = (seen.image_size // seen.patch_size) ** 2 + with_class  # of the picture among the tokens
         self.picture_token: int = getattr(config, "image_token_id", None) or config.image_token_index
         self.network = prepared(model.requires_grad_(False).eval(), self.settings)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.question = tokenizer, QUESTION
         self.answer = torch.tensor(tokenizer(row.answer, add_special_tokens=False).input_ids)
         self.longest: int = config.text_config.max_position_embeddings
         self.texts = Remembered(self._encode)
+
+    def asking(self, question: str, answer: str) -> VqaReward:
+        """The same model asked otherwise: "prompts" fill the {} of `question`, and P(answer) is scored."""
+        other = copy.copy(self)
+        other.question, other.row = question, replace(self.row, answer=answer)
+        other.answer = torch.tensor(self.tokenizer(answer, add_special_tokens=False).input_ids)
+        other.texts = Remembered(other._encode)
+        return other
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         texts = self.texts(prompts)
@@ -135,7 +144,7 @@ class VqaReward(NetworkReward):
         """Token ids of each question with its answer, the picture's place filled with as many tokens as it has."""
         encoded = []
         for prompt in prompts:
-            ids = self.tokenizer(self.row.chat.replace("{question}", QUESTION.format(prompt))).input_ids
+            ids = self.tokenizer(self.row.chat.replace("{question}", self.question.format(prompt))).input_ids
             place = ids.index(self.picture_token)
             picture = [self.picture_token] * self.places
             ids = [*ids[:place], *picture, *ids[place + 1 :], *self.answer.tolist()]

@@ -1,0 +1,88 @@
+"""Pictures for a benchmark: any methods on its prompts, drawn, kept, shared and resumed by `compare`.
+
+`arguments` is a command's dataclass with the fields methods, adapter, finetuned, rewards, generator, device, dtype,
+steps, noises, seed, batch_size and output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypernoise.errors import InputError
+
+
+def made(arguments: Any) -> tuple[Any, list[Any], Any]:
+    """Generator, methods (plain first) and reward, None if none is named.
+
+    Raises:
+        InputError: what does not fit together, before anything is drawn.
+    """
+    import torch
+
+    from hypernoise.generators.registry import load_generator
+    from hypernoise.methods.finetune import FineTune
+    from hypernoise.methods.hypernoise import HyperNoise
+    from hypernoise.methods.plain import Plain
+    from hypernoise.methods.registry import Given, make_methods
+    from hypernoise.rewards.ensemble import WeightedSum
+
+    named = ["plain", *arguments.methods, *(["hypernoise"] if arguments.adapter else [])]
+    methods = make_methods(list(dict.fromkeys(named)), Given(arguments.adapter, arguments.finetuned))
+    searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
+    if searching and not arguments.rewards:
+        raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
+    reward = WeightedSum(arguments.rewards) if arguments.rewards else None
+    dtype = getattr(torch, arguments.dtype)
+    generator = load_generator(arguments.generator, device=arguments.device, dtype=dtype)
+    for method in methods:  # all are looked at before the first takes minutes
+        adapter = getattr(method, "adapter", None)
+        if adapter is not None:
+            adapter.on(generator)
+    return generator, methods, reward
+
+
+def draw(arguments: Any, generator: Any, methods: list[Any], prompts: list[str], reward: Any, shard: Any) -> Any:
+    """The `Comparison` of the methods; where nothing is rewarded, its rows have no reward."""
+    from tqdm import tqdm
+
+    from hypernoise.evaluation.compare import compare
+    from hypernoise.files import output_folder
+
+    output_folder(arguments.output)
+    total = len(methods) * len(arguments.steps) * len(prompts) * arguments.noises
+    with tqdm(total=-(-total // shard[1]), desc="drawing", unit="picture") as bar:
+        drawn = compare(
+            generator,
+            methods,
+            prompts,
+            reward or no_reward,
+            steps=arguments.steps,
+            noises=arguments.noises,
+            seed=arguments.seed,
+            batch_size=arguments.batch_size,
+            output=arguments.output,
+            shard=shard,
+            progress=bar.update,
+        )
+    if reward is None:
+        for row in drawn.rows:
+            row.update(reward=None, reward_gain=None, reward_gain_ci95=None)
+    return drawn
+
+
+def no_reward(pixels: Any, prompts: list[str]) -> Any:
+    """Nothing is rewarded."""
+    return pixels.new_zeros(len(pixels))
+
+
+def check_numbers(arguments: Any) -> None:
+    """Raises InputError for numbers that no drawing can have, told as flags."""
+    from hypernoise.errors import at_least_one
+
+    at_least_one(arguments, "noises", "batch_size", flags=True)
+    if arguments.count < 0:
+        raise InputError(f"--count must be 0 (all) or more, not {arguments.count}")
+    if not arguments.steps or min(arguments.steps) < 1:
+        raise InputError(f"--steps takes numbers from 1, such as 1 2 4, not {list(arguments.steps)}")
+    if not 0 <= arguments.seed < 2**63:
+        raise InputError(f"--seed must be from 0 to 2**63 - 1, not {arguments.seed}")

@@ -1,0 +1,89 @@
+"""`hypernoise evaluate diversity`: how varied the pictures of a prompt are, and how far they are from the base's."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import tyro
+
+from hypernoise.errors import InputError, at_least_one
+
+TOLD = 10  # broken pictures that are named on stderr
+
+
+@dataclass(frozen=True)
+class EvaluateDiversity:
+    """Measure folders of pictures as evaluate geneval lays them out: variety over seeds, and drift from the first.
+
+    similarity: mean cosine between pictures of one prompt (higher: more alike). vendi: how many different pictures
+    those of a prompt amount to. frechet, kernel: distances between each folder's pictures and the first folder's
+    (FID's and KID's formulas, in these features). With --rewards, their means and paired gains over the first.
+    """
+
+    pictures: tuple[str, ...]
+    """Folders in the layout 00000/samples/00000.png; the first is the base. A picture's place names its noise."""
+    features: str = "facebook/dinov2-base"
+    """A DINOv2 on the Hub (downloaded when first used) or in a folder; pixels: the picture itself at 16 x 16."""
+    rewards: tuple[str, ...] = ()
+    """Drift of rewards that nobody trained for, such as clip aesthetic-v2."""
+    batch_size: int = 16
+    output: Path = Path("runs/diversity")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        return tyro.cli(cls, args=arguments, prog="hypernoise evaluate diversity")
+
+    def run(self) -> int:
+        at_least_one(self, "batch_size", flags=True)
+        if not self.pictures:
+            raise InputError("name one or more folders: --pictures BASE OTHER ...")
+        from hypernoise.commands.common import write_summary
+        from hypernoise.evaluation.drift import measured, row
+        from hypernoise.evaluation.features import load
+        from hypernoise.evaluation.geneval.album import read_album
+        from hypernoise.files import output_folder
+        from hypernoise.generators.registry import pick_device
+        from hypernoise.rewards.ensemble import WeightedSum
+
+        device = pick_device(self.device)
+        albums = [read_album(Path(folder)) for folder in self.pictures]
+        features = load(self.features, device)
+        reward = WeightedSum(dict.fromkeys(self.rewards, 1.0)) if self.rewards else None
+        output_folder(self.output)
+        broken, rows, base = [], [], None
+        for folder, (samples, half) in zip(self.pictures, albums, strict=True):
+            found = measured(samples, features, reward, batch_size=self.batch_size, device=device)
+            base = base or found
+            rows.append({"pictures": folder, **row(found, base)})
+            broken += [{"name": f"{folder}/{one.name}", "why": one.why} for one in [*half, *found.broken]]
+        for one in broken[:TOLD]:
+            print(f"{one['name']}: {one['why']}", file=sys.stderr)
+        write_summary(self.output, "evaluate diversity", self, device, rows, broken=broken)
+        print(f"in the features of {self.features}")
+        print(table(rows))
+        return 0
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'pictures':>8}{'similarity':>12}{'vendi':>9}{'frechet':>12}{'kernel':>12}  folder"]
+    for row in rows:
+        cells = "".join(
+            f"{'' if row[name] is None else format(row[name], spec):>{width}}"
+            for name, width, spec in (
+                ("similarity", 12, ".4f"), ("vendi", 9, ".3f"), ("frechet", 12, ".4g"), ("kernel", 12, ".4g")
+            )
+        )  # fmt: skip
+        lines.append(f"{row['images']:>8}{cells}  {row['pictures']}")
+    for name in rows[0]["rewards"]:
+        lines += ["", f"{name:<18}{'mean':>10}{'gain':>10}  95 %"]
+        for row in rows:
+            told = row["rewards"][name]
+            gain, span = told["gain"], told["gain_ci95"]
+            between = "" if span is None else f"[{span[0]:+.4f}, {span[1]:+.4f}]"
+            lines.append(f"{'':<18}{told['mean']:>10.4f}{'' if gain is None else f'{gain:+.4f}':>10}  {between}")
+    return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""`hypernoise evaluate questions`: DPG-Bench, GenEval 2 and T2I-CompBench, scored by a model that answers questions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tyro
+
+from hypernoise.training.config import Weights
+
+
+@dataclass(frozen=True)
+class EvaluateQuestions:
+    """Draw a benchmark's prompts by any methods, and ask a vision-language model its questions of every picture.
+
+    The benchmark's file is named by --prompts: dpg_bench.csv, geneval2_data.jsonl, or a T2I-CompBench *_val.txt.
+    Every answer is kept in questions-METHOD-STEPS.jsonl. The models are not those of the published scores (DPG-Bench's
+    is mPLUG, say), so compare with runs of this command alone.
+    """
+
+    benchmark: Literal["dpg", "geneval2", "t2i-compbench"] = "geneval2"
+    prompts: Path = Path("geneval2_data.jsonl")
+    """The benchmark's own file."""
+    asker: str = ""
+    """vqascore, vqascore-small (see docs/rewards.md), blip, or a BLIP-VQA on the Hub or in a folder; downloaded when
+    first used. Empty: blip for t2i-compbench, else vqascore."""
+    count: int = 0
+    """How many of the prompts, from the first; 0: all."""
+    methods: tuple[str, ...] = ("plain",)
+    """As in hypernoise compare; plain comes first whether named or not."""
+    adapter: tuple[str, ...] = ()
+    """Adapter directories, one per training run, for hypernoise (which is then drawn too) and hypernoise-reno."""
+    finetuned: tuple[str, ...] = ()
+    """Directories of fine-tuned LoRAs, for finetune."""
+    generator: str = "scenes"
+    """A registered name or a pipeline directory."""
+    noises: int = 4
+    """Pictures per prompt."""
+    steps: tuple[int, ...] = (1,)
+    """Denoiser calls per picture."""
+    rewards: Weights = field(default_factory=dict)
+    """What methods that search do so by, and what is reported beside the score."""
+    batch_size: int = 16
+    seed: int = 0
+    shard: str = "0/1"
+    """k/n: this process does every n-th part of the drawing from the k-th on; all write to the same --output."""
+    output: Path = Path("runs/questions")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        return tyro.cli(cls, args=arguments, prog="hypernoise evaluate questions")
+
+    def run(self) -> int:
+        from hypernoise.commands.common import shard_of, write_summary
+        from hypernoise.commands.drawing import check_numbers, draw, made
+        from hypernoise.evaluation.askers import load
+        from hypernoise.evaluation.questions import read_items
+        from hypernoise.evaluation.report import table
+
+        check_numbers(self)
+        shard = shard_of(self.shard)
+        items = read_items(self.benchmark, self.prompts)
+        items = items[: self.count] if self.count else items
+        generator, methods, reward = made(self)
+        prompts = [item.prompt for item in items]
+        generator.encode(list(dict.fromkeys(prompts)))  # refuses what would be cut
+        asker = load(self.asker or ("blip" if self.benchmark == "t2i-compbench" else "vqascore"), generator.device)
+        drawn = draw(self, generator, methods, prompts, reward, shard)
+        if drawn.missing:
+            told = f"{drawn.missing} batches of pictures are left to other shards; any of them ends with the table"
+            print(told, file=sys.stderr)
+            return 0
+        found = {key: self._asked(asker, items, records.files, *key) for key, records in drawn.records.items()}
+        rows = []
+        for row, (key, asked) in zip(drawn.rows, found.items(), strict=True):
+            base = found[key[0], "plain"]
+            rows.append({**row, **scored(asked), **gain(asked, base), "benchmark": f"{self.benchmark}, {asker.name}"})
+        write_summary(self.output, "evaluate questions", self, generator.device, rows, asker=asker.name)
+        print(f"{self.benchmark}, asked of {asker.name}")
+        print(table(rows))
+        return 0
+
+    def _asked(self, asker: Any, items: list[Any], files: list[Path], steps: int, method: str) -> list[dict[str, Any]]:
+        """A line per picture, each kept by a hash of picture and questions, and all in one file."""
+        from tqdm import tqdm
+
+        from hypernoise.evaluation.questions import BENCHMARKS
+        from hypernoise.evaluation.rewards import read_picture
+        from hypernoise.files import output_folder, write_json, write_text
+
+        benchmark, kept_in = BENCHMARKS[self.benchmark], output_folder(self.output / "answers")
+        lines = []
+        for place, file in enumerate(tqdm(files, desc="asking", unit="picture")):
+            item = items[place // self.noises]
+            asked = [[question.text, question.answer] for question in item.questions]
+            known = json.dumps([self.benchmark, asker.name, benchmark.sentence, asked])
+            digest = hashlib.sha256(known.encode() + file.read_bytes()).hexdigest()
+            kept = kept_in / f"{digest[:24]}.json"
+            if not kept.exists():
+                write_json(kept, asker(read_picture(file), item.questions, benchmark.sentence))
+            sure = json.loads(kept.read_text())
+            score, counted = benchmark.score(item, sure)
+            questions = [
+                {"question": q.text, "answer": q.answer, "category": q.category, "probability": p, "counted": c}
+                for q, p, c in zip(item.questions, sure, counted, strict=True)
+            ]
+            line = {"file": file.name, "prompt": item.prompt, "score": score, "questions": questions}
+            lines.append({"item": place // self.noises, **line})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_text(self.output / f"questions-{method}-{steps}.jsonl", text)
+        return lines
+
+
+def scored(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over pictures with its interval over prompts; `categories` are means over their questions."""
+    import numpy as np
+
+    from hypernoise.evaluation.bootstrap import interval
+
+    values = by_item(lines)
+    categories: dict[str, list[float]] = {}
+    for line in lines:
+        for question in line["questions"]:
+            categories.setdefault(question["category"], []).append(question["counted"])
+    means = {name: float(np.mean(found)) for name, found in categories.items()}
+    arithmetic = [np.mean([question["probability"] for question in line["questions"]]) for line in lines]
+    return {
+        "score": float(values.mean()),
+        "score_ci95": interval(values, np.zeros(len(values))),
+        "mean_probability": float(np.mean(arithmetic)),
+        "categories": means,
+    }
+
+
+def gain(lines: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+    import numpy as np
+
+    from hypernoise.evaluation.bootstrap import interval
+
+    if lines is base:
+        return {"gain": None, "gain_ci95": None}
+    risen = by_item(lines) - by_item(base)
+    return {"gain": float(risen.mean()), "gain_ci95": interval(risen, np.zeros(len(risen)))}
+
+
+def by_item(lines: list[dict[str, Any]]) -> Any:
+    """[prompts], each prompt's mean score over its pictures."""
+    import numpy as np
+
+    items: dict[int, list[float]] = {}
+    for line in lines:
+        items.setdefault(line["item"], []).append(line["score"])
+    return np.array([np.mean(scores) for scores in items.values()])

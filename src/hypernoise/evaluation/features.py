@@ -1,0 +1,74 @@
+"""Feature vectors of pictures: DINOv2's, or plain pixels where no model is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import Dinov2Model
+
+from hypernoise.errors import InputError, first_line
+from hypernoise.rewards.preprocess import Resize, normalise
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+SIDE = 224  # px, DINOv2's pictures
+SMALL = 16  # px, of the pixels that stand for a picture
+
+Features = Callable[[Tensor], Tensor]
+"""Of pixels [B, 3, H, W] in [0, 1], vectors [B, D]."""
+
+
+def load(source: str, device: torch.device | str) -> Features:
+    """ "pixels", or the DINOv2 of a Hub repository (from the local cache, or downloaded) or a folder.
+
+    Raises:
+        InputError: weights that cannot be had or do not fit.
+    """
+    if source == "pixels":
+        return pixels
+    try:
+        loaded: Any = Dinov2Model.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"features {source} cannot be loaded: {first_line(error)}") from error
+    model, told = loaded
+    wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in told[kind])
+    if wrong:
+        raise InputError(f"features {source} does not fit DINOv2: {', '.join(wrong[:5])}")
+    return Dino(model.requires_grad_(False).eval().to(device))
+
+
+def pixels(pictures: Tensor) -> Tensor:
+    """The picture itself at 16 x 16, less grey, so that a cosine can be negative."""
+    small = interpolate(pictures.float(), (SMALL, SMALL), mode="bilinear", antialias=True)
+    return small.flatten(1) - 0.5
+
+
+class Dino:
+    """DINOv2's class token after its last norm, of the middle of pictures resized to 224 pixels."""
+
+    def __init__(self, model: Dinov2Model):
+        self.model = model
+        self.resize = Resize(SIDE)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        seen: Any = self.model(pixel_values=normalise(self.resize(pictures.to(self.model.device)), MEAN, STD))
+        return seen.pooler_output.float().cpu()
+
+
+def of_pictures(features: Features, pictures: Sequence[Tensor], batch_size: int = 16) -> np.ndarray:
+    """Vectors [N, D] in fp64 of pixels [3, H, W], neighbours of one size together."""
+    found: list[Tensor] = []
+    batch: list[Tensor] = []
+    for number, picture in enumerate(pictures):
+        batch.append(picture)
+        following = pictures[number + 1] if number + 1 < len(pictures) else None
+        if following is None or following.shape != picture.shape or len(batch) == batch_size:
+            found.append(features(torch.stack(batch)))
+            batch = []
+    return torch.cat(found).double().numpy()

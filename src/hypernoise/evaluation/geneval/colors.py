@@ -1,0 +1,65 @@
+"""The colour of an object by CLIP: zero-shot over ten colours, on its mask, cut out, on grey.
+
+As the benchmark does it (github.com/djghosh13/geneval, evaluate_images.py): what is not the object is #999, the crop
+is the object's box, and a colour's text feature is the mean of three sentences' unit features, made unit again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import CLIPModel
+
+from hypernoise.errors import InputError, first_line
+from hypernoise.evaluation.geneval.requests import COLORS
+from hypernoise.evaluation.geneval.rules import Detection
+from hypernoise.rewards.clip import ClipReward
+from hypernoise.rewards.text import load_tokenizer
+
+SENTENCES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+GREY = 0x99 / 255
+
+
+def load(source: str, device: torch.device | str) -> ClipColors:
+    """From a Hub repository (the local cache, or downloaded) or a folder.
+
+    Raises:
+        InputError: weights that cannot be had or do not fit.
+    """
+    try:
+        loaded: Any = CLIPModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"CLIP {source} cannot be loaded: {first_line(error)}") from error
+    model, told = loaded
+    wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in told[kind])
+    if wrong:
+        raise InputError(f"CLIP {source} does not fit the model: {', '.join(wrong[:5])}")
+    return ClipColors(model.requires_grad_(False).eval().to(device), load_tokenizer(source), source)
+
+
+class ClipColors:
+    """The nearest of `COLORS` for an object in a picture."""
+
+    def __init__(self, model: CLIPModel, tokenizer: Any, name: str):
+        self.name, self.clip = name, ClipReward("colors", model, tokenizer)
+        self.known: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, detection: Detection, mask: Tensor) -> str:
+        """Of pixels [3, H, W] in [0, 1] and the object's mask [H, W]."""
+        left, top, right, bottom = (round(side) for side in detection.box)
+        alone = torch.where(mask, pixels, GREY)[None, :, top:bottom, left:right]
+        seen = self.clip.pictures(self.clip.resize(alone.to(self.clip.device)))
+        return COLORS[int((seen @ self._texts(detection.name).T).argmax())]
+
+    def _texts(self, name: str) -> Tensor:
+        """Unit features [colours, D]."""
+        if name not in self.known:
+            sentences = [sentence.format(color=color, name=name) for color in COLORS for sentence in SENTENCES]
+            features = torch.cat(self.clip.texts(sentences)).unflatten(0, (len(COLORS), len(SENTENCES)))
+            self.known[name] = normalize(features.mean(1), dim=-1)
+        return self.known[name]

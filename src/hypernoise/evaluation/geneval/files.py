@@ -1,0 +1,126 @@
+"""Detections and verdicts as files: a line of JSON per picture.
+
+Detections:  {"file": "00000/samples/00000.png",
+              "objects": [{"class": "dog", "box": [left, top, right, bottom], "score": 0.97, "color": "red"}]}
+
+with a colour where one decides. Verdicts have the fields of the official results.jsonl, so that the benchmark's
+summary_scores.py reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hypernoise.errors import InputError
+from hypernoise.evaluation.geneval.album import Sample
+from hypernoise.evaluation.geneval.requests import Request
+from hypernoise.evaluation.geneval.rules import Detection, Verdict, kept
+from hypernoise.files import write_text
+
+
+def as_json(detections: Sequence[Detection]) -> list[dict[str, Any]]:
+    return [
+        {"class": d.name, "box": list(d.box), "score": d.score, **({"color": d.color} if d.color else {})}
+        for d in detections
+    ]
+
+
+def from_json(objects: Any) -> list[Detection]:
+    """Raises InputError for what is no list of detections."""
+    if not isinstance(objects, list):
+        raise InputError("its 'objects' must be a list of detections")
+    return [_detection(one, number) for number, one in enumerate(objects)]
+
+
+def _detection(one: Any, number: int) -> Detection:
+    if not isinstance(one, dict) or not isinstance(one.get("class"), str):
+        raise InputError(f"object {number} has no 'class'")
+    box: Any = one.get("box")
+    score: Any = one.get("score")
+    color: Any = one.get("color")
+    if not (isinstance(box, list) and len(box) == 4 and all(_finite(side) for side in box)):
+        raise InputError(f"object {number} ({one['class']}): 'box' must be [left, top, right, bottom], not {box!r}")
+    if not _finite(score):
+        raise InputError(f"object {number} ({one['class']}): 'score' must be a number, not {score!r}")
+    if color is not None and not isinstance(color, str):
+        raise InputError(f"object {number} ({one['class']}): 'color' must be a word, not {color!r}")
+    left, top, right, bottom = (float(side) for side in box)
+    return Detection(one["class"], (left, top, right, bottom), float(score), color)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class FileDetector:
+    """Detections from a file instead of a model: the rules run on them alone."""
+
+    label = "geneval-file"
+
+    def __init__(self, file: Path, album: Path):
+        self.name, self.album = str(file), album
+        self.lines = _read_lines(file)
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """Those that occur; an absent class may be one that was nowhere found."""
+        return frozenset(
+            one["class"]
+            for objects in self.lines.values()
+            if isinstance(objects, list)
+            for one in objects
+            if isinstance(one, dict) and isinstance(one.get("class"), str)
+        )
+
+    def __call__(self, file: Path, request: Request) -> list[Detection]:
+        name = file.relative_to(self.album).as_posix()
+        if name not in self.lines:
+            raise InputError(f"{self.name} has no detections of it")
+        return from_json(self.lines[name])
+
+
+def _read_lines(file: Path) -> dict[str, Any]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"detections {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"detections {file} is not UTF-8 text") from error
+    found: dict[str, Any] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"detections {file}, line {number}: not JSON") from error
+        if not (isinstance(value, dict) and isinstance(value.get("file"), str)):
+            raise InputError(f"detections {file}, line {number}: no 'file', such as 00000/samples/00000.png")
+        found[value["file"]] = value.get("objects")
+    return found
+
+
+def write_detections(file: Path, found: Sequence[tuple[Sample, list[Detection]]]) -> None:
+    lines = [json.dumps({"file": sample.name, "objects": as_json(objects)}) for sample, objects in found]
+    write_text(file, "".join(line + "\n" for line in lines))
+
+
+def write_results(file: Path, found: Sequence[tuple[Sample, list[Detection], Verdict]]) -> None:
+    lines = []
+    for sample, objects, verdict in found:
+        details = {name: [[*d.box, d.score] for d in same] for name, same in kept(objects, sample.request.tag).items()}
+        line = {
+            "filename": sample.name,
+            "tag": sample.request.tag,
+            "prompt": sample.request.prompt,
+            "correct": verdict.correct,
+            "reason": "\n".join(verdict.reasons),
+            "metadata": json.dumps(sample.request.source),
+            "details": json.dumps(details),
+        }
+        lines.append(json.dumps(line) + "\n")
+    write_text(file, "".join(lines))

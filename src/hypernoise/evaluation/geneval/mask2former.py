@@ -1,0 +1,95 @@
+"""Objects by transformers' Mask2Former, prepared and post-processed as the benchmark's own detector is.
+
+That is mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco: the short side is 800 pixels (the long one 1333 at
+most), sides are padded to multiples of 32, masks are judged at the picture's own size, the 100 best pairs of query and
+class are kept whatever their score, and nothing is suppressed for overlapping. transformers' own post-processing
+shrinks masks to 384 x 384 first, so boxes would be coarser.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+from transformers import Mask2FormerForUniversalSegmentation
+
+from hypernoise.errors import InputError, first_line
+from hypernoise.evaluation.geneval.rules import Detection
+from hypernoise.rewards.preprocess import normalise
+
+SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+BEST = 100  # pairs of query and class
+RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}  # in the benchmark
+
+
+def load(source: str, device: torch.device | str) -> Mask2Former:
+    """The detector of a Hub repository (from the local cache, or downloaded) or of a folder.
+
+    Raises:
+        InputError: weights that cannot be had or do not fit.
+    """
+    try:
+        loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"detector {source} cannot be loaded: {first_line(error)}") from error
+    model, told = loaded
+    wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in told[kind])
+    if wrong:
+        raise InputError(f"detector {source} does not fit Mask2Former: {', '.join(wrong[:5])}")
+    return Mask2Former(model.requires_grad_(False).eval().to(device), source)
+
+
+class Mask2Former:
+    """Every object that a model finds in a picture, with its mask.
+
+    Args:
+        model: whose `config.id2label` names the classes; the three that the benchmark calls otherwise are renamed.
+        short, long: sides in pixels that pictures are resized to.
+    """
+
+    def __init__(self, model: Mask2FormerForUniversalSegmentation, name: str, *, short: int = SHORT, long: int = LONG):
+        config: Any = model.config
+        labels = [config.id2label[i] for i in range(len(config.id2label))]
+        self.model, self.name, self.short, self.long = model, name, short, long
+        self.labels = [RENAMED.get(label, label) for label in labels]
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> list[tuple[Detection, Tensor]]:
+        """Detections of pixels [3, H, W] in [0, 1], the surest first, with their masks [H, W], on the CPU."""
+        height, width = pixels.shape[-2:]
+        scale = min(self.long / max(height, width), self.short / min(height, width))
+        rows, columns = int(height * scale + 0.5), int(width * scale + 0.5)
+        device = next(self.model.parameters()).device
+        resized = interpolate(pixels[None].to(device).float(), (rows, columns), mode="bilinear", align_corners=False)
+        given = pad(normalise(resized, MEAN, STD), (0, -columns % MULTIPLE, 0, -rows % MULTIPLE))
+        answer: Any = self.model(pixel_values=given)
+        certainty = answer.class_queries_logits[0].float().softmax(-1)[:, :-1]  # [queries, classes]
+        best = certainty.flatten().topk(min(BEST, certainty.numel()))
+        found = []
+        for sure, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            query, label = divmod(place, certainty.shape[1])
+            mask = answer.masks_queries_logits[0, query].float()[None, None]
+            mask = interpolate(mask, given.shape[-2:], mode="bilinear", align_corners=False)[..., :rows, :columns]
+            mask = interpolate(mask, (height, width), mode="bilinear", align_corners=False)[0, 0]
+            inside = mask > 0
+            if inside.any():
+                score = sure * mask[inside].sigmoid().mean().item()
+                found.append((Detection(self.labels[label], box_of(inside), score), inside.cpu()))
+        return sorted(found, key=lambda pair: -pair[0].score)
+
+
+def box_of(mask: Tensor) -> tuple[float, float, float, float]:
+    """The box (left, top, right, bottom) in pixels around what is True in [H, W]; right and bottom lie outside."""
+    rows, columns = torch.nonzero(mask.any(1)), torch.nonzero(mask.any(0))
+    return (
+        float(columns[0].item()),
+        float(rows[0].item()),
+        float(columns[-1].item() + 1),
+        float(rows[-1].item() + 1),
+    )

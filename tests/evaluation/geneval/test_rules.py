@@ -1,0 +1,252 @@
+"""GenEval's rules, case by case on hand-made detections, and against a second derivation on random ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hypernoise.errors import InputError
+from hypernoise.evaluation.geneval.requests import COLORS, RELATIONS, TAGS, parse, read_requests
+from hypernoise.evaluation.geneval.rules import Detection, deciding_colors, judge, kept, relations
+
+
+def found(name, left=0, top=0, size=10, score=0.95, color=None):
+    return Detection(name, (left, top, left + size, top + size), score, color)
+
+
+def asked(tag, *include, exclude=()):
+    clauses = [dict(zip(("class", "count", "color", "position"), clause, strict=False)) for clause in include]
+    clauses = [{key: value for key, value in clause.items() if value is not None} for clause in clauses]
+    without = [{"class": name, "count": count} for name, count in exclude]
+    return parse({"tag": tag, "include": clauses, "exclude": without, "prompt": "a prompt"}, "here")
+
+
+def verdict(request, *detections):
+    return judge(request, kept(detections, request.tag))
+
+
+SINGLE = asked("single_object", ("dog", 1))
+TWO = asked("two_object", ("dog", 1), ("cat", 1))
+COUNT = asked("counting", ("dog", 2), exclude=[("dog", 3)])
+COLOR = asked("colors", ("dog", 1, "red"))
+POSITION = asked("position", ("dog", 1), ("cat", 1, None, ["left of", 0]))
+ATTRIBUTES = asked("color_attr", ("dog", 1, "red"), ("cat", 1, "blue"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "detections", "reasons"),
+    [
+        (SINGLE, [found("dog")], []),
+        (SINGLE, [found("dog"), found("dog", 20), found("cat")], []),  # more than asked is fine
+        (SINGLE, [found("cat")], ["expected dog >= 1, found 0"]),
+        (SINGLE, [], ["expected dog >= 1, found 0"]),
+        (SINGLE, [found("dog", score=0.3)], ["expected dog >= 1, found 0"]),  # the threshold must be exceeded
+        (SINGLE, [found("dog", score=0.3001)], []),
+        (TWO, [found("cat"), found("dog")], []),
+        (TWO, [found("dog")], ["expected cat >= 1, found 0"]),
+        (TWO, [], ["expected dog >= 1, found 0", "expected cat >= 1, found 0"]),
+        (COUNT, [found("dog"), found("dog", 20)], []),
+        (COUNT, [found("dog")], ["expected dog >= 2, found 1"]),
+        (COUNT, [found("dog", 20 * i) for i in range(3)], ["expected dog < 3, found 3"]),
+        (COUNT, [found("dog"), found("dog", 20), found("dog", 40, score=0.9)], []),  # below .9 nothing is counted
+        (COUNT, [found("dog"), found("dog", 20, score=0.8)], ["expected dog >= 2, found 1"]),
+        (COLOR, [found("dog", color="red")], []),
+        (COLOR, [found("dog", color="blue")], ["expected red dog >= 1, found 0: 1 blue"]),
+        # the most confident dog alone is looked at
+        (COLOR, [found("dog", color="red", score=0.5), found("dog", color="blue")],
+         ["expected red dog >= 1, found 0: 1 blue"]),
+        (COLOR, [found("dog", color="red"), found("dog", color="blue", score=0.5)], []),
+        (COLOR, [found("cat", color="red")], ["expected dog >= 1, found 0"]),
+        (POSITION, [found("dog", 50), found("cat", 0)], []),
+        (POSITION, [found("dog", 0), found("cat", 50)], ["expected cat left of dog, found it right of"]),
+        (POSITION, [found("dog", 0, 50), found("cat", 0, 0)], ["expected cat left of dog, found it above"]),
+        (POSITION, [found("dog", 40, 0), found("cat", 0, 41)], []),  # on a diagonal both directions hold
+        (POSITION, [found("dog", 1), found("cat", 0)],
+         ["expected cat left of dog, found it neither left, right, above nor below"]),
+        (POSITION, [found("cat")], ["expected dog >= 1, found 0", "nothing for the cat to be left of"]),
+        (POSITION, [found("dog")], ["expected cat >= 1, found 0"]),
+        (ATTRIBUTES, [found("dog", color="red"), found("cat", color="blue")], []),
+        (ATTRIBUTES, [found("dog", color="blue"), found("cat", color="red")],
+         ["expected red dog >= 1, found 0: 1 blue", "expected blue cat >= 1, found 0: 1 red"]),
+        (ATTRIBUTES, [found("dog", color="red"), found("cat", color="red")],
+         ["expected blue cat >= 1, found 0: 1 red"]),
+    ],
+)  # fmt: skip
+def test_case_by_case(request_, detections, reasons):
+    told = verdict(request_, *detections)
+    assert list(told.reasons) == reasons
+    assert told.correct == (not reasons)
+
+
+def test_a_colour_of_several_says_which_were_found():
+    request = asked("colors", ("dog", 3, "red"))
+    dogs = [found("dog", 20 * i, color=color) for i, color in enumerate(["red", "blue", "blue"])]
+    assert verdict(request, *dogs).reasons == ("expected red dog >= 3, found 1: 1 red, 2 blue",)
+
+
+def test_a_relation_holds_for_all_or_not():
+    request = asked("position", ("dog", 2), ("cat", 1, None, ["left of", 0]))
+    dogs = [found("dog", 50), found("dog", 90, score=0.94)]
+    assert verdict(request, found("cat", 0), *dogs).correct
+    assert not verdict(request, found("cat", 70), *dogs).correct
+
+
+def test_an_object_of_the_wrong_colour_is_no_target():
+    """The dog is there, but not as asked for: what lies beside it has nothing to lie beside."""
+    request = asked("position", ("dog", 1, "red"), ("cat", 1, None, ["left of", 0]))
+    told = verdict(request, found("dog", 50, color="blue"), found("cat", 0))
+    assert told.reasons == ("expected red dog >= 1, found 0: 1 blue", "nothing for the cat to be left of")
+
+
+def test_at_most_sixteen_of_a_class_are_looked_at():
+    dogs = [found("dog", 20 * i, score=0.91 + 0.001 * i) for i in range(20)]
+    seen = kept(dogs, "counting")["dog"]
+    assert [dog.box[0] for dog in seen] == [20 * i for i in range(19, 3, -1)]
+    assert verdict(asked("counting", ("dog", 1), exclude=[("dog", 17)]), *dogs).correct
+    assert not verdict(asked("counting", ("dog", 1), exclude=[("dog", 16)]), *dogs).correct
+
+
+def test_the_margin_is_a_tenth_of_the_summed_sizes():
+    """Two boxes 10 wide: an offset of 2 is all margin; of 4, half is left, which is not enough; of 4.1, more."""
+    at = [relations(found("a", x), found("b", 0)) for x in (2, 4, 4.1, -4.1)]
+    assert at == [set(), set(), {"right of"}, {"left of"}]
+    assert relations(found("a", 0, 4.1), found("b")) == {"below"}
+    assert relations(found("a", 0, -4.1), found("b")) == {"above"}
+    # the length is the whole offset's: of the shortened one, 3 / hypot(3, 3) would be more than half
+    assert relations(found("a", 5, 5), found("b")) == set()
+    assert relations(found("a", 30, 30), found("b")) == {"right of", "below"}
+
+
+def test_a_colour_that_decides_and_is_missing_is_told():
+    with pytest.raises(InputError, match="the color of the dog decides, and its detection has none"):
+        verdict(COLOR, found("dog"))
+    assert verdict(COLOR).reasons == ("expected dog >= 1, found 0",)  # nothing to colour
+
+
+def test_which_colours_decide():
+    objects = kept([found("dog"), found("dog", 20, score=0.5), found("cat", 40)], "color_attr")
+    assert deciding_colors(ATTRIBUTES, objects) == [found("dog"), found("cat", 40)]
+    assert deciding_colors(SINGLE, objects) == []
+    assert deciding_colors(asked("colors", ("dog", 3, "red")), objects) == []  # too few: the colour is not reached
+
+
+def rederived(source, detections):
+    """The published rules a second time: arrays of boxes, one test per clause, nothing shared with the package."""
+    least = 0.9 if source["tag"] == "counting" else 0.3
+    table = {}
+    for name in {d.name for d in detections}:
+        rows = np.array([[*d.box, d.score] for d in detections if d.name == name])
+        colors = [d.color for d in detections if d.name == name]
+        best = [i for i in np.argsort(-rows[:, 4]) if rows[i, 4] > least][:16]
+        table[name] = (rows[best, :4], [colors[i] for i in best])
+    empty, whole, faults = (np.zeros((0, 4)), []), [], []
+    for clause in source["include"]:
+        boxes, colors = (part[: clause["count"]] for part in table.get(clause["class"], empty))
+        fault = None
+        if len(boxes) < clause["count"]:
+            fault = "count"
+        elif "color" in clause and sum(c == clause["color"] for c in colors) != clause["count"]:
+            fault = "color"
+        elif "position" in clause:
+            relation, number = clause["position"]
+            if whole[number] is None:
+                fault = "target"
+            else:
+                axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[relation]
+                for a in boxes:
+                    for b in whole[number]:
+                        offset = (a[:2] + a[2:] - b[:2] - b[2:]) / 2
+                        room = np.abs(offset) - 0.1 * (a[2:] - a[:2] + b[2:] - b[:2])
+                        if not (sign * offset[axis] > 0 and room[axis] > 0.5 * np.sqrt((offset**2).sum())):
+                            fault = "position"
+        whole.append(None if fault else boxes)
+        faults += [fault] if fault else []
+    faults += ["excluded" for c in source.get("exclude", []) if len(table.get(c["class"], empty)[0]) >= c["count"]]
+    return faults
+
+
+KINDS = {"< ": "excluded", "nothing for": "target", ", found it": "position", ": ": "color", ">= ": "count"}
+
+
+def kind(reason):
+    return next(name for mark, name in KINDS.items() if mark in reason)
+
+
+def random_case(rng):
+    """A request of any category and detections near it: often nearly right, so that every rule gets to decide."""
+    names = ["dog", "cat", "cup"]
+    tag = TAGS[rng.integers(6)]
+    a, b = rng.permutation(names)[:2]
+    number = int(rng.integers(1, 5)) if tag == "counting" else int(rng.choice([1, 1, 1, 2]))
+    source = {"tag": tag, "include": [{"class": str(a), "count": number}], "prompt": "a prompt"}
+    if tag in ("two_object", "position", "color_attr"):
+        source["include"].append({"class": str(b), "count": 1})
+    if tag in ("colors", "color_attr") or rng.random() < 0.1:
+        for clause in source["include"]:
+            clause["color"] = COLORS[rng.integers(2)]
+    if tag == "position":
+        source["include"][1]["position"] = [RELATIONS[rng.integers(4)], 0]
+    if tag == "counting" or rng.random() < 0.1:
+        source["exclude"] = [{"class": str(a), "count": number + 1}]
+    detections = []
+    for name in names:
+        for _ in range(rng.choice([0, 1, 1, 2, 3, 4, 20], p=[0.1, 0.25, 0.25, 0.15, 0.1, 0.1, 0.05])):
+            left, top = rng.uniform(0, 60, 2)
+            wide, high = rng.uniform(5, 40, 2)
+            score = rng.uniform(0.85, 1) if rng.random() < 0.7 else rng.uniform(0, 1)
+            color = COLORS[0 if rng.random() < 0.6 else 1]
+            detections.append(Detection(name, (left, top, left + wide, top + high), score, color))
+    return source, detections
+
+
+def test_the_rules_agree_with_a_second_derivation_on_random_detections():
+    rng = np.random.default_rng(0)
+    outcomes = {tag: {} for tag in TAGS}
+    for _ in range(10_000):
+        source, detections = random_case(rng)
+        told = verdict(parse(source, "here"), *detections)
+        faults = rederived(source, detections)
+        assert [kind(reason) for reason in told.reasons] == faults, (source, detections)
+        for fault in faults or ["right"]:
+            outcomes[source["tag"]][fault] = outcomes[source["tag"]].get(fault, 0) + 1
+    assert all(seen.get("right", 0) > 100 for seen in outcomes.values()), outcomes
+    decided = {"count": TAGS, "color": ("colors", "color_attr"), "position": ("position",), "target": ("position",),
+               "excluded": ("counting",)}  # fmt: skip
+    assert all(outcomes[tag].get(fault, 0) > 20 for fault, tags in decided.items() for tag in tags), outcomes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tag": None}, "'tag' must name a category such as two_object, not None"),
+        ({"prompt": " "}, "'prompt' must be the text that is drawn"),
+        ({"include": []}, "no metadata to judge by"),
+        ({"include": "dog"}, "'include' must be a list"),
+        ({"include": [{"count": 1}]}, r"include\[0\] must have a 'class'"),
+        ({"include": [{"class": "dog", "count": 0}]}, "'count' of dog must be a whole number from 1, not 0"),
+        ({"include": [{"class": "dog", "count": True}]}, "must be a whole number from 1, not True"),
+        ({"include": [{"class": "dog", "count": 1, "color": "mauve"}]}, "'color' must be one of red, .*, not 'mauve'"),
+        ({"include": [{"class": "dog", "count": 1, "position": ["left of", 0]}]}, "number of an earlier clause"),
+        ({"include": [{"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["beside", 0]}]},
+         r"include\[1\]: 'position' must be one of left of"),
+        ({"exclude": [{"class": "dog"}]}, r"exclude\[0\]: 'count' of dog"),
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_judged_by_is_refused_with_its_line(tmp_path, change, message):
+    good = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
+    file = tmp_path / "metadata.jsonl"
+    file.write_text(json.dumps(good) + "\n\n" + json.dumps({**good, **change}) + "\n")
+    with pytest.raises(InputError, match=f"line 3: .*{message}|line 3: {message}"):
+        read_requests(file)
+
+
+def test_metadata_files_that_are_none(tmp_path):
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "words").write_text("a photo of a dog\n")
+    (tmp_path / "list").write_text("[1]\n")
+    for name, message in (
+        ("none", "cannot be read"), ("empty", "holds no prompt"), ("words", "line 1: not JSON"),
+        ("list", "line 1: a prompt's metadata must be an object"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            read_requests(tmp_path / name)

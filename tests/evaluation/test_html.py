@@ -1,0 +1,182 @@
+"""The report: one file, its numbers, and its filter, which node runs, and Chromium where there is one."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from hypernoise.evaluation.html import SCRIPT, TILE, Example, Shown, first_of_each, report
+from hypernoise.evaluation.rows import empty_row
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and all text outside of scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.inside = [], "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def row(method, steps, score, **more):
+    interval = [score - 0.05, score + 0.05]
+    categories = {"colors": score, "counting": score / 2}
+    return {
+        **empty_row(method),
+        "steps": steps,
+        "score": score,
+        "score_ci95": interval,
+        "categories": categories,
+        **more,
+    }
+
+
+ROWS = [
+    row("plain", 1, 0.5, kl=0.0), row("hyper<noise>", 1, 0.625, gain=0.125, gain_ci95=[0.0625, 0.1875]),
+    row("plain", 4, 0.55), row("hyper<noise>", 4, 0.6, seconds_per_image=0.25),
+]  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path):
+    Image.new("RGB", (32, 64), "red").save(tmp_path / "red.png")
+    red, blue = tmp_path / "red.png", Image.new("RGB", (300, 300), "blue")
+    examples = [
+        Example(
+            'a "red" <circle>',
+            "colors",
+            [Shown("plain", red, False, "expected red & round"), Shown("ours", blue, True)],
+        ),
+        Example("two rings", "counting", [Shown("plain", red, True), Shown("ours", blue, True)]),
+        Example("three rings", "counting", [Shown("plain", red, False), Shown("ours", blue, False)]),
+    ]
+    return report("A <report>", {"detector": "a & b"}, ROWS, examples)
+
+
+def test_the_file_needs_nothing_else(page):
+    parsed = Page(page)
+    for tag, attributes in parsed.tags:
+        assert tag not in ("link", "iframe", "object", "base")
+        for name in ("src", "href", "action", "data"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert "http" not in re.sub(r'"data:[^"]+"', "", page).replace("http-equiv", "")
+    policy = next(meta["content"] for meta in parsed.all("meta") if "content" in meta)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_numbers_intervals_and_names_are_there_escaped(page):
+    text = Page(page).text
+    for told in ("A <report>", "a & b", "hyper<noise>, 1 step", "plain, 4 steps", "0.625", "+0.062 to +0.188", "250.0",
+                 "0.575 to 0.675", 'a "red" <circle>', "expected red & round"):  # fmt: skip
+        assert told in text, told
+    assert "watched" not in text  # no row has it
+    assert "<noise>" not in page
+    assert "<circle>" not in page
+
+
+def test_bars_and_curves_are_to_scale(page):
+    widths = [float(value) for value in re.findall(r'<i style="width:([\d.]+)%', page)]
+    assert widths == pytest.approx([60 * v for r in (1, 2) for v in (0.5 / r, 0.625 / r, 0.55 / r, 0.6 / r)], abs=0.01)
+    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', page)]
+    assert len(points) == 4
+    plain, ours = points[:2], points[2:]
+    assert plain[0][0] == ours[0][0] < plain[1][0] == ours[1][0]
+    drop = (plain[0][1] - ours[0][1]) / (plain[0][1] - plain[1][1])  # 0.5 to 0.625 against 0.5 to 0.55
+    assert drop == pytest.approx(2.5, rel=0.05)
+    assert "over steps" not in report("one", {}, ROWS[:2], [])
+
+
+def test_pictures_are_inside_small_and_whole(page):
+    images = Page(page).all("img")
+    assert len(images) == 6
+    sizes = set()
+    for image in images:
+        kind, _, data = image["src"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        opened = Image.open(io.BytesIO(base64.b64decode(data)))
+        sizes.add(opened.size)
+    assert sizes == {(TILE // 2, TILE), (TILE, TILE)}
+    assert [figure["class"] for figure in Page(page).all("figure")] == ["wrong", "right"] + ["right"] * 2 + [
+        "wrong"
+    ] * 2
+
+
+def test_without_verdicts_only_the_category_is_picked(tmp_path):
+    picture = Image.new("RGB", (8, 8))
+    text = report("a", {}, [empty_row("plain") | {"reward": 1.0}], [Example("one", "all", [Shown("plain", picture)])])
+    assert [select["id"] for select in Page(text).all("select")] == ["category"]
+    assert "By category" not in text
+
+
+CASES = [  # picked, and which of the three examples are shown
+    ({}, [1, 1, 1]),
+    ({"category": "counting"}, [0, 1, 1]),
+    ({"verdict": "right"}, [1, 1, 0]),
+    ({"verdict": "wrong"}, [1, 0, 1]),
+    ({"verdict": "differ"}, [1, 0, 0]),
+    ({"verdict": "right", "column": "plain"}, [0, 1, 0]),
+    ({"verdict": "wrong", "column": "ours"}, [0, 0, 1]),
+    ({"verdict": "wrong", "category": "colors"}, [1, 0, 0]),
+]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node")
+def test_the_filter(page):
+    """The page's own function, on verdicts as the page's elements carry them."""
+    sections, figures = Page(page).all("section"), Page(page).all("figure")
+    given = [
+        {"category": section["data-category"],
+         "verdicts": [{"kind": f["class"], "column": f["data-column"]} for f in figures[2 * i : 2 * i + 2]]}
+        for i, section in enumerate(sections)
+    ]  # fmt: skip
+    code = f"{SCRIPT}\nconst e = {json.dumps(given)}, c = {json.dumps([picked for picked, _ in CASES])};\n"
+    code += "console.log(JSON.stringify(c.map(p => e.map(x => +matches(x, p)))))"
+    told = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert json.loads(told) == [shown for _, shown in CASES]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_in_a_browser(page, tmp_path):
+    """Opened as a file: its script runs, filters, and nothing is left out."""
+    picked = 'document.getElementById("verdict").value = "differ"; update();'
+    (tmp_path / "report.html").write_text(page.replace("  update();\n}", f"  update(); {picked}\n}}"))
+    call = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+    ]
+    call += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    call += [f"--screenshot={tmp_path / 'shot.png'}", "--window-size=1100,1600", "--dump-dom"]
+    opened = [*call, f"file://{tmp_path / 'report.html'}"]
+    dom = subprocess.run(opened, capture_output=True, text=True, timeout=120, check=True).stdout
+    sections = Page(dom).all("section")
+    assert ["hidden" in section for section in sections] == [False, True, True]
+    assert "1 of 3 prompts" in Page(dom).text
+
+
+def test_the_first_of_each_category_are_shown():
+    assert first_of_each(["a", "a", "b", "a", "b", "c"], 2) == [0, 1, 2, 4, 5]
