@@ -53,7 +53,6 @@ class Diagnose:
         from hypernoise.commands.common import write_summary
         from hypernoise.diagnostics.diagnosis import charts, diagnose, findings
         from hypernoise.files import output_folder
-        from hypernoise.generators.diffusion import check_prompts
         from hypernoise.generators.registry import load_generator
         from hypernoise.rewards.ensemble import WeightedSum
         from hypernoise.training.prompts import read_prompts
@@ -64,7 +63,7 @@ class Diagnose:
         reward = WeightedSum(rewards)
         prompts = read_prompts(self.prompts)
         generator = load_generator(self.generator, device=self.device)
-        check_prompts(prompts, generator.pipeline.tokenizer)
+        generator.check_prompts(prompts)
         network = load_adapter(generator, self.adapter)
         output_folder(self.output)
         found = diagnose(

@@ -11,7 +11,7 @@ import torch
 from hypernoise.adapters import save_adapter
 from hypernoise.commands.common import tell_cut_prompts
 from hypernoise.files import output_folder
-from hypernoise.generators.diffusion import DiffusionGenerator, check_prompts
+from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_generator, pick_device
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.base import RewardSettings
@@ -47,7 +47,7 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     watched = WeightedSum(recipe.watched, settings=settings) if recipe.watched else None
     prompts = read_prompts(recipe.prompts)
     generator = load_generator(recipe.generator, device=device, dtype=getattr(torch, recipe.dtype))
-    check_prompts(prompts, generator.pipeline.tokenizer)
+    generator.check_prompts(prompts)
     output_folder(output)
     network = LoRANoise(generator, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)
     found = checkpoints(output)

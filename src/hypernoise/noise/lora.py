@@ -142,7 +142,7 @@ def _inject(denoiser: nn.Module, rank: int, alpha: float, seed: int) -> dict[str
         name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
     ]
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _ungrouped(denoiser):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
         inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
     layers = {name: denoiser.get_submodule(name) for name in names}
@@ -151,3 +151,20 @@ def _inject(denoiser: nn.Module, rank: int, alpha: float, seed: int) -> dict[str
         layer.get_base_layer().requires_grad_(False)
         layer._disable_adapters = True
     return layers  # type: ignore[return-value]
+
+
+@contextmanager
+def _ungrouped(denoiser: nn.Module) -> Iterator[None]:
+    """Inside the block every conv has one group, so that PEFT puts a full B·A on it, whatever the rank.
+
+    SANA's depthwise convs need it: PEFT refuses a rank that their groups do not divide, and the released adapters
+    were made by a PEFT that knew no groups.
+    """
+    grouped = [(m, m.groups) for m in denoiser.modules() if isinstance(m, nn.modules.conv._ConvNd) and m.groups > 1]
+    for conv, _ in grouped:
+        conv.groups = 1
+    try:
+        yield
+    finally:
+        for conv, groups in grouped:
+            conv.groups = groups
