@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.families import Family, family_of, few_step_doubt
+from hypernoise.generators.memory import NO_SAVING, Memory, TextSide, checkpoint_blocks, decoding
 
 
 class DiffusionGenerator:
@@ -31,6 +32,7 @@ class DiffusionGenerator:
         name: how the generator is called in adapters and reports.
         size: height and width in pixels; the pipeline's own default if None.
         call: `__call__` arguments of this model, over its family's.
+        memory: what it does to need less of it (`quantise` and `tiny_decoder` are for loading).
         freeze: all parameters get requires_grad=False and all modules eval mode, as training needs
             (a backward pass would otherwise fill every weight's gradient).
 
@@ -44,6 +46,7 @@ class DiffusionGenerator:
         name: str = "pipeline",
         size: tuple[int, int] | None = None,
         call: Mapping[str, Any] = {},
+        memory: Memory = NO_SAVING,
         freeze: bool = True,
     ):
         if hasattr(pipeline, "_hypernoise"):
@@ -54,6 +57,8 @@ class DiffusionGenerator:
         self.network: nn.Module | None = None  # the noise network that hangs on the denoiser, if any
         self.family: Family = family_of(pipeline)
         self._call_of_model = dict(call)
+        self.memory = memory
+        self._text: TextSide | None = None
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
@@ -63,6 +68,10 @@ class DiffusionGenerator:
         self.noise_shape: tuple[int, ...] = self.family.noise_shape(
             channels, self.size[0] // scale, self.size[1] // scale
         )
+        if memory.checkpointing:
+            checkpoint_blocks(self)
+        if memory.text_encoders != "stay":
+            self._text = TextSide(pipeline)
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
         if doubt:
             warnings.warn(f"{name} does not look like a few-step model: {doubt}", stacklevel=2)
@@ -102,10 +111,33 @@ class DiffusionGenerator:
     def encode(self, prompts: list[str]) -> Condition:
         """The pipeline's own text conditioning: its call, with these prompts, up to what `encode_prompt` returns."""
         self.check_prompts(prompts)
+        if self._text is None:
+            return Condition(self._encode(prompts))
+        if not self._text.encoders:
+            return Condition(self._text.recall(prompts)).to(self.device)
+        with self._text.awake(self.device):
+            return Condition(self._encode(prompts))
+
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         with torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
             self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(1))
         named = zip(self.family.embeddings, encoded[0], strict=True)
-        return Condition(_tensors({name: value for name, value in named if name is not None}, len(prompts)))
+        return _tensors({name: value for name, value in named if name is not None})
+
+    def encode_ahead(self, prompts: list[str], *, batch: int = 32) -> None:
+        """With text_encoders "drop": encodes these prompts and lets the encoders go; without, does nothing.
+
+        From then on `encode` knows these prompts alone. The results rest on the CPU.
+        """
+        if self.memory.text_encoders != "drop" or self._text is None or not self._text.encoders:
+            return
+        once = list(dict.fromkeys(prompts))
+        self.check_prompts(once)
+        with self._text.awake(self.device):
+            for start in range(0, len(once), batch):
+                part = once[start : start + batch]
+                self._text.keep(part, self._encode(part))
+        self._text.drop()
 
     def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
         return self._call(noise, condition, steps, seed, output_type="pt")
@@ -121,7 +153,8 @@ class DiffusionGenerator:
         return self.family.answer(answer[0], tuple(noise.shape))
 
     def _call(self, noise: Tensor, condition: Condition, steps: int, seed: int | None, output_type: str) -> Tensor:
-        with quiet(self.pipeline):
+        vae = self.pipeline.vae
+        with quiet(self.pipeline), replaced(vae, {"decode": decoding(vae.decode, self.memory)}):
             return self._draw(
                 self.pipeline,
                 latents=noise.to(torch.float32 if self.family.wide_noise else self.dtype),
@@ -143,7 +176,7 @@ def default_size(pipeline: Any, denoiser: Any) -> tuple[int, int]:
     return (side * pipeline.vae_scale_factor,) * 2
 
 
-def _tensors(encoded: dict[str, Any], count: int) -> dict[str, Tensor]:
+def _tensors(encoded: dict[str, Any]) -> dict[str, Tensor]:
     """Embeddings as tensors with a row per sample: lists are padded beside a mask, and a mask left out is ones."""
     tensors: dict[str, Tensor] = {}
     for name, value in encoded.items():
@@ -228,7 +261,7 @@ def quiet(pipeline: Any) -> Iterator[None]:
 
 def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) -> None:
     """Refuses prompts that are empty or longer than `limit` tokens (the tokenizer's own), naming what would be lost."""
-    limit = tokenizer.model_max_length if limit is None else limit
+    limit = int(tokenizer.model_max_length if limit is None else limit)
     if not prompts:
         raise InputError("no prompt was given")
     for number, prompt in enumerate(prompts, 1):
