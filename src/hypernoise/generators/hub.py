@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 
 from hypernoise.errors import InputError, first_line
 
+ADAPTER_FILES = (".safetensors", ".json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -58,3 +60,34 @@ def explained(repository: str, revision: str | None, wanted: str) -> Iterator[No
         raise InputError(f"{repository} has no {wanted}") from error
     except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
         raise InputError(f"{repository} cannot be downloaded: {first_line(error)}") from error
+
+
+def fetch_adapter(repository: str, revision: str | None = None) -> Path:
+    """An adapter's safetensors and JSON files, at the repository's top, as a local directory.
+
+    What is not in the local cache is downloaded, after its size was told on stderr.
+
+    Raises:
+        InputError: the repository cannot be had, or holds no safetensors adapter.
+    """
+    kept = [f"*{suffix}" for suffix in ADAPTER_FILES]
+    if not constants.HF_HUB_OFFLINE:
+        with explained(repository, revision, "an adapter"):
+            files = HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
+        top = [f for f in files if "/" not in f.rfilename and f.rfilename.endswith(ADAPTER_FILES)]
+        wanted = {f.rfilename: f.size or 0 for f in top}
+        if not any(name.endswith(".safetensors") for name in wanted):
+            raise InputError(
+                f"{repository} holds no safetensors adapter; a pickled one is read from a directory alone: "
+                f"hf download {repository} --local-dir DIR, then name DIR"
+            )
+        if not all(cached(repository, name, revision) for name in wanted):
+            print(f"downloading {repository}: {sum(wanted.values()) / 1e6:.1f} MB", file=sys.stderr)
+        kept = list(wanted)
+    with explained(repository, revision, "an adapter"):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=kept, ignore_patterns=["*/*"]))
+
+
+def cached(repository: str, file: str, revision: str | None) -> bool:
+    """Whether the file is in the local Hub cache."""
+    return isinstance(try_to_load_from_cache(repository, file, revision=revision), str)

@@ -61,7 +61,8 @@ class LoRANoise(nn.Module):
             generator.network.remove()
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
         self.output_layer = generator.family.output_layer
-        names = _adaptable(generator.denoiser)
+        _check_bare(generator.denoiser)
+        names = adaptable_layers(generator.denoiser)
         if layers is not None:
             names = _chosen(layers, names, self.output_layer)
             self.settings["layers"] = names
@@ -161,16 +162,20 @@ class LoRANoise(nn.Module):
             parameter.requires_grad_(True)
 
 
-def _adaptable(denoiser: nn.Module) -> list[str]:
+def adaptable_layers(denoiser: nn.Module) -> list[str]:
+    """The names of its Linear and Conv layers, in the denoiser's order, whether they are adapted or not."""
+    kinds = nn.Linear | nn.modules.conv._ConvNd
+    found = [name for name, module in denoiser.named_modules() if isinstance(module, kinds)]
+    return [name.removesuffix(".base_layer") for name in found if ".lora_" not in name]
+
+
+def _check_bare(denoiser: nn.Module) -> None:
     if any(isinstance(module, LoraLayer) for module in denoiser.modules()):
         raise InputError(
             f"the {type(denoiser).__name__} already carries an adapter: take a noise network off with "
             "network.remove() or hypernoise.detach(pipe); fuse and unload another LoRA "
             "(pipe.fuse_lora(); pipe.unload_lora_weights())"
         )
-    return [
-        name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
-    ]
 
 
 def _chosen(layers: Sequence[str], names: list[str], output_layer: str) -> list[str]:
