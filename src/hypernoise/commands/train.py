@@ -32,13 +32,17 @@ class Train(Recipe):
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
+        return cls.parse_as("train", arguments)
+
+    @classmethod
+    def parse_as(cls, command: str, arguments: list[str]) -> Self:
         default = cls()
         if arguments and not arguments[0].startswith("-"):
             recipe = read_recipe(arguments[0])
             default = cls(recipe=Path(arguments[0]), **vars(recipe))
         elif "-h" not in arguments and "--help" not in arguments:
-            raise InputError("name a recipe first: hypernoise train recipes/scenes-red.yaml [--field value]")
-        return tyro.cli(cls, default=default, args=arguments, prog="hypernoise train")
+            raise InputError(f"name a recipe first: hypernoise {command} recipes/scenes-red.yaml [--field value]")
+        return tyro.cli(cls, default=default, args=arguments, prog=f"hypernoise {command}")
 
     def run(self) -> int:
         from hypernoise.commands.common import write_summary
