@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": Command("plan", "Plan", "parameters, memory and arithmetic of a recipe, before anything is downloaded"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
     "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
+    "transfer": Command("transfer", "Transfer", "drive one generator with the noise network of another, as a table"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
     "experiment": Command("experiment", "ExperimentCommand", "run one of the experiments, to its table and verdict"),
     "diagnose": Command("diagnose", "Diagnose", "what an adapter does to the noise: KL, Lipschitz constant, prompts"),
