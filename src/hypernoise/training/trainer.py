@@ -24,7 +24,7 @@ from tqdm import tqdm
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.objective import l2_kl, noise_objective
+from hypernoise.objective import l2_kl, limit_gradient, noise_objective
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
@@ -140,8 +140,12 @@ def train(
                 with nullcontext() if last else accelerator.no_sync(model):
                     with _autocast(generator, config):
                         residual = model(noise, condition)  # f(x0, c)
+                        improved = noise + residual
+                        if config.sample_clip is not None:
+                            share = 1 / (per_round * config.accumulation)
+                            improved = limit_gradient(improved, config.sample_clip, share)
                         pixels = generator.sample(
-                            noise + residual,
+                            improved,
                             condition,
                             steps=config.generator_steps,
                             seed=key_of(config.seed, step, first),
