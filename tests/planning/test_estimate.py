@@ -102,3 +102,15 @@ def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
     assert "decode_slice: 1" in page
     assert (tmp_path / "out" / "summary.json").is_file()
     assert main(["plan", "r.yaml", "--generator", "sd-trubo"]) == 2
+
+
+def test_training_that_runs_out_of_memory_is_told_the_plan(tmp_path, capsys, monkeypatch):
+    def refuse(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("hypernoise.commands.training.train_recipe", refuse)
+    (tmp_path / "r.yaml").write_text("generator: scenes\nbatch_size: 4\nrank: 2\n")
+    assert main(["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "out of memory: this recipe is planned at 0.1 GB" in told
+    assert "checkpointing: true" in told

@@ -45,10 +45,15 @@ class Train(Recipe):
         return tyro.cli(cls, default=default, args=arguments, prog=f"hypernoise {command}")
 
     def run(self) -> int:
+        from torch import OutOfMemoryError
+
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
 
-        started = train_recipe(self, self.output, self.device)
+        try:
+            started = train_recipe(self, self.output, self.device)
+        except OutOfMemoryError as error:
+            raise InputError(_too_little(self)) from error
         if not started.result.finished:
             return 130
         metrics = self.output / "metrics.jsonl"
@@ -60,6 +65,16 @@ class Train(Recipe):
             print(table(seen))
         print(f"adapter: {self.output / 'adapter'}")
         return 0
+
+
+def _too_little(recipe: Recipe) -> str:
+    from hypernoise.planning.rows import planned_peak
+
+    return (
+        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB, rewards not counted; raise "
+        "accumulation, or set checkpointing: true, decode_slice: 1, text_encoders: offload "
+        "(hypernoise plan says what each saves)"
+    )
 
 
 def table(seen: Sequence[Reading], lines: int = 12) -> str:

@@ -71,6 +71,11 @@ def plan_rows(recipe: Recipe) -> Plans:
     return Plans(training, drawing, steps, overhead)
 
 
+def planned_peak(recipe: Recipe) -> int:
+    """Bytes at the peak of training as the recipe has it."""
+    return _train(recipe, plan_generator(recipe), recipe.batch_size // recipe.accumulation).peak
+
+
 def _train(recipe: Recipe, planned: Planned, batch: int) -> Estimate:
     network = meta_network(planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype)
     found = estimate(
