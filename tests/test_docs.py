@@ -28,6 +28,8 @@ SHORTENED = {
     "quickstart": [*QUICK, "--judged", "1"],
     "train": QUICK,
     "generate": [],
+    "plan": ["--batch-size", "2"],
+    "transfer": ["--count", "2", "--noises", "1"],
     "evaluate scenes": EVALUATED,
     "evaluate rewards": ["--count", "2"],
     "evaluate geneval": ["--count", "1", "--noises", "2"],

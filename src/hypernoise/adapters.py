@@ -4,6 +4,9 @@ An adapter is a directory of three files: `adapter_model.safetensors` (the train
 names), `adapter_config.json` (PEFT's fields) and `hypernoise.json` (what PEFT cannot say: on which base it
 was trained, that the output layer drops its base path, the objective). It is not an ordinary LoRA, and a
 stock loader would apply it wrongly: hence the third file, and the checks here.
+
+The adapters that the paper's authors released are directories of the first two files alone, with or without
+PEFT's prefix on the names; they load too, told by what they lack. Ours hold all that their code reads.
 """
 
 from __future__ import annotations
@@ -11,28 +14,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hypernoise
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.hub import HUB_ID, fetch_adapter
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.lora import LoRANoise, adaptable_layers
 from hypernoise.noise.residual import ResidualNoise
 
 FORMAT = 1
 WEIGHTS, PEFT_CONFIG, ABOUT = "adapter_model.safetensors", "adapter_config.json", "hypernoise.json"
+PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."  # what PEFT puts before every name in its files
+NOTE = "a noise network (hypernoise): not an ordinary LoRA; its output layer leaves out the base path"
 PROBED = 64  # matrices of the base of which one weight each is noted, to recognise it by
 
 
@@ -61,7 +68,7 @@ def write_adapter(
     """The three files, into a folder that exists."""
     base = network.generator if isinstance(network, LoRANoise) else generator
     state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in network.trainable_state().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt", "note": NOTE})
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     write_json(folder / PEFT_CONFIG, _peft_fields(network, base))
     about = {
@@ -80,14 +87,21 @@ def write_adapter(
 def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
     """The noise network saved in `folder`, on `generator`.
 
+    Args:
+        folder: a directory written by `save_adapter`, one in the format that the paper's authors released, or a
+            Hub repository of either, "owner/name" or "owner/name@revision".
+
     Raises:
         InputError: no adapter there, a broken or pickled weights file, a newer format, or another base.
     """
-    folder = Path(folder)
+    folder = adapter_folder(folder)
     about = read_about(folder)
     check_base(about, generator, folder)
     state = read_weights(folder)
-    network = _build(about["kind"], about["settings"], generator, folder)
+    settings = about["settings"]
+    if about.get("released"):
+        settings = {**settings, **_layers_of(state, generator, folder)}
+    network = _build(about["kind"], settings, generator, folder)
     try:
         network.load_trainable_state(state)
     except InputError:
@@ -95,6 +109,32 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
             network.remove()
         raise
     return network
+
+
+def adapter_folder(source: str | Path) -> Path:
+    """The directory of an adapter: itself, or the local copy of a Hub repository, downloaded if need be.
+
+    Only safetensors and JSON files are downloaded, and their size is told on stderr first.
+    """
+    folder = Path(source)
+    if folder.exists() or not HUB_ID.fullmatch(str(source)):
+        return folder
+    repository, _, revision = str(source).partition("@")
+    try:
+        return fetch_adapter(repository, revision or None)
+    except InputError as error:
+        raise InputError(f"no adapter at {source}: it is not a directory, and as a Hub repository: {error}") from error
+
+
+def _layers_of(state: dict[str, Tensor], generator: Generator, folder: Path) -> dict[str, Any]:
+    """The layers that released weights are for, unless they are all that a LoRA here would adapt."""
+    layers = sorted({name.rpartition(".lora_")[0] for name in state})
+    if not isinstance(generator, DiffusionGenerator):
+        raise InputError(f"{folder} is a LoRA on a denoiser, which {generator.name!r} has not")
+    every = adaptable_layers(generator.denoiser)
+    if not set(layers) & set(every):
+        raise InputError(f"the adapter {folder} matches no weight of {generator.name!r}: another architecture's")
+    return {} if set(layers) == set(every) else {"layers": layers}
 
 
 def _build(kind: str, settings: dict[str, Any], generator: Generator, folder: Path) -> LoRANoise | ResidualNoise:
@@ -120,6 +160,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"no adapter at {folder}: it is not a directory")
     file = folder / ABOUT
+    if not file.is_file() and (folder / PEFT_CONFIG).is_file() and not _is_ours(folder / WEIGHTS):
+        return _read_released(folder)
     if not file.is_file():
         raise InputError(f"{folder} is not a hypernoise adapter: it has no hypernoise.json")
     try:
@@ -135,6 +177,33 @@ def read_about(folder: Path) -> dict[str, Any]:
     if about["format"] != FORMAT:
         raise InputError(f"{file} has format {about['format']}, this version reads {FORMAT}: upgrade hypernoise")
     return about
+
+
+def _is_ours(weights: Path) -> bool:
+    """Whether the file was written here: without its hypernoise.json it is half an adapter, not a released one."""
+    if not weights.is_file():
+        return False
+    try:
+        with safe_open(weights, "pt") as file:
+            return (file.metadata() or {}).get("note") == NOTE
+    except SafetensorError:
+        return True
+
+
+def _read_released(folder: Path) -> dict[str, Any]:
+    """What an adapter in the authors' format says: PEFT's fields, of which only a plain LoRA's are understood."""
+    file = folder / PEFT_CONFIG
+    try:
+        fields = json.loads(file.read_text())
+        settings = {"rank": int(fields["r"]), "alpha": float(fields["lora_alpha"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file} is not a LoRA's configuration: {error!r}") from error
+    plain = {"peft_type": "LORA", "bias": "none"}
+    other = [name for name, value in plain.items() if fields.get(name, value) != value]
+    other += [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if fields.get(name)]
+    if other:
+        raise InputError(f"{file} has {other[0]} = {fields[other[0]]!r}, which a noise network has not")
+    return {"format": FORMAT, "kind": LoRANoise.kind, "settings": settings, "base": None, "released": True}
 
 
 def describe_base(generator: Generator) -> dict[str, Any]:
@@ -177,16 +246,32 @@ def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> Non
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained weights of an adapter directory, under their own names (PEFT's prefix taken off)."""
-    file = folder / WEIGHTS
-    if not file.is_file():
-        pickled = ", a pickled adapter_model.bin is not read" if (folder / "adapter_model.bin").exists() else ""
-        raise InputError(f"{folder} has no adapter_model.safetensors{pickled}")
-    try:
-        state = load_file(file)
-    except SafetensorError as error:
-        raise InputError(f"{file} is not a whole safetensors file: {error}") from error
+    """The trained weights of an adapter directory, under their own names (PEFT's prefix taken off).
+
+    A released adapter's `adapter_model.bin` is read as tensors alone; our own format has no such file.
+    """
+    file, pickled = folder / WEIGHTS, folder / PICKLED
+    if not file.is_file() and pickled.is_file() and not (folder / ABOUT).is_file():
+        state = _read_pickled(pickled)
+    elif not file.is_file():
+        told = f", a pickled {PICKLED} is not read" if pickled.exists() else ""
+        raise InputError(f"{folder} has no {WEIGHTS}{told}")
+    else:
+        try:
+            state = load_file(file)
+        except SafetensorError as error:
+            raise InputError(f"{file} is not a whole safetensors file: {error}") from error
     return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+
+
+def _read_pickled(file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{file} is not a whole file of tensors: {first_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{file} does not hold a state dict of tensors")
+    return state
 
 
 def _peft_fields(network: NoiseNetwork, base: Generator | None) -> dict[str, Any]:

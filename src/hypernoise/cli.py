@@ -23,8 +23,10 @@ class Command:
 COMMANDS = {
     "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
     "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
+    "plan": Command("plan", "Plan", "parameters, memory and arithmetic of a recipe, before anything is downloaded"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
     "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
+    "transfer": Command("transfer", "Transfer", "drive one generator with the noise network of another, as a table"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
     "prompts": Command("prompts", "Prompts", "write a benchmark's prompts to a file"),
     "experiment": Command("experiment", "ExperimentCommand", "run one of the experiments, to its table and verdict"),

@@ -8,8 +8,7 @@ is drawn once, in the first run, so seeds and generators end where they would wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from hypernoise.adapters import load_adapter
 from hypernoise.errors import InputError
-from hypernoise.generators.diffusion import DiffusionGenerator, quiet, stop_at_first_answer
+from hypernoise.generators.diffusion import DiffusionGenerator, quiet, replaced, stop_at_first_answer
 from hypernoise.noise.lora import LoRANoise
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
@@ -86,32 +85,21 @@ class Attached:
         draw: Callable[..., Any] = super().__call__  # type: ignore[misc]
         results: dict[str, list[Any]] = {"encode_prompt": [], "prepare_latents": []}
         record = {name: _recording(getattr(self, name), kept) for name, kept in results.items()}
-        denoiser = network.generator.denoiser
-        with _replaced(self, record), quiet(self), network.adapted(), stop_at_first_answer(denoiser) as answer:
+        denoiser = network.generator.called
+        with replaced(self, record), quiet(self), network.adapted(), stop_at_first_answer(denoiser) as answer:
             draw(*args, **kwargs)
-        latents: Tensor = results["prepare_latents"][0]
-        residual = answer[0][-len(latents) :]  # under classifier-free guidance, the conditional half
-        results["prepare_latents"][0] = latents + (residual * _latent_scale(self)).to(latents.dtype)
-        with _replaced(self, {name: _replaying(kept) for name, kept in results.items()}):
+        prepared = results["prepare_latents"][0]  # the latents alone, or with the positions of its tokens
+        latents: Tensor = prepared[0] if isinstance(prepared, tuple) else prepared
+        family = network.generator.family
+        rows = slice(None, len(latents)) if family.guided_first else slice(-len(latents), None)
+        residual = family.answer(answer[0][rows], tuple(latents.shape))
+        better = latents + (residual * _latent_scale(self)).to(latents.dtype)
+        results["prepare_latents"][0] = (better, *prepared[1:]) if isinstance(prepared, tuple) else better
+        with replaced(self, {name: _replaying(kept) for name, kept in results.items()}):
             return draw(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         raise InputError("an adapter is attached to this pipeline; hypernoise.detach(pipe) before saving it")
-
-
-@contextmanager
-def _replaced(pipeline: Any, methods: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Inside the block the object's own methods are these; afterwards it has exactly the attributes it had."""
-    before = {name: vars(pipeline)[name] for name in methods if name in vars(pipeline)}
-    for name, method in methods.items():
-        setattr(pipeline, name, method)
-    try:
-        yield
-    finally:
-        for name in methods:
-            delattr(pipeline, name)
-        for name, method in before.items():
-            setattr(pipeline, name, method)
 
 
 def _recording(method: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:

@@ -49,22 +49,21 @@ class Diagnose:
         if self.adapter is None:
             raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
         at_least_one(self, "steps", "batch", flags=True)
-        from hypernoise.adapters import load_adapter, read_about
+        from hypernoise.adapters import adapter_folder, load_adapter, read_about
         from hypernoise.commands.common import write_summary
         from hypernoise.diagnostics.diagnosis import charts, diagnose, findings
         from hypernoise.files import output_folder
-        from hypernoise.generators.diffusion import check_prompts
         from hypernoise.generators.registry import load_generator
         from hypernoise.rewards.ensemble import WeightedSum
         from hypernoise.training.prompts import read_prompts
 
-        rewards = self.rewards or (read_about(self.adapter).get("training") or {}).get("rewards")
+        rewards = self.rewards or (read_about(adapter_folder(self.adapter)).get("training") or {}).get("rewards")
         if not isinstance(rewards, dict) or not rewards:
             raise InputError(f"{self.adapter} does not say its rewards; name them, such as --rewards redness=250")
         reward = WeightedSum(rewards)
         prompts = read_prompts(self.prompts)
         generator = load_generator(self.generator, device=self.device)
-        check_prompts(prompts, generator.pipeline.tokenizer)
+        generator.check_prompts(prompts)
         network = load_adapter(generator, self.adapter)
         output_folder(self.output)
         found = diagnose(

@@ -122,14 +122,13 @@ class EvaluateRewards:
 
         from hypernoise.evaluation.rewards import score
         from hypernoise.files import output_folder
-        from hypernoise.generators.diffusion import check_prompts
         from hypernoise.generators.registry import load_generator
         from hypernoise.training.prompts import read_prompts
 
         prompts = read_prompts(self.prompts)
         prompts = prompts[: self.count] if self.count else prompts
         generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
-        check_prompts(prompts, generator.pipeline.tokenizer)
+        generator.check_prompts(prompts)
         for adapter in self.adapter:  # all are looked at before the first takes minutes
             _loaded(generator, adapter).remove()
         output_folder(self.output)

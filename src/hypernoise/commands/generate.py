@@ -46,13 +46,12 @@ class Generate:
 
         from hypernoise.commands.common import write_summary
         from hypernoise.files import output_folder
-        from hypernoise.generators.diffusion import check_prompts
         from hypernoise.generators.registry import load_generator
         from hypernoise.pipeline import attach
 
         generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
         pipeline = generator.pipeline
-        check_prompts(list(self.prompts), pipeline.tokenizer)
+        generator.check_prompts(list(self.prompts))
         if self.adapter is not None:
             attach(pipeline, self.adapter)
         output_folder(self.output)
@@ -63,11 +62,10 @@ class Generate:
             generators = [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
             pictures = pipeline(
                 [prompt] * self.images,
-                num_inference_steps=self.steps,
                 height=generator.size[0],
                 width=generator.size[1],
                 generator=generators,
-                **generator.family.call,
+                **generator.call(self.steps),
             ).images
             for seed, picture in zip(seeds, pictures, strict=True):
                 file = self.output / f"{number:03d}-seed{seed}.png"

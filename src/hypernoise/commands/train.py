@@ -31,19 +31,28 @@ class Train(Recipe):
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
+        return cls.parse_as("train", arguments)
+
+    @classmethod
+    def parse_as(cls, command: str, arguments: list[str]) -> Self:
         default = cls()
         if arguments and not arguments[0].startswith("-"):
             recipe = read_recipe(arguments[0])
             default = cls(recipe=Path(arguments[0]), **vars(recipe))
         elif "-h" not in arguments and "--help" not in arguments:
-            raise InputError("name a recipe first: hypernoise train recipes/scenes-red.yaml [--field value]")
-        return tyro.cli(cls, default=default, args=arguments, prog="hypernoise train")
+            raise InputError(f"name a recipe first: hypernoise {command} recipes/scenes-red.yaml [--field value]")
+        return tyro.cli(cls, default=default, args=arguments, prog=f"hypernoise {command}")
 
     def run(self) -> int:
+        from torch import OutOfMemoryError
+
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
 
-        started = train_recipe(self, self.output, self.device)
+        try:
+            started = train_recipe(self, self.output, self.device)
+        except OutOfMemoryError as error:
+            raise InputError(_too_little(self)) from error
         if not started.result.finished:
             return 130
         metrics = self.output / "metrics.jsonl"
@@ -57,6 +66,16 @@ class Train(Recipe):
                 print(f"trained against watched: {self.output / 'watched.png'}")
         print(f"adapter: {self.output / 'adapter'}")
         return 0
+
+
+def _too_little(recipe: Recipe) -> str:
+    from hypernoise.planning.rows import planned_peak
+
+    return (
+        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB, rewards not counted; raise "
+        "accumulation, or set checkpointing: true, decode_slice: 1, text_encoders: offload "
+        "(hypernoise plan says what each saves)"
+    )
 
 
 def table(seen: Sequence[Reading]) -> str:

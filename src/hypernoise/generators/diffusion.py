@@ -8,9 +8,11 @@ timestep are the pipeline's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
-from hypernoise.generators.families import Family, family_of
+from hypernoise.generators.families import Family, family_of, few_step_doubt
+from hypernoise.generators.memory import NO_SAVING, Memory, TextSide, checkpoint_blocks, decoding
 
 
 class DiffusionGenerator:
@@ -28,8 +31,12 @@ class DiffusionGenerator:
         pipeline: any pipeline whose class has a row in `families.FAMILIES`.
         name: how the generator is called in adapters and reports.
         size: height and width in pixels; the pipeline's own default if None.
+        call: `__call__` arguments of this model, over its family's.
+        memory: what it does to need less of it (`quantise` and `tiny_decoder` are for loading).
         freeze: all parameters get requires_grad=False and all modules eval mode, as training needs
             (a backward pass would otherwise fill every weight's gradient).
+
+    A pipeline that does not look like a few-step one is used with a warning that says why.
     """
 
     def __init__(
@@ -38,6 +45,8 @@ class DiffusionGenerator:
         *,
         name: str = "pipeline",
         size: tuple[int, int] | None = None,
+        call: Mapping[str, Any] = {},
+        memory: Memory = NO_SAVING,
         freeze: bool = True,
     ):
         if hasattr(pipeline, "_hypernoise"):
@@ -47,21 +56,39 @@ class DiffusionGenerator:
         self.name = name
         self.network: nn.Module | None = None  # the noise network that hangs on the denoiser, if any
         self.family: Family = family_of(pipeline)
+        self._call_of_model = dict(call)
+        self.memory = memory
+        self._text: TextSide | None = None
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
-        config: Any = self.denoiser.config
         scale: int = self.pipeline.vae_scale_factor
-        self.size: tuple[int, int] = size or (config.sample_size * scale, config.sample_size * scale)
-        self.noise_shape: tuple[int, ...] = (config.in_channels, self.size[0] // scale, self.size[1] // scale)
+        self.size: tuple[int, int] = size or default_size(pipeline, self.denoiser)
+        channels: int = cast(Any, self.denoiser).config.in_channels
+        self.noise_shape: tuple[int, ...] = self.family.noise_shape(
+            channels, self.size[0] // scale, self.size[1] // scale
+        )
+        if memory.checkpointing:
+            checkpoint_blocks(self)
+        if memory.text_encoders != "stay":
+            self._text = TextSide(pipeline)
+        doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
+        if doubt:
+            warnings.warn(f"{name} does not look like a few-step model: {doubt}", stacklevel=2)
 
     @property
-    def denoiser(self) -> nn.Module:
+    def called(self) -> nn.Module:
+        """What the pipeline calls: the denoiser, or its torch.compile wrapper."""
         return getattr(self.pipeline, self.family.denoiser)
 
     @property
+    def denoiser(self) -> nn.Module:
+        return getattr(self.called, "_orig_mod", self.called)
+
+    @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        """Where it computes; its weights may rest elsewhere, under diffusers' offloading."""
+        return self.pipeline._execution_device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,38 +96,100 @@ class DiffusionGenerator:
         weight: Any = self.denoiser.get_submodule(self.family.output_layer).weight
         return weight.dtype
 
+    def call(self, steps: int) -> dict[str, Any]:
+        """The pipeline's `__call__` arguments for drawing in so many steps."""
+        return {**self.family.call, **self.family.call_at(steps), **self._call_of_model, "num_inference_steps": steps}
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Refuses prompts that are empty or that the text encoder would cut, naming what would be lost."""
+        names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
+        tokenizer = getattr(self.pipeline, names[0])
+        own = inspect.signature(self._draw).parameters.get("max_sequence_length")
+        longest = self.call(1).get("max_sequence_length", own.default if own else tokenizer.model_max_length)
+        check_prompts(prompts, tokenizer, min(longest, tokenizer.model_max_length) - self.family.template)
+
     def encode(self, prompts: list[str]) -> Condition:
-        check_prompts(prompts, self.pipeline.tokenizer)
-        with torch.no_grad():
-            encoded = self.pipeline.encode_prompt(
-                list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-        named = zip(self.family.embeddings, encoded, strict=True)
-        return Condition({name: tensor for name, tensor in named if name is not None})
+        """The pipeline's own text conditioning: its call, with these prompts, up to what `encode_prompt` returns."""
+        self.check_prompts(prompts)
+        if self._text is None:
+            return Condition(self._encode(prompts))
+        if not self._text.encoders:
+            return Condition(self._text.recall(prompts)).to(self.device)
+        with self._text.awake(self.device):
+            return Condition(self._encode(prompts))
+
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        with torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
+            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(1))
+        named = zip(self.family.embeddings, encoded[0], strict=True)
+        return _tensors({name: value for name, value in named if name is not None})
+
+    def encode_ahead(self, prompts: list[str], *, batch: int = 32) -> None:
+        """With text_encoders "drop": encodes these prompts and lets the encoders go; without, does nothing.
+
+        From then on `encode` knows these prompts alone. The results rest on the CPU.
+        """
+        if self.memory.text_encoders != "drop" or self._text is None or not self._text.encoders:
+            return
+        once = list(dict.fromkeys(prompts))
+        self.check_prompts(once)
+        with self._text.awake(self.device):
+            for start in range(0, len(once), batch):
+                part = once[start : start + batch]
+                self._text.keep(part, self._encode(part))
+        self._text.drop()
 
     def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
         return self._call(noise, condition, steps, seed, output_type="pt")
 
+    def latents(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
+        """What `sample` decodes, as the pipeline's output_type "latent" gives it. Differentiable."""
+        return self._call(noise, condition, steps, seed, output_type="latent")
+
     def denoise_first(self, noise: Tensor, condition: Condition) -> Tensor:
         """The denoiser's first answer to `noise`, of noise's shape: what f adapts. Differentiable."""
-        with stop_at_first_answer(self.denoiser) as answer:
+        with stop_at_first_answer(self.called) as answer:
             self._call(noise, condition, 1, None, output_type="latent")
-        return answer[0]
+        return self.family.answer(answer[0], tuple(noise.shape))
 
     def _call(self, noise: Tensor, condition: Condition, steps: int, seed: int | None, output_type: str) -> Tensor:
-        with quiet(self.pipeline):
+        vae = self.pipeline.vae
+        with quiet(self.pipeline), replaced(vae, {"decode": decoding(vae.decode, self.memory)}):
             return self._draw(
                 self.pipeline,
-                latents=noise.to(self.dtype),
-                num_inference_steps=steps,
-                height=self.size[0],
-                width=self.size[1],
+                latents=noise.to(torch.float32 if self.family.wide_noise else self.dtype),
                 generator=None if seed is None else torch.Generator(self.device).manual_seed(seed),
                 output_type=output_type,
                 return_dict=False,
-                **condition.tensors,
-                **self.family.call,
+                **self._size(),
+                **self.family.arguments(condition.tensors),
+                **self.call(steps),
             )[0]
+
+    def _size(self) -> dict[str, int]:
+        return {"height": self.size[0], "width": self.size[1]}
+
+
+def default_size(pipeline: Any, denoiser: Any) -> tuple[int, int]:
+    """Height and width in pixels that the pipeline draws when none are given."""
+    side = denoiser.config.get("sample_size") or getattr(pipeline, "default_sample_size", 128)
+    return (side * pipeline.vae_scale_factor,) * 2
+
+
+def _tensors(encoded: dict[str, Any]) -> dict[str, Tensor]:
+    """Embeddings as tensors with a row per sample: lists are padded beside a mask, and a mask left out is ones."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in encoded.items():
+        if isinstance(value, list | tuple):
+            lengths = torch.tensor([len(row) for row in value], device=value[0].device)
+            tensors[name] = nn.utils.rnn.pad_sequence(list(value), batch_first=True)
+            tensors[f"{name}_mask"] = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        elif value is None:  # Qwen-Image leaves out a mask that hides nothing
+            embeddings = tensors[name.removesuffix("_mask")]
+            tensors[name] = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        else:
+            tensors[name] = value
+    return tensors
 
 
 class _Answered(Exception):
@@ -108,9 +197,38 @@ class _Answered(Exception):
 
 
 @contextmanager
-def stop_at_first_answer(denoiser: nn.Module) -> Iterator[list[Tensor]]:
+def stop_at_encoding(pipeline: Any) -> Iterator[list[Any]]:
+    """Runs a block up to the first return of the pipeline's `encode_prompt`, which is then the list's one element."""
+    encoded: list[Any] = []
+    encode = pipeline.encode_prompt
+
+    def keep(*args: Any, **kwargs: Any) -> None:
+        encoded.append(encode(*args, **kwargs))
+        raise _Answered
+
+    with replaced(pipeline, {"encode_prompt": keep}), suppress(_Answered):
+        yield encoded
+
+
+@contextmanager
+def replaced(owner: Any, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block the object's own methods are these; afterwards it has exactly the attributes it had."""
+    before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
+    for name, method in methods.items():
+        setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        for name in methods:
+            delattr(owner, name)
+        for name, method in before.items():
+            setattr(owner, name, method)
+
+
+@contextmanager
+def stop_at_first_answer(denoiser: nn.Module) -> Iterator[list[Any]]:
     """Runs a block up to the denoiser's first answer, which is then the list's one element."""
-    answer: list[Tensor] = []
+    answer: list[Any] = []
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
         answer.append(output[0])
@@ -141,14 +259,14 @@ def quiet(pipeline: Any) -> Iterator[None]:
             pipeline._progress_bar_config = before
 
 
-def check_prompts(prompts: list[str], tokenizer: Any) -> None:
-    """Refuses prompts that are empty or that the text encoder would cut, naming what would be lost."""
+def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) -> None:
+    """Refuses prompts that are empty or longer than `limit` tokens (the tokenizer's own), naming what would be lost."""
+    limit = int(tokenizer.model_max_length if limit is None else limit)
     if not prompts:
         raise InputError("no prompt was given")
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise InputError(f"prompt {number} of {len(prompts)} is empty")
-        limit = tokenizer.model_max_length
         tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(tokens) > limit:
             lost = tokenizer.decode(tokens[limit - 1 : -1])

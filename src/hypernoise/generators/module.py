@@ -8,18 +8,20 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 
 
 class ModuleGenerator:
-    """An unconditional module as a frozen generator.
+    """A module as a frozen generator.
 
     Args:
-        module: maps noise [B, *noise_shape] to an output; gets requires_grad=False and eval mode.
-        noise_shape: of one sample.
+        module: maps noise [B, *noise_shape], and a condition if there is `embed`, to an output; gets
+            requires_grad=False and eval mode.
+        noise_shape: of one sample; of any number of dimensions.
         to_pixels: maps the output to pixels [B, 3, H, W] in [0, 1]; the identity if None.
-
-    Prompts are accepted and ignored: `encode` keeps only how many there are.
+        embed: what the module's second argument is for a list of prompts: class labels [B], embeddings [B, ...].
+            None: the module takes noise alone, and prompts are only counted.
     """
 
     def __init__(
@@ -28,11 +30,13 @@ class ModuleGenerator:
         *,
         noise_shape: tuple[int, ...],
         to_pixels: Callable[[Tensor], Tensor] | None = None,
+        embed: Callable[[list[str]], Tensor] | None = None,
         name: str = "module",
     ):
         self.module = module.requires_grad_(False).eval()
         self.noise_shape = noise_shape
         self.to_pixels = to_pixels or (lambda output: output)
+        self.embed = embed
         self.name = name
 
     @property
@@ -41,7 +45,15 @@ class ModuleGenerator:
         return tensor.device if tensor is not None else torch.device("cpu")
 
     def encode(self, prompts: list[str]) -> Condition:
-        return Condition({"index": torch.arange(len(prompts), device=self.device)})
+        if self.embed is None:
+            return Condition({"index": torch.arange(len(prompts), device=self.device)})
+        with torch.no_grad():
+            embedded = self.embed(list(prompts))
+        if not isinstance(embedded, Tensor) or len(embedded) != len(prompts):
+            raise InputError(f"embed must give a tensor with a row for each of {len(prompts)} prompts")
+        return Condition({"embedding": embedded.to(self.device)})
 
     def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
-        return self.to_pixels(self.module(noise))
+        if self.embed is None:
+            return self.to_pixels(self.module(noise))
+        return self.to_pixels(self.module(noise, condition.tensors["embedding"]))

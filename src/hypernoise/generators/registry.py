@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -16,66 +16,122 @@ from diffusers import DiffusionPipeline
 from packaging.version import Version
 from safetensors import SafetensorError
 
-from hypernoise.errors import InputError, unknown
+from hypernoise.errors import InputError, first_line, unknown
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
+from hypernoise.generators.hub import explained, fetch
+from hypernoise.generators.memory import NO_SAVING, Memory, quantisation, take_tiny_decoder
+from hypernoise.generators.presets import PRESETS, SCHEDULERS, Preset
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Where a named generator's weights are: a Hub repository, or a folder inside this package."""
-
-    repository: str | None = None
-    revision: str | None = None
-    packaged: str | None = None
-    size: tuple[int, int] | None = None
-
-
-PRESETS: dict[str, Preset] = {
-    "scenes": Preset(packaged="scenes/weights/generator"),
-    "sd-turbo": Preset(repository="stabilityai/sd-turbo", size=(512, 512)),
-}
+LOADING = (OSError, ValueError, SafetensorError)
 
 
 def load_generator(
-    source: str | Path | DiffusionPipeline, *, device: str = "auto", dtype: torch.dtype = torch.float32
+    source: str | Path | DiffusionPipeline,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    size: tuple[int, int] | None = None,
+    lora: str | None = None,
+    scheduler: str | None = None,
+    memory: Memory = NO_SAVING,
 ) -> DiffusionGenerator:
     """A frozen generator from a registered name, a pipeline directory, or a pipeline object.
 
     Args:
         source: a name in `PRESETS`, a directory written by `save_pretrained`, or a diffusers pipeline
-            (used as it is, where it is: device and dtype are then ignored).
+            (used as it is, where it is: of the rest only size and memory are then looked at).
         device: "auto" (CUDA, then MPS, then CPU) or a torch device.
         dtype: of the frozen weights.
+        revision: of the preset's repository; its newest if None.
+        size: height and width in pixels; the preset's, or the pipeline's own, if None.
+        lora: a few-step LoRA (LCM, Hyper-SD, Lightning ...) to fuse into the base: a safetensors file, or
+            "owner/name/file" on the Hub.
+        scheduler: a name in `SCHEDULERS`, as the LoRA's card asks for; the pipeline's own if None.
+        memory: what it does to need less of it.
 
     Raises:
-        InputError: unknown name, a directory that is no pipeline, or a device that does not exist.
+        InputError: unknown name, a directory that is no pipeline, a device that does not exist, or files that
+            cannot be had, with what to do about it.
     """
     if isinstance(source, DiffusionPipeline):
-        return DiffusionGenerator(source, name=str(source.config.get("_name_or_path", "pipeline")))
+        name = str(source.config.get("_name_or_path", "pipeline"))
+        return DiffusionGenerator(source, name=name, size=size, memory=memory)
     place = pick_device(device)
-    name, preset = str(source), PRESETS.get(str(source))
-    if preset is None and not Path(source).is_dir():
-        raise unknown("generator", name, PRESETS)
+    if scheduler and scheduler not in SCHEDULERS:
+        raise unknown("scheduler", scheduler, SCHEDULERS)
+    name = str(source)
+    preset = PRESETS.get(name)
     if preset is None:
-        preset = Preset()
-        location, revision = str(source), None
-        _check_directory(Path(source))
+        if not Path(source).is_dir():
+            raise unknown("generator", name, PRESETS)
+        preset, location = Preset(_check_directory(Path(source))), name
     elif preset.packaged:
-        location, revision = str(files("hypernoise").joinpath(preset.packaged)), None
+        location = str(files("hypernoise").joinpath(preset.packaged))
     else:
-        location, revision = str(preset.repository), preset.revision
+        location = str(preset.repository)
+        fetch(location, "model_index.json", revision)  # its refusals are clearer than the pipeline's
+    with _no_loading_bars(), explained(location, revision, "a part of the pipeline"):
+        try:
+            pipeline = _pipeline(preset, location, revision if preset.repository else None, dtype, memory)
+        except LOADING as error:
+            raise InputError(f"generator {name!r} could not be loaded from {location}: {first_line(error)}") from error
+        if lora or preset.lora:
+            fuse_lora(pipeline, lora or str(preset.lora))
+        if memory.tiny_decoder:
+            take_tiny_decoder(pipeline, memory.tiny_decoder)
+    if scheduler:
+        cls, settings = SCHEDULERS[scheduler]
+        pipeline.scheduler = getattr(diffusers, cls).from_config({**pipeline.scheduler.config, **settings})
+    if memory.quantise == "none":  # bitsandbytes has placed its own
+        pipeline = pipeline.to(place)
+    return DiffusionGenerator(pipeline, name=name, size=size or preset.size, call=preset.call, memory=memory)
+
+
+def _pipeline(preset: Preset, location: str, revision: str | None, dtype: torch.dtype, memory: Memory) -> Any:
+    settings: dict[str, Any] = {"use_safetensors": True, DTYPE: dtype}
+    parts: dict[str, Any] = {}
+    for component, part in preset.parts.items():
+        cls = getattr(diffusers, part.cls)
+        more = settings if hasattr(cls, "dtype") else {}
+        parts[component] = cls.from_pretrained(part.repository, subfolder=part.folder, **more)
+    if memory.quantise != "none":
+        family = FAMILIES[preset.family]
+        parts["quantization_config"] = quantisation(memory.quantise, family.denoiser, family.output_layer)
+    pipeline: Any = DiffusionPipeline.from_pretrained(
+        location, revision=revision, variant=preset.variant, trust_remote_code=False, **settings, **parts
+    )
+    if preset.scheduler:
+        own = pipeline.scheduler
+        pipeline.scheduler = type(own).from_config({**own.config, **preset.scheduler})
+    return pipeline
+
+
+def fuse_lora(pipeline: Any, source: str) -> None:
+    """Adds a LoRA to the pipeline's weights for good: a safetensors file, or "owner/name/file" on the Hub.
+
+    Raises:
+        InputError: no such file, no safetensors, or a LoRA that changes none of the pipeline's weights.
+    """
+    file = Path(source)
+    if not source.endswith(".safetensors"):
+        raise InputError(f"lora {source!r} is no safetensors file; give a path, or owner/name/file.safetensors")
+    if not file.is_file():
+        owner, _, rest = source.partition("/")
+        repository, _, path = rest.partition("/")
+        if not path:
+            raise InputError(f"there is no file {source}; give a path, or owner/name/file.safetensors on the Hub")
+        file = fetch(f"{owner}/{repository}", path)
     try:
-        with _no_loading_bars():
-            pipeline = DiffusionPipeline.from_pretrained(
-                location, revision=revision, use_safetensors=True, trust_remote_code=False, **{DTYPE: dtype}
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(f"generator {name!r} could not be loaded from {location}: {first_line}") from error
-    return DiffusionGenerator(pipeline.to(place), name=name, size=preset.size)
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"lora {source!r} does not fit a {type(pipeline).__name__}: {first_line(error)}") from error
+    if not pipeline.get_active_adapters():
+        raise InputError(f"lora {source!r} changes no weight of this {type(pipeline).__name__}: another architecture's")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
 
 
 @contextmanager
@@ -91,7 +147,8 @@ def _no_loading_bars() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _check_directory(folder: Path) -> None:
+def _check_directory(folder: Path) -> str:
+    """The class of the pipeline saved in a folder."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{folder} is not a pipeline directory: it has no model_index.json (see save_pretrained)")
@@ -100,7 +157,11 @@ def _check_directory(folder: Path) -> None:
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{index} does not name a pipeline class") from error
     if pipeline_class not in FAMILIES:
-        raise InputError(f"{folder} holds a {pipeline_class}, which is not supported; known: {', '.join(FAMILIES)}")
+        raise InputError(
+            f"{folder} holds a {pipeline_class}, which is not supported; known: {', '.join(FAMILIES)} (to add it, "
+            "register its denoiser, output layer and first step in hypernoise.generators.families.FAMILIES)"
+        )
+    return pipeline_class
 
 
 def pick_device(device: str) -> torch.device:

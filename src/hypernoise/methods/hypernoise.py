@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.adapters import load_adapter, read_about, read_weights
+from hypernoise.adapters import adapter_folder, load_adapter, read_about, read_weights
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
@@ -27,7 +27,7 @@ class Adapter:
     """
 
     def __init__(self, source: NoiseNetwork | str | Path):
-        self._folder = Path(source) if isinstance(source, str | Path) else None
+        self._folder = adapter_folder(source) if isinstance(source, str | Path) else None
         self._network = None if isinstance(source, str | Path) else source
 
     def on(self, generator: Generator) -> NoiseNetwork:

@@ -8,8 +8,9 @@ section 4; arXiv 2508.09968). The same weights, with the updates off, stay the g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -33,14 +34,24 @@ class LoRANoise(nn.Module):
             network made on it before is removed, and refuses to run from then on.
         rank, alpha: of the LoRA; the update is scaled by alpha / rank.
         seed: of the LoRA's initial A (B starts at 0).
+        layers: names of the layers to adapt, the output layer among them; every Linear and Conv layer if None.
 
     Raises:
-        InputError: the denoiser carries another adapter, rank < 1, or alpha not a positive number.
+        InputError: the denoiser carries another adapter, rank < 1, alpha not a positive number, or layers that
+            are not there.
     """
 
     kind: ClassVar[str] = "lora"
 
-    def __init__(self, generator: DiffusionGenerator, *, rank: int = 16, alpha: float = 32.0, seed: int = 0):
+    def __init__(
+        self,
+        generator: DiffusionGenerator,
+        *,
+        rank: int = 16,
+        alpha: float = 32.0,
+        seed: int = 0,
+        layers: Sequence[str] | None = None,
+    ):
         super().__init__()
         if not isinstance(rank, int) or rank < 1:
             raise InputError(f"rank must be a whole number of at least 1, not {rank}")
@@ -50,9 +61,14 @@ class LoRANoise(nn.Module):
             generator.network.remove()
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
         self.output_layer = generator.family.output_layer
+        _check_bare(generator.denoiser)
+        names = adaptable_layers(generator.denoiser)
+        if layers is not None:
+            names = _chosen(layers, names, self.output_layer)
+            self.settings["layers"] = names
         self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
         self._trainable_before = [p for p in generator.denoiser.parameters() if p.requires_grad]
-        self.layers: dict[str, LoraLayer] = _inject(generator.denoiser, rank, alpha, seed)
+        self.layers: dict[str, LoraLayer] = _inject(generator.denoiser, names, rank, alpha, seed)
         self.lora = nn.ModuleList([nn.ModuleList([m.lora_A, m.lora_B]) for m in self.layers.values()])
         self.lora.to(torch.float64 if generator.dtype == torch.float64 else torch.float32)
         base = self.layers[self.output_layer].get_base_layer()
@@ -79,6 +95,21 @@ class LoRANoise(nn.Module):
             yield
         finally:
             self._switch(False)
+
+    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """Gives blocks inside which the denoiser computes as it does now, whatever it does when they are entered."""
+        active = self._active
+
+        @contextmanager
+        def block() -> Iterator[None]:
+            before = self._active
+            self._switch(active)
+            try:
+                yield
+            finally:
+                self._switch(before)
+
+        return block
 
     def check_alone(self) -> None:
         """Raises InputError if other adapters came onto the denoiser: switching would silence them too."""
@@ -148,18 +179,34 @@ class LoRANoise(nn.Module):
             parameter.requires_grad_(True)
 
 
-def _inject(denoiser: nn.Module, rank: int, alpha: float, seed: int) -> dict[str, LoraLayer]:
+def adaptable_layers(denoiser: nn.Module) -> list[str]:
+    """The names of its Linear and Conv layers, in the denoiser's order, whether they are adapted or not."""
+    kinds = nn.Linear | nn.modules.conv._ConvNd
+    found = [name for name, module in denoiser.named_modules() if isinstance(module, kinds)]
+    return [name.removesuffix(".base_layer") for name in found if ".lora_" not in name]
+
+
+def _check_bare(denoiser: nn.Module) -> None:
     if any(isinstance(module, LoraLayer) for module in denoiser.modules()):
         raise InputError(
             f"the {type(denoiser).__name__} already carries an adapter: take a noise network off with "
             "network.remove() or hypernoise.detach(pipe); fuse and unload another LoRA "
             "(pipe.fuse_lora(); pipe.unload_lora_weights())"
         )
-    names = [
-        name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
-    ]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)  # type: ignore[arg-type]
-    with torch.random.fork_rng(devices=[]):
+
+
+def _chosen(layers: Sequence[str], names: list[str], output_layer: str) -> list[str]:
+    strange = sorted(set(layers) - set(names))
+    if strange:
+        raise InputError(f"the denoiser has no Linear or Conv layer {strange[0]!r} ({len(strange)} such names in all)")
+    if output_layer not in layers:
+        raise InputError(f"layers leave out {output_layer!r}: without its update the residual would always be 0")
+    return [name for name in names if name in set(layers)]
+
+
+def _inject(denoiser: nn.Module, names: list[str], rank: int, alpha: float, seed: int) -> dict[str, LoraLayer]:
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="|".join(map(re.escape, names)))  # type: ignore[arg-type]  # a pattern of whole names
+    with torch.random.fork_rng(devices=[]), _ungrouped(denoiser):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
         inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
     layers = {name: denoiser.get_submodule(name) for name in names}
@@ -168,3 +215,20 @@ def _inject(denoiser: nn.Module, rank: int, alpha: float, seed: int) -> dict[str
         layer.get_base_layer().requires_grad_(False)
         layer._disable_adapters = True
     return layers  # type: ignore[return-value]
+
+
+@contextmanager
+def _ungrouped(denoiser: nn.Module) -> Iterator[None]:
+    """Inside the block every conv has one group, so that PEFT puts a full B·A on it, whatever the rank.
+
+    SANA's depthwise convs need it: PEFT refuses a rank that their groups do not divide, and the released adapters
+    were made by a PEFT that knew no groups.
+    """
+    grouped = [(m, m.groups) for m in denoiser.modules() if isinstance(m, nn.modules.conv._ConvNd) and m.groups > 1]
+    for conv, _ in grouped:
+        conv.groups = 1
+    try:
+        yield
+    finally:
+        for conv, groups in grouped:
+            conv.groups = groups

@@ -153,6 +153,27 @@ class Recipe(TrainConfig):
     """Where rewards that are networks are; empty: with the pictures."""
     reward_checkpointing: bool = False
     """Compute the rewards' activations again for the gradient: less memory, more time."""
+    revision: str = ""
+    """Of the generator's repository; empty: its newest."""
+    height: int = 0
+    """Of the pictures, in pixels; 0: the generator's own."""
+    width: int = 0
+    """As height, if 0."""
+    few_step_lora: str = ""
+    """An LCM, Hyper-SD or Lightning LoRA that is fused into the generator first: a safetensors file, or
+    owner/name/file on the Hub."""
+    scheduler: Literal["", "lcm", "tcd", "euler-trailing", "ddim-trailing"] = ""
+    """As the few-step LoRA's card asks for; empty: the generator's own."""
+    checkpointing: bool = False
+    """Compute the denoiser's and the decoder's activations again for the gradient: less memory, more time."""
+    decode_slice: int = 0
+    """Pictures decoded at once; 0: all of them."""
+    text_encoders: Literal["stay", "offload", "drop"] = "stay"
+    """offload: on the CPU between encodings; drop: the prompts are encoded ahead and the encoders let go."""
+    tiny_decoder: str = ""
+    """A small decoder of the TAESD family in place of the generator's: a directory or a Hub repository."""
+    quantise: Literal["none", "int8", "nf4"] = "none"
+    """Of the frozen denoiser's weights, with bitsandbytes; what trains stays fp32."""
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
     rank: int = 16
@@ -162,6 +183,9 @@ class Recipe(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "rank")
+        for name in ("height", "width", "decode_slice"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InputError(f"alpha must be a positive number, not {self.alpha}")
         finite_weights(self.rewards)

@@ -1,0 +1,170 @@
+"""What a generator may do to need less memory, each option on its own. None changes its numbers but `tiny_decoder`
+and `quantise`, which swap a network for a smaller one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hypernoise.errors import InputError, at_least_one
+
+if TYPE_CHECKING:
+    from hypernoise.generators.diffusion import DiffusionGenerator
+
+Quantised = Literal["none", "int8", "nf4"]
+TextEncoders = Literal["stay", "offload", "drop"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Ways to need less memory.
+
+    checkpointing: the denoiser's blocks and the decoder compute their activations again for the gradient.
+    decode_slice: pictures decoded at once; 0: the whole batch.
+    text_encoders: "stay" on the device; "offload" rests on the CPU between encodings; "drop" encodes the prompts
+        ahead (`encode_ahead`), keeps the results on the CPU, and lets the encoders go.
+    tiny_decoder: a directory or Hub repository with an AutoencoderTiny for the same latents, in place of the decoder.
+    quantise: the frozen denoiser's weights in 8 or 4 bits (bitsandbytes, on CUDA); what trains stays fp32.
+    """
+
+    checkpointing: bool = False
+    decode_slice: int = 0
+    text_encoders: TextEncoders = "stay"
+    tiny_decoder: str = ""
+    quantise: Quantised = "none"
+
+    def __post_init__(self) -> None:
+        if self.decode_slice:
+            at_least_one(self, "decode_slice")
+
+
+NO_SAVING = Memory()
+
+
+def checkpoint_blocks(generator: DiffusionGenerator) -> None:
+    """The denoiser's blocks keep their inputs alone and run again for the gradient, in the adapter state of then.
+
+    Without that, a block that f ran with its LoRA on would be run again with it off, as the trainer leaves it.
+    """
+    denoiser: Any = generator.denoiser
+    if not getattr(denoiser, "_supports_gradient_checkpointing", False):
+        raise InputError(f"{type(denoiser).__name__} has no gradient checkpointing; leave checkpointing out")
+
+    def run(block: nn.Module, *arguments: Any) -> Any:
+        network: Any = generator.network
+        again = network.as_now() if network is not None else nullcontext
+        return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+
+    denoiser.enable_gradient_checkpointing(run)
+
+
+def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
+    """An autoencoder's `decode` in slices, each computed again for the gradient if asked for.
+
+    Running out of memory is told here: SANA-Sprint's pipeline would only warn and go on without a picture.
+    """
+
+    def sliced(latents: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        def one(part: Tensor) -> Tensor:
+            return decode(part, *arguments, **{**keywords, "return_dict": False})[0]
+
+        again = memory.checkpointing and torch.is_grad_enabled()
+        try:
+            parts = [
+                checkpoint(one, part, use_reentrant=False) if again else one(part)
+                for part in latents.split(memory.decode_slice or len(latents))
+            ]
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory while decoding {len(latents)} pictures; set decode_slice: 1 and checkpointing: true, "
+                "or lower batch_size (hypernoise plan says what each saves)"
+            ) from error
+        return (torch.cat(parts) if len(parts) > 1 else parts[0],)
+
+    return sliced
+
+
+def take_tiny_decoder(pipeline: Any, source: str) -> None:
+    """Puts an AutoencoderTiny in the place of the pipeline's autoencoder."""
+    from diffusers import AutoencoderTiny
+
+    own = pipeline.vae
+    try:
+        tiny: Any = AutoencoderTiny.from_pretrained(source, torch_dtype=own.dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"tiny_decoder {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    channels = own.config.latent_channels if "latent_channels" in own.config else own.config.get("z_dim")
+    if tiny.config.latent_channels != channels:
+        raise InputError(
+            f"tiny_decoder {source!r} decodes {tiny.config.latent_channels} channels; these latents have {channels}"
+        )
+    pipeline.vae = tiny.to(own.device).requires_grad_(False).eval()
+
+
+def quantisation(kind: Quantised, denoiser: str, output_layer: str) -> Any:
+    """The `quantization_config` for `from_pretrained`: the denoiser in few bits, but for the layer f replaces."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"quantise: {kind} needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
+
+    skipped = {"llm_int8_skip_modules": [output_layer]}
+    settings = {
+        "int8": {"load_in_8bit": True},
+        "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+    }[kind]
+    return PipelineQuantizationConfig(quant_mapping={denoiser: BitsAndBytesConfig(**settings, **skipped)})
+
+
+class TextSide:
+    """A pipeline's text encoders while they are not needed: on the CPU, or gone and what they said kept.
+
+    The pipeline's own attributes are None meanwhile, as diffusers has it for encoders that were never loaded.
+    """
+
+    def __init__(self, pipeline: Any):
+        parts = {name: part for name, part in pipeline.components.items() if name.startswith("text_encoder")}
+        self.pipeline = pipeline
+        self.encoders: dict[str, nn.Module] = {n: part for n, part in parts.items() if isinstance(part, nn.Module)}
+        self.known: dict[str, dict[str, Tensor]] = {}  # prompt -> its row of the condition, on the CPU
+        self._rest()
+
+    def _rest(self) -> None:
+        for name, encoder in self.encoders.items():
+            encoder.to("cpu")
+            setattr(self.pipeline, name, None)
+
+    @contextmanager
+    def awake(self, device: torch.device) -> Iterator[None]:
+        """Inside the block the encoders are on the device and in the pipeline."""
+        for name, encoder in self.encoders.items():
+            setattr(self.pipeline, name, encoder.to(device))
+        try:
+            yield
+        finally:
+            self._rest()
+
+    def drop(self) -> None:
+        self.encoders = {}
+
+    def keep(self, prompts: list[str], tensors: dict[str, Tensor]) -> None:
+        for row, prompt in enumerate(prompts):
+            self.known[prompt] = {name: tensor[row].to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    def recall(self, prompts: list[str]) -> dict[str, Tensor]:
+        """The condition's tensors of prompts that were encoded ahead; rows of other lengths are padded with 0."""
+        unknown = next((prompt for prompt in prompts if prompt not in self.known), None)
+        if unknown is not None:
+            raise InputError(
+                f"the text encoders were dropped, and {unknown!r} is not among the prompts encoded ahead; "
+                "use text_encoders: offload"
+            )
+        rows = [self.known[prompt] for prompt in prompts]
+        return {n: nn.utils.rnn.pad_sequence([row[n] for row in rows], batch_first=True) for n in rows[0]}

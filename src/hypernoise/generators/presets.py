@@ -1,0 +1,158 @@
+"""Generators known by name: where their weights are and how they are drawn, data only.
+
+Sizes, steps and guidance are those of each model's card; conventions of the first step are the family's. No revision
+is pinned: an adapter recognises its base by the weights themselves. `revision` of `load_generator` pins one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component that comes from another repository than the pipeline: its diffusers class and folder there."""
+
+    cls: str
+    repository: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named generator.
+
+    repository: on the Hub; packaged: a folder inside this package instead.
+    family: class of its pipeline, a row of `families.FAMILIES`.
+    size: height and width in pixels it is drawn at; None: the pipeline's own.
+    steps: denoiser calls it was distilled for.
+    first_timestep: what its denoiser is told at the first step.
+    variant: of the weight files; dtype: they are published to run in.
+    parts: components from elsewhere; lora: a few-step LoRA ("owner/name/file") that is fused into the base.
+    scheduler: settings over those of the pipeline's own.
+    call: `__call__` arguments over the family's.
+    tiny_decoder: repository of a TAESD for its latents, if there is one.
+    gated: a licence has to be accepted on its page first.
+    """
+
+    family: str
+    repository: str | None = None
+    packaged: str | None = None
+    size: tuple[int, int] | None = None
+    steps: int = 1
+    first_timestep: float = 999.0
+    variant: str | None = None
+    dtype: str = "bfloat16"
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    lora: str | None = None
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+    tiny_decoder: str | None = None
+    gated: bool = False
+
+
+_DMD = "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512"
+
+PRESETS: dict[str, Preset] = {
+    "scenes": Preset("StableDiffusionPipeline", packaged="scenes/weights/generator", dtype="float32"),
+    "sd-turbo": Preset(
+        "StableDiffusionPipeline",
+        "stabilityai/sd-turbo",
+        size=(512, 512),
+        variant="fp16",
+        tiny_decoder="madebyollin/taesd",
+    ),
+    "sdxl-turbo": Preset(
+        "StableDiffusionXLPipeline",
+        "stabilityai/sdxl-turbo",
+        size=(512, 512),
+        variant="fp16",
+        scheduler={"timestep_spacing": "trailing"},
+        tiny_decoder="madebyollin/taesdxl",
+    ),
+    "sana-sprint-0.6b": Preset(
+        "SanaSprintPipeline",
+        "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",
+        size=(1024, 1024),
+        first_timestep=1.0,
+    ),
+    "sana-sprint-1.6b": Preset(
+        "SanaSprintPipeline",
+        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        size=(1024, 1024),
+        first_timestep=1.0,
+    ),
+    "flux-schnell": Preset(
+        "FluxPipeline",
+        "black-forest-labs/FLUX.1-schnell",
+        size=(512, 512),  # the paper's; the model draws up to 1024
+        steps=4,
+        first_timestep=1.0,
+        call={"max_sequence_length": 256},
+        tiny_decoder="madebyollin/taef1",
+        gated=True,
+    ),
+    "sd3.5-large-turbo": Preset(
+        "StableDiffusion3Pipeline",
+        "stabilityai/stable-diffusion-3.5-large-turbo",
+        size=(1024, 1024),
+        steps=4,
+        first_timestep=1000.0,
+        tiny_decoder="madebyollin/taesd3",
+        gated=True,
+    ),
+    "pixart-dmd": Preset(
+        "PixArtAlphaPipeline",
+        "PixArt-alpha/PixArt-XL-2-512x512",
+        size=(512, 512),
+        first_timestep=400.0,
+        parts={
+            "transformer": Part("PixArtTransformer2DModel", _DMD, "transformer"),
+            "scheduler": Part("DDPMScheduler", _DMD, "scheduler"),
+        },
+        call={"timesteps": [400]},
+        tiny_decoder="madebyollin/taesd",
+    ),
+    "z-image-turbo": Preset(
+        "ZImagePipeline",
+        "Tongyi-MAI/Z-Image-Turbo",
+        size=(1024, 1024),
+        steps=8,
+        first_timestep=0.0,
+        tiny_decoder="madebyollin/taef1",
+    ),
+    "flux2-klein-4b": Preset(
+        "Flux2KleinPipeline",
+        "black-forest-labs/FLUX.2-klein-4B",
+        size=(1024, 1024),
+        steps=4,
+        first_timestep=1.0,
+    ),
+    "qwen-image-lightning": Preset(
+        "QwenImagePipeline",
+        "Qwen/Qwen-Image",
+        size=(1024, 1024),
+        steps=4,
+        first_timestep=1.0,
+        lora="lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-4steps-V1.0.safetensors",
+        # ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py: distilled with a shift of 3
+        scheduler={
+            "base_shift": math.log(3),
+            "max_shift": math.log(3),
+            "max_image_seq_len": 8192,
+            "shift": 1.0,
+            "shift_terminal": None,
+            "use_dynamic_shifting": True,
+        },
+    ),
+}
+
+SCHEDULERS: dict[str, tuple[str, Mapping[str, Any]]] = {  # for few-step LoRAs on SD and SDXL, as their cards say
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+    "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "ddim-trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
+}

@@ -1,0 +1,139 @@
+"""How much memory and arithmetic a computation takes, found by running it on tensors without data.
+
+`Live` follows every storage that an operation makes until nothing holds it any more, so its peak is what an exact
+allocator would reach; autograd on the meta device keeps and frees what it would elsewhere. Left out are a kernel's own
+workspace and an allocator's rounding.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages made inside the block that are still held: `bytes` now, `peak` at most.
+
+    `flops` are the floating point operations done, a multiply-add being two: of products and convolutions, as
+    torch's own counter has them. (That counter as a mode of its own would hold on to tensors.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = self.flops = 0
+        self._held: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        given = {id(t.untyped_storage()) for t in tree_leaves((arguments, keywords)) if isinstance(t, Tensor)}
+        result = function(*arguments, **(keywords or {}))
+        count = flop_registry.get(function._overloadpacket)
+        if count is not None:
+            self.flops += count(*arguments, **(keywords or {}), out_val=result)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._hold(tensor.untyped_storage(), given)
+        return result
+
+    def _hold(self, storage: Any, given: set[int]) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._held or key in given or size == 0:
+            return
+
+        def release(reference: Any) -> None:
+            self._held.pop(key, None)
+            self.bytes -= size
+
+        self._held[key] = weakref.ref(storage, release)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+
+class _Attention(torch.autograd.Function):
+    """What fused attention allocates: its output and a log-sum per query; their gradients' sizes backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, live: Live) -> Tensor:
+        output = q.new_empty(*q.shape[:-1], v.shape[-1])
+        logsums = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+        ctx.save_for_backward(q, k, v, output, logsums)
+        ctx.live = live
+        live.flops += _attention_flops(q, k, v)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        q, k, v, *_ = ctx.saved_tensors
+        ctx.live.flops += 5 * _attention_flops(q, k, v) // 2  # five products for two, one of them done again
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
+
+
+def _attention_flops(q: Tensor, k: Tensor, v: Tensor) -> int:
+    return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+@contextmanager
+def fused_attention(live: Live) -> Iterator[None]:
+    """`scaled_dot_product_attention` on meta tensors as a fused kernel, which does not hold the whole matrix.
+
+    torch's function mode would do, were it on when a checkpointed block runs again.
+    """
+    own = nn.functional.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        if query.device.type != "meta":
+            return own(query, key, value, *arguments, **keywords)
+        return _Attention.apply(query, key, value, live)  # type: ignore[return-value]
+
+    nn.functional.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = own
+
+
+class _ToMeta(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="meta")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.zeros(gradients[0].shape, dtype=gradients[0].dtype)
+
+
+class _FromMeta(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.empty_like(gradients[0], device="meta")
+
+
+def to_meta(nest: Any) -> Any:
+    """Every tensor of a nest without its data, differentiably."""
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.device.type == "meta":
+            return value
+        return _ToMeta.apply(value) if value.requires_grad else torch.empty_like(value, device="meta")
+
+    return tree_map(one, nest)
+
+
+def from_meta(nest: Any) -> Any:
+    """Every tensor of a nest as zeros on the CPU, differentiably: a scheduler's own arithmetic needs data."""
+
+    def one(value: Any) -> Any:
+        return _FromMeta.apply(value) if isinstance(value, Tensor) and value.device.type == "meta" else value
+
+    return tree_map(one, nest)

@@ -1,0 +1,159 @@
+"""Options that save memory: the same numbers, and really less memory."""
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+
+from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.families import FAMILIES
+from hypernoise.generators.memory import Memory, take_tiny_decoder
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.objective import l2_kl
+from tests.conftest import disturb
+from tests.families import build_pipeline, size_of
+
+PROMPTS = ["a red circle", "two blue rings and a cross"]
+
+
+def step(family, folder, memory, seed=0):
+    """The pixels of a training step and the gradient of every LoRA tensor."""
+    generator = DiffusionGenerator(build_pipeline(family, folder), size=size_of(family), memory=memory)
+    network = LoRANoise(generator, rank=2, alpha=2.0)
+    disturb(network, scale=0.2)
+    generator.encode_ahead(PROMPTS)
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(2, *generator.noise_shape, generator=draw)
+    condition = generator.encode(PROMPTS)
+    residual = network(noise, condition)
+    pixels = generator.sample(noise + residual, condition)
+    (l2_kl(residual).sum() + pixels.square().sum()).backward()
+    return pixels.detach(), [p.grad for p in network.trainable_parameters()]
+
+
+def close(found, expected):
+    (pixels, gradients), (wanted, right) = found, expected
+    assert (pixels - wanted).abs().max() <= 1e-5
+    assert [g is None for g in gradients] == [g is None for g in right]
+    for g, r in zip(gradients, right, strict=True):
+        if g is not None:
+            assert torch.allclose(g, r, rtol=1e-3, atol=1e-4 * float(r.abs().max()) + 1e-6)
+    assert sum(g is not None and bool(g.any()) for g in gradients) > len(right) / 2
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_checkpointing_slices_and_offloading_change_no_number(family, tmp_path):
+    saving = Memory(checkpointing=True, decode_slice=1, text_encoders="offload")
+    close(step(family, tmp_path, saving), step(family, tmp_path, Memory()))
+
+
+def saved_bytes(family, folder, memory):
+    """Bytes that autograd keeps for the backward pass of one step."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    generator = DiffusionGenerator(build_pipeline(family, folder), size=size_of(family), memory=memory)
+    network = LoRANoise(generator, rank=2)
+    weights = {
+        p.untyped_storage().data_ptr()
+        for part in (generator.denoiser, generator.pipeline.vae)
+        for p in part.parameters()
+    }
+    noise = torch.randn(2, *generator.noise_shape)
+    condition = generator.encode(PROMPTS)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        pixels = generator.sample(noise + network(noise, condition), condition)
+    assert pixels.requires_grad
+    return sum(size for place, size in kept.items() if place not in weights)
+
+
+@pytest.mark.parametrize("family", ["StableDiffusionPipeline", "SanaSprintPipeline", "FluxPipeline"])
+def test_checkpointing_keeps_less(family, tmp_path):
+    assert saved_bytes(family, tmp_path, Memory(checkpointing=True)) < 0.5 * saved_bytes(family, tmp_path, Memory())
+
+
+def test_the_decoder_sees_so_many_pictures_at_once(tmp_path):
+    pipeline = build_pipeline("SanaSprintPipeline", tmp_path)
+    generator = DiffusionGenerator(pipeline, size=(32, 32), memory=Memory(decode_slice=2))
+    seen = []
+    pipeline.vae.decoder.register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
+    with torch.no_grad():
+        generator.sample(torch.randn(5, *generator.noise_shape), generator.encode(["a ring"] * 5))
+    assert seen == [2, 2, 1]
+    assert "decode" not in vars(pipeline.vae)
+
+
+def test_offloaded_encoders_rest_outside_the_pipeline(tmp_path):
+    pipeline = build_pipeline("FluxPipeline", tmp_path)
+    expected = DiffusionGenerator(pipeline, size=(16, 16)).encode(PROMPTS).tensors
+    generator = DiffusionGenerator(pipeline, size=(16, 16), memory=Memory(text_encoders="offload"))
+    assert pipeline.text_encoder is None
+    assert pipeline.text_encoder_2 is None
+    found = generator.encode(PROMPTS).tensors
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert pipeline.text_encoder is None
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_dropped_encoders_leave_their_prompts(family, tmp_path):
+    pipeline = build_pipeline(family, tmp_path)
+    plain = DiffusionGenerator(pipeline, size=size_of(family))
+    noise = torch.randn(3, *plain.noise_shape, generator=torch.Generator().manual_seed(0))
+    asked = [PROMPTS[1], PROMPTS[0], PROMPTS[1]]
+    with torch.no_grad():
+        expected = plain.sample(noise, plain.encode(asked))
+        generator = DiffusionGenerator(pipeline, size=size_of(family), memory=Memory(text_encoders="drop"))
+        generator.encode_ahead([*PROMPTS, PROMPTS[0]], batch=1)
+        drawn = generator.sample(noise, generator.encode(asked))
+    assert (drawn - expected).abs().max() <= 1e-4
+    assert not generator._text.encoders
+    with pytest.raises(InputError, match="'a ring' is not among the prompts encoded ahead"):
+        generator.encode(["a ring"])
+
+
+def tiny(channels):
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=channels,
+        upsampling_scaling_factor=2,
+    )
+
+
+def test_a_tiny_decoder_takes_the_decoders_place(tmp_path):
+    pipeline = build_pipeline("StableDiffusionXLPipeline", tmp_path)
+    tiny(4).save_pretrained(tmp_path / "taesd")
+    take_tiny_decoder(pipeline, str(tmp_path / "taesd"))
+    generator = DiffusionGenerator(pipeline, size=(16, 16))
+    noise, condition = torch.randn(1, 4, 8, 8).requires_grad_(), generator.encode(["a ring"])
+    pixels = generator.sample(noise, condition)
+    decoded = pipeline.vae.decode(generator.latents(noise, condition), return_dict=False)[0]
+    assert torch.allclose(pixels, (decoded / 2 + 0.5).clamp(0, 1), atol=1e-5)
+    (gradient,) = torch.autograd.grad(pixels.sum(), noise)
+    assert gradient.abs().max() > 0
+
+
+def test_a_tiny_decoder_of_other_latents_is_refused(tmp_path):
+    tiny(16).save_pretrained(tmp_path / "taef1")
+    with pytest.raises(InputError, match="decodes 16 channels; these latents have 4"):
+        take_tiny_decoder(build_pipeline("StableDiffusionXLPipeline", tmp_path), str(tmp_path / "taef1"))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        take_tiny_decoder(build_pipeline("StableDiffusionXLPipeline", tmp_path), str(tmp_path / "nowhere"))
+
+
+def test_out_of_memory_while_decoding_is_told_even_by_sana(tmp_path, monkeypatch):
+    pipeline = build_pipeline("SanaSprintPipeline", tmp_path)
+    generator = DiffusionGenerator(pipeline, size=(32, 32))
+
+    def refuse(*arguments):
+        raise torch.OutOfMemoryError("no more")
+
+    condition = generator.encode(["a ring"])
+    monkeypatch.setattr(pipeline.vae.decoder, "forward", refuse)
+    with pytest.raises(InputError, match="out of memory while decoding 1 pictures; set decode_slice: 1"):
+        generator.sample(torch.randn(1, *generator.noise_shape), condition)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from hypernoise.errors import InputError
+from hypernoise.generators.module import ModuleGenerator
+from hypernoise.noise.residual import ResidualNoise
+from hypernoise.rewards.pixel import redness
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.trainer import train
+
+COLOURS = ["red", "green", "blue"]
+
+
+class Labelled(nn.Module):
+    """A picture of one colour: the label's, moved by the noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.colours = nn.Embedding(3, 3, _weight=torch.eye(3))
+
+    def forward(self, noise, labels):
+        colour = torch.sigmoid(self.colours(labels) + noise.flatten(1)[:, :3])
+        return colour[:, :, None, None].expand(-1, -1, 4, 4)
+
+
+def labels(prompts):
+    return torch.tensor([COLOURS.index(prompt) for prompt in prompts])
+
+
+CASES = {
+    "labels": (Labelled(), (5,), labels),
+    "embeddings": (
+        nn.Bilinear(2, 3, 3 * 4 * 4),
+        (2,),
+        lambda prompts: torch.nn.functional.one_hot(labels(prompts), 3).float(),
+    ),
+    "nothing, 1-D": (nn.Linear(7, 3 * 4 * 4), (7,), None),
+    "nothing, 3-D": (nn.Sequential(nn.Flatten(), nn.Linear(8, 3 * 4 * 4)), (2, 2, 2), None),
+}
+
+
+@pytest.mark.parametrize(("module", "shape", "embed"), CASES.values(), ids=CASES.keys())
+def test_a_noise_network_trains_on_any_module(module, shape, embed):
+    generator = ModuleGenerator(
+        module, noise_shape=shape, embed=embed, to_pixels=lambda y: torch.sigmoid(y.reshape(len(y), 3, 4, 4))
+    )
+    network = ResidualNoise(shape, width=16, depth=1)
+    config = TrainConfig(steps=30, batch_size=8, kl_weight=0.01, lr=1e-2)
+    result = train(generator, network, lambda p, t: 10 * redness(p, t), COLOURS, config, progress=False)
+    first, last = result.history[0]["reward"], result.history[-1]["reward"]
+    assert result.history[0]["kl"] == 0
+    assert last > first + 0.1
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_conditions_reach_the_module_and_slice():
+    generator = ModuleGenerator(Labelled(), noise_shape=(5,), embed=labels)
+    noise, condition = torch.zeros(3, 5), generator.encode(COLOURS)
+    pixels = generator.sample(noise, condition)
+    assert pixels[:, :, 0, 0].argmax(1).tolist() == [0, 1, 2]
+    assert torch.equal(generator.sample(noise[1:], condition[1:]), pixels[1:])
+
+
+def test_an_embedding_without_a_row_for_each_prompt_is_refused():
+    generator = ModuleGenerator(Labelled(), noise_shape=(5,), embed=lambda prompts: torch.zeros(1))
+    with pytest.raises(InputError, match="a row for each of 3 prompts"):
+        generator.encode(COLOURS)

@@ -1,0 +1,167 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from hypernoise.commands.training import loading
+from hypernoise.errors import InputError
+from hypernoise.generators import hub, registry
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.families import FAMILIES
+from hypernoise.generators.memory import Memory
+from hypernoise.generators.presets import PRESETS
+from hypernoise.generators.registry import fuse_lora, load_generator
+from hypernoise.training.config import read_recipe
+from tests.families import build_pipeline, size_of
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_is_whole(name):
+    preset = PRESETS[name]
+    assert preset.family in FAMILIES
+    assert (preset.repository is None) != (preset.packaged is None)
+    assert hasattr(torch, preset.dtype)
+    if preset.repository:
+        assert preset.size is not None
+        recipe = read_recipe(RECIPES / f"{name}.yaml")
+        assert recipe.generator == name
+
+
+@pytest.mark.parametrize("name", ["sd-turbo", "sana-sprint-0.6b", "sana-sprint-1.6b", "flux-schnell"])
+def test_recipes_weigh_the_kl_as_the_released_code_does(name):
+    """0.5·mean(f²) is ½‖f‖² / d."""
+    d = {"sd-turbo": 4 * 64 * 64, "flux-schnell": 1024 * 64}.get(name, 32 * 32 * 32)
+    assert read_recipe(RECIPES / f"{name}.yaml").kl_weight == pytest.approx(1 / d, rel=5e-3)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_users_own_pipeline_directory_works_by_path(family, tmp_path):
+    pipeline = build_pipeline(family, tmp_path)
+    pipeline.save_pretrained(tmp_path / "mine")
+    expected = DiffusionGenerator(pipeline, size=size_of(family))
+    generator = load_generator(tmp_path / "mine", device="cpu", size=size_of(family))
+    assert type(generator.pipeline) is type(pipeline)
+    noise = torch.randn(1, *generator.noise_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        drawn = generator.sample(noise, generator.encode(["a ring"]), seed=0)
+        wanted = expected.sample(noise, expected.encode(["a ring"]), seed=0)
+    assert (drawn - wanted).abs().max() <= 1e-5
+
+
+def test_a_recipes_fields_reach_the_generator(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("height: 32\nwidth: 64\ncheckpointing: true\ndecode_slice: 2\nrevision: abc\nscheduler: lcm\n")
+    found = loading(read_recipe(file))
+    assert found["size"] == (32, 64)
+    assert found["memory"] == Memory(checkpointing=True, decode_slice=2)
+    assert (found["revision"], found["scheduler"], found["lora"]) == ("abc", "lcm", None)
+
+
+def hub_says(error, status):
+    def refuse(*arguments, **keywords):
+        raise error("no", response=SimpleNamespace(headers={}, request=None, status_code=status))  # type: ignore[arg-type]
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (GatedRepoError, "FLUX.1-schnell is gated: accept its licence at https://huggingface.co/black-forest-labs/"),
+        (RepositoryNotFoundError, "no repository black-forest-labs/FLUX.1-schnell on the Hub, or it is private"),
+        (RevisionNotFoundError, "has no revision 'abc'"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_what_to_do(error, message, monkeypatch):
+    monkeypatch.setattr(hub, "hf_hub_download", hub_says(error, 403))
+    with pytest.raises(InputError, match=message):
+        load_generator("flux-schnell", device="cpu", revision="abc")
+
+
+def test_offline_and_not_cached_names_the_file_and_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = (
+        "model_index.json is not in the local cache and HF_HUB_OFFLINE is set; .* hf download stabilityai/sd-turbo"
+    )
+    with pytest.raises(InputError, match=message):
+        load_generator("sd-turbo", device="cpu")
+
+
+def test_an_unknown_pipeline_class_says_how_to_register_one(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    with pytest.raises(InputError, match="KandinskyPipeline, which is not supported.* output layer and first step in"):
+        load_generator(tmp_path, device="cpu")
+
+
+def test_a_scheduler_that_starts_elsewhere_is_warned_about(sd_pipeline):
+    pipeline = sd_pipeline()
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, timestep_spacing="leading")
+    with pytest.warns(UserWarning, match=r"begins one step at t = 1, not at 999 .*'leading'; few-step models"):
+        DiffusionGenerator(pipeline, name="slow")
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("FluxPipeline", lambda p: p.transformer.register_to_config(guidance_embeds=True), "takes a guidance scale"),
+        ("Flux2KleinPipeline", lambda p: p.register_to_config(is_distilled=False), "is_distilled: false"),
+    ],
+)
+def test_models_that_are_not_few_step_ones_are_warned_about(family, change, message, tmp_path):
+    pipeline = build_pipeline(family, tmp_path)
+    change(pipeline)
+    with pytest.warns(UserWarning, match=message):
+        DiffusionGenerator(pipeline, size=(16, 16))
+
+
+def lora_file(folder, pipeline, width=8):
+    """A LoRA on the UNet's attention as diffusers writes it, and the weights it stands for."""
+    names = [n for n, m in pipeline.unet.named_modules() if n.endswith("to_q") and isinstance(m, torch.nn.Linear)]
+    draw, state, change = torch.Generator().manual_seed(3), {}, {}
+    for name in names:
+        layer = pipeline.unet.get_submodule(name)
+        a = torch.randn(2, layer.in_features, generator=draw)
+        b = torch.randn(layer.out_features, 2, generator=draw)
+        state |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+        change[name] = layer.weight + b @ a
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
+    return folder / "pytorch_lora_weights.safetensors", change
+
+
+def test_a_few_step_lora_is_fused_with_its_scheduler(sd_pipeline, tmp_path):
+    pipeline = sd_pipeline()
+    file, change = lora_file(tmp_path / "lcm", pipeline)
+    pipeline.save_pretrained(tmp_path / "base")
+    generator = load_generator(tmp_path / "base", device="cpu", lora=str(file), scheduler="lcm")
+    assert type(generator.pipeline.scheduler).__name__ == "LCMScheduler"
+    for name, weight in change.items():
+        assert torch.allclose(generator.denoiser.get_submodule(name).weight, weight, atol=1e-5)
+    assert not any("lora" in name for name, _ in generator.denoiser.named_modules())
+    noise = torch.randn(1, *generator.noise_shape)
+    assert generator.sample(noise, generator.encode(["a ring"]), steps=4, seed=0).shape == (1, 3, 16, 16)
+
+
+def test_loras_that_do_not_fit_are_refused(sd_pipeline, tmp_path):
+    file, _ = lora_file(tmp_path / "lcm", sd_pipeline())
+    with pytest.raises(InputError, match="does not fit a|changes no weight"):
+        fuse_lora(build_pipeline("SanaSprintPipeline", tmp_path), str(file))
+    with pytest.raises(InputError, match="is no safetensors file"):
+        fuse_lora(sd_pipeline(), "lora.bin")
+    with pytest.raises(InputError, match="there is no file nowhere/lora.safetensors"):
+        fuse_lora(sd_pipeline(), "nowhere/lora.safetensors")
+    with pytest.raises(InputError, match="unknown scheduler 'lmc'; did you mean 'lcm'"):
+        load_generator("scenes", device="cpu", scheduler="lmc")
+
+
+def test_quantising_without_bitsandbytes_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(registry, "fetch", lambda *arguments: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="quantise: nf4 needs bitsandbytes"):
+        load_generator("sd-turbo", device="cpu", memory=Memory(quantise="nf4"))

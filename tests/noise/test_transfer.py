@@ -1,0 +1,131 @@
+import json
+
+import pytest
+import torch
+
+from hypernoise.adapters import save_adapter
+from hypernoise.cli import main
+from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.methods.base import Problem
+from hypernoise.methods.hypernoise import HyperNoise
+from hypernoise.methods.transfer import Transfer
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.transfer import NoiseMap, cosine_basis
+from hypernoise.rewards.pixel import redness
+from tests.conftest import disturb
+
+SHAPES = [((4, 8, 8), (4, 16, 16)), ((4, 8, 8), (4, 4, 4)), ((4, 8, 6), (16, 4, 12)), ((32, 3, 3), (4, 8, 8))]
+
+
+def matrix(apply, source, target):
+    """The matrix of a linear map of [*source] to [*target]."""
+    size = int(torch.tensor(source).prod())
+    return apply(torch.eye(size, dtype=torch.float64).reshape(size, *source)).reshape(size, -1).T
+
+
+def test_the_cosine_basis_is_orthonormal():
+    basis = cosine_basis(7)
+    assert torch.allclose(basis @ basis.T, torch.eye(7, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize(("source", "target"), SHAPES)
+def test_the_map_keeps_white_noise_white_exactly(source, target, monkeypatch):
+    """z = A x + B e with x, e ~ N(0, I) has mean 0 and covariance A·Aᵀ + B·Bᵀ, which is I."""
+    between = NoiseMap(source, target)
+    module = "hypernoise.noise.transfer._fresh"
+    monkeypatch.setattr(module, lambda noise, shape, seed: torch.zeros(len(noise), *shape, dtype=noise.dtype))
+    a = matrix(between, source, target)
+    monkeypatch.setattr(module, lambda noise, shape, seed: noise.reshape(-1, *shape))
+    e = torch.eye(int(torch.tensor(target).prod()), dtype=torch.float64)
+    fresh = e.reshape(-1, *target)
+    from_fresh = fresh - _kept(between, fresh)
+    b = from_fresh.reshape(len(e), -1).T
+    assert torch.allclose(a @ a.T + b @ b.T, e, atol=1e-10)
+    adjoint = matrix(between.adjoint, target, source)
+    assert torch.allclose(adjoint, a.T, atol=1e-10)
+
+
+def _kept(between, values):
+    from hypernoise.noise.transfer import _along
+
+    return _along(_along(values, between._up), between._up, back=True)
+
+
+@pytest.mark.parametrize(("source", "target"), SHAPES)
+def test_drawn_noise_is_white_and_repeats(source, target):
+    between = NoiseMap(source, target)
+    x = torch.randn(400, *source, generator=torch.Generator().manual_seed(0))
+    z = between(x)
+    count = z.numel()
+    assert abs(z.mean()) * count**0.5 < 4
+    assert abs(z.square().mean() - 1) * (count / 2) ** 0.5 < 4
+    flat = z.flatten(1)
+    correlation = (flat.T @ flat / len(flat))[~torch.eye(flat.shape[1], dtype=torch.bool)]
+    assert abs(correlation.square().mean() * len(flat) - 1) < 0.1  # that of independent N(0, 1): 1 / samples
+    assert torch.equal(between(x[5:6]), z[5:6])
+    assert not torch.equal(between(x[5:6], seed=1), z[5:6])
+
+
+def test_coarse_structure_goes_there_and_back():
+    smooth = torch.linspace(-1, 1, 8)[None, None, :, None].expand(1, 4, 8, 8).clone()
+    there = NoiseMap((4, 8, 8), (4, 16, 16))
+    assert torch.allclose(there.adjoint(NoiseMap((4, 16, 16), (4, 8, 8)).adjoint(smooth)), smooth, atol=1e-5)
+
+
+def test_noise_in_tokens_is_refused():
+    with pytest.raises(InputError, match="only \\[channels, height, width\\] can"):
+        NoiseMap((16, 64), (4, 8, 8))
+
+
+def generators(sd_pipeline, size):
+    source = DiffusionGenerator(sd_pipeline(), name="first")
+    network = LoRANoise(source, rank=4)
+    disturb(network)
+    return source, network, DiffusionGenerator(sd_pipeline(seed=1), name="second", size=size)
+
+
+def test_one_layout_shares_its_noise(sd_pipeline):
+    source, network, target = generators(sd_pipeline, (16, 16))
+    noise = torch.randn(2, *target.noise_shape, generator=torch.Generator().manual_seed(0))
+    prompts = ["a ring", "a cross"]
+    driven = Transfer(network, source).generate(Problem(target, redness), prompts, noise)
+    own = HyperNoise(network).generate(Problem(source, redness), prompts, noise)
+    assert torch.equal(driven.noise, own.noise)
+    assert (driven.pixels - own.pixels).abs().max() > 1e-2
+    with torch.no_grad():
+        assert torch.allclose(driven.pixels, target.sample(driven.noise, target.encode(prompts)), atol=1e-6)
+
+
+def test_another_layout_goes_by_the_map(sd_pipeline):
+    source, network, target = generators(sd_pipeline, (32, 32))
+    noise = torch.randn(2, *target.noise_shape, generator=torch.Generator().manual_seed(0))
+    prompts = ["a ring", "a cross"]
+    result = Transfer(network, source).generate(Problem(target, redness), prompts, noise)
+    between = NoiseMap((4, 16, 16), (4, 8, 8))
+    with torch.no_grad():
+        residual = between.adjoint(network(between(noise), source.encode(prompts)))
+    assert torch.allclose(result.noise, noise + residual, atol=1e-6)
+    assert residual.abs().max() > 1e-2
+    assert result.pixels.shape == (2, 3, 32, 32)
+
+
+def test_the_command_prints_a_table(sd_pipeline, tmp_path, capsys):
+    source, network, target = generators(sd_pipeline, (16, 16))
+    save_adapter(network, tmp_path / "adapter")
+    network.remove()
+    source.pipeline.save_pretrained(tmp_path / "first")
+    target.pipeline.save_pretrained(tmp_path / "second")
+    (tmp_path / "prompts.txt").write_text("a ring\na cross\n")
+    flags = ["--source", str(tmp_path / "first"), "--to", str(tmp_path / "second"), "--rewards", "redness=10"]
+    more = ["--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["transfer", "--adapter", str(tmp_path / "adapter"), *flags, *more]) == 0
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    assert [(r["generator"][-6:], r["method"]) for r in rows] == [
+        ("/first", "plain"),
+        ("/first", "hypernoise"),
+        ("second", "plain"),
+        ("second", "transfer"),
+    ]
+    assert "second" in capsys.readouterr().out
+    assert main(["transfer", "--adapter", str(tmp_path / "adapter")]) == 2

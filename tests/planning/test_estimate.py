@@ -1,0 +1,116 @@
+"""The plan's memory against what the CPU's allocator was really asked for."""
+
+import pytest
+import torch
+from torch import nn
+
+from hypernoise.cli import main
+from hypernoise.generators.memory import Memory
+from hypernoise.generators.registry import load_generator
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.planning.estimate import estimate, meta_network, planned_generator
+from hypernoise.planning.live import Live
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.trainer import train
+
+
+def allocated_peak(run):
+    """The most bytes that torch's CPU allocator had handed out at once during `run`, as its profiler saw it."""
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def redder(pixels, prompts):
+    return pixels[:, 0].mean((1, 2))
+
+
+@pytest.mark.parametrize("memory", [Memory(), Memory(checkpointing=True, decode_slice=2)], ids=["plain", "saving"])
+def test_training_peak_is_within_15_percent_of_the_measured_one(memory):
+    """Beyond the frozen weights, which would hide an error; the second step, when the optimiser's state is there."""
+    batch, rank = 8, 16
+    generator = load_generator("scenes", device="cpu", memory=memory)
+    network = LoRANoise(generator, rank=rank)
+    config = TrainConfig(steps=2, batch_size=batch, warmup=0)
+    prompts = ["a ring", "two squares"]
+    train(generator, network, redder, prompts, config, progress=False)  # the tokenizer's and the kernels' first time
+    measured = allocated_peak(lambda: train(generator, network, redder, prompts, config, progress=False))
+    planned = planned_generator("scenes", dtype=torch.float32, memory=memory)
+    found = estimate(planned, meta_network(planned, rank=rank, alpha=32.0, dtype=torch.float32), batch=batch)
+    assert found.parts["trained: weights"] == sum(p.nbytes for p in network.trainable_parameters())
+    expected = sum(found.parts[part] for part in ("activations", "trained: gradients", "trained: optimiser"))
+    print(f"planned {expected / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
+    assert expected == pytest.approx(measured, rel=0.15)
+
+
+def test_frozen_parameters_are_the_real_ones():
+    generator = load_generator("scenes", device="cpu")
+    planned = planned_generator("scenes", dtype=torch.float32)
+    real = {n: p.shape for n, p in generator.denoiser.named_parameters()}
+    assert {n: p.shape for n, p in planned.generator.denoiser.named_parameters()} == real
+    assert planned.text_parameters == sum(p.numel() for p in generator.pipeline.text_encoder.parameters())
+    assert planned.generator.noise_shape == generator.noise_shape
+    condition, wanted = planned.condition(2).tensors, generator.encode(["a ring", "a cross"]).tensors
+    assert {n: t.shape for n, t in condition.items()} == {n: t.shape for n, t in wanted.items()}
+
+
+def test_options_save_what_they_are_for():
+    def kept(**memory):
+        planned = planned_generator("scenes", dtype=torch.float32, memory=Memory(**memory))
+        found = estimate(planned, meta_network(planned, rank=4, alpha=4.0, dtype=torch.float32), batch=4)
+        return found.kept, found.peak
+
+    (plain, most), (saving, less) = kept(), kept(checkpointing=True, decode_slice=1)
+    assert saving["noise network"] < 0.5 * plain["noise network"]
+    assert saving["decoder"] < 0.1 * plain["decoder"]
+    assert less < most
+
+
+def test_live_follows_storages_until_they_are_dropped():
+    with Live() as live:
+        a = torch.empty(1000, device="meta")
+        b = a + 1
+        c = b.view(10, 100)
+        assert live.bytes == 8000
+        del a
+        assert live.bytes == 4000
+        del b
+        assert live.bytes == 4000
+        del c
+    assert (live.bytes, live.peak) == (0, 8000)
+
+
+def test_flops_count_a_multiply_add_as_two():
+    with torch.device("meta"):
+        layer = nn.Linear(30, 50, bias=False)
+    with Live() as live:
+        layer(torch.empty(7, 30, device="meta"))
+    assert live.flops == 2 * 7 * 30 * 50
+
+
+def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text("generator: scenes\nbatch_size: 4\nrank: 2\nrewards: {redness: 1}\n")
+    assert main(["plan", "r.yaml", "--output", "out"]) == 0
+    page = capsys.readouterr().out
+    assert "frozen: denoiser 5.6 M, autoencoder 1.8 M" in page
+    assert "decode_slice: 1" in page
+    assert (tmp_path / "out" / "summary.json").is_file()
+    assert main(["plan", "r.yaml", "--generator", "sd-trubo"]) == 2
+
+
+def test_training_that_runs_out_of_memory_is_told_the_plan(tmp_path, capsys, monkeypatch):
+    def refuse(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("hypernoise.commands.training.train_recipe", refuse)
+    (tmp_path / "r.yaml").write_text("generator: scenes\nbatch_size: 4\nrank: 2\n")
+    assert main(["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "out of memory: this recipe is planned at 0.1 GB" in told
+    assert "checkpointing: true" in told
