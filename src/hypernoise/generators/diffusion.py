@@ -8,7 +8,7 @@ timestep are the pipeline's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,7 +78,9 @@ class DiffusionGenerator:
         named = zip(self.family.embeddings, encoded, strict=True)
         return Condition({name: tensor for name, tensor in named if name is not None})
 
-    def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
+    def sample(
+        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
+    ) -> Tensor:
         return self._call(noise, condition, steps, seed, output_type="pt")
 
     def denoise_first(self, noise: Tensor, condition: Condition) -> Tensor:
@@ -87,7 +89,9 @@ class DiffusionGenerator:
             self._call(noise, condition, 1, None, output_type="latent")
         return answer[0]
 
-    def _call(self, noise: Tensor, condition: Condition, steps: int, seed: int | None, output_type: str) -> Tensor:
+    def _call(
+        self, noise: Tensor, condition: Condition, steps: int, seed: int | Sequence[int] | None, output_type: str
+    ) -> Tensor:
         with quiet(self.pipeline):
             return self._draw(
                 self.pipeline,
@@ -95,12 +99,18 @@ class DiffusionGenerator:
                 num_inference_steps=steps,
                 height=self.size[0],
                 width=self.size[1],
-                generator=None if seed is None else torch.Generator(self.device).manual_seed(seed),
+                generator=None if seed is None else self._draws(seed),
                 output_type=output_type,
                 return_dict=False,
                 **condition.tensors,
                 **self.family.call,
             )[0]
+
+    def _draws(self, seed: int | Sequence[int]) -> torch.Generator | list[torch.Generator]:
+        """torch's generators for a batch's seed, or for each sample's."""
+        if isinstance(seed, int):
+            return torch.Generator(self.device).manual_seed(seed)
+        return [torch.Generator(self.device).manual_seed(own) for own in seed]
 
 
 class _Answered(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -43,5 +43,7 @@ class ModuleGenerator:
     def encode(self, prompts: list[str]) -> Condition:
         return Condition({"index": torch.arange(len(prompts), device=self.device)})
 
-    def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
+    def sample(
+        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
+    ) -> Tensor:
         return self.to_pixels(self.module(noise))

@@ -30,7 +30,7 @@ def readings(metrics: Path, until: int) -> list[Reading]:
     return [
         Reading(row["step"], row["reward"], row["watched_reward"])
         for row in rows
-        if "watched_reward" in row and row["step"] <= until
+        if {"reward", "watched_reward"} <= row.keys() and row["step"] <= until
     ]
 
 
