@@ -55,8 +55,8 @@ class KeptInMemory(Encoded):
         self.fits = True
 
     def __call__(self, prompts: list[str]) -> Condition:
-        for prompt in dict.fromkeys(prompts) if self.fits else ():
-            if prompt not in self.rows:
+        for prompt in dict.fromkeys(prompts):
+            if self.fits and prompt not in self.rows:
                 self.rows[prompt] = self.generator.encode([prompt]).to("cpu")
                 self.fits = self.count * size_of(self.rows[prompt]) <= self.limit
         joined = _joined([self.rows[prompt] for prompt in prompts]) if self.fits else None

@@ -91,14 +91,15 @@ FORMATS: dict[str, Callable[[str], Iterable[str]]] = {".jsonl": _jsonl, ".csv": 
 
 def _hub(source: str) -> Iterator[str]:
     datasets = _extra("datasets", f"prompts {source!r} is a dataset on the Hub")
-    name, split, column, *more = [*source.removeprefix(HUB).split(":"), "", ""]
-    if not name or any(more[2:]):
+    name, *more = source.removeprefix(HUB).split(":")
+    if not name or len(more) > 2:
         raise InputError(f"prompts {source!r} must be hf:DATASET, hf:DATASET:SPLIT or hf:DATASET:SPLIT:COLUMN")
+    split, column = (*more, *("train", "")[len(more) :])
     try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
-        names = rows.column_names
-        column = column or _column(names if names is not None else next(iter(rows)), source)
-        if names is not None and column not in names:
+        rows = datasets.load_dataset(name, split=split, streaming=True)
+        names = list(rows.column_names or next(iter(rows)))
+        column = column or _column(names, source)
+        if column not in names:
             raise InputError(f"prompts {source!r} has no column {column!r}; its columns: {', '.join(names)}")
         for row in rows.select_columns([column]).take(STREAMED):
             if row[column]:
