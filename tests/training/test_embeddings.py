@@ -76,7 +76,7 @@ def test_memory_does_not_keep_rows_of_differing_lengths(generator, monkeypatch):
 
 def test_disk_gives_the_same_rows_and_is_added_to(generator, tmp_path, monkeypatch):
     folder = tmp_path / "embeddings"
-    monkeypatch.setattr("hypernoise.training.embeddings.SHARD", 5000)  # two prompts to a file
+    monkeypatch.setattr("hypernoise.training.embeddings.SHARD", 4000)  # two prompts to a file
     encode_to_disk(generator, folder, missing_from(generator, folder, PROMPTS[:3]))
     files = sorted(folder.iterdir())
     assert len(files) == 2

@@ -18,7 +18,7 @@ from hypernoise.training.checkpoint import checkpoints, damage, newest_whole
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.metrics import rows_of
 from hypernoise.training.trainer import train
-from tests.training.ranks import FORK, on_ranks, start_ranks
+from tests.training.ranks import on_ranks, start_ranks
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
 
@@ -67,7 +67,7 @@ def test_killed_at_any_step_it_resumes_to_the_same_lora_bit_for_bit(sd_pipeline,
 
     whole = on_ranks(processes, lambda: run(tmp_path / "whole"))[0]
     for rows in (1, 3):
-        ranks, _ = start_ranks(processes, lambda: run(tmp_path / "killed", pause=0.3))
+        ranks = start_ranks(processes, lambda: run(tmp_path / "killed", pause=0.3))
         wait_for_rows(tmp_path / "killed", rows, ranks)
         time.sleep(chance.random() * 0.4)
         for rank in ranks:
@@ -143,21 +143,16 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
     quick(tmp_path, steps=2)
-    answers = FORK.SimpleQueue()
 
     def run():
         limit = (tmp_path / "checkpoint-000002" / "optimizer.pt").stat().st_size - 100
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow beyond: writing fails half-way
-        try:
+        with pytest.raises(InputError) as caught:
             quick(tmp_path, steps=4)
-        except InputError as error:
-            answers.put(str(error))
+        return str(caught.value)
 
-    process = FORK.Process(target=run)
-    process.start()
-    process.join(60)
-    assert not answers.empty()
-    assert "the checkpoint at step 4 cannot be written (File too large); the earlier checkpoints" in answers.get()
+    (told,) = on_ranks(1, run)
+    assert "the checkpoint at step 4 cannot be written (File too large); the earlier checkpoints" in told
     assert newest_whole(tmp_path) == (tmp_path / "checkpoint-000002", [])
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
     network, _ = quick(tmp_path, steps=4)
