@@ -3,7 +3,7 @@ import torch
 
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.residual import ResidualNoise
-from hypernoise.objective import exact_kl, l2_kl, noise_objective
+from hypernoise.objective import exact_kl, l2_kl, limit_gradient, noise_objective
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.trainer import train
 
@@ -17,6 +17,40 @@ def test_l2_kl_is_summed_over_dimensions_and_computed_in_fp32():
 def test_objective_weighs_the_kl_and_subtracts_the_reward():
     residual, reward = torch.ones(2, 4), torch.tensor([1.0, 3.0])
     assert noise_objective(residual, reward, kl_weight=0.5).tolist() == [0.0, -2.0]
+
+
+def test_each_samples_gradient_is_limited_by_itself():
+    noise = torch.zeros(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    slopes = torch.tensor([0.5, 40.0, 0.0], dtype=torch.float64)  # of each sample's reward, along ones
+    ((limit_gradient(noise, 3.0, 1 / 3).sum((1, 2)) * slopes).mean()).backward()
+    norms = 3 * noise.grad.flatten(1).norm(dim=1)
+    assert norms.tolist() == pytest.approx([0.5 * 2, 3.0, 0.0])  # below it untouched, above it cut, zero stays
+    assert torch.equal(noise.grad[1], noise.grad[1, 0, 0].expand(2, 2))  # its direction is kept
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_one_wild_sample_does_not_outweigh_the_batch(accumulation):
+    """A reward that is 1,000 times as steep on the far side of a wall: what is learned is the way of the many."""
+    many, wild = torch.tensor([1.0, 0.0]), torch.tensor([0.0, -1000.0])
+
+    def reward(pixels, prompts):
+        seen = pixels.flatten(1)
+        return torch.where(seen[:, :1].detach() > 1.5, seen @ wild[:, None].double(), seen @ many[:, None].double())[
+            :, 0
+        ]
+
+    generator = linear_generator(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]))
+    learned = {}
+    for limit in (None, 1.0):
+        network = ResidualNoise((1, 1, 4), depth=0).double()
+        config = TrainConfig(
+            steps=150, batch_size=64, lr=0.03, decay=True, clip=1e9, sample_clip=limit, accumulation=accumulation
+        )
+        train(generator, network, reward, ["any"], config, progress=False)
+        learned[limit] = network(torch.zeros(1, 1, 1, 4, dtype=torch.float64), generator.encode(["any"])).flatten()
+    assert learned[None][1] < -1.5  # and still on its way
+    assert learned[1.0][0] > 0.5
+    assert abs(learned[1.0][1]) < 0.5
 
 
 def test_exact_kl_of_an_affine_residual_equals_the_gaussian_closed_form():

@@ -31,6 +31,26 @@ def noise_objective(residual: Tensor, reward: Tensor, kl_weight: float) -> Tenso
     return kl_weight * l2_kl(residual) - reward
 
 
+def limit_gradient(noise: Tensor, most: float, share: float) -> Tensor:
+    """The same noise; going back through it, each sample's own gradient is scaled down to a norm of at most `most`.
+
+    A generator's picture can turn fast where two of its pictures meet, and one such sample then outweighs a whole
+    batch whose gradients point somewhere. ReNO limits the gradient of its noise likewise (arXiv 2406.04312).
+
+    Args:
+        noise: [B, ...], what the generator is given; must require grad.
+        share: of one sample in the loss, 1 / samples for a mean.
+    """
+
+    def limit(gradient: Tensor) -> Tensor:
+        norm = gradient.flatten(1).norm(dim=1) / share
+        return gradient * (most / norm).clamp(max=1).view(-1, *[1] * (gradient.ndim - 1))  # a norm of 0 stays 0
+
+    limited = noise * 1
+    limited.register_hook(limit)
+    return limited
+
+
 def exact_kl(function: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
     """½‖f‖² + Tr J − log|det(I + J)| at each noise [B, ...]: an unbiased sample of the KL each, in nats.
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -72,6 +73,7 @@ def _run(rank: int, count: int, port: int, function: Callable[[], Any], answers:
         answer = True, function()
     except BaseException:
         answer = False, traceback.format_exc()
+        print(answer[1], file=sys.stderr, flush=True)
     if answers is not None:
         (answers / f".{rank}").write_bytes(pickle.dumps(answer))
         (answers / f".{rank}").rename(answers / str(rank))

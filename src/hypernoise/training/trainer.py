@@ -22,7 +22,7 @@ from tqdm import tqdm
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.objective import l2_kl, noise_objective
+from hypernoise.objective import l2_kl, limit_gradient, noise_objective
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
@@ -168,9 +168,13 @@ def train(
                 with nullcontext() if last else accelerator.no_sync(model):
                     with _autocast(generator, config):
                         residual = model(noise, condition)  # f(x0, c)
+                        improved = noise + residual
+                        if config.sample_clip is not None:
+                            share = scaler.get_scale() / (per_round * config.accumulation)
+                            improved = limit_gradient(improved, config.sample_clip, share)
                         with gradient_through_last(generator, config.gradient_steps, calls):
                             seeds = [key_of(config.seed, step, sample) for sample in samples]
-                            pixels = generator.sample(noise + residual, condition, steps=calls, seed=seeds)
+                            pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
                     rewards = scored(reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
                     if config.lipschitz == "penalty":
