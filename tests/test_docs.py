@@ -27,6 +27,7 @@ EXPERIMENT = ["--judged", "1", "--noises", "1", *TRAINED]
 SHORTENED = {
     "quickstart": [*QUICK, "--judged", "1"],
     "train": QUICK,
+    "watch": [],
     "generate": [],
     "evaluate scenes": EVALUATED,
     "evaluate rewards": ["--count", "2"],
@@ -58,7 +59,8 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
         words = shlex.split(line)
         if words[:1] == ["hypernoise"]:
             name = words[1] if words[1] in SHORTENED else " ".join(words[1:3])
-            assert main([*words[1:], *SHORTENED[name], "--device", "cpu"]) == 0, line
+            device = [] if name == "watch" else ["--device", "cpu"]
+            assert main([*words[1:], *SHORTENED[name], *device]) == 0, line
         elif "hypernoise.scenes.make" in words:
             tiny = make.MakeConfig(
                 device="cpu", autoencoder_steps=1, pairs=32, generator_steps=1, batch_size=2, judged=1
