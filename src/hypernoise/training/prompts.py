@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,15 @@ class PromptMix(Sequence[str]):
                 raise InputError(f"the weight of the prompts that begin with {prompts[0]!r} is under a thousandth")
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return len(self.all)
 
     def __getitem__(self, index: Any) -> Any:
-        return [prompt for part in self.parts for prompt in part][index]
+        return self.all[index]
+
+    @cached_property
+    def all(self) -> list[str]:
+        """Of one source after another."""
+        return [prompt for part in self.parts for prompt in part]
 
     @property
     def counts(self) -> np.ndarray:
