@@ -48,7 +48,7 @@ def wait_for_rows(folder, count, processes):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("processes", [1])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_killed_at_any_step_it_resumes_to_the_same_lora_bit_for_bit(sd_pipeline, tmp_path, processes):
     """Twice in a row, each time at a random moment; the average and the running scales come along."""
     chance = random.Random(processes)
