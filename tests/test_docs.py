@@ -27,6 +27,7 @@ EXPERIMENT = ["--judged", "1", "--noises", "1", *TRAINED]
 SHORTENED = {
     "quickstart": [*QUICK, "--judged", "1"],
     "train": QUICK,
+    "watch": [],
     "generate": [],
     "plan": ["--batch-size", "2"],
     "transfer": ["--count", "2", "--noises", "1"],
@@ -63,7 +64,7 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
         words = shlex.split(line)
         if words[:1] == ["hypernoise"]:
             name = words[1] if words[1] in SHORTENED else " ".join(words[1:3])
-            device = [] if name == "prompts" else ["--device", "cpu"]
+            device = [] if name in ("prompts", "watch") else ["--device", "cpu"]
             assert main([*words[1:], *SHORTENED[name], *device]) == 0, line
         elif "hypernoise.scenes.make" in words:
             tiny = make.MakeConfig(

@@ -1,3 +1,7 @@
+import importlib.util
+import json
+import sys
+import types
 from collections import Counter
 
 import pytest
@@ -7,7 +11,7 @@ from hypernoise.errors import InputError
 from hypernoise.scenes.prompts import combination, evaluation_requests, split, training_prompts
 from hypernoise.scenes.world import CATEGORIES
 from hypernoise.training.noise import keyed_noise
-from hypernoise.training.prompts import prompts_of_step, read_prompts
+from hypernoise.training.prompts import PromptMix, prompts_of_step, read_mix, read_prompts
 
 
 def test_every_prompt_comes_once_per_epoch_whatever_the_batch():
@@ -51,6 +55,103 @@ def test_prompt_files(tmp_path):
         read_prompts(str(file))
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(str(tmp_path / "nowhere.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.jsonl", '{"caption": "a ring", "id": 3}\n\n"a cross"\n{"prompt": "two, or three", "caption": "no"}\n'),
+        ("p.csv", 'id,prompt\n1,a ring\n2,a cross\n3,"two, or three"\n'),
+        ("p.CSV", '\ufefftext\na ring\n a cross \n"two, or three"\n\n'),
+    ],
+)
+def test_prompt_formats(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_prompts(str(tmp_path / name)) == ["a ring", "a cross", "two, or three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.jsonl", '{"prompt": "a ring"}\n{"prompt": ', r"line 2 is not JSON"),
+        ("p.jsonl", "[1]\n", r"line 1 must be an object or a string, not '\[1\]'"),
+        ("p.jsonl", '{"words": "a ring"}\n', r"has no column prompt, caption, text; its columns: words"),
+        ("p.jsonl", '{"prompt": 3}\n', r"line 1: prompt must be text, not 3"),
+        ("p.csv", "id,words\n1,a ring\n", r"has no column prompt, caption, text; its columns: id, words"),
+        ("p.csv", "id,prompt\n1,a ring\n2\n", r"line 3: prompt must be text, not None"),
+        ("p.csv", "", r"has no column prompt, caption, text; its columns: none"),
+    ],
+)
+def test_mistakes_in_prompt_files_are_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_prompts(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "what"), [("p.parquet", "pyarrow", "a parquet file"), ("hf:a/b", "datasets", "a dataset")]
+)
+def test_packages_that_are_missing_are_told(source, package, what):
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(InputError, match=rf"is {what}.* needs another package: pip install 'hypernoise\[prompts\]'"):
+        read_prompts(source)
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"id": [1, 2], "caption": ["a ring", "a cross"]}), tmp_path / "p.parquet")
+    assert read_prompts(str(tmp_path / "p.parquet")) == ["a ring", "a cross"]
+
+
+class Rows(list):
+    """What `datasets` gives for a streamed split, as far as prompts need it."""
+
+    column_names = None
+
+    def select_columns(self, names):
+        return Rows({name: row[name] for name in names} for row in self)
+
+    def take(self, count):
+        return self[:count]
+
+
+def test_a_dataset_is_streamed_and_only_its_column_taken(monkeypatch):
+    asked = []
+
+    def load_dataset(name, split, streaming):
+        asked.append((name, split, streaming))
+        return Rows(
+            [{"image": b"", "caption": "a ring"}, {"image": b"", "caption": None}, {"image": b"", "caption": "b"}]
+        )
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert read_prompts("hf:owner/pictures") == read_prompts("hf:owner/pictures:test:caption") == ["a ring", "b"]
+    assert asked == [("owner/pictures", "train", True), ("owner/pictures", "test", True)]
+    with pytest.raises(InputError, match="must be hf:DATASET"):
+        read_prompts("hf:a:b:c:d")
+    with pytest.raises(InputError, match="has no column 'title'; its columns: image, caption"):
+        read_prompts("hf:owner/pictures:train:title")
+
+
+def test_a_mix_keeps_to_its_weights_and_tells_every_prompt_of_a_source_in_turn(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"a{i}\n" for i in range(7)))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(f"b{i}") + "\n" for i in range(30)))
+    mix = read_mix({str(tmp_path / "a.txt"): 3.0, str(tmp_path / "b.jsonl"): 1.0})
+    assert isinstance(mix, PromptMix)
+    assert (len(mix), mix[0], mix[-1]) == (37, "a0", "b29")
+    seen = [p for step in range(500) for p in prompts_of_step(mix, step, 8, seed=0)]
+    assert seen == [p for step in range(1000) for p in prompts_of_step(mix, step, 4, seed=0)]
+    assert Counter(p[0] for p in seen[:1000]) == Counter(p[0] for p in seen[1000:2000]) == {"a": 750, "b": 250}
+    for letter, count in (("a", 7), ("b", 30)):
+        turns = [p for p in seen if p[0] == letter]
+        epochs = [turns[i : i + count] for i in range(0, 10 * count, count)]
+        assert all(sorted(epoch) == sorted({*turns}) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) == 10
+    assert read_mix({str(tmp_path / "a.txt"): 5.0}) == [f"a{i}" for i in range(7)]
+    with pytest.raises(InputError, match="begin with 'b0' is under a thousandth"):
+        read_mix({str(tmp_path / "a.txt"): 1.0, str(tmp_path / "b.jsonl"): 1e-5})
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import tyro
 
 from hypernoise.errors import InputError, at_least_one
-from hypernoise.training.config import TrainConfig, Weights
+from hypernoise.training.config import TrainConfig, Weights, recognised
 
 if TYPE_CHECKING:
     from hypernoise.evaluation.compare import Comparison
@@ -124,7 +124,7 @@ class Bench:
         rank = rank or self.settings.rank
         alpha = self.settings.alpha * rank / self.settings.rank  # the update's scale is the same at every rank
         known = {"kind": kind, "rank": rank, "alpha": alpha, "start": start, "rewards": self.reward.weights}
-        same_run(folder, {**dataclasses.asdict(config), **known, "steps": None, "generator": self.generator.name})
+        same_run(folder, {**recognised(config), **known, "steps": None, "generator": self.generator.name})
         points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.steps])}
         missing = [point for point, place in points.items() if not (place / "hypernoise.json").exists()]
         if not missing:

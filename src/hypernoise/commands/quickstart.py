@@ -10,7 +10,7 @@ from typing import Literal, Self
 import tyro
 
 from hypernoise.errors import at_least_one
-from hypernoise.training.config import Recipe, Weights
+from hypernoise.training.config import Recipe, Sources, Weights
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Quickstart(Recipe):
     decay: bool = True
     rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
     checkpoint_every: int = 50
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     generator: tyro.conf.Suppress[str] = "scenes"
-    prompts: tyro.conf.Suppress[str] = "scenes"
+    prompts: tyro.conf.Suppress[Sources] = field(default_factory=lambda: {"scenes": 1.0})
     output: Path = Path("runs/quickstart")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
@@ -53,7 +53,7 @@ class Quickstart(Recipe):
 
         trained = train_recipe(self, self.output, self.device)
         if not trained.result.finished:
-            return 130
+            return 128 + trained.result.signal
         generator, network = trained.generator, trained.network
         requests = evaluation_requests(self.judged)
         reward = WeightedSum(self.rewards, settings=reward_settings(self))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import tyro
 
 from hypernoise.errors import InputError
 from hypernoise.training.config import Recipe, read_recipe
+from hypernoise.training.metrics import mean_of, rows_of
 from hypernoise.training.parting import Reading, draw_readings, in_stretches, readings
 
 
@@ -48,13 +48,16 @@ class Train(Recipe):
 
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
+        from hypernoise.training.processes import launched
 
         try:
             started = train_recipe(self, self.output, self.device)
         except OutOfMemoryError as error:
             raise InputError(_too_little(self)) from error
         if not started.result.finished:
-            return 130
+            return 128 + started.result.signal  # as a shell tells what ended a command: 130 after Ctrl-C
+        if launched()[0] > 0:
+            return 0
         metrics = self.output / "metrics.jsonl"
         seen = readings(metrics, started.result.step)
         rows = [{"method": "hypernoise", "steps": self.generator_steps, **_last_means(metrics), **_last_watched(seen)}]
@@ -92,7 +95,7 @@ def _last_watched(seen: Sequence[Reading], last: int = 5) -> dict[str, float | N
     return {"watched_reward": sum(part) / len(part) if part else None}
 
 
-def _last_means(metrics: Path, rows: int = 20) -> dict[str, float]:
+def _last_means(metrics: Path, rows: int = 20) -> dict[str, float | None]:
     """Means over the last rows of metrics.jsonl, which holds the whole run however often it was resumed."""
-    last = [json.loads(line) for line in metrics.read_text().splitlines()[-rows:]]
-    return {name: sum(row[name] for row in last) / len(last) for name in ("reward", "kl")}
+    last = rows_of(metrics.parent)[-rows:]
+    return {name: mean_of(last, name) for name in ("reward", "kl")}

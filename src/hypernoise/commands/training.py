@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
 from hypernoise.training.parting import best_stretch, readings
-from hypernoise.training.prompts import read_prompts
+from hypernoise.training.processes import launched, leave, own_device, say
+from hypernoise.training.prompts import read_mix
 from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.watch import draw_watched
 
@@ -62,32 +62,30 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     settings = reward_settings(recipe)
     reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
     watched = WeightedSum(recipe.watched, settings=settings) if recipe.watched else None
-    prompts = read_prompts(recipe.prompts)
-    generator = load_generator(recipe.generator, device=device, **loading(recipe))
-    generator.check_prompts(prompts)
+    prompts = read_mix(recipe.prompts)
+    generator = load_generator(recipe.generator, device=own_device(device), **loading(recipe))
+    generator.check_prompts(list(prompts))
     output_folder(output)
-    generator.encode_ahead(prompts)
+    generator.encode_ahead(list(prompts))
     network = LoRANoise(generator, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)
     found = checkpoints(output)
     if found:
-        print(f"going on from {found[-1]} (delete {output} to start anew)", file=sys.stderr)
+        say(f"going on from {found[-1]} (delete {output} to start anew)")
     result = train(generator, network, reward, prompts, recipe, watched=watched, output=output)
-    tell_cut_prompts(reward)
+    if launched()[0] == 0:
+        tell_cut_prompts(reward)
     if result.parted:
         best = best_stretch(readings(output / "metrics.jsonl", result.step), recipe.patience)
-        print(
+        say(
             f"ended early at step {result.step}: the watched reward has fallen since about step {best.step} while "
-            "the trained one has not; the pictures please the trained reward alone",
-            file=sys.stderr,
+            "the trained one has not; the pictures please the trained reward alone"
         )
-    if result.finished:
+    if result.finished and launched()[0] == 0:
         if draw_watched(output / "metrics.jsonl", output / "lipschitz.png"):
-            print(f"watched: {output / 'lipschitz.png'}", file=sys.stderr)
+            say(f"watched: {output / 'lipschitz.png'}")
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)
-    else:
-        print(
-            f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there",
-            file=sys.stderr,
-        )
+    elif not result.finished:
+        say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there")
+    leave()
     return Trained(generator, network, result)

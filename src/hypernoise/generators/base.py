@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -40,9 +40,11 @@ class Generator(Protocol):
         """The condition of each prompt; no gradient. Raises InputError for a prompt that cannot be encoded whole."""
         ...
 
-    def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
+    def sample(
+        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
+    ) -> Tensor:
         """Pixels [B, 3, H, W] in [0, 1] from noise [B, *noise_shape] ~ N(0, I), differentiable in the noise.
 
-        `seed` fixes the noise that a stochastic scheduler adds between steps.
+        `seed` fixes the noise that a stochastic scheduler adds between steps: of the batch, or each sample's own.
         """
         ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -139,7 +139,9 @@ class DiffusionGenerator:
                 self._text.keep(part, self._encode(part))
         self._text.drop()
 
-    def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
+    def sample(
+        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
+    ) -> Tensor:
         return self._call(noise, condition, steps, seed, output_type="pt")
 
     def latents(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
@@ -152,19 +154,27 @@ class DiffusionGenerator:
             self._call(noise, condition, 1, None, output_type="latent")
         return self.family.answer(answer[0], tuple(noise.shape))
 
-    def _call(self, noise: Tensor, condition: Condition, steps: int, seed: int | None, output_type: str) -> Tensor:
+    def _call(
+        self, noise: Tensor, condition: Condition, steps: int, seed: int | Sequence[int] | None, output_type: str
+    ) -> Tensor:
         vae = self.pipeline.vae
         with quiet(self.pipeline), replaced(vae, {"decode": decoding(vae.decode, self.memory)}):
             return self._draw(
                 self.pipeline,
                 latents=noise.to(torch.float32 if self.family.wide_noise else self.dtype),
-                generator=None if seed is None else torch.Generator(self.device).manual_seed(seed),
+                generator=None if seed is None else self._draws(seed),
                 output_type=output_type,
                 return_dict=False,
                 **self._size(),
                 **self.family.arguments(condition.tensors),
                 **self.call(steps),
             )[0]
+
+    def _draws(self, seed: int | Sequence[int]) -> torch.Generator | list[torch.Generator]:
+        """torch's generators for a batch's seed, or for each sample's."""
+        if isinstance(seed, int):
+            return torch.Generator(self.device).manual_seed(seed)
+        return [torch.Generator(self.device).manual_seed(own) for own in seed]
 
     def _size(self) -> dict[str, int]:
         return {"height": self.size[0], "width": self.size[1]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -53,7 +53,9 @@ class ModuleGenerator:
             raise InputError(f"embed must give a tensor with a row for each of {len(prompts)} prompts")
         return Condition({"embedding": embedded.to(self.device)})
 
-    def sample(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
+    def sample(
+        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
+    ) -> Tensor:
         if self.embed is None:
             return self.to_pixels(self.module(noise))
         return self.to_pixels(self.module(noise, condition.tensors["embedding"]))

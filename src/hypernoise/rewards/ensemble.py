@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -77,7 +77,8 @@ class WeightedSum:
         normalise: divide each member's scores by their running deviation over training (see `RunningScale`),
             so that a weight says how many deviations of its member count as much as one of another.
 
-    `scores` holds each member's scores [B] of the last call, before weight and scale.
+    `scores` holds each member's scores [B] of the last call, before weight and scale. `gather`, which a trainer with
+    several processes sets, brings together what all of them scored, so that they share one running deviation.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class WeightedSum:
         self.settings = settings or RewardSettings()
         self.scales = {name: RunningScale() for name in self.weights} if normalise else {}
         self.scores: dict[str, Tensor] = {}
+        self.gather: Callable[[Tensor], Tensor] = lambda scores: scores
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1]."""
@@ -107,7 +109,7 @@ class WeightedSum:
         self.scores = self._each(pixels, prompts)
         for name, score in self.scores.items():
             if self.scales and score.requires_grad:  # in training
-                self.scales[name].see(score)
+                self.scales[name].see(self.gather(score.detach()))
         parts = [self.weights[name] / self._scale(name) * score for name, score in self.scores.items()]
         return torch.stack(parts).sum(0)
 

@@ -12,7 +12,7 @@ KEPT = 0.99  # share of the past that each batch leaves: the scale follows some 
 class RunningScale:
     """Standard deviation of the scores seen, older batches fading; 1 until two scores differ.
 
-    With several processes each keeps its own, over its share of the batches.
+    Scores that are not finite are passed over.
     """
 
     def __init__(self, count: float = 0.0, total: float = 0.0, squares: float = 0.0):
@@ -20,6 +20,7 @@ class RunningScale:
 
     def see(self, scores: Tensor) -> None:
         values = scores.detach().double()
+        values = values[values.isfinite()]
         self.count = KEPT * self.count + len(values)
         self.total = KEPT * self.total + values.sum().item()
         self.squares = KEPT * self.squares + values.square().sum().item()

@@ -1,4 +1,4 @@
-"""Training checkpoints: an adapter with the optimiser's state and the step beside it.
+"""Training checkpoints: an adapter with the optimiser's state and the step beside it, and the sum of every file.
 
 Noise and prompt order are functions of the seed and the step, and the trainer seeds torch from both at
 every step, so nothing else is needed to go on to the same numbers.
@@ -6,24 +6,29 @@ every step, so nothing else is needed to go on to the same numbers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from hypernoise.adapters import check_base, read_about, read_weights, write_adapter
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 from hypernoise.files import atomic_folder, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.optimizers import Average
 
 KEPT = 2
+STATE, OPTIMIZER, AVERAGE, SUMS = "state.json", "optimizer.pt", "average.safetensors", "sha256.json"
 
 
 def save_checkpoint(
@@ -32,32 +37,124 @@ def save_checkpoint(
     network: NoiseNetwork,
     generator: Generator,
     optimizer: Optimizer,
-    schedule: LRScheduler,
     *,
     fixed: Mapping[str, Any],
     reward: WeightedSum | None = None,
+    average: Average | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    keep: int = KEPT,
+    metric: float | None = None,
 ) -> Path:
-    """Writes `output`/checkpoint-STEP, whole or not at all, and drops all but the last two.
+    """Writes `output`/checkpoint-STEP, whole or not at all, and drops all but the last `keep` and the best.
 
-    `fixed` holds the settings that a resumed run must share to reach the same numbers.
+    Args:
+        fixed: the settings that a resumed run must share to reach the same numbers.
+        metric: what the best checkpoint is highest in; None: this one is no candidate.
+
+    Raises:
+        InputError: it cannot be written, such as on a full disk; the earlier ones are as they were.
     """
     folder = output / f"checkpoint-{step:06d}"
-    if folder.exists():  # the same step, saved before
-        shutil.rmtree(folder)
-    with atomic_folder(folder) as temporary:
+    with writing(f"checkpoint at step {step}", "the earlier checkpoints are whole"), _replacing(folder) as temporary:
         write_adapter(network, temporary, generator=generator, training={**fixed, "steps": step})
-        torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, temporary / "optimizer.pt")
+        state = {"optimizer": optimizer.state_dict()}
+        if scaler is not None:
+            state["scaler"] = scaler.state_dict()
+        with (temporary / OPTIMIZER).open("wb") as file:
+            torch.save(state, file)
+        if average is not None:
+            saved = {name: tensor.cpu().contiguous() for name, tensor in average.state.items()}
+            save_file(saved, temporary / AVERAGE, metadata={"updates": str(average.updates)})
         scales = reward.state if reward is not None else {}
-        write_json(temporary / "state.json", {"step": step, "fixed": dict(fixed), "reward_scales": scales})
-    for old in checkpoints(output)[:-KEPT]:
-        shutil.rmtree(old)
+        about = {"step": step, "fixed": dict(fixed), "reward_scales": scales, "metric": metric}
+        about["average_updates"] = average.updates if average is not None else None
+        write_json(temporary / STATE, about)
+        write_json(temporary / SUMS, {file.name: _sum(file) for file in sorted(temporary.iterdir())})
+    found = checkpoints(output)
+    best = max((old for old in found if _metric(old) is not None), key=lambda old: _metric(old) or 0.0, default=None)
+    for old in found[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
     return folder
+
+
+@contextmanager
+def writing(what: str, but: str) -> Iterator[None]:
+    """Turns what stops the block from writing into an InputError of one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        disk = isinstance(error, OSError) or "write" in str(error) or isinstance(error, SafetensorError)
+        if not disk:
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"the {what} cannot be written ({reason}); {but}; make room and go on") from error
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes `folder`'s place, if there is one, only once it is whole."""
+    old = folder.with_name(f".{folder.name}.old")
+    with atomic_folder(folder) as temporary:
+        yield temporary
+        if folder.exists():  # the same step, saved before
+            folder.replace(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def checkpoints(output: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    whole = [folder for folder in output.glob("checkpoint-*") if (folder / "state.json").is_file()]
+    whole = [folder for folder in output.glob("checkpoint-*") if (folder / STATE).is_file()]
     return sorted(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+
+
+def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are as they were written, and what is wrong with those after it.
+
+    Raises:
+        InputError: there are checkpoints, and none is whole.
+    """
+    broken: list[str] = []
+    for folder in reversed(checkpoints(output)):
+        fault = damage(folder)
+        if fault is None:
+            return folder, broken
+        broken.append(f"{folder.name} is damaged ({fault})")
+    if broken:
+        raise InputError(
+            f"no checkpoint in {output} is whole: {'; '.join(broken)}; delete them, or give another --output"
+        )
+    return None, broken
+
+
+def damage(folder: Path) -> str | None:
+    """Which file of a checkpoint is missing or is not what was written; None if all are."""
+    try:
+        state = json.loads((folder / STATE).read_text())
+        if not (folder / SUMS).is_file():
+            return f"{SUMS} is missing" if "metric" in state else None  # there were no sums at first
+        sums = json.loads((folder / SUMS).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return f"not valid: {first_line(error)}"
+    for name, expected in sums.items():
+        file = folder / Path(name).name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _sum(file) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _metric(folder: Path) -> float | None:
+    try:
+        return json.loads((folder / STATE).read_text()).get("metric")
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
 
 
 def load_checkpoint(
@@ -65,13 +162,14 @@ def load_checkpoint(
     network: NoiseNetwork,
     generator: Generator,
     optimizer: Optimizer,
-    schedule: LRScheduler,
     *,
     fixed: Mapping[str, Any],
     reward: WeightedSum | None = None,
+    average: Average | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> int:
     """Restores a run's state and returns its step. Raises InputError if settings or base are not the saved ones."""
-    state = json.loads((folder / "state.json").read_text())
+    state = json.loads((folder / STATE).read_text())
     changed = [name for name, value in fixed.items() if state["fixed"].get(name) != value]
     if changed:
         name = changed[0]
@@ -81,9 +179,12 @@ def load_checkpoint(
         )
     check_base(read_about(folder), generator, folder)
     network.load_trainable_state(read_weights(folder))
-    saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    saved = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(saved["optimizer"])
-    schedule.load_state_dict(saved["schedule"])
+    if scaler is not None and scaler.is_enabled():
+        scaler.load_state_dict(saved["scaler"])
+    if average is not None:
+        average.load(load_file(folder / AVERAGE), state["average_updates"])
     if reward is not None:
         reward.load_state(state.get("reward_scales", {}))
     return int(state["step"])

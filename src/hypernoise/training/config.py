@@ -41,13 +41,14 @@ Weights = Annotated[
 """Names and weights: a mapping or one name in a recipe, NAME=WEIGHT words on the command line; no weight is 1."""
 
 WATCHES = ("lipschitz", "kl")
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def _names_from_flags(flags: list[str]) -> tuple[str, ...]:
     return tuple(name for flag in flags for name in flag.split(",") if name)
 
 
-Watch = Annotated[
+Names = Annotated[
     tuple[str, ...],
     tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
@@ -57,7 +58,52 @@ Watch = Annotated[
         str_from_instance=list,
     ),
 ]
-"""Names out of `WATCHES`: a name or a list in a recipe, separated by commas or spaces on the command line."""
+"""Names out of a table: a name or a list in a recipe, separated by commas or spaces on the command line."""
+
+
+def _sources_from_flags(flags: list[str]) -> dict[str, float]:
+    weights = {}
+    for flag in flags:
+        source, _, weight = flag.rpartition("=")
+        if source and weight.replace(".", "", 1).isdigit():
+            weights[source] = float(weight)
+        else:  # no weight; a path may hold a = of its own
+            weights[flag] = 1.0
+    return weights
+
+
+Sources = Annotated[
+    dict[str, float],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="SOURCE[=WEIGHT] [SOURCE[=WEIGHT] ...]",
+        instance_from_str=_sources_from_flags,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
+    ),
+]
+"""Sources of prompts (see `prompts.read_prompts`) and their weights: a source, or a mapping, in a recipe."""
+
+
+def _counts_from_flags(flags: list[str]) -> int | tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for flag in flags for part in flag.split(",") if part)
+    except ValueError:
+        raise InputError(f"--generator-steps takes whole numbers, such as 1 or 1,2,4, not {' '.join(flags)}") from None
+    return counts[0] if len(counts) == 1 else counts
+
+
+Counts = Annotated[
+    int | tuple[int, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="N[,N ...]",
+        instance_from_str=_counts_from_flags,
+        is_instance=lambda value: isinstance(value, int | tuple),
+        str_from_instance=lambda value: [str(n) for n in ((value,) if isinstance(value, int) else value)],
+    ),
+]
+"""One number, or several to draw from: a number or a list in a recipe, separated by commas or spaces as flags."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +121,15 @@ class TrainConfig:
     warmup: int = 20
     """Updates over which the learning rate rises from 0."""
     decay: bool = False
-    """Lower the learning rate to 0 along a half cosine."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """sgd has momentum 0.9, as published for SD-Turbo and SANA-Sprint."""
+    """Lower the learning rate to 0 over the run."""
+    decay_shape: Literal["cosine", "linear"] = "cosine"
+    """How it falls: along a half cosine, or a line."""
+    optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw"
+    """sgd has momentum 0.9, as published for SD-Turbo and SANA-Sprint; adamw8bit needs bitsandbytes and a GPU."""
     weight_decay: float = 0.0
+    ema: float = 0.0
+    """Share of the past in a running average of what trains, such as 0.99, which is then what the run ends with;
+    0: none."""
     clip: float = 1.0
     """Greatest norm of the gradient."""
     sample_clip: float | None = None
@@ -86,19 +137,47 @@ class TrainConfig:
     gradients are huge here and there. The objective is then no longer the paper's, but climbed in its direction."""
     kl_weight: float = 1.0
     """Multiplies ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
-    generator_steps: int = 1
-    """Denoiser calls per picture in training; the gradient goes through all of them."""
+    noise: Literal["fresh", "batch", "fixed"] = "fresh"
+    """A noise of its own for every sample, one for all samples of an update, or draws from a fixed set."""
+    fixed_noises: int = 64
+    """Noises in the fixed set."""
+    generator_steps: Counts = 1
+    """Denoiser calls per picture in training; of several numbers each update draws one."""
+    gradient_steps: int = 0
+    """Of those calls the last so many pass the gradient on; earlier ones are taken as constant. 0: all."""
+    embeddings: Literal["memory", "disk", "off"] = "memory"
+    """Where encoded prompts are kept: the last GiB of them, or all on disk before the first update (the text
+    encoders are then set aside), or nowhere."""
+    embeddings_folder: str = ""
+    """Of embeddings on disk; empty: in the run's output. Runs with one text encoder may share it."""
     checkpoint_every: int = 100
-    """Updates between checkpoints; the last two are kept."""
+    """Updates between checkpoints."""
+    checkpoint_minutes: float = 0.0
+    """A checkpoint is also written when the last one is older than this; 0: never."""
+    keep: int = 2
+    """Checkpoints that are kept, the newest ones."""
+    best_by: str = ""
+    """A column such as watched_reward: the checkpoint is kept as well before which its mean was highest."""
+    skip_limit: int = 5
+    """Updates out of the last hundred that may be skipped because reward or gradient was not finite."""
+    kl_limit: float = 0.5
+    """The run stops when ½‖f‖² is over this many nats per dimension of the noise; at 0.5 the residual is as long as
+    the noise. 0: never."""
+    saturation_limit: float = 0.5
+    """The run stops when the share of pixel values that are exactly 0 or 1 has risen by this much; 0: never."""
+    samples_every: int = 0
+    """Updates between grids of pictures from fixed prompts and noises; 0: none."""
+    trackers: Names = ()
+    """tensorboard, trackio, wandb: where metrics go besides metrics.jsonl."""
     watched_every: int = 10
     """Updates between readings of the watched reward, if there is one."""
     patience: int = 0
     """Readings in a stretch: training ends when over a stretch the watched reward has fallen from its best while
     the trained one has not. 0: never."""
     seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen weights and the autocast; what trains is always fp32."""
-    watch: Watch = ()
+    watch: Names = ()
     """lipschitz, kl: measured on a few noises of their own every watch_every updates, into metrics.jsonl."""
     watch_every: int = 50
     lipschitz: Literal["free", "penalty", "clamp"] = "free"
@@ -109,16 +188,29 @@ class TrainConfig:
     """Of the penalty, on the squared excess over the bound."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulation", "generator_steps", "checkpoint_every")
+        counts = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "fixed_noises")
         at_least_one(self, *counts, "watched_every", "watch_every")
-        for name in self.watch:
-            if name not in WATCHES:
-                raise unknown("watch", name, WATCHES)
+        if not self.step_counts or min(self.step_counts) < 1:
+            raise InputError(f"generator_steps must be at least 1, not {self.generator_steps}")
+        if not 0 <= self.gradient_steps <= min(self.step_counts):
+            raise InputError(
+                f"gradient_steps must be from 0 (all) to the fewest generator_steps, {min(self.step_counts)}, "
+                f"not {self.gradient_steps}"
+            )
+        for kind, names, known in (("watch", self.watch, WATCHES), ("tracker", self.trackers, TRACKERS)):
+            for name in names:
+                if name not in known:
+                    raise unknown(kind, name, known)
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema must be from 0 (none) to below 1, such as 0.99, not {self.ema}")
         for name in ("lr", "clip", "sample_clip", "lipschitz_bound"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InputError(f"{name} must be a positive number, not {getattr(self, name)}")
-        for name in ("kl_weight", "warmup", "weight_decay", "lipschitz_weight"):
+        for name in (
+            *("kl_weight", "warmup", "weight_decay", "lipschitz_weight", "checkpoint_minutes", "skip_limit"),
+            *("kl_limit", "saturation_limit", "samples_every"),
+        ):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.patience != 0 and self.patience < 3:
@@ -130,6 +222,30 @@ class TrainConfig:
                 f"accumulation {self.accumulation} must divide batch_size {self.batch_size}; "
                 f"the next batch_size that fits is {math.ceil(self.batch_size / self.accumulation) * self.accumulation}"
             )
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of denoiser calls that updates draw from."""
+        return (self.generator_steps,) if isinstance(self.generator_steps, int) else self.generator_steps
+
+
+FREE = {  # fields that change no number of the run: a resumed one may have others
+    *("checkpoint_every", "checkpoint_minutes", "keep", "best_by", "watched_every", "patience", "watch", "watch_every"),
+    *("skip_limit", "kl_limit", "saturation_limit", "samples_every", "trackers", "embeddings", "embeddings_folder"),
+}
+LATER = {  # fields that runs of before did not note: at their default they are as good as not there
+    *("decay_shape", "ema", "noise", "fixed_noises", "gradient_steps"),
+}
+
+
+def recognised(config: TrainConfig) -> dict[str, Any]:
+    """What decides the numbers of a run, by which one that is found again is recognised; None stands for nothing."""
+    values = {}
+    for own in dataclasses.fields(TrainConfig):
+        if own.name not in FREE:
+            value = getattr(config, own.name)
+            values[own.name] = None if own.name in LATER and value == own.default else value
+    return values
 
 
 @dataclass(frozen=True)
@@ -174,8 +290,9 @@ class Recipe(TrainConfig):
     """A small decoder of the TAESD family in place of the generator's: a directory or a Hub repository."""
     quantise: Literal["none", "int8", "nf4"] = "none"
     """Of the frozen denoiser's weights, with bitsandbytes; what trains stays fp32."""
-    prompts: str = "scenes"
-    """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
+    prompts: Sources = field(default_factory=lambda: {"scenes": 1.0})
+    """Files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's training
+    captions; of several, each gives prompts in proportion to its weight."""
     rank: int = 16
     alpha: float = 32.0
     """The LoRA's update is scaled by alpha / rank."""
@@ -190,6 +307,11 @@ class Recipe(TrainConfig):
             raise InputError(f"alpha must be a positive number, not {self.alpha}")
         finite_weights(self.rewards)
         finite_weights(self.watched)
+        for source, weight in self.prompts.items():
+            if not (weight > 0 and math.isfinite(weight)):
+                raise InputError(f"the weight of prompts {source!r} must be a positive number, not {weight}")
+        if not self.prompts:
+            raise InputError('prompts is empty; for example prompts: "scenes", or prompts: {a.txt: 3, b.jsonl: 1}')
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
         if self.patience and not self.watched:
@@ -229,6 +351,11 @@ def _checked(name: str, value: Any, hint: Any, file: str | Path) -> Any:
         if value not in options:
             raise InputError(f"recipe {file}: {name} must be one of {', '.join(options)}, not {value!r}")
         return value
+    if hint == int | tuple[int, ...]:
+        counts = [value] if type(value) is int else value
+        if not (isinstance(counts, list) and all(type(count) is int for count in counts)):
+            raise InputError(f"recipe {file}: {name} must be a whole number or a list of them, not {value!r}")
+        return counts[0] if len(counts) == 1 else tuple(counts)
     if typing.get_origin(hint) is tuple:
         names = value.split(",") if isinstance(value, str) else value
         if not (isinstance(names, list) and all(isinstance(part, str) for part in names)):

@@ -5,7 +5,6 @@ A reward that is climbed too far rises while people, or a reward that was not cl
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypernoise.diagnostics.plots import Line, line_chart, page
+from hypernoise.training.metrics import rows_of
 
 SURE = 3.0  # standard errors
 STRETCHES = 12  # that a report has, at most
@@ -29,11 +29,10 @@ class Reading:
 
 def readings(metrics: Path, until: int) -> list[Reading]:
     """Those in a metrics.jsonl, up to a step."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     return [
         Reading(row["step"], row["reward"], row["watched_reward"])
-        for row in rows
-        if "watched_reward" in row and row["step"] <= until
+        for row in rows_of(metrics.parent)
+        if {"reward", "watched_reward"} <= row.keys() and row["step"] <= until
     ]
 
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
+from hypernoise.errors import InputError
 from hypernoise.files import write_text
+from hypernoise.training.checkpoint import writing
+from hypernoise.training.metrics import METRICS
+
+PROJECT = "hypernoise"
 
 
 class MetricsLog:
     """Appends rows to `folder`/metrics.jsonl, keeping of an older file only the steps up to `start`."""
 
     def __init__(self, folder: Path, start: int):
-        self.file = folder / "metrics.jsonl"
+        self.file = folder / METRICS
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         kept = [line for line in lines if _step(line) <= start]
         write_text(self.file, "".join(line + "\n" for line in kept))
+        self.first = json.loads(kept[0]) if kept else {}
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.file.open("a") as file:
+        with writing(METRICS, "the checkpoints are whole"), self.file.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -28,3 +38,24 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):  # a line cut short when the process was killed
         return float("inf")
+
+
+def check_trackers(names: Sequence[str], folder: Path | None) -> None:
+    """Raises InputError for a tracker that is not installed, or that has nowhere to write."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"tracker {name} is not installed: pip install 'hypernoise[{name}]'")
+    if names and folder is None:
+        raise InputError(f"tracker {names[0]} needs an output folder")
+
+
+def begin_tracking(accelerator: Accelerator, settings: Mapping[str, Any]) -> None:
+    """Tells the run's settings to the trackers."""
+    plain = {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in settings.items()}
+    accelerator.init_trackers(PROJECT, config=plain)
+
+
+def track(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
+    """The numbers of a step to the trackers, if there are any."""
+    numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+    accelerator.log(numbers, step=row["step"])

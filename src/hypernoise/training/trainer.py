@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
+import resource
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,24 +23,41 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl, limit_gradient, noise_objective
-from hypernoise.rewards.base import RewardFunction, check_callable, scored
+from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from hypernoise.training.config import TrainConfig
+from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint
+from hypernoise.training.config import TrainConfig, recognised
+from hypernoise.training.embeddings import encoder
+from hypernoise.training.faults import (
+    NOT_THE_REWARDS,
+    Round,
+    Skipped,
+    check_blow_up,
+    faults_of,
+    saturation,
+    scored,
+    told,
+)
 from hypernoise.training.limit import clamp, lipschitz_seen, scalable, squared_excess
-from hypernoise.training.noise import key_of, keyed_noise
+from hypernoise.training.metrics import METRICS, mean_of
+from hypernoise.training.noise import key_of, training_noise
+from hypernoise.training.optimizers import Average, make_optimizer, set_learning_rate
 from hypernoise.training.parting import Reading, parted, readings
-from hypernoise.training.prompts import prompts_of_step
-from hypernoise.training.tracking import MetricsLog
-from hypernoise.training.watch import watch
+from hypernoise.training.processes import agreed, gathered, samples_per_round, say, start
+from hypernoise.training.prompts import PromptMix, prompts_of_step
+from hypernoise.training.samples import draw_samples, sample_prompts
+from hypernoise.training.signals import stop_requested
+from hypernoise.training.steps import gradient_through_last, steps_of
+from hypernoise.training.tracking import MetricsLog, begin_tracking, check_trackers, track
+from hypernoise.training.watch import watch, watch_prompts
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """What a run did: the step it reached, its rows (one per step of this call), and its last checkpoint.
 
-    `finished` is False if it was interrupted and the same call would go on.
+    `finished` is False if it was interrupted and the same call would go on; `signal` is then what interrupted it.
     """
 
     step: int
@@ -50,13 +65,15 @@ class TrainResult:
     history: list[dict[str, float]]
     checkpoint: Path | None
     parted: bool = False  # it ended early: the watched reward fell while the trained one did not
+    signal: int = 0
+    skipped: int = 0  # steps of this call whose reward or gradient was not finite
 
 
 def train(
     generator: Generator,
     network: NoiseNetwork,
     reward: RewardFunction,
-    prompts: list[str],
+    prompts: Sequence[str],
     config: TrainConfig,
     *,
     watched: RewardFunction | None = None,
@@ -66,23 +83,206 @@ def train(
 ) -> TrainResult:
     """Trains `network` in place to lower E[kl_weight·½‖f‖² − reward(g(x + f))]; the generator stays as it is.
 
-    Noise, prompt order and torch's global generator are set from (seed, step) at every step, so a resumed run
-    gives the numbers of an uninterrupted one.
+    Noise, prompt order and torch's global generator are set from (seed, step, sample) at every step, so a resumed
+    run gives the numbers of an uninterrupted one, and several processes (see `processes`) those of one. With `ema`
+    the network ends as its running average.
 
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
         watched: a reward that is only measured, every `watched_every` steps, on the same pictures; with `patience`
             the run ends when it and the trained reward part (`parting.parted`).
         output: where metrics.jsonl and checkpoints go; nothing is written if None.
-        resume: go on from the newest checkpoint in `output`, if there is one; if False, they are removed.
+        resume: go on from the newest whole checkpoint in `output`, if there is one; if False, they are removed.
 
-    Ctrl-C ends the run after the step at hand, with a checkpoint, `finished` False; a second one at once.
+    Ctrl-C or SIGTERM ends the run after the step at hand, with a checkpoint, `finished` False; a second one at once.
 
     Raises:
-        InputError: no prompt, a batch that processes and accumulation do not divide, a reward without
-            gradient, a non-finite loss or gradient, a checkpoint of other settings or of a later step, or a
-            clamp on a network that cannot be scaled.
+        InputError: no prompt, a batch that processes and accumulation do not divide, a reward that raises or has no
+            gradient, too many steps that were not finite, a KL or pictures that have blown up, a checkpoint of
+            other settings or of a later step, a disk that is full, or a clamp on a network that cannot be scaled.
     """
+    folder = Path(output) if output is not None else None
+    _check(config, network, reward, watched, prompts, folder)
+    accelerator = start(generator.device, config.trackers, folder)
+    per_round = samples_per_round(config, accelerator.num_processes)
+    main = accelerator.is_main_process
+    if isinstance(network, nn.Module):
+        network.to(generator.device)
+    parameters = network.trainable_parameters()
+    optimizer = make_optimizer(parameters, config)
+    scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=config.dtype == "float16")
+    average = Average(network, config.ema) if config.ema else None
+    scales = reward if isinstance(reward, WeightedSum) else None
+    if scales is not None:
+        scales.gather = accelerator.gather  # type: ignore[assignment]
+    fixed = _fixed_settings(config, generator, network, reward, prompts)
+    state: dict[str, Any] = {"fixed": fixed, "reward": scales, "average": average, "scaler": scaler}
+    step, checkpoint = 0, None
+    if folder is not None:
+        checkpoint = _found(folder, accelerator, resume)
+        if checkpoint is not None:
+            step = load_checkpoint(checkpoint, network, generator, optimizer, **state)
+    if step > config.steps:
+        raise InputError(f"{checkpoint} is at step {step}, beyond the {config.steps} asked for; give another --output")
+    log = MetricsLog(folder, step) if folder is not None and main else None
+    if config.trackers:
+        begin_tracking(accelerator, fixed)
+    model: Any = (
+        accelerator.prepare_model(network, device_placement=False) if isinstance(network, nn.Module) else network
+    )
+    names = list(scales.members) if scales is not None else []
+    dimensions = math.prod(generator.noise_shape)
+    base_saturation = agreed(accelerator, log.first.get("saturated") if log is not None else None)
+    history: list[dict[str, float]] = []
+    skipped, saved, saved_at = Skipped(config.skip_limit), len(history), time.monotonic()
+    seen = readings(folder / METRICS, step) if folder is not None and step else []
+    apart = parted(seen, config.patience)  # a run that has ended early does not go on
+    signal, began, at_first = 0, time.perf_counter(), step
+
+    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (progress and main))
+    embeddings = Path(config.embeddings_folder) if config.embeddings_folder else (folder or Path()) / "embeddings"
+    asked = _asked(config, prompts, step) if config.embeddings == "disk" else prompts
+    encoding = encoder(config.embeddings, generator, embeddings, accelerator, asked)
+    with encoding as encode, bar, stop_requested() as stop:
+        while step < config.steps and not (signal or apart):
+            started = time.perf_counter()
+            texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
+            calls = steps_of(config, step)
+            watching = watched is not None and (step + 1) % config.watched_every == 0
+            sums, rounds = torch.zeros(5 + len(names), device=generator.device), []
+            for part in range(config.accumulation):
+                first = (part * accelerator.num_processes + accelerator.process_index) * per_round
+                samples = range(first, first + per_round)
+                torch.manual_seed(key_of(config.seed, step, first))  # for rewards that draw random numbers
+                mine = [texts[i] for i in samples]
+                noise = training_noise(
+                    config.noise,
+                    generator.noise_shape,
+                    seed=config.seed,
+                    step=step,
+                    samples=samples,
+                    count=config.fixed_noises,
+                ).to(generator.device, parameters[0].dtype)
+                condition = encode(mine)
+                last = part == config.accumulation - 1
+                with nullcontext() if last else accelerator.no_sync(model):
+                    with _autocast(generator, config):
+                        residual = model(noise, condition)  # f(x0, c)
+                        improved = noise + residual
+                        if config.sample_clip is not None:
+                            share = scaler.get_scale() / (per_round * config.accumulation)
+                            improved = limit_gradient(improved, config.sample_clip, share)
+                        with gradient_through_last(generator, config.gradient_steps, calls):
+                            seeds = [key_of(config.seed, step, sample) for sample in samples]
+                            pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
+                    rewards = scored(reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
+                    loss = noise_objective(residual, rewards, config.kl_weight).mean()
+                    if config.lipschitz == "penalty":
+                        with _autocast(generator, config):
+                            excess = squared_excess(network, noise, condition, config.lipschitz_bound)
+                        loss = loss + config.lipschitz_weight * excess
+                    if not history:
+                        check_gradients(reward, rewards, pixels)
+                    accelerator.backward(scaler.scale(loss / config.accumulation))
+                drawn = pixels.detach().to(noise.dtype)
+                rounds.append(Round(mine, drawn, rewards.detach()))
+                shown = torch.zeros_like(rewards)
+                if watched is not None and watching:
+                    with torch.no_grad(), _chance_aside(generator.device):
+                        shown = scored(watched, drawn, mine, step, "the watched reward")
+                means = [loss, rewards.mean(), l2_kl(residual).mean(), shown.mean(), saturation(drawn)]
+                if scales is not None:
+                    means += [scales.last[name] for name in names]
+                sums += torch.stack([mean.detach().float().to(sums.device) for mean in means])
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+            row, signal, finite = _agreed_row(accelerator, sums / config.accumulation, norm, names, stop())
+            faults: list[str] = []
+            if finite:
+                set_learning_rate(optimizer, config, step)
+                scaler.step(optimizer)
+                if average is not None:
+                    average.update()
+            elif math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1:
+                pass  # fp16's range: the update is left out and the loss scaled less
+            else:
+                faults = gathered(accelerator, faults_of(reward, rounds)) or [NOT_THE_REWARDS]
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            if faults:
+                say(f"step {step} skipped: {told(faults)}")
+            skipped.note(bool(faults), step, faults)
+            if step == 1 and row["gradient_norm"] == 0:
+                raise InputError(
+                    "no gradient reaches the noise network: with these generator_steps and gradient_steps the "
+                    "pictures do not depend on the noise through what is differentiated"
+                )
+            if config.lipschitz == "clamp":
+                with _autocast(generator, config):
+                    stretch = lipschitz_seen(network, noise, condition)  # type: ignore[possibly-unbound]  # of the last round
+                clamp(network, accelerator.gather(stretch).max().item(), config.lipschitz_bound)  # type: ignore[union-attr]
+
+            base_saturation = row["saturated"] if base_saturation is None else base_saturation
+            check_blow_up(config, step, row["kl"], dimensions, row["saturated"] - base_saturation)
+            if not watching:
+                del row["watched_reward"]
+            row = {"step": step, **{name: value for name, value in row.items() if math.isfinite(value)}}
+            if not finite:
+                row["skipped"] = 1
+            seconds = time.perf_counter() - started
+            pace = (time.perf_counter() - began) / (step - at_first)
+            row |= {
+                "seconds": round(seconds, 4),
+                "images_per_second": round(config.batch_size / seconds, 3),
+                "memory_gib": round(_memory(generator.device) / 2**30, 3),
+                "eta_seconds": round(pace * (config.steps - step), 1),
+            }
+            if len(config.step_counts) > 1:
+                row["generator_steps"] = calls
+            if config.watch and main and (step % config.watch_every == 0 or step == config.steps):
+                with _autocast(generator, config):
+                    row |= watch(config.watch, generator, network, prompts, seed=config.seed, encode=encode)
+            if folder is not None and main and config.samples_every and step % config.samples_every == 0:
+                picture = folder / "samples" / f"step-{step:06d}.png"
+                with _autocast(generator, config), average.in_place() if average is not None else nullcontext():
+                    draw_samples(generator, network, prompts, encode, picture, steps=calls, seed=config.seed)
+            history.append(row)
+            shown_now = {"reward": f"{row.get('reward', math.nan):.4f}", "kl": f"{row.get('kl', math.nan):.3f}"}
+            bar.set_postfix(shown_now | ({"skipped": skipped.count} if skipped.count else {}), refresh=False)
+            bar.update()
+            if log is not None:
+                log.write({**row, "faults": faults} if faults else row)
+            track(accelerator, row)
+            if watching and {"reward", "watched_reward"} <= row.keys():
+                seen.append(Reading(step, row["reward"], row["watched_reward"]))
+                apart = parted(seen, config.patience)
+            late = config.checkpoint_minutes and time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+            due = signal or apart or step == config.steps or step % config.checkpoint_every == 0
+            if folder is not None and main and (due or late):
+                metric = mean_of(history[saved:], config.best_by) if config.best_by else None
+                checkpoint = save_checkpoint(
+                    folder, step, network, generator, optimizer, keep=config.keep, metric=metric, **state
+                )
+                saved, saved_at = len(history), time.monotonic()
+    finished = step >= config.steps or apart
+    if average is not None and finished:
+        network.load_trainable_state(average.state)
+    checkpoint = agreed(accelerator, checkpoint)  # which is then whole, in every process
+    if config.trackers:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    return TrainResult(step, finished, history, checkpoint, apart, signal, skipped.count)
+
+
+def _check(
+    config: TrainConfig,
+    network: NoiseNetwork,
+    reward: RewardFunction,
+    watched: RewardFunction | None,
+    prompts: Sequence[str],
+    folder: Path | None,
+) -> None:
     if not prompts:
         raise InputError("no prompt to train on")
     check_callable(reward)
@@ -92,191 +292,99 @@ def train(
         raise InputError("patience needs a watched reward")
     if config.lipschitz == "clamp" and not scalable(network):
         raise InputError(f"lipschitz: clamp needs a network with scale_output, which {network.kind!r} has not")
-    accelerator = Accelerator(device_placement=False)
-    per_round = _samples_per_round(config, accelerator.num_processes)
-    if isinstance(network, nn.Module):
-        network.to(generator.device)
-    optimizer = _optimizer(network.trainable_parameters(), config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate(config))
-    folder = Path(output) if output is not None else None
-    fixed = _fixed_settings(config, generator, network, reward, prompts)
-    scales = reward if isinstance(reward, WeightedSum) else None
-    step, checkpoint = 0, None
+    if config.embeddings == "disk" and folder is None and not config.embeddings_folder:
+        raise InputError("embeddings on disk need an output, or an embeddings_folder")
+    check_trackers(config.trackers, folder)
+    columns = ["reward", *(["watched_reward"] if watched is not None else [])]
+    columns += [f"reward/{name}" for name in reward.members] if isinstance(reward, WeightedSum) else []
+    if config.best_by and config.best_by not in columns:
+        raise InputError(f"best_by must be one of {', '.join(columns)}, not {config.best_by!r}")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        found = checkpoints(folder)
-        if found and resume:
-            checkpoint = found[-1]
-            step = load_checkpoint(checkpoint, network, generator, optimizer, schedule, fixed=fixed, reward=scales)
-        elif accelerator.is_main_process:
-            for old in found:
-                shutil.rmtree(old)
-    if step > config.steps:
-        raise InputError(f"{checkpoint} is at step {step}, beyond the {config.steps} asked for; give another --output")
-    log = MetricsLog(folder, step) if folder is not None and accelerator.is_main_process else None
-    parameters = network.trainable_parameters()
-    model: Any = (
-        accelerator.prepare_model(network, device_placement=False) if isinstance(network, nn.Module) else network
-    )
-    history: list[dict[str, float]] = []
-    seen = readings(folder / "metrics.jsonl", step) if folder is not None and step else []
-    apart = parted(seen, config.patience)  # a run that has ended early does not go on
-
-    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (progress and accelerator.is_main_process))
-    with bar, _stop_requested() as stop_requested:
-        stopping = apart
-        while step < config.steps and not stopping:
-            started = time.perf_counter()
-            torch.manual_seed(key_of(config.seed, step))  # for rewards that draw random numbers
-            texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
-            sums = torch.zeros(4, device=generator.device)
-            watching = watched is not None and (step + 1) % config.watched_every == 0
-            members: dict[str, float] = {}
-            for part in range(config.accumulation):
-                first = (part * accelerator.num_processes + accelerator.process_index) * per_round
-                samples = range(first, first + per_round)
-                mine = [texts[i] for i in samples]
-                noise = keyed_noise(generator.noise_shape, seed=config.seed, step=step, samples=samples)
-                noise = noise.to(generator.device, parameters[0].dtype)
-                condition = generator.encode(mine)
-                last = part == config.accumulation - 1
-                with nullcontext() if last else accelerator.no_sync(model):
-                    with _autocast(generator, config):
-                        residual = model(noise, condition)  # f(x0, c)
-                        improved = noise + residual
-                        if config.sample_clip is not None:
-                            share = 1 / (per_round * config.accumulation)
-                            improved = limit_gradient(improved, config.sample_clip, share)
-                        pixels = generator.sample(
-                            improved,
-                            condition,
-                            steps=config.generator_steps,
-                            seed=key_of(config.seed, step, first),
-                        )
-                    # outside autocast: bf16 would round the scores
-                    rewards = scored(reward, pixels.to(noise.dtype), mine)
-                    loss = noise_objective(residual, rewards, config.kl_weight).mean()
-                    if config.lipschitz == "penalty":
-                        with _autocast(generator, config):
-                            excess = squared_excess(network, noise, condition, config.lipschitz_bound)
-                        loss = loss + config.lipschitz_weight * excess
-                    if not history:
-                        check_gradients(reward, rewards, pixels)
-                    _check_finite("loss", loss, step)
-                    accelerator.backward(loss / config.accumulation)
-                shown = torch.zeros_like(rewards)
-                if watched is not None and watching:
-                    with torch.no_grad(), _chance_aside(generator.device):
-                        shown = scored(watched, pixels.detach().to(noise.dtype), mine, "the watched reward")
-                parts = loss, rewards.mean(), l2_kl(residual).mean(), shown.mean()
-                sums += torch.stack(parts).detach().float()
-                if isinstance(reward, WeightedSum):
-                    for name, value in reward.last.items():
-                        key = f"reward/{name}"
-                        members[key] = members.get(key, 0.0) + value.item() / config.accumulation
-            gradient_norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-            _check_finite("gradient's norm", gradient_norm, step)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            if config.lipschitz == "clamp":
-                with _autocast(generator, config):
-                    stretch = lipschitz_seen(network, noise, condition)  # type: ignore[possibly-unbound]  # of the last round
-                clamp(network, accelerator.gather(stretch).max().item(), config.lipschitz_bound)  # type: ignore[union-attr]
-            step += 1
-
-            loss_mean, reward_mean, kl_mean, watched_mean = (
-                accelerator.reduce(sums, "mean") / config.accumulation
-            ).tolist()  # type: ignore[union-attr]
-            row = {
-                "step": step,
-                "loss": loss_mean,
-                "reward": reward_mean,
-                "kl": kl_mean,
-                **members,
-                **({"watched_reward": watched_mean} if watching else {}),
-                "gradient_norm": float(gradient_norm),
-                "seconds": round(time.perf_counter() - started, 4),
-            }
-            if (
-                config.watch
-                and accelerator.is_main_process
-                and (step % config.watch_every == 0 or step == config.steps)
-            ):
-                with _autocast(generator, config):
-                    row |= watch(config.watch, generator, network, prompts, seed=config.seed)
-            history.append(row)
-            bar.set_postfix(reward=f"{reward_mean:.4f}", kl=f"{kl_mean:.3f}", refresh=False)
-            bar.update()
-            if log is not None:
-                log.write(row)
-            if watching:
-                seen.append(Reading(step, reward_mean, watched_mean))
-                apart = parted(seen, config.patience)
-            stopping = stop_requested() or apart
-            due = stopping or step == config.steps or step % config.checkpoint_every == 0
-            if folder is not None and accelerator.is_main_process and due:
-                checkpoint = save_checkpoint(
-                    folder, step, network, generator, optimizer, schedule, fixed=fixed, reward=scales
-                )
-    return TrainResult(step, step >= config.steps or apart, history, checkpoint, apart)
 
 
-def _samples_per_round(config: TrainConfig, processes: int) -> int:
-    parts = processes * config.accumulation
-    if config.batch_size % parts:
-        raise InputError(
-            f"batch_size {config.batch_size} must be a multiple of {parts} "
-            f"({processes} processes x accumulation {config.accumulation})"
-        )
-    return config.batch_size // parts
+def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
+    """The checkpoint to go on from, the same in every process; what is damaged is told. Others go if not `resume`."""
+    found = None
+    if accelerator.is_main_process and resume:
+        try:
+            newest, broken = newest_whole(folder)
+        except InputError as error:
+            newest, broken = error, []
+        for line in broken:
+            say(f"{line}; going on from {newest}")
+        found = newest
+    elif accelerator.is_main_process:
+        for old in checkpoints(folder):
+            shutil.rmtree(old)
+    found = agreed(accelerator, found)
+    if isinstance(found, InputError):
+        raise found
+    if found is not None and not found.is_dir():
+        raise InputError(f"{found} is not seen by every process; --output must be on a disk that all nodes share")
+    return found
 
 
-def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+def _asked(config: TrainConfig, prompts: Sequence[str], step: int) -> list[str]:
+    """The prompts that a run will see from a step on, with those it is watched by."""
+    if (config.steps - step) * config.batch_size >= len(prompts):
+        return list(prompts)
+    coming = (prompts_of_step(prompts, later, config.batch_size, config.seed) for later in range(step, config.steps))
+    return [*watch_prompts(prompts), *sample_prompts(prompts), *(prompt for batch in coming for prompt in batch)]
 
 
-def _learning_rate(config: TrainConfig) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / (config.warmup + 1))
-        return warm * (0.5 * (1 + math.cos(math.pi * min(1.0, step / config.steps))) if config.decay else 1.0)
+def _agreed_row(
+    accelerator: Accelerator, means: torch.Tensor, norm: torch.Tensor, names: list[str], asked: int
+) -> tuple[dict[str, float], int, bool]:
+    """The step's row over all processes, the signal that any of them got, and whether its numbers are finite.
 
-    return factor
+    One exchange and one reading from the device per step.
+    """
+    several = accelerator.num_processes > 1
+    own = torch.cat([means, torch.tensor([float(asked)]).to(means)])
+    together = torch.cat([accelerator.reduce(own, "mean") if several else own, norm.detach().float()[None].to(own)])  # type: ignore[list-item]
+    loss, reward, kl, shown, saturated, *members, signal, gradient = together.tolist()
+    row = {"loss": loss, "reward": reward, "kl": kl, "saturated": saturated}
+    row |= {f"reward/{name}": value for name, value in zip(names, members, strict=True)}
+    row |= {"watched_reward": shown, "gradient_norm": gradient}
+    number = asked or (15 if signal else 0)
+    return row, number, math.isfinite(loss) and math.isfinite(gradient)
 
 
 def _fixed_settings(
-    config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: list[str]
+    config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: Sequence[str]
 ) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to reach the same numbers."""
-    free = {"checkpoint_every", "watched_every", "patience", "watch", "watch_every"}
+    settings = recognised(config)
     if not config.decay:
-        free |= {"steps"}
-    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in free}
+        del settings["steps"]
     if config.lipschitz == "free":  # as checkpoints were before there was a limit
         settings |= {"lipschitz": None, "lipschitz_bound": None, "lipschitz_weight": None}
     named = getattr(reward, "__name__", type(reward).__name__)
     rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+    shares = f", mixed {prompts.counts.tolist()}" if isinstance(prompts, PromptMix) else ""
     fixed = {
         **settings,
         "generator": generator.name,
         "network": {"kind": network.kind, **network.settings},
         "rewards": rewards,
         "reward_settings": how,
-        "prompts": f"{len(prompts)} prompts, sha256 {digest}",
+        "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
     }
     return json.loads(json.dumps(fixed))  # as it will be read back
 
 
-def _check_finite(what: str, value: torch.Tensor, step: int) -> None:
-    if not torch.isfinite(value):
-        raise InputError(f"the {what} is {value.item()} at step {step}; lower lr or the rewards' weights")
-
-
 def _autocast(generator: Generator, config: TrainConfig) -> torch.autocast:
-    return torch.autocast(generator.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
+    precision = torch.float16 if config.dtype == "float16" else torch.bfloat16
+    return torch.autocast(generator.device.type, precision, enabled=config.dtype != "float32")
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes held at most so far: of the accelerator, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager
@@ -284,23 +392,3 @@ def _chance_aside(device: torch.device) -> Iterator[None]:
     """Random numbers drawn inside the block are drawn again after it: watching changes nothing that trains."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
-
-
-@contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Inside the block the first Ctrl-C only raises a flag; the second interrupts as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

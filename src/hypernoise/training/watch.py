@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.diagnostics.plots import Line, line_chart
-from hypernoise.generators.base import Generator
+from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.training.noise import keyed_noise
 
@@ -22,18 +22,28 @@ NOISES = 4
 WATCH_STEP = 10**9 + 1  # noise key: no training step has it, nor has the evaluation
 
 
+def watch_prompts(prompts: Sequence[str]) -> list[str]:
+    """Those that are watched: from one end of the list to the other."""
+    return [prompts[i * len(prompts) // NOISES] for i in range(NOISES)]
+
+
 def watch(
-    names: Sequence[str], generator: Generator, network: NoiseNetwork, prompts: list[str], *, seed: int
+    names: Sequence[str],
+    generator: Generator,
+    network: NoiseNetwork,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    encode: Callable[[list[str]], Condition] | None = None,
 ) -> dict[str, float]:
-    """Columns of metrics.jsonl, on 4 noises of their own.
+    """Columns of metrics.jsonl, on 4 noises of their own. `encode` stands in for the generator's.
 
     lipschitz: the greatest ‖J‖₂ seen, a lower bound of Lip(f); gap_bound: the most that the KL's dropped terms
     can be if it is the constant everywhere (absent from 1 on). kl_gap, kl_gap_error: what they are, in nats.
     """
-    spread = [prompts[i * len(prompts) // NOISES] for i in range(NOISES)]
     noise = keyed_noise(generator.noise_shape, seed=seed, step=WATCH_STEP, samples=range(NOISES))
     noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
-    condition = generator.encode(spread)
+    condition = (encode or generator.encode)(watch_prompts(prompts))
     row: dict[str, float] = {}
     if "lipschitz" in names:
         row["lipschitz"] = spectral_norm(network, noise, condition).max().item()

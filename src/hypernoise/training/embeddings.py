@@ -1,0 +1,239 @@
+"""Prompts encoded once: kept in memory, or on disk in memory-mapped safetensors with the text encoders set aside.
+
+A prompt's embedding is a function of its text and the text encoder alone, whatever batch it is asked for in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hypernoise.errors import InputError
+from hypernoise.files import output_folder
+from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.training.checkpoint import writing
+from hypernoise.training.processes import say
+
+MEMORY = 2**30  # bytes of embeddings that are kept in memory
+SHARD = 2**28  # bytes of a file on disk
+
+
+class Encoded:
+    """The conditions of prompts; this one keeps none and encodes every batch."""
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+
+    def __call__(self, prompts: list[str]) -> Condition:
+        """One row per prompt, on the generator's device."""
+        return self.generator.encode(prompts)
+
+
+class KeptInMemory(Encoded):
+    """Each prompt is encoded when it is first seen, and kept; as long as all of them fit into `limit` bytes.
+
+    Prompts whose embeddings differ in length are not kept.
+    """
+
+    def __init__(self, generator: Generator, prompts: Sequence[str], limit: int = MEMORY):
+        super().__init__(generator)
+        self.rows: dict[str, Condition] = {}
+        self.limit, self.count = limit, len(set(prompts))
+        self.fits = True
+
+    def __call__(self, prompts: list[str]) -> Condition:
+        for prompt in dict.fromkeys(prompts):
+            if self.fits and prompt not in self.rows:
+                self.rows[prompt] = self.generator.encode([prompt]).to("cpu")
+                self.fits = self.count * size_of(self.rows[prompt]) <= self.limit
+        joined = _joined([self.rows[prompt] for prompt in prompts]) if self.fits else None
+        if joined is None:
+            self.fits = False
+            self.rows.clear()
+            return self.generator.encode(prompts)
+        return joined.to(self.generator.device)
+
+
+class KeptOnDisk(Encoded):
+    """All prompts' embeddings in safetensors files under `folder`, read as they are needed.
+
+    Files are named by what encodes and what is encoded, so that runs may share a folder and add to it.
+
+    Raises:
+        InputError: a prompt is not there, or the folder cannot be read.
+    """
+
+    def __init__(self, generator: Generator, folder: Path):
+        super().__init__(generator)
+        self.places: dict[str, tuple[Any, int]] = {}
+        self.folder = folder
+        for file in sorted(folder.glob(f"{fingerprint(generator)}-*.safetensors")):
+            opened: Any = safe_open(file, "pt")
+            for row, text in enumerate(json.loads(opened.metadata()["texts"])):
+                self.places[text] = opened, row
+
+    def __call__(self, prompts: list[str]) -> Condition:
+        rows = []
+        for prompt in prompts:
+            if _key(prompt) not in self.places:
+                raise InputError(
+                    f"{prompt!r} is not among the embeddings in {self.folder}; if nodes do not share it, "
+                    "give each its own --embeddings-folder or take --embeddings memory"
+                )
+            opened, row = self.places[_key(prompt)]
+            rows.append({name: opened.get_slice(name)[row : row + 1] for name in opened.keys()})  # noqa: SIM118
+        tensors = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return Condition(tensors).to(self.generator.device)
+
+    def __contains__(self, prompt: str) -> bool:
+        return _key(prompt) in self.places
+
+
+def missing_from(generator: Generator, folder: Path, prompts: Sequence[str]) -> list[str]:
+    """The prompts that are yet to be encoded, each once."""
+    kept = KeptOnDisk(generator, folder)
+    return [prompt for prompt in dict.fromkeys(prompts) if prompt not in kept]
+
+
+def bytes_needed(generator: Generator, prompts: Sequence[str]) -> int:
+    """What the embeddings of these prompts will take on disk."""
+    return size_of(generator.encode([prompts[0]])) * len(prompts) if prompts else 0
+
+
+def encode_to_disk(generator: Generator, folder: Path, prompts: Sequence[str]) -> None:
+    """Adds the embeddings of prompts, file by file, each whole or not at all.
+
+    Raises:
+        InputError: too little room, or embeddings that differ in length.
+    """
+    if not prompts:
+        return
+    output_folder(folder)
+    needed, free = bytes_needed(generator, prompts), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{len(prompts)} prompts take {needed / 2**30:.2f} GiB as embeddings, {folder} has {free / 2**30:.2f} "
+            "GiB left; give another --embeddings-folder, or take --embeddings off"
+        )
+    per_file = max(1, SHARD // (needed // len(prompts)))
+    for start in range(0, len(prompts), per_file):
+        texts = prompts[start : start + per_file]
+        rows = _joined([generator.encode([text]).to("cpu") for text in texts])
+        if rows is None:
+            raise InputError(f"{generator.name!r} gives embeddings of differing lengths; take --embeddings off")
+        keys = [_key(text) for text in texts]
+        digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+        file = folder / f"{fingerprint(generator)}-{digest}.safetensors"
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        with writing("embeddings", "those written before are whole"):
+            tensors = {name: tensor.contiguous() for name, tensor in rows.tensors.items()}
+            save_file(tensors, temporary, metadata={"texts": json.dumps(keys)})
+            os.replace(temporary, file)
+
+
+def size_of(condition: Condition) -> int:
+    """Bytes of a condition's tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in condition.tensors.values())
+
+
+def fingerprint(generator: Generator) -> str:
+    """What the embeddings depend on besides the text: encoders, tokenizers and their settings, and the precision.
+
+    Of the encoders' weights, names, shapes and three values of each are looked at.
+    """
+    found = hashlib.sha256(generator.name.encode() if not isinstance(generator, DiffusionGenerator) else b"")
+    for name, part in sorted(_parts(generator).items()):
+        found.update(name.encode() + type(part).__name__.encode())
+        if isinstance(part, nn.Module):
+            config: Any = getattr(part, "config", None)
+            found.update(json.dumps(config.to_dict() if config is not None else None, default=str).encode())
+            for own, weight in part.named_parameters():
+                flat = weight.detach().flatten()
+                values = [float(flat[i]) for i in (0, len(flat) // 2, -1)]
+                found.update(f"{own} {list(weight.shape)} {weight.dtype} {values}".encode())
+        else:
+            fast = getattr(part, "backend_tokenizer", None)
+            words = fast.to_str() if fast is not None else json.dumps(part.get_vocab(), sort_keys=True)
+            found.update(f"{part.model_max_length} {words}".encode())
+    return found.hexdigest()[:16]
+
+
+@contextmanager
+def text_encoders_aside(generator: Generator) -> Iterator[None]:
+    """Inside the block the pipeline has no text encoders; their weights wait in the CPU's memory."""
+    if not isinstance(generator, DiffusionGenerator):
+        yield
+        return
+    device = generator.device
+    encoders = {name: part for name, part in _parts(generator).items() if isinstance(part, nn.Module)}
+    for name, encoder in encoders.items():
+        setattr(generator.pipeline, name, None)
+        encoder.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        for name, encoder in encoders.items():
+            setattr(generator.pipeline, name, encoder.to(device))
+
+
+def _parts(generator: Generator) -> Mapping[str, Any]:
+    """The pipeline's text encoders and tokenizers, by their names in it."""
+    if not isinstance(generator, DiffusionGenerator):
+        return {}
+    components = generator.pipeline.components.items()
+    return {
+        name: part for name, part in components if name.startswith(("text_encoder", "tokenizer")) and part is not None
+    }
+
+
+def _key(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+
+
+def _joined(rows: Sequence[Condition]) -> Condition | None:
+    """Conditions of one prompt each as one; None if their shapes differ."""
+    first = rows[0].tensors
+    if any(row.tensors.keys() != first.keys() for row in rows):
+        return None
+    columns: dict[str, list[Tensor]] = {name: [row.tensors[name] for row in rows] for name in first}
+    if any(tensor.shape != column[0].shape for column in columns.values() for tensor in column):
+        return None
+    return Condition({name: torch.cat(column) for name, column in columns.items()})
+
+
+@contextmanager
+def encoder(
+    kind: str, generator: Generator, folder: Path, accelerator: Accelerator, prompts: Sequence[str]
+) -> Iterator[Encoded]:
+    """What gives prompts their conditions inside the block: "memory", "disk" (under `folder`) or "off".
+
+    With "disk" `prompts` are encoded first, their share by each process, the size told beforehand, and the text
+    encoders are aside until the block ends.
+    """
+    if kind != "disk":
+        yield KeptInMemory(generator, prompts) if kind == "memory" else Encoded(generator)
+        return
+    missing = missing_from(generator, folder, prompts)
+    gib = bytes_needed(generator, missing) / 2**30
+    say(f"embeddings: {len(missing)} of {len(set(prompts))} prompts to encode, {gib:.3g} GiB in {folder}")
+    accelerator.wait_for_everyone()
+    encode_to_disk(generator, folder, missing[accelerator.process_index :: accelerator.num_processes])
+    accelerator.wait_for_everyone()
+    kept = KeptOnDisk(generator, folder)
+    with text_encoders_aside(generator):
+        yield kept

@@ -1,0 +1,85 @@
+"""One run in several processes, started by `torchrun` or `accelerate launch`: who is who, and what each one does.
+
+The engine is accelerate's (DDP); here is only what it has to be told. Prompts and noise are functions of (seed,
+step, global sample), so the result does not depend on how many processes share the batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hypernoise.errors import InputError
+from hypernoise.training.config import TrainConfig
+
+
+def launched() -> tuple[int, int]:
+    """This process's number and how many there are, as the launcher has set them; (0, 1) without one."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def own_device(device: str) -> str:
+    """Each process's own accelerator where "auto" or "cuda" is asked for by several; else what is asked for."""
+    if launched()[1] > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return device
+
+
+def say(line: str) -> None:
+    """A line on stderr, from the first process only."""
+    if launched()[0] == 0:
+        print(line, file=sys.stderr)
+
+
+def start(device: torch.device, trackers: tuple[str, ...], folder: Path | None) -> Accelerator:
+    """Joins the other processes, if there are any. Without being told, accelerate takes several CPU processes for
+    one each."""
+    several = launched()[1] > 1
+    return Accelerator(
+        device_placement=False,
+        cpu=several and device.type == "cpu",
+        log_with=list(trackers) or None,
+        project_dir=str(folder) if trackers and folder is not None else None,
+    )
+
+
+def leave() -> None:
+    """Ends what `start` has joined, so that the process may exit without a warning."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def samples_per_round(config: TrainConfig, processes: int) -> int:
+    """Samples that a process draws at once. Raises InputError naming the multiple that batch_size must be of."""
+    parts = processes * config.accumulation
+    if config.batch_size % parts:
+        raise InputError(
+            f"batch_size {config.batch_size} must be a multiple of {parts} "
+            f"({processes} processes x accumulation {config.accumulation}); "
+            f"the next that fits is {math.ceil(config.batch_size / parts) * parts}"
+        )
+    return config.batch_size // parts
+
+
+def agreed(accelerator: Accelerator, value: Any) -> Any:
+    """The first process's value, in all of them."""
+    if accelerator.num_processes == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gathered(accelerator: Accelerator, values: list[Any]) -> list[Any]:
+    """The values of all processes, in their order."""
+    if accelerator.num_processes == 1:
+        return values
+    parts: list[list[Any]] = [[] for _ in range(accelerator.num_processes)]
+    torch.distributed.all_gather_object(parts, values)
+    return [value for part in parts for value in part]

@@ -1,0 +1,61 @@
+"""How many denoiser calls a training picture takes, and through which of them its gradient goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Generator
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.noise import key_of
+
+DRAW = -1  # the key's sample number for this draw: no sample has it
+
+
+def steps_of(config: TrainConfig, step: int) -> int:
+    """The denoiser calls per picture of an update: one of `generator_steps`, by (seed, step)."""
+    counts = config.step_counts
+    return counts[key_of(config.seed, step, DRAW) % len(counts)]
+
+
+@contextmanager
+def gradient_through_last(generator: Generator, last: int, steps: int) -> Iterator[None]:
+    """Inside the block a picture's gradient goes through the `last` denoiser calls out of `steps` alone.
+
+    The earlier calls' answers count as constants. The noise still reaches the picture through what the scheduler
+    adds up, so that its gradient lacks their Jacobians, as in truncated backpropagation, and saves their memory.
+    `last` 0 means all.
+
+    Raises:
+        InputError: a generator without a denoiser to look at.
+    """
+    if last in (0, steps):
+        yield
+        return
+    denoiser = getattr(generator, "denoiser", None)
+    if not isinstance(denoiser, nn.Module):
+        raise InputError(f"gradient_steps needs a diffusion generator, which {generator.name!r} is not")
+    calls = 0
+
+    def before(module: nn.Module, arguments: Any) -> None:
+        torch.set_grad_enabled(calls >= steps - last)
+
+    def after(module: nn.Module, arguments: Any, output: Any) -> None:
+        nonlocal calls
+        calls += 1
+        torch.set_grad_enabled(True)
+
+    hooks = [
+        denoiser.register_forward_pre_hook(before),
+        denoiser.register_forward_hook(after, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,141 @@
+"""Prompts encoded once: the same rows as the generator's own, from memory or from disk."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.embeddings import (
+    KeptInMemory,
+    KeptOnDisk,
+    encode_to_disk,
+    fingerprint,
+    missing_from,
+    text_encoders_aside,
+)
+from hypernoise.training.metrics import rows_of
+from hypernoise.training.trainer import train
+from tests.training.test_trainer import PROMPTS, build, config, same, state
+
+
+def equal(a, b):
+    return a.tensors.keys() == b.tensors.keys() and all(
+        torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors
+    )
+
+
+def alone(generator, prompts):
+    """Each prompt's own row."""
+    rows = [generator.encode([prompt]).tensors for prompt in prompts]
+    return Condition({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+
+
+def counted(generator, monkeypatch):
+    calls = []
+    own = generator.encode
+    monkeypatch.setattr(generator, "encode", lambda prompts: calls.append(list(prompts)) or own(prompts))
+    return calls
+
+
+def test_memory_encodes_each_prompt_once_and_alone(generator, monkeypatch):
+    expected = alone(generator, ["a ring", "a cross", "a ring"])
+    calls = counted(generator, monkeypatch)
+    kept = KeptInMemory(generator, PROMPTS)
+    assert equal(kept(["a ring", "a cross", "a ring"]), expected)
+    assert equal(kept(["a cross", "a ring"]), expected[torch.tensor([1, 2])])
+    assert calls == [["a ring"], ["a cross"]]
+
+
+def test_memory_keeps_nothing_that_would_not_fit(generator, monkeypatch):
+    calls = counted(generator, monkeypatch)
+    kept = KeptInMemory(generator, PROMPTS, limit=1000)
+    for _ in range(2):
+        kept(["a ring", "a cross"])
+    assert calls == [["a ring"], ["a ring", "a cross"], ["a ring", "a cross"]]
+    assert not kept.rows
+
+
+def test_memory_does_not_keep_rows_of_differing_lengths(generator, monkeypatch):
+    rows = {"a": torch.ones(1, 2), "b": torch.ones(1, 3)}
+    calls = []
+
+    def encode(prompts):
+        calls.append(prompts)
+        return Condition({"tokens": rows[prompts[0]] if len(prompts) == 1 else torch.ones(len(prompts), 3)})
+
+    monkeypatch.setattr(generator, "encode", encode)
+    kept = KeptInMemory(generator, ["a", "b"])
+    assert kept(["a", "b"]).tensors["tokens"].shape == kept(["b", "a"]).tensors["tokens"].shape == (2, 3)
+    assert calls[-2:] == [["a", "b"], ["b", "a"]]
+
+
+def test_disk_gives_the_same_rows_and_is_added_to(generator, tmp_path, monkeypatch):
+    folder = tmp_path / "embeddings"
+    monkeypatch.setattr("hypernoise.training.embeddings.SHARD", 4000)  # two prompts to a file
+    encode_to_disk(generator, folder, missing_from(generator, folder, PROMPTS[:3]))
+    files = sorted(folder.iterdir())
+    assert len(files) == 2
+    assert missing_from(generator, folder, PROMPTS) == PROMPTS[3:]
+    encode_to_disk(generator, folder, PROMPTS[3:])
+    assert missing_from(generator, folder, PROMPTS) == []
+    asked = [PROMPTS[4], PROMPTS[0], PROMPTS[4], PROMPTS[2]]
+    assert equal(KeptOnDisk(generator, folder)(asked), alone(generator, asked))
+    texts = [key for file in folder.iterdir() for key in json.loads(safe_open(file, "pt").metadata()["texts"])]
+    assert len(set(texts)) == len(texts) == 5
+    with pytest.raises(InputError, match="'a hat' is not among the embeddings in"):
+        KeptOnDisk(generator, folder)(["a hat"])
+
+
+def test_another_encoder_or_setting_finds_nothing(sd_pipeline, tmp_path):
+    generator, _ = build(sd_pipeline)
+    encode_to_disk(generator, tmp_path, ["a ring"])
+    prints = {fingerprint(generator)}
+    with torch.no_grad():
+        generator.pipeline.text_encoder.get_input_embeddings().weight[0, 0] += 1e-3
+    prints.add(fingerprint(generator))
+    generator.pipeline.tokenizer.model_max_length = 7
+    prints.add(fingerprint(generator))
+    assert len(prints) == 3
+    assert missing_from(generator, tmp_path, ["a ring"]) == ["a ring"]
+
+
+def test_too_little_room_is_told_before_anything_is_encoded(generator, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("hypernoise.training.embeddings.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(InputError, match=r"5 prompts take 0.00 GiB as embeddings, .* take --embeddings off"):
+        encode_to_disk(generator, tmp_path / "embeddings", PROMPTS)
+    assert list((tmp_path / "embeddings").iterdir()) == []
+
+
+def test_aside_the_pipeline_draws_without_text_encoders_and_has_them_again_after(generator):
+    condition, encoder = generator.encode(["a ring"]), generator.pipeline.text_encoder
+    noise = torch.randn(1, *generator.noise_shape, generator=torch.Generator().manual_seed(0)).double()
+    before = generator.sample(noise, condition)
+    with text_encoders_aside(generator):
+        assert generator.pipeline.text_encoder is None
+        assert torch.equal(generator.sample(noise, condition), before)
+    assert generator.pipeline.text_encoder is encoder
+    assert equal(generator.encode(["a ring"]), condition)
+
+
+def test_a_run_from_disk_trains_to_the_weights_of_one_from_memory(sd_pipeline, tmp_path, capsys):
+    """With sample grids and a watch beside it, whose prompts come from the disk too."""
+
+    def run(output=None, **changes):
+        generator, network = build(sd_pipeline)
+        reward = WeightedSum({"redness": 20.0})
+        settings = config(steps=2, **changes)
+        train(generator, network, reward, PROMPTS, settings, output=output, progress=False)
+        return state(network)
+
+    beside = dict(samples_every=1, watch=("lipschitz",), watch_every=2)
+    assert same(run(), run(tmp_path, embeddings="disk", **beside))
+    told = capsys.readouterr().err
+    assert re.search(r"embeddings: 5 of 5 prompts to encode, \S+ GiB in ", told)
+    assert "lipschitz" in rows_of(tmp_path)[-1]
+    assert len(list((tmp_path / "samples").glob("step-*.png"))) == 2

@@ -1,0 +1,116 @@
+"""Steps that go wrong are left out, counted and named; runs that go wrong end with advice."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from hypernoise.errors import InputError
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.faults import Skipped, check_blow_up
+from hypernoise.training.trainer import train
+from tests.training.test_resume import quick, small
+from tests.training.test_trainer import PROMPTS, same, state
+
+
+def test_a_skipped_step_changes_no_weight_and_is_told(tmp_path, capsys):
+    def reward(pixels, prompts):
+        scores = pixels.flatten(1).mean(1)
+        reward.calls += 1
+        return torch.where(torch.arange(len(scores)) == 1, torch.nan, scores) if reward.calls == 3 else scores
+
+    reward.calls = 0
+    network, result = quick(tmp_path, reward, steps=3, optimizer="sgd")
+    reward.calls = 10
+    before, _ = quick(None, reward, steps=2, optimizer="sgd")
+    assert same(state(network), state(before))
+    assert (result.skipped, result.finished) == (1, True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("skipped", 0) for row in rows] == [0, 0, 1]
+    assert "loss" not in rows[2]
+    (fault,) = rows[2]["faults"]
+    assert re.fullmatch(r"the reward is nan for '.*'", fault)
+    assert f"step 3 skipped: {fault}" in capsys.readouterr().err
+
+
+def test_the_member_and_the_prompt_at_fault_are_named():
+    def root(pixels, prompts):
+        """Its slope is infinite where a picture's scores are 0."""
+        kept = torch.tensor([0.0 if "ring" in prompt else 1.0 for prompt in prompts])
+        return (kept * pixels.mean((1, 2, 3))).sqrt()
+
+    reward = WeightedSum({"redness": 1.0, "root": 1.0}, {"root": root})
+    with pytest.raises(InputError) as caught:
+        quick(None, reward, steps=50, skip_limit=2)
+    told = str(caught.value)
+    assert "3 of the last " in told
+    assert "the gradient of reward 'root' is nan for" in told
+    assert "redness" not in told
+    assert "ring'" in told
+    assert "circle" not in told
+
+
+def test_skips_count_over_the_last_hundred_steps():
+    skipped = Skipped(limit=1)
+    skipped.note(True, 1, ["a"])
+    for step in range(2, 101):
+        skipped.note(False, step, [])
+    skipped.note(True, 101, ["b"])  # the first has left the window
+    with pytest.raises(InputError, match=r"2 of the last 100 steps were skipped, over skip_limit 1; at step 102: c; "):
+        skipped.note(True, 102, ["c"])
+    assert skipped.count == 3
+
+
+def test_a_reward_that_raises_is_told_with_its_prompt_and_place():
+    def fussy(pixels, prompts):
+        if "a black square" in prompts:
+            raise KeyError("black")
+        return pixels.flatten(1).mean(1)
+
+    reward = WeightedSum({"redness": 1.0, "fussy": 1.0}, {"fussy": fussy})
+    message = r"reward 'fussy' raised KeyError at step \d for 'a black square': 'black' \(test_faults.py, line \d+\)"
+    with pytest.raises(InputError, match=message) as caught:
+        quick(None, reward)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_reward_that_raises_for_a_whole_batch_alone_is_told_too():
+    def whole(pixels, prompts):
+        if len(pixels) > 1:
+            raise ValueError("one at a time")
+        return pixels.flatten(1).mean(1)
+
+    with pytest.raises(InputError, match=r"the reward raised ValueError at step 0 for its batch, which begins with 'a"):
+        quick(None, whole)
+
+
+def test_a_kl_that_blows_up_stops_the_run_with_advice():
+    with pytest.raises(InputError, match=r"blown up at step \d+: ½‖f‖² is .* over kl_limit 0.5 x 4 .*raise kl_weight"):
+        quick(None, WeightedSum({"redness": 500.0}), steps=200, lr=1.0, kl_weight=0.0, kl_limit=0.5)
+
+
+def test_pictures_that_blow_up_stop_the_run_with_advice(tmp_path):
+    generator, network = small()
+    generator.to_pixels = lambda pixels: (pixels - 0.5).mul(2).add(0.5).clamp(0, 1)
+    settings = TrainConfig(steps=400, batch_size=4, lr=0.3, kl_weight=0.0, kl_limit=0, saturation_limit=0.2)
+    with pytest.raises(InputError, match=r"clipped pixel values has risen by 0\.\d+, over saturation_limit 0.2; raise"):
+        train(generator, network, WeightedSum({"brightness": 50.0}), PROMPTS, settings, output=tmp_path, progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < rows[0]["saturated"] < 0.8
+    assert all(row["saturated"] - rows[0]["saturated"] <= 0.2 for row in rows)
+
+
+def test_limits_of_zero_never_stop():
+    check_blow_up(TrainConfig(kl_limit=0, saturation_limit=0), 1, 1e9, 4, 1.0)
+    with pytest.raises(InputError, match="over saturation_limit 0.5"):
+        check_blow_up(TrainConfig(kl_limit=0), 1, 1e9, 4, 0.51)
+
+
+def test_a_first_step_without_gradient_is_refused():
+    generator, network = small()
+    constant = torch.nn.Parameter(torch.ones(()))
+    generator.module.register_forward_hook(lambda module, inputs, output: output.detach() + 0 * constant)
+    with pytest.raises(InputError, match="no gradient reaches the noise network"):
+        train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, TrainConfig(steps=2), progress=False)

@@ -1,0 +1,180 @@
+"""Runs that end badly, and go on to the numbers of one that did not."""
+
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hypernoise.errors import InputError
+from hypernoise.generators.module import ModuleGenerator
+from hypernoise.noise.residual import ResidualNoise
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.checkpoint import checkpoints, damage, newest_whole
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.metrics import rows_of
+from hypernoise.training.trainer import train
+from tests.training.ranks import on_ranks, start_ranks
+from tests.training.test_trainer import PROMPTS, build, config, same, state
+
+
+def small():
+    """A generator and a noise network whose steps take a millisecond."""
+    draw = torch.Generator().manual_seed(3)
+    decoder = torch.nn.Sequential(torch.nn.Linear(4, 48), torch.nn.Sigmoid(), torch.nn.Unflatten(1, (3, 4, 4)))
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=draw))
+    return ModuleGenerator(decoder, noise_shape=(4,)), ResidualNoise((4,), width=8, depth=1)
+
+
+def quick(output=None, reward=None, resume=True, **changes):
+    generator, network = small()
+    settings = TrainConfig(**{"steps": 6, "batch_size": 4, "lr": 1e-2, "kl_weight": 0.1, "kl_limit": 0, **changes})
+    reward = reward or WeightedSum({"redness": 5.0})
+    result = train(generator, network, reward, PROMPTS, settings, output=output, resume=resume, progress=False)
+    return network, result
+
+
+def wait_for_rows(folder, count, processes):
+    deadline = time.time() + 120
+    while len(rows_of(folder)) < count:
+        assert time.time() < deadline
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_step_it_resumes_to_the_same_lora_bit_for_bit(sd_pipeline, tmp_path, processes):
+    """Twice in a row, each time at a random moment; the average and the running scales come along."""
+    chance = random.Random(processes)
+
+    def run(output, pause=0.0):
+        generator, network = build(sd_pipeline)
+        reward = WeightedSum({"redness": 20.0, "brightness": 1.0}, normalise=True)
+
+        def slow(pixels, prompts):
+            time.sleep(pause)
+            return pixels.flatten(1).mean(1)
+
+        settings = config(steps=6, checkpoint_every=1, ema=0.8, watched_every=1, kl_limit=0)
+        train(generator, network, reward, PROMPTS, settings, watched=slow, output=output, progress=False)
+        return {name: tensor.tolist() for name, tensor in network.trainable_state().items()}
+
+    whole = on_ranks(processes, lambda: run(tmp_path / "whole"))[0]
+    for rows in (1, 3):
+        ranks = start_ranks(processes, lambda: run(tmp_path / "killed", pause=0.3))
+        wait_for_rows(tmp_path / "killed", rows, ranks)
+        time.sleep(chance.random() * 0.4)
+        for rank in ranks:
+            os.kill(rank.pid, signal.SIGKILL)
+            rank.join()
+    assert 1 <= len(checkpoints(tmp_path / "killed")) <= 2
+    assert len(rows_of(tmp_path / "killed")) < 6
+    resumed = on_ranks(processes, lambda: run(tmp_path / "killed"))
+    assert resumed == [whole] * processes
+    assert [row["loss"] for row in rows_of(tmp_path / "killed")] == [row["loss"] for row in rows_of(tmp_path / "whole")]
+    last = [checkpoints(tmp_path / name)[-1] / "adapter_model.safetensors" for name in ("whole", "killed")]
+    assert same(*map(load_file, last))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "state.json", "sha256.json"])
+@pytest.mark.parametrize("how", ["cut short", "changed", "gone"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsys, name, how):
+    whole, _ = quick(steps=6)
+    quick(tmp_path, steps=4, checkpoint_every=2)
+    file = tmp_path / "checkpoint-000004" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if how == "changed" else content[: len(content) // 2])
+    network, result = quick(tmp_path, steps=6, checkpoint_every=2)
+    if (name, how) != ("state.json", "gone"):  # without it there is no checkpoint to speak of
+        assert "checkpoint-000004 is damaged" in capsys.readouterr().err
+    assert [row["step"] for row in result.history] == [3, 4, 5, 6]
+    assert same(state(network), state(whole))
+    assert [damage(folder) for folder in checkpoints(tmp_path)] == [None, None]
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_started_anew(tmp_path):
+    quick(tmp_path, steps=2, checkpoint_every=1)
+    for folder in checkpoints(tmp_path):
+        (folder / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: checkpoint-000002 is damaged \(optimizer.pt"):
+        quick(tmp_path, steps=4)
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_sigterm_saves_and_says_which_signal_it_was(tmp_path):
+    def reward(pixels, prompts):
+        reward.calls += 1
+        if reward.calls == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pixels.flatten(1).mean(1)
+
+    reward.calls = 0
+    before = signal.getsignal(signal.SIGTERM)
+    _, result = quick(tmp_path, reward, steps=50)
+    assert (result.step, result.finished, 128 + result.signal) == (3, False, 143)
+    assert result.checkpoint == tmp_path / "checkpoint-000003"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
+    def run():
+        def reward(pixels, prompts):
+            reward.calls += 1
+            if reward.calls == 3 and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return pixels.flatten(1).mean(1)
+
+        reward.calls = 0
+        result = quick(tmp_path, reward, steps=50)[1]
+        return result.step, result.signal, str(result.checkpoint)
+
+    assert on_ranks(2, run) == [(3, signal.SIGTERM, str(tmp_path / "checkpoint-000003"))] * 2
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
+    quick(tmp_path, steps=2)
+
+    def run():
+        limit = (tmp_path / "checkpoint-000002" / "optimizer.pt").stat().st_size - 100
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow beyond: writing fails half-way
+        with pytest.raises(InputError) as caught:
+            quick(tmp_path, steps=4)
+        return str(caught.value)
+
+    (told,) = on_ranks(1, run)
+    assert "the checkpoint at step 4 cannot be written (File too large); the earlier checkpoints" in told
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-000002", [])
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+    network, _ = quick(tmp_path, steps=4)
+    assert same(state(network), state(quick(steps=4)[0]))
+
+
+def test_the_last_few_and_the_best_are_kept(tmp_path):
+    levels = iter([0.0, 1.0, 5.0, 2.0, 3.0, 1.0])
+
+    def reward(pixels, prompts):
+        return next(levels) + 1e-3 * pixels.flatten(1).mean(1)
+
+    quick(tmp_path, reward, steps=6, checkpoint_every=1, keep=1, best_by="reward")
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-000003", "checkpoint-000006"]
+    with pytest.raises(InputError, match="best_by must be one of reward, not 'judge'"):
+        quick(steps=1, reward=lambda pixels, prompts: pixels.mean((1, 2, 3)), best_by="judge")
+
+
+def test_a_checkpoint_is_due_by_the_clock_too(tmp_path):
+    def reward(pixels, prompts):
+        time.sleep(0.02)
+        return pixels.flatten(1).mean(1)
+
+    quick(tmp_path, reward, steps=4, checkpoint_every=100, checkpoint_minutes=0.01 / 60, keep=10)
+    assert [folder.name for folder in checkpoints(tmp_path)] == [f"checkpoint-00000{step}" for step in (1, 2, 3, 4)]
