@@ -71,7 +71,7 @@ def test_readings_come_from_the_rows_that_have_one(tmp_path):
     rows += [{"step": 4, "reward": 5.0, "watched_reward": 6.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert readings(tmp_path / "metrics.jsonl", 3) == [Reading(2, 3.0, 4.0)]
-    assert readings(tmp_path / "none.jsonl", 3) == []
+    assert readings(tmp_path / "none" / "metrics.jsonl", 3) == []
 
 
 def green(pixels, prompts):

@@ -33,11 +33,11 @@ def test_the_output_layer_is_set_to_any_weight_of_the_loras_rank(network):
 def test_what_is_measured_is_the_gradient_and_the_features_of_f(network):
     """The measured sums give d(reward)/dW as autograd does through the LoRA itself."""
     generator, layer = network.generator, network.layers[network.output_layer]
-    gradient, features, rewards = _measure(network, strongly, ["a", "b"], CONFIG, 0, 0, 4)
+    gradient, features, rewards = _measure(network, strongly, ["a", "b"], CONFIG, 0, 4)
     by_hand = (gradient.T @ features).view(layer.weight.shape)
     up, down = layer.lora_B["hypernoise"].weight, layer.lora_A["hypernoise"].weight
     texts_noise = keyed_noise(generator.noise_shape, seed=0, step=WARM_STEP, samples=range(4))
-    texts = prompts_of_step(["a", "b"], WARM_STEP, 4, 0)
+    texts = prompts_of_step(["a", "b"], 0, 4, 0)
     condition = generator.encode(texts)
     total = strongly(generator.sample(texts_noise + network(texts_noise, condition), condition), texts).sum()
     total.backward()
@@ -50,7 +50,7 @@ def test_what_is_measured_is_the_gradient_and_the_features_of_f(network):
 def test_a_small_step_is_the_ridge_regressions_and_costs_what_it_may(network):
     rows = warm_start(network, strongly, ["a", "b"], CONFIG, rounds=1, samples=8, step=0.05, progress=False)
     assert rows[0]["newton_step"] > 0.05  # so that the step was limited
-    features = torch.cat([_measure(network, strongly, ["a", "b"], CONFIG, 0, first, 4)[1] for first in (0, 4)])
+    features = torch.cat([_measure(network, strongly, ["a", "b"], CONFIG, batch, 4)[1] for batch in (0, 1)])
     answers = features @ network.layers[network.output_layer].get_delta_weight("hypernoise").flatten(1).T
     assert answers.square().sum().item() / 8 == pytest.approx(0.05**2, rel=1e-3)
 

@@ -23,6 +23,7 @@ from hypernoise.training.parting import best_stretch, readings
 from hypernoise.training.processes import launched, leave, own_device, say
 from hypernoise.training.prompts import read_mix
 from hypernoise.training.trainer import TrainResult, train
+from hypernoise.training.warm_start import warm_start
 from hypernoise.training.watch import draw_watched
 
 
@@ -71,6 +72,18 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     found = checkpoints(output)
     if found:
         say(f"going on from {found[-1]} (delete {output} to start anew)")
+    elif recipe.warm_rounds:
+        rounds = warm_start(
+            network,
+            reward,
+            prompts,
+            recipe,
+            rounds=recipe.warm_rounds,
+            samples=recipe.warm_samples,
+            step=recipe.warm_step,
+            progress=launched()[0] == 0,
+        )
+        say("warm start: reward " + " -> ".join(f"{row['reward']:.4f}" for row in rounds))
     result = train(generator, network, reward, prompts, recipe, watched=watched, output=output)
     if launched()[0] == 0:
         tell_cut_prompts(reward)

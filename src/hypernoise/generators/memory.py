@@ -115,7 +115,7 @@ def quantisation(kind: Quantised, denoiser: str, output_layer: str) -> Any:
         raise InputError(f"quantise: {kind} needs bitsandbytes, which is not installed: pip install bitsandbytes")
     from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
 
-    skipped = {"llm_int8_skip_modules": [output_layer]}
+    skipped: Any = {"llm_int8_skip_modules": [output_layer]}
     settings = {
         "int8": {"load_in_8bit": True},
         "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},

@@ -82,7 +82,7 @@ def _train(recipe: Recipe, planned: Planned, batch: int) -> Estimate:
         planned,
         network,
         batch=batch,
-        steps=recipe.generator_steps,
+        steps=max(recipe.step_counts),
         optimizer=recipe.optimizer,
         weight_bits={"none": None, "int8": 8, "nf4": 4}[recipe.quantise],
     )

@@ -296,10 +296,22 @@ class Recipe(TrainConfig):
     rank: int = 16
     alpha: float = 32.0
     """The LoRA's update is scaled by alpha / rank."""
+    warm_rounds: int = 0
+    """Of the warm start, which sets the output layer in closed form before the first step; 0: none."""
+    warm_samples: int = 4096
+    """Pictures drawn in each of its rounds."""
+    warm_step: float = 1.0
+    """How far each of its rounds may move f: the greatest root mean square of ‖Δf‖."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "rank")
+        at_least_one(self, "rank", "warm_samples")
+        if self.warm_rounds < 0:
+            raise InputError(f"warm_rounds must be 0 or more, not {self.warm_rounds}")
+        if not (self.warm_step > 0 and math.isfinite(self.warm_step)):
+            raise InputError(f"warm_step must be a positive number, not {self.warm_step}")
+        if self.warm_rounds and not self.kl_weight:
+            raise InputError("a warm start needs a kl_weight above 0: without it the best step is infinitely long")
         for name in ("height", "width", "decode_slice"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")

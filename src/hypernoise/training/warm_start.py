@@ -13,7 +13,7 @@ minimum there, as far as the straight line can be trusted. Training goes on from
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,17 +27,18 @@ from hypernoise.objective import limit_gradient
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import key_of, keyed_noise
 from hypernoise.training.prompts import prompts_of_step
+from hypernoise.training.steps import steps_of
 
-WARM_STEP = 10**9 + 10**6  # noise and prompts of round n have key WARM_STEP + n: no training step has it
+WARM_STEP = 10**9 + 10**6  # noise of batch n has key WARM_STEP + n: no training step has it
 RIDGE = 0.1  # of the features' mean square, added to E[h hᵀ]
 
 
 def warm_start(
     network: LoRANoise,
     reward: RewardFunction,
-    prompts: list[str],
+    prompts: Sequence[str],
     config: TrainConfig,
     *,
     rounds: int,
@@ -61,17 +62,17 @@ def warm_start(
     layer: Any = network.layers[network.output_layer].get_base_layer()
     weight = torch.zeros_like(layer.weight, dtype=network.trainable_parameters()[0].dtype).flatten(1)
     squares = weight.new_zeros(weight.shape[1], weight.shape[1])  # sum of h hᵀ, over all rounds
-    seen, rows = 0, []
+    seen, batch, rows = 0, 0, []
     for number in range(rounds):
         products, drawn, total = torch.zeros_like(weight), 0, 0.0
         bar = tqdm(total=samples, desc=f"warm start {number + 1}/{rounds}", unit="picture", disable=not progress)
         with bar:
             while drawn < samples:
                 count = min(config.batch_size, samples - drawn)
-                gradient, features, rewards = _measure(network, reward, prompts, config, number, drawn, count)
+                gradient, features, rewards = _measure(network, reward, prompts, config, batch, count)
                 products += gradient.T @ features
                 squares += features.T @ features
-                drawn, total = drawn + count, total + rewards.sum().item()
+                drawn, batch, total = drawn + count, batch + 1, total + rewards.sum().item()
                 bar.update(count)
         seen += samples
         second = squares.double() / seen
@@ -88,17 +89,15 @@ def warm_start(
 def _measure(
     network: LoRANoise,
     reward: RewardFunction,
-    prompts: list[str],
+    prompts: Sequence[str],
     config: TrainConfig,
-    number: int,
-    first: int,
+    batch: int,
     count: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of a batch: gradients of the rewards' sum [rows, out], features [rows, in], rewards [count]."""
     generator = network.generator
-    texts = prompts_of_step(prompts, WARM_STEP + number, first + count, config.seed)[first:]
-    samples = range(first, first + count)
-    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=WARM_STEP + number, samples=samples)
+    texts = prompts_of_step(prompts, batch, config.batch_size, config.seed)[:count]
+    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=WARM_STEP + batch, samples=range(count))
     noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
     condition = generator.encode(texts)
     bfloat16 = torch.autocast(generator.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
@@ -106,17 +105,18 @@ def _measure(
         improved = noise + network(noise, condition)
         if config.sample_clip is not None:
             improved = limit_gradient(improved, config.sample_clip, 1.0)
-        pixels = generator.sample(improved, condition, steps=config.generator_steps, seed=config.seed)
+        pixels = generator.sample(improved, condition, steps=steps_of(config, batch), seed=key_of(config.seed, batch))
     rewards = reward(pixels.to(noise.dtype), texts)
     check_gradients(reward, rewards, pixels)
     answer, features = kept["answer"], kept["features"]
     if len(answer) != count:
         raise InputError(f"no warm start here: {network.output_layer} sees {len(answer)} rows for {count} samples")
     (gradient,) = torch.autograd.grad(rewards.sum(), answer)
-    layer = network.layers[network.output_layer].get_base_layer()
+    layer: Any = network.layers[network.output_layer].get_base_layer()
     if isinstance(layer, nn.Conv2d):
         gradient = gradient.flatten(2).mT
-        features = nn.functional.unfold(features, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
+        sizes: Any = layer.kernel_size, layer.dilation, layer.padding, layer.stride
+        features = nn.functional.unfold(features, *sizes).mT
     return gradient.flatten(0, -2), features.flatten(0, -2), rewards.detach()
 
 
@@ -124,7 +124,7 @@ def _measure(
 def _at_output(network: LoRANoise) -> Iterator[dict[str, Tensor]]:
     """Keeps what reaches and what leaves the output layer while it is f; what leaves is where the graph begins."""
     kept: dict[str, Tensor] = {}
-    layer: nn.Module = network.layers[network.output_layer]
+    layer: Any = network.layers[network.output_layer]
     wide = network.trainable_parameters()[0].dtype
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
