@@ -9,7 +9,7 @@ from hypernoise.cli import main
 from hypernoise.commands.experiment_amortisation import Amortisation, _share
 from hypernoise.commands.experiment_base import disturb, same_run
 from hypernoise.commands.experiment_redness import at_matched_reward, verdict
-from hypernoise.commands.experiment_steps import RandomShift, mixed_steps
+from hypernoise.commands.experiment_steps import RandomShift
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem
 from hypernoise.methods.hypernoise import HyperNoise
@@ -84,16 +84,6 @@ def test_shares_are_of_gains_over_plain():
 def test_amortisation_holds_only_at_its_target_and_compute(share, calls, expected):
     one = {"of_score_gain": {"share": share}, "of_extra_calls": calls}
     assert Amortisation(against=("reno-50",))._verdict({"reno-50": one}) == expected
-
-
-def test_mixed_steps_follow_the_seed_and_end_with_the_block(generator):
-    noise = torch.randn(1, *generator.noise_shape, dtype=torch.float64)
-    condition = generator.encode(["a ring"])
-    one, two = (generator.sample(noise, condition, steps=n, seed=0) for n in (1, 2))
-    with mixed_steps(generator, (1, 2)):
-        assert torch.equal(generator.sample(noise, condition, steps=1, seed=4), one)
-        assert torch.equal(generator.sample(noise, condition, steps=1, seed=5), two)
-    assert torch.equal(generator.sample(noise, condition, steps=1, seed=5), one)
 
 
 def test_a_random_shift_is_as_long_as_fs(generator):

@@ -7,9 +7,8 @@ length; and how much of the one-step picture is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from hypernoise.commands.experiment_base import Experiment, pooled
@@ -43,8 +42,8 @@ class Steps(Experiment):
             config = self.config(seed)
             (folder,) = bench.adapters(f"one-seed{seed}", config).values()
             ours["one"].append(HyperNoise(folder, name=f"one-{seed}"))
-            with mixed_steps(bench.generator, self.mixed):
-                (folder,) = bench.adapters(f"mixed-{'-'.join(map(str, self.mixed))}-seed{seed}", config).values()
+            config = replace(config, generator_steps=self.mixed)
+            (folder,) = bench.adapters(f"mixed-{'-'.join(map(str, self.mixed))}-seed{seed}", config).values()
             ours["mixed"].append(HyperNoise(folder, name=f"mixed-{seed}"))
         random = [RandomShift(method, f"random-{i}") for i, method in enumerate(ours["one"])]
         found = bench.compare([Plain(), *ours["one"], *ours["mixed"], *random], steps=self.steps)
@@ -107,18 +106,3 @@ class RandomShift:
             shift = direction * per_sample(length / direction.flatten(1).norm(dim=1), noise)
             pixels = meter.draw(noise + shift, condition)
         return Result(pixels, noise + shift, prompts, l2_kl(shift), None, meter.spent())
-
-
-@contextmanager
-def mixed_steps(generator: Any, options: Sequence[int]) -> Iterator[None]:
-    """Inside the block the generator draws in one of `options` steps, chosen by the seed that a call has."""
-    draw = generator.sample
-
-    def sample(noise: Any, condition: Any, *, steps: int = 1, seed: int | None = None) -> Any:
-        return draw(noise, condition, steps=options[(seed or 0) % len(options)], seed=seed)
-
-    generator.sample = sample
-    try:
-        yield
-    finally:
-        del generator.sample
