@@ -87,7 +87,7 @@ def test_a_missing_recipe_is_named(tmp_path):
         ({"lr": float("nan")}, "lr must be a positive number"),
         ({"seed": -1}, "seed must be from 0"),
         ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
-        ({"sample_clip": 0.0}, "sample_clip must be a positive number"),
+        ({"sample_clip": -1.0}, "sample_clip must be 0 or more"),
         ({"batch_size": 10, "accumulation": 4}, "the next batch_size that fits is 12"),
     ],
 )

@@ -132,8 +132,8 @@ class TrainConfig:
     0: none."""
     clip: float = 1.0
     """Greatest norm of the gradient."""
-    sample_clip: float | None = None
-    """Greatest norm of one sample's reward gradient at its improved noise; none if left out. For rewards whose
+    sample_clip: float = 0.0
+    """Greatest norm of one sample's reward gradient at its improved noise; 0: any. For rewards whose
     gradients are huge here and there. The objective is then no longer the paper's, but climbed in its direction."""
     kl_weight: float = 1.0
     """Multiplies ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
@@ -203,12 +203,19 @@ class TrainConfig:
                     raise unknown(kind, name, known)
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be from 0 (none) to below 1, such as 0.99, not {self.ema}")
-        for name in ("lr", "clip", "sample_clip", "lipschitz_bound"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+        for name in ("lr", "clip", "lipschitz_bound"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be a positive number, not {getattr(self, name)}")
         for name in (
-            *("kl_weight", "warmup", "weight_decay", "lipschitz_weight", "checkpoint_minutes", "skip_limit"),
+            *(
+                "kl_weight",
+                "sample_clip",
+                "warmup",
+                "weight_decay",
+                "lipschitz_weight",
+                "checkpoint_minutes",
+                "skip_limit",
+            ),
             *("kl_limit", "saturation_limit", "samples_every"),
         ):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
@@ -234,7 +241,7 @@ FREE = {  # fields that change no number of the run: a resumed one may have othe
     *("skip_limit", "kl_limit", "saturation_limit", "samples_every", "trackers", "embeddings", "embeddings_folder"),
 }
 LATER = {  # fields that runs of before did not note: at their default they are as good as not there
-    *("decay_shape", "ema", "noise", "fixed_noises", "gradient_steps"),
+    *("decay_shape", "ema", "noise", "fixed_noises", "gradient_steps", "sample_clip"),
 }
 
 

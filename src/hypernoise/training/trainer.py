@@ -169,7 +169,7 @@ def train(
                     with _autocast(generator, config):
                         residual = model(noise, condition)  # f(x0, c)
                         improved = noise + residual
-                        if config.sample_clip is not None:
+                        if config.sample_clip:
                             share = scaler.get_scale() / (per_round * config.accumulation)
                             improved = limit_gradient(improved, config.sample_clip, share)
                         with gradient_through_last(generator, config.gradient_steps, calls):

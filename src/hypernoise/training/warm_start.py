@@ -103,7 +103,7 @@ def _measure(
     bfloat16 = torch.autocast(generator.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
     with bfloat16, _at_output(network) as kept:
         improved = noise + network(noise, condition)
-        if config.sample_clip is not None:
+        if config.sample_clip:
             improved = limit_gradient(improved, config.sample_clip, 1.0)
         pixels = generator.sample(improved, condition, steps=steps_of(config, batch), seed=key_of(config.seed, batch))
     rewards = reward(pixels.to(noise.dtype), texts)
