@@ -12,6 +12,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -88,7 +89,10 @@ class DiffusionGenerator:
     @property
     def device(self) -> torch.device:
         """Where it computes; its weights may rest elsewhere, under diffusers' offloading."""
-        return self.pipeline._execution_device
+        weight: Any = self.denoiser.get_submodule(self.family.output_layer).weight
+        if weight.device.type not in ("cpu", "meta") or not _has_accelerator():
+            return weight.device
+        return self.pipeline._execution_device  # which looks at every module for offloading hooks
 
     @property
     def dtype(self) -> torch.dtype:
@@ -178,6 +182,11 @@ class DiffusionGenerator:
 
     def _size(self) -> dict[str, int]:
         return {"height": self.size[0], "width": self.size[1]}
+
+
+@cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
 
 
 def default_size(pipeline: Any, denoiser: Any) -> tuple[int, int]:
