@@ -26,7 +26,7 @@ TRAINED = ["--train-steps", "1", "--batch-size", "1", "--rank", "1", "--seeds", 
 EXPERIMENT = ["--judged", "1", "--noises", "1", *TRAINED]
 SHORTENED = {
     "quickstart": [*QUICK, "--judged", "1"],
-    "train": QUICK,
+    "train": [*QUICK, "--warm-samples", "2"],
     "watch": [],
     "generate": [],
     "plan": ["--batch-size", "2"],
