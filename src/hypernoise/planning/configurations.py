@@ -64,6 +64,7 @@ _BETAS = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "timestep_spacing": "trailing",
+    "steps_offset": 1,  # trailing does not use it, but diffusers warns without it
 }
 
 
