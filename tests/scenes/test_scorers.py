@@ -107,6 +107,17 @@ def test_settings_reach_the_shipped_matcher():
     assert member.windows.policy == "chunk-mean"
 
 
+def test_recomputed_activations_change_neither_score_nor_gradient():
+    plain, saving = (load_reward("scenes-match", RewardSettings(checkpointing=on)) for on in (False, True))
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    captions = ["a ring", "a red square"]
+    expected, found = plain(pixels, captions), saving(pixels, captions)
+    assert torch.equal(expected, found)
+    slopes = [torch.autograd.grad(scores.sum(), pixels)[0] for scores in (expected, found)]
+    assert slopes[0].abs().max() > 0
+    assert torch.allclose(slopes[0], slopes[1], rtol=1e-4, atol=0)
+
+
 def test_pictures_of_another_size_are_refused(untrained):
     with pytest.raises(InputError, match=r"reads 64x64 pictures, not \[32, 32\]"):
         untrained("clip")(torch.rand(1, 3, 32, 32), ["a ring"])

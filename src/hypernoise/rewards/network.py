@@ -66,6 +66,8 @@ def prepared(network: nn.Module, settings: RewardSettings) -> Any:
             if getattr(part, "supports_gradient_checkpointing", False):
                 newer = getattr(part, "activation_checkpointing_enable", None)
                 (newer or part.gradient_checkpointing_enable)({"use_reentrant": False})
+                if hasattr(part, "_require_grads_hook"):  # for adapters: it makes the words' embeddings leaves
+                    part.disable_input_require_grads()
         network.train()
     return network
 
