@@ -29,10 +29,12 @@ def at_least_one(settings: object, *names: str, flags: bool = False) -> None:
 
 
 def finite_weights(weights: Mapping[str, float]) -> None:
-    """Raises InputError for the first reward whose weight is infinite or not a number."""
+    """Raises InputError for what maps no names to weights, or the first weight that is infinite or not a number."""
+    if not isinstance(weights, Mapping):
+        raise InputError(f"rewards map names to weights, such as {{'redness': 1.0}}; this is {weights!r}")
     for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise InputError(f"the weight of reward {name!r} must be a number, not {weight}")
+        if not (isinstance(weight, int | float) and math.isfinite(weight)):
+            raise InputError(f"the weight of reward {name!r} must be a number, not {weight!r}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

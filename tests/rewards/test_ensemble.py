@@ -305,3 +305,15 @@ def test_what_cannot_be_summed_is_refused():
     for prompts in ("ab", ["a ring"]):
         with pytest.raises(InputError, match="one prompt for each of 2 pictures"):
             WeightedSum({"redness": 1.0})(pixels, prompts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"redness": "1"}, "the weight of reward 'redness' must be a number, not '1'"),
+        (["redness"], "map names to weights"),
+    ],
+)
+def test_weights_of_the_wrong_kind_are_told(weights, message):
+    with pytest.raises(InputError, match=message):
+        WeightedSum(weights)
