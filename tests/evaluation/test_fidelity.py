@@ -71,7 +71,9 @@ def tiny_dino():
 def test_dinos_features_are_its_class_token():
     model = tiny_dino()
     pictures = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    seen = model(pixel_values=normalise(pictures, features.MEAN, features.STD)).last_hidden_state[:, 0]
+    seen = model(pixel_values=normalise(pictures, features.IMAGENET_MEAN, features.IMAGENET_STD)).last_hidden_state[
+        :, 0
+    ]
     found = Dino(model)(pictures)
     assert torch.allclose(found, seen, atol=1e-5)
     assert (found[0] - found[1]).norm() > 1e-3

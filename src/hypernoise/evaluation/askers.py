@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BlipForQuestionAnswering
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError
+from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.evaluation.questions import YES, Question
 from hypernoise.rewards import vqa
 from hypernoise.rewards.base import RewardSettings
@@ -39,15 +39,8 @@ def load(name: str, device: torch.device | str) -> Asker:
     if name in vqa.VLMS:
         return LlavaAsker(vqa.load(name, RewardSettings()), device)
     source = BLIP if name == "blip" else name
-    try:
-        loaded: Any = BlipForQuestionAnswering.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"asker {source} cannot be loaded: {first_line(error)}") from error
-    model, told = loaded
-    wrong = sorted(str(one) for kind in ("missing_keys", "mismatched_keys") for one in told[kind])
-    if wrong:
-        raise InputError(f"asker {source} does not fit BLIP: {', '.join(wrong[:5])}")
-    return BlipAsker(model.requires_grad_(False).eval().to(device), load_tokenizer(source), source)
+    model = pretrained(BlipForQuestionAnswering, source, "asker", "BLIP", device)
+    return BlipAsker(model, load_tokenizer(source), source)
 
 
 class LlavaAsker:

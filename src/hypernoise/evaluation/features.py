@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import Dinov2Model
 
-from hypernoise.errors import InputError, first_line
-from hypernoise.rewards.preprocess import Resize, normalise
+from hypernoise.evaluation.pretrained import pretrained
+from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resize, normalise
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 SIDE = 224  # px, DINOv2's pictures
 SMALL = 16  # px, of the pixels that stand for a picture
 
@@ -31,15 +29,7 @@ def load(source: str, device: torch.device | str) -> Features:
     """
     if source == "pixels":
         return pixels
-    try:
-        loaded: Any = Dinov2Model.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"features {source} cannot be loaded: {first_line(error)}") from error
-    model, told = loaded
-    wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in told[kind])
-    if wrong:
-        raise InputError(f"features {source} does not fit DINOv2: {', '.join(wrong[:5])}")
-    return Dino(model.requires_grad_(False).eval().to(device))
+    return Dino(pretrained(Dinov2Model, source, "features", "DINOv2", device))
 
 
 def pixels(pictures: Tensor) -> Tensor:
@@ -57,7 +47,9 @@ class Dino:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
-        seen: Any = self.model(pixel_values=normalise(self.resize(pictures.to(self.model.device)), MEAN, STD))
+        seen: Any = self.model(
+            pixel_values=normalise(self.resize(pictures.to(self.model.device)), IMAGENET_MEAN, IMAGENET_STD)
+        )
         return seen.pooler_output.float().cpu()
 
 

@@ -32,7 +32,7 @@ def test_at_384_pixels_it_is_transformers_own_post_processing():
     """The one size at which theirs judges masks where the benchmark's detector does."""
     model, pixels = build_mask2former(), noise(384, 384)
     found = Mask2Former(model, "tiny", short=384)(pixels)
-    given = normalise(pixels[None], mask2former.MEAN, mask2former.STD)
+    given = normalise(pixels[None], mask2former.IMAGENET_MEAN, mask2former.IMAGENET_STD)
     processor = Mask2FormerImageProcessorPil()
     told = processor.post_process_instance_segmentation(
         model(pixel_values=given), threshold=0, target_sizes=[(384, 384)], return_binary_maps=True
@@ -63,7 +63,7 @@ def test_pictures_are_resized_and_padded_as_the_benchmarks_detector_does(monkeyp
             detector(torch.ones(3, *size))
         given = seen["given"]
         assert given.shape == (1, 3, *padded)
-        white = (1 - torch.tensor(mask2former.MEAN)) / torch.tensor(mask2former.STD)
+        white = (1 - torch.tensor(mask2former.IMAGENET_MEAN)) / torch.tensor(mask2former.IMAGENET_STD)
         assert torch.allclose(given[0, :, : scaled[0], : scaled[1]], white.view(3, 1, 1), atol=1e-5)
         assert (given[0, :, scaled[0] :] == 0).all()
         assert (given[0, :, :, scaled[1] :] == 0).all()

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPModel
 
-from hypernoise.errors import InputError, first_line
 from hypernoise.evaluation.geneval.requests import COLORS
 from hypernoise.evaluation.geneval.rules import Detection
+from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.text import load_tokenizer
 
@@ -30,15 +29,8 @@ def load(source: str, device: torch.device | str) -> ClipColors:
     Raises:
         InputError: weights that cannot be had or do not fit.
     """
-    try:
-        loaded: Any = CLIPModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"CLIP {source} cannot be loaded: {first_line(error)}") from error
-    model, told = loaded
-    wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in told[kind])
-    if wrong:
-        raise InputError(f"CLIP {source} does not fit the model: {', '.join(wrong[:5])}")
-    return ClipColors(model.requires_grad_(False).eval().to(device), load_tokenizer(source), source)
+    model = pretrained(CLIPModel, source, "CLIP", "the model", device)
+    return ClipColors(model, load_tokenizer(source), source)
 
 
 class ClipColors:

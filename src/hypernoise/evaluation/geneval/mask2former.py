@@ -11,17 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
-from hypernoise.errors import InputError, first_line
 from hypernoise.evaluation.geneval.rules import Detection
-from hypernoise.rewards.preprocess import normalise
+from hypernoise.evaluation.pretrained import pretrained
+from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 BEST = 100  # pairs of query and class
 RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}  # in the benchmark
 
@@ -32,17 +30,8 @@ def load(source: str, device: torch.device | str) -> Mask2Former:
     Raises:
         InputError: weights that cannot be had or do not fit.
     """
-    try:
-        loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"detector {source} cannot be loaded: {first_line(error)}") from error
-    model, told = loaded
-    wrong = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in told[kind])
-    if wrong:
-        raise InputError(f"detector {source} does not fit Mask2Former: {', '.join(wrong[:5])}")
-    return Mask2Former(model.requires_grad_(False).eval().to(device), source)
+    model = pretrained(Mask2FormerForUniversalSegmentation, source, "detector", "Mask2Former", device)
+    return Mask2Former(model, source)
 
 
 class Mask2Former:
@@ -67,7 +56,7 @@ class Mask2Former:
         rows, columns = int(height * scale + 0.5), int(width * scale + 0.5)
         device = next(self.model.parameters()).device
         resized = interpolate(pixels[None].to(device).float(), (rows, columns), mode="bilinear", align_corners=False)
-        given = pad(normalise(resized, MEAN, STD), (0, -columns % MULTIPLE, 0, -rows % MULTIPLE))
+        given = pad(normalise(resized, IMAGENET_MEAN, IMAGENET_STD), (0, -columns % MULTIPLE, 0, -rows % MULTIPLE))
         answer: Any = self.model(pixel_values=given)
         certainty = answer.class_queries_logits[0].float().softmax(-1)[:, :-1]  # [queries, classes]
         best = certainty.flatten().topk(min(BEST, certainty.numel()))

@@ -1,0 +1,29 @@
+"""A transformers model to measure with: whole, frozen, from a Hub repository or a folder, in safetensors alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from hypernoise.errors import InputError, first_line
+
+
+def pretrained(architecture: Any, source: str, called: str, kind: str, device: torch.device | str) -> Any:
+    """`architecture.from_pretrained(source)`, from the local cache or downloaded.
+
+    Args:
+        called, kind: what the model is here and what it must be, for messages.
+
+    Raises:
+        InputError: weights that cannot be had or do not fit.
+    """
+    try:
+        model, told = architecture.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{called} {source} cannot be loaded: {first_line(error)}") from error
+    wrong = sorted(str(name) for keys in ("missing_keys", "mismatched_keys") for name in told[keys])
+    if wrong:
+        raise InputError(f"{called} {source} does not fit {kind}: {', '.join(wrong[:5])}")
+    return model.requires_grad_(False).eval().to(device)
