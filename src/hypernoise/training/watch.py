@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
-from hypernoise.diagnostics.plots import Line, line_chart
+from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.training.noise import keyed_noise
@@ -57,14 +57,24 @@ def watch(
 
 
 def draw_watched(metrics: Path, file: Path) -> bool:
-    """Charts the Lipschitz constant in a metrics.jsonl over the steps, against 1; False if it was not watched."""
+    """Charts what a metrics.jsonl has of the Lipschitz constant over the steps; False if it was not watched.
+
+    The constant against 1; beside it the bound of the KL's dropped terms, where there is one, and they themselves,
+    if they were watched.
+    """
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    points = [(row["step"], row["lipschitz"]) for row in rows if "lipschitz" in row]
-    if not points:
+
+    def curve(name: str) -> list[tuple[float, float]]:
+        return [(row["step"], row[name]) for row in rows if name in row]
+
+    seen = curve("lipschitz")
+    if not seen:
         return False
-    chart = line_chart(
-        [Line("Lipschitz constant seen", points), Line("1", [(points[0][0], 1.0), (points[-1][0], 1.0)])],
-        title="Lipschitz constant of the residual, over the steps",
-    )
-    chart.save(file)
+    one = Line("1", [(seen[0][0], 1.0), (seen[-1][0], 1.0)])
+    charts = [line_chart([Line("seen", seen), one], title="Lipschitz constant of the residual", across="step")]
+    names = {"gap_bound": "at most, if L is as seen: d(-log(1 - L) - L)", "kl_gap": "measured"}
+    dropped = [Line(told, curve(name)) for name, told in names.items() if curve(name)]
+    if dropped:
+        charts.append(line_chart(dropped, title="Terms of the KL that training leaves out, nats", across="step"))
+    page("Below 1 the terms left out are bounded; from 1 on nothing bounds them.", charts).save(file)
     return True
