@@ -64,8 +64,8 @@ def test_paired_errors_are_those_of_the_differences():
 def test_the_easy_matcher_learns_is_kept_and_has_a_gradient(tmp_path):
     file = tmp_path / "easy.safetensors"
     model, accuracy = easy_matcher(file, 0, steps=60, pictures=200)
-    assert accuracy["others"] > 0.68
-    assert accuracy["others"] > accuracy["near"] + 0.1  # it was not taught near misses
+    assert accuracy["others"] > 0.65
+    assert accuracy["others"] > accuracy["near"] + 0.05  # it was not taught near misses
     again, same = easy_matcher(file, 1, steps=0, pictures=0)
     assert same == accuracy
     model, again = model.double(), again.double()

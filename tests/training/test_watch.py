@@ -14,7 +14,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig, read_recipe
 from hypernoise.training.limit import clamp, lipschitz_seen, squared_excess
 from hypernoise.training.trainer import train
-from hypernoise.training.watch import draw_watched, watch
+from hypernoise.training.watch import draw_watched, stretch_warning, watch
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import affine, draws
 from tests.training.test_trainer import PROMPTS, build, config, same, state
@@ -53,6 +53,15 @@ def test_where_the_constant_is_beyond_1_no_bound_is_drawn(tmp_path):
     drawn = Image.open(tmp_path / "lipschitz.png")
     right = drawn.crop((WIDTH, 60, 2 * WIDTH, drawn.height))
     assert right.getcolors() == [(WIDTH * (drawn.height - 60), (255, 255, 255))]
+
+
+def test_a_run_that_stretches_by_1_or_more_is_told_so(tmp_path):
+    lines = [f'{{"step": {step}, "lipschitz": {seen}}}' for step, seen in ((5, 0.9), (10, 1.25), (15, 0.8))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 16}']))
+    warning = stretch_warning(tmp_path / "metrics.jsonl")
+    assert warning.startswith("Lipschitz constant 1.25 at step 10, 0.8 at the end: from 1 on nothing bounds")
+    (tmp_path / "metrics.jsonl").write_text(lines[0] + '\n{"step": 6}')
+    assert stretch_warning(tmp_path / "metrics.jsonl") == ""
 
 
 def test_without_a_watch_nothing_is_drawn(sd_pipeline, tmp_path):

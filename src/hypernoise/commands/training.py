@@ -25,7 +25,7 @@ from hypernoise.training.processes import launched, leave, own_device, say
 from hypernoise.training.prompts import read_mix
 from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
-from hypernoise.training.watch import draw_watched
+from hypernoise.training.watch import draw_watched, stretch_warning
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,11 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     if result.parted:
         say(parted_line(output, result.step, recipe.patience))
     if result.finished and launched()[0] == 0:
-        if draw_watched(output / "metrics.jsonl", output / "lipschitz.png"):
+        if draw_watched(output / METRICS, output / "lipschitz.png"):
             say(f"watched: {output / 'lipschitz.png'}")
+        warning = stretch_warning(output / METRICS)
+        if warning:
+            say(warning)
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)
     elif not result.finished:

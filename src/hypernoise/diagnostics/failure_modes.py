@@ -86,7 +86,7 @@ MODES: dict[str, Mode] = {
     "discontinuous": Mode("a reward in steps", {"stepped": STRENGTH}),
     "hackable": Mode(
         "a matcher that was trained without hard negatives",
-        {WITHOUT_NEAR_MISSES: 10.0},
+        {WITHOUT_NEAR_MISSES: 50.0},
         {"patience": 6, "watched_every": 2},
         watched={"scenes": 1.0},
     ),

@@ -6,7 +6,6 @@ the noises'. Nothing here touches torch's own random numbers, so a watched run t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.training.metrics import rows_of
 from hypernoise.training.noise import keyed_noise
 
 NOISES = 4
@@ -56,13 +56,27 @@ def watch(
     return row
 
 
+def stretch_warning(metrics: Path) -> str:
+    """What is said of a run in whose metrics.jsonl the Lipschitz constant reaches 1; empty if it does not."""
+    rows = rows_of(metrics.parent)
+    over = [row for row in rows if row.get("lipschitz", 0.0) >= 1]
+    if not over:
+        return ""
+    last = next(row for row in reversed(rows) if "lipschitz" in row)
+    return (
+        f"Lipschitz constant {over[0]['lipschitz']:.3g} at step {over[0]['step']}, {last['lipschitz']:.3g} at the end: "
+        "from 1 on nothing bounds what the KL term leaves out; train with --lipschitz penalty or clamp, or look at "
+        "what it is with hypernoise diagnose"
+    )
+
+
 def draw_watched(metrics: Path, file: Path) -> bool:
     """Charts what a metrics.jsonl has of the Lipschitz constant over the steps; False if it was not watched.
 
     The constant against 1; beside it the bound of the KL's dropped terms, where there is one, and they themselves,
     if they were watched.
     """
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = rows_of(metrics.parent)
 
     def curve(name: str) -> list[tuple[float, float]]:
         return [(row["step"], row[name]) for row in rows if name in row]
