@@ -208,7 +208,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     from hypernoise.diagnostics.failure_modes import first_broken
 
     lines = [
-        f"{'mode':<17}{'reward':>16}{'½‖f‖²':>8}{'KL gap':>16}{'Lipschitz':>11}{'judge':>13}{'artefacts':>13}"
+        f"{'mode':<17}{'reward':>16}{'½‖f‖²':>8}{'KL gap':>18}{'Lipschitz':>11}{'judge':>13}{'artefacts':>13}"
         f"{'diversity':>13}  broken first"
     ]
     for row in rows:
@@ -218,7 +218,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         last, first = row["looks"][-1], first_broken(row["looks"])
         base, gap = last["base"], f"{last['kl_gap']:.2g} ± {last['kl_gap_error']:.1g}"
         lines.append(
-            f"{row['method']:<17}{base['reward']:>7.4g} →{last['reward']:>7.4g}{last['kl']:>8.3g}{gap:>16}"
+            f"{row['method']:<17}{base['reward']:>7.4g} →{last['reward']:>7.4g}{last['kl']:>8.3g}{gap:>18}"
             f"{last['lipschitz']:>11.3g}{base['score']:>6.2f} →{last['score']:>5.2f}"
             f"{base['artefacts']:>6.2f} →{last['artefacts']:>5.2f}{base['diversity']:>6.2f} →{last['diversity']:>5.2f}"
             f"  {at(first) if first else '-'}{', then stopped' if row['stopped'] else ''}"
