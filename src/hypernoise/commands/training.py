@@ -91,9 +91,9 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     if result.parted:
         say(parted_line(output, result.step, recipe.patience))
     if result.finished and launched()[0] == 0:
-        if draw_watched(output / METRICS, output / "lipschitz.png"):
+        if draw_watched(output, output / "lipschitz.png"):
             say(f"watched: {output / 'lipschitz.png'}")
-        warning = stretch_warning(output / METRICS)
+        warning = stretch_warning(output)
         if warning:
             say(warning)
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}

@@ -56,9 +56,9 @@ def watch(
     return row
 
 
-def stretch_warning(metrics: Path) -> str:
-    """What is said of a run in whose metrics.jsonl the Lipschitz constant reaches 1; empty if it does not."""
-    rows = rows_of(metrics.parent)
+def stretch_warning(run: Path) -> str:
+    """What is said of a run, by its folder, whose Lipschitz constant was seen at 1 or more; empty if it was not."""
+    rows = rows_of(run)
     over = [row for row in rows if row.get("lipschitz", 0.0) >= 1]
     if not over:
         return ""
@@ -70,13 +70,13 @@ def stretch_warning(metrics: Path) -> str:
     )
 
 
-def draw_watched(metrics: Path, file: Path) -> bool:
-    """Charts what a metrics.jsonl has of the Lipschitz constant over the steps; False if it was not watched.
+def draw_watched(run: Path, file: Path) -> bool:
+    """Charts the Lipschitz constant of a run's folder over the steps; False if it was not watched.
 
     The constant against 1; beside it the bound of the KL's dropped terms, where there is one, and they themselves,
     if they were watched.
     """
-    rows = rows_of(metrics.parent)
+    rows = rows_of(run)
 
     def curve(name: str) -> list[tuple[float, float]]:
         return [(row["step"], row[name]) for row in rows if name in row]
