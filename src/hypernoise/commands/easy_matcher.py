@@ -27,7 +27,7 @@ TESTED = 20  # held-out pictures per category
 
 class EasyMatcher(nn.Module):
     """Log-odds, up to a number of each picture's own, that a picture has a caption: a product of its features with
-    the sum of the words'."""
+    the sum of the words'. Stays on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +54,7 @@ class EasyMatcher(nn.Module):
         known = [[self.index[word] for word in prompt.split() if word in self.index] for prompt in prompts]
         starts = np.cumsum([0] + [len(words) for words in known[:-1]])
         flat = [index for words in known for index in words]
-        device = self.head.weight.device
-        return self.words(torch.tensor(flat, dtype=torch.long, device=device), torch.as_tensor(starts, device=device))
+        return self.words(torch.tensor(flat, dtype=torch.long), torch.as_tensor(starts))
 
 
 def easy_matcher(file: Path, seed: int, *, steps: int, pictures: int) -> tuple[EasyMatcher, dict]:
