@@ -41,6 +41,7 @@ from hypernoise.scenes.training import TrainState
 from hypernoise.scenes.world import CATEGORIES, COLORS, Request, draw, sample_scene
 
 CHUNK = 2048  # pairs per file
+SHARES = [1 / 8, 1 / 8, 3 / 8, 1 / 8, 1 / 8, 1 / 8]  # of the categories: three and four objects are hard to place
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def random_pictures(seed: int, step: int, count: int) -> Tensor:
 
 
 def _random_request(rng: np.random.Generator) -> Request:
-    options = _REQUESTS[CATEGORIES[rng.integers(len(CATEGORIES))]]
+    options = _REQUESTS[rng.choice(CATEGORIES, p=SHARES)]
     return options[rng.integers(len(options))]
 
 
