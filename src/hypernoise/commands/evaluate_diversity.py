@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import tyro
 
+from hypernoise.commands.common import tell_broken, write_summary
 from hypernoise.errors import InputError, at_least_one
-
-TOLD = 10  # broken pictures that are named on stderr
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,6 @@ class EvaluateDiversity:
         at_least_one(self, "batch_size", flags=True)
         if not self.pictures:
             raise InputError("name one or more folders: --pictures BASE OTHER ...")
-        from hypernoise.commands.common import write_summary
         from hypernoise.evaluation.drift import measured, row
         from hypernoise.evaluation.features import load
         from hypernoise.evaluation.geneval.album import read_album
@@ -61,8 +58,7 @@ class EvaluateDiversity:
             base = base or found
             rows.append({"pictures": folder, **row(found, base)})
             broken += [{"name": f"{folder}/{one.name}", "why": one.why} for one in [*half, *found.broken]]
-        for one in broken[:TOLD]:
-            print(f"{one['name']}: {one['why']}", file=sys.stderr)
+        tell_broken(broken)
         write_summary(self.output, "evaluate diversity", self, device, rows, broken=broken)
         print(f"in the features of {self.features}")
         print(table(rows))

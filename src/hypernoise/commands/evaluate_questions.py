@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tyro
 
-from hypernoise.training.config import Weights
+from hypernoise.commands.common import left_to_others, shard_of, write_summary
+from hypernoise.commands.drawing import Drawing, check_numbers, draw, made
 
 
 @dataclass(frozen=True)
-class EvaluateQuestions:
+class EvaluateQuestions(Drawing):
     """Draw a benchmark's prompts by any methods, and ask a vision-language model its questions of every picture.
 
     The benchmark's file is named by --prompts: dpg_bench.csv, geneval2_data.jsonl, or a T2I-CompBench *_val.txt.
     Every answer is kept in questions-METHOD-STEPS.jsonl. The models are not those of the published scores (DPG-Bench's
-    is mPLUG, say), so compare with runs of this command alone.
+    is mPLUG, say), so compare with runs of this command alone. Shards share the drawing; the last of them asks.
     """
 
     benchmark: Literal["dpg", "geneval2", "t2i-compbench"] = "geneval2"
@@ -29,38 +29,13 @@ class EvaluateQuestions:
     asker: str = ""
     """vqascore, vqascore-small (see docs/rewards.md), blip, or a BLIP-VQA on the Hub or in a folder; downloaded when
     first used. Empty: blip for t2i-compbench, else vqascore."""
-    count: int = 0
-    """How many of the prompts, from the first; 0: all."""
-    methods: tuple[str, ...] = ("plain",)
-    """As in hypernoise compare; plain comes first whether named or not."""
-    adapter: tuple[str, ...] = ()
-    """Adapter directories, one per training run, for hypernoise (which is then drawn too) and hypernoise-reno."""
-    finetuned: tuple[str, ...] = ()
-    """Directories of fine-tuned LoRAs, for finetune."""
-    generator: str = "scenes"
-    """A registered name or a pipeline directory."""
-    noises: int = 4
-    """Pictures per prompt."""
-    steps: tuple[int, ...] = (1,)
-    """Denoiser calls per picture."""
-    rewards: Weights = field(default_factory=dict)
-    """What methods that search do so by, and what is reported beside the score."""
-    batch_size: int = 16
-    seed: int = 0
-    shard: str = "0/1"
-    """k/n: this process does every n-th part of the drawing from the k-th on; all write to the same --output."""
     output: Path = Path("runs/questions")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
         return tyro.cli(cls, args=arguments, prog="hypernoise evaluate questions")
 
     def run(self) -> int:
-        from hypernoise.commands.common import shard_of, write_summary
-        from hypernoise.commands.drawing import check_numbers, draw, made
         from hypernoise.evaluation.askers import load
         from hypernoise.evaluation.questions import read_items
         from hypernoise.evaluation.report import table
@@ -75,9 +50,7 @@ class EvaluateQuestions:
         asker = load(self.asker or ("blip" if self.benchmark == "t2i-compbench" else "vqascore"), generator.device)
         drawn = draw(self, generator, methods, prompts, reward, shard)
         if drawn.missing:
-            told = f"{drawn.missing} batches of pictures are left to other shards; any of them ends with the table"
-            print(told, file=sys.stderr)
-            return 0
+            return left_to_others(drawn.missing, "batches of pictures")
         found = {key: self._asked(asker, items, records.files, *key) for key, records in drawn.records.items()}
         rows = []
         for row, (key, asked) in zip(drawn.rows, found.items(), strict=True):
