@@ -23,12 +23,13 @@ class EvaluateQuestions(Drawing):
     is mPLUG, say), so compare with runs of this command alone. Shards share the drawing; the last of them asks.
     """
 
-    benchmark: Literal["dpg", "geneval2", "t2i-compbench"] = "geneval2"
+    benchmark: Literal["dpg", "geneval2", "t2i-compbench", "t2i-compbench-spacy"] = "geneval2"
+    """t2i-compbench finds noun phrases by rules, t2i-compbench-spacy by spaCy (an extra), as the official script."""
     prompts: Path = Path("geneval2_data.jsonl")
     """The benchmark's own file."""
     asker: str = ""
     """vqascore, vqascore-small (see docs/rewards.md), blip, or a BLIP-VQA on the Hub or in a folder; downloaded when
-    first used. Empty: blip for t2i-compbench, else vqascore."""
+    first used. Empty: blip for T2I-CompBench, else vqascore."""
     output: Path = Path("runs/questions")
 
     @classmethod
@@ -47,7 +48,9 @@ class EvaluateQuestions(Drawing):
         generator, methods, reward = made(self)
         prompts = [item.prompt for item in items]
         generator.encode(list(dict.fromkeys(prompts)))  # refuses what would be cut
-        asker = load(self.asker or ("blip" if self.benchmark == "t2i-compbench" else "vqascore"), generator.device)
+        asker = load(
+            self.asker or ("blip" if self.benchmark.startswith("t2i-compbench") else "vqascore"), generator.device
+        )
         drawn = draw(self, generator, methods, prompts, reward, shard)
         if drawn.missing:
             return left_to_others(drawn.missing, "batches of pictures")
