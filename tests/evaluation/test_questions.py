@@ -219,7 +219,7 @@ def call(sd_pipeline, tmp_path):
 
 
 def test_drawn_asked_and_kept_question_by_question(call, tmp_path, capsys, monkeypatch):
-    assert main(call) == 0
+    assert main([*call, "--report"]) == 0
     told = json.loads((tmp_path / "out" / "summary.json").read_text())
     plain, best = told["results"]
     lines = [json.loads(x) for x in (tmp_path / "out" / "questions-plain-1.jsonl").read_text().splitlines()]
@@ -233,6 +233,10 @@ def test_drawn_asked_and_kept_question_by_question(call, tmp_path, capsys, monke
     )
     assert best["gain"] == pytest.approx(best["score"] - plain["score"])
     assert f"{plain['score']:.3f}" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure") == 4  # two prompts, two methods
+    unsure = [q["question"] for q in lines[0]["questions"] if q["probability"] <= 0.5]
+    assert f"<small>{'; '.join([format(lines[0]['score'], '.3f'), *unsure])}</small>" in page
     monkeypatch.setattr(BlipAsker, "__call__", None)  # answers are kept
     assert main(call) == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == told["results"]

@@ -30,6 +30,8 @@ class Drawing:
     """Denoiser calls per picture."""
     rewards: Weights = field(default_factory=dict)
     """What methods that search do so by, and what is reported beside the score."""
+    report: bool = False
+    """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     batch_size: int = 16
     seed: int = 0
     shard: str = "0/1"

@@ -43,8 +43,6 @@ class EvaluateGeneval(Drawing):
     """A CLIP on the Hub or in a folder, which names the colours of what Mask2Former finds."""
     score: bool = True
     """--no-score: draw and lay out only, for the official scorer."""
-    report: bool = False
-    """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     output: Path = Path("runs/geneval")
 
     @classmethod

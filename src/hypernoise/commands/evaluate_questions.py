@@ -10,8 +10,10 @@ from typing import Any, Literal, Self
 
 import tyro
 
-from hypernoise.commands.common import left_to_others, shard_of, write_summary
+from hypernoise.commands.common import left_to_others, shard_of, write_report, write_summary
 from hypernoise.commands.drawing import Drawing, check_numbers, draw, made
+
+SHOWN = 60  # prompts in the report
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,24 @@ class EvaluateQuestions(Drawing):
         write_summary(self.output, "evaluate questions", self, generator.device, rows, asker=asker.name)
         print(f"{self.benchmark}, asked of {asker.name}")
         print(table(rows))
+        if self.report:
+            shown = self._examples(items, rows, found, drawn.records)
+            write_report(self, "evaluate questions", rows, shown, benchmark=self.benchmark, asker=asker.name)
         return 0
+
+    def _examples(self, items: list[Any], rows: list[Any], found: dict[Any, Any], drawn: dict[Any, Any]) -> list[Any]:
+        """The first prompts with each method's picture from the first noise, its score, and what it is not."""
+        from hypernoise.evaluation.html import Example, Shown, name_of
+
+        names = [name_of(row) for row in rows]
+
+        def shown(place: int) -> list[Shown]:
+            return [
+                Shown(name, drawn[key].files[place], None, told(found[key][place]))
+                for name, key in zip(names, found, strict=True)
+            ]
+
+        return [Example(item.prompt, self.benchmark, shown(i * self.noises)) for i, item in enumerate(items[:SHOWN])]
 
     def _asked(self, asker: Any, items: list[Any], files: list[Path], steps: int, method: str) -> list[dict[str, Any]]:
         """A line per picture, each kept by a hash of picture and questions, and all in one file."""
@@ -93,6 +112,12 @@ class EvaluateQuestions(Drawing):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_text(self.output / f"questions-{method}-{steps}.jsonl", text)
         return lines
+
+
+def told(line: dict[str, Any]) -> str:
+    """A picture's score, and the questions whose right answer is not the likelier one."""
+    wrong = [question["question"] for question in line["questions"] if question["probability"] <= 0.5]
+    return "; ".join([f"{line['score']:.3f}", *wrong])
 
 
 def scored(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -81,6 +81,19 @@ def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], 
     write_json(batch_file(folder, number), {"pictures": pictures, "spent": dataclasses.asdict(result.spent)})
 
 
+def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
+    """Whether a batch was kept, and each of its pictures can be read: a file may be cut short or lost later."""
+    if not batch_file(folder, number).exists():
+        return False
+    for name in files:
+        try:
+            with Image.open(folder / name) as picture:
+                picture.load()
+        except OSError:
+            return False
+    return True
+
+
 def batch_file(folder: Path, number: int) -> Path:
     return folder / f"batch-{number:05d}.json"
 
