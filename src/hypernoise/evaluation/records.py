@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hypernoise.errors import InputError
+from hypernoise.evaluation.rewards import opened
 from hypernoise.files import write_json
 from hypernoise.methods.base import Result, Spent
 from hypernoise.rewards.base import RewardFunction
@@ -87,9 +89,9 @@ def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
         return False
     for name in files:
         try:
-            with Image.open(folder / name) as picture:
+            with opened(folder / name) as picture:
                 picture.load()
-        except OSError:
+        except InputError:
             return False
     return True
 
