@@ -18,7 +18,8 @@ CHROMIUM = next(
 )
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
 ]  # fmt: skip
 KEYS = {"ArrowDown": 40, "Home": 36}
 

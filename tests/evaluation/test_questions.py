@@ -242,6 +242,21 @@ def test_drawn_asked_and_kept_question_by_question(call, tmp_path, capsys, monke
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == told["results"]
 
 
+def test_shards_share_drawing_and_asking(call, tmp_path, capsys):
+    ways = ["--batch-size", "2", "--methods", "plain"]
+    assert main([*call, *ways, "--shard", "0/2"]) == 0
+    assert "1 batches of pictures are left to other shards" in capsys.readouterr().err
+    assert main([*call, *ways, "--shard", "1/2"]) == 0  # draws the rest, and asks about its half
+    assert "2 pictures to ask about are left to other shards" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "answers").iterdir())) == 2
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert main([*call, *ways, "--shard", "0/2"]) == 0
+    (shared,) = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    assert main([*call, *ways, "--output", str(tmp_path / "alone")]) == 0
+    (alone,) = json.loads((tmp_path / "alone" / "summary.json").read_text())["results"]
+    assert (shared["score"], shared["categories"]) == (alone["score"], alone["categories"])
+
+
 def test_mistakes_are_told_in_one_line(call, tmp_path, capsys):
     for more, message in (
         (["--prompts", "nowhere"], "nowhere cannot be read"),

@@ -22,7 +22,7 @@ class EvaluateQuestions(Drawing):
 
     The benchmark's file is named by --prompts: dpg_bench.csv, geneval2_data.jsonl, or a T2I-CompBench *_val.txt.
     Every answer is kept in questions-METHOD-STEPS.jsonl. The models are not those of the published scores (DPG-Bench's
-    is mPLUG, say), so compare with runs of this command alone. Shards share the drawing; the last of them asks.
+    is mPLUG, say), so compare with runs of this command alone.
     """
 
     benchmark: Literal["dpg", "geneval2", "t2i-compbench", "t2i-compbench-spacy"] = "geneval2"
@@ -42,6 +42,7 @@ class EvaluateQuestions(Drawing):
         from hypernoise.evaluation.askers import load
         from hypernoise.evaluation.questions import read_items
         from hypernoise.evaluation.report import table
+        from hypernoise.files import write_text
 
         check_numbers(self)
         shard = shard_of(self.shard)
@@ -56,11 +57,17 @@ class EvaluateQuestions(Drawing):
         drawn = draw(self, generator, methods, prompts, reward, shard)
         if drawn.missing:
             return left_to_others(drawn.missing, "batches of pictures")
-        found = {key: self._asked(asker, items, records.files, *key) for key, records in drawn.records.items()}
+        asked = {key: self._asked(asker, items, records.files, shard) for key, records in drawn.records.items()}
+        missing = sum(lines.count(None) for lines in asked.values())
+        if missing:
+            return left_to_others(missing, "pictures to ask about")
+        found = {key: [line for line in lines if line is not None] for key, lines in asked.items()}
         rows = []
-        for row, (key, asked) in zip(drawn.rows, found.items(), strict=True):
-            base = found[key[0], "plain"]
-            rows.append({**row, **scored(asked), **gain(asked, base), "benchmark": f"{self.benchmark}, {asker.name}"})
+        for row, ((steps, method), lines) in zip(drawn.rows, found.items(), strict=True):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_text(self.output / f"questions-{method}-{steps}.jsonl", text)
+            base = found[steps, "plain"]
+            rows.append({**row, **scored(lines), **gain(lines, base), "benchmark": f"{self.benchmark}, {asker.name}"})
         write_summary(self.output, "evaluate questions", self, generator.device, rows, asker=asker.name)
         print(f"{self.benchmark}, asked of {asker.name}")
         print(table(rows))
@@ -83,24 +90,29 @@ class EvaluateQuestions(Drawing):
 
         return [Example(item.prompt, self.benchmark, shown(i * self.noises)) for i, item in enumerate(items[:SHOWN])]
 
-    def _asked(self, asker: Any, items: list[Any], files: list[Path], steps: int, method: str) -> list[dict[str, Any]]:
-        """A line per picture, each kept by a hash of picture and questions, and all in one file."""
+    def _asked(
+        self, asker: Any, items: list[Any], files: list[Path], shard: tuple[int, int]
+    ) -> list[dict[str, Any] | None]:
+        """A line per picture, None if it is another shard's; answers are kept by a hash of picture and questions."""
         from tqdm import tqdm
 
         from hypernoise.evaluation.questions import BENCHMARKS
         from hypernoise.evaluation.rewards import read_picture
-        from hypernoise.files import output_folder, write_json, write_text
+        from hypernoise.files import output_folder, write_json
 
         benchmark, kept_in = BENCHMARKS[self.benchmark], output_folder(self.output / "answers")
-        lines = []
+        lines: list[dict[str, Any] | None] = []
         for place, file in enumerate(tqdm(files, desc="asking", unit="picture")):
             item = items[place // self.noises]
             asked = [[question.text, question.answer] for question in item.questions]
             known = json.dumps([self.benchmark, asker.name, benchmark.sentence, asked])
             digest = hashlib.sha256(known.encode() + file.read_bytes()).hexdigest()
             kept = kept_in / f"{digest[:24]}.json"
-            if not kept.exists():
+            if not kept.exists() and place % shard[1] == shard[0]:
                 write_json(kept, asker(read_picture(file), item.questions, benchmark.sentence))
+            if not kept.exists():
+                lines.append(None)
+                continue
             sure = json.loads(kept.read_text())
             score, counted = benchmark.score(item, sure)
             questions = [
@@ -109,8 +121,6 @@ class EvaluateQuestions(Drawing):
             ]
             line = {"file": file.name, "prompt": item.prompt, "score": score, "questions": questions}
             lines.append({"item": place // self.noises, **line})
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_text(self.output / f"questions-{method}-{steps}.jsonl", text)
         return lines
 
 

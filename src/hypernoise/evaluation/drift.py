@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -86,27 +87,24 @@ def looks_apart(
     """LPIPS by prompt, the mean over pairs of its pictures, of prompts that have two; and what cannot be compared."""
     broken: list[Broken] = []
 
-    def vectors(same: Sequence[Sample]) -> Iterator[np.ndarray]:
-        size = None
+    def vectors(same: Iterable[Sample]) -> Iterator[np.ndarray]:
+        first = None
         for sample in same:
             picture = read_picture(sample.file)
-            size = size or picture.shape
-            if picture.shape != size:
-                told = (
-                    f"is {picture.shape[-1]} x {picture.shape[-2]} pixels, its prompt's first {size[-1]} x {size[-2]}"
-                )
-                broken.append(Broken(sample.name, told))
-                continue
+            size = f"{picture.shape[-1]} x {picture.shape[-2]}"
+            first = first or size
             try:
+                if size != first:
+                    raise InputError(f"is {size} pixels, its prompt's first {first}")
                 vector = perceptual(picture[None].to(device))[0]
-            except InputError as error:  # too small
+            except InputError as error:
                 broken.append(Broken(sample.name, str(error)))
                 continue
             yield vector.numpy()
 
     found = {}
-    for number in dict.fromkeys(sample.number for sample in samples):
-        distance = mean_squared_distance(vectors([sample for sample in samples if sample.number == number]))
+    for number, same in groupby(samples, key=lambda sample: sample.number):
+        distance = mean_squared_distance(vectors(same))
         if distance is not None:
             found[number] = distance
     return found, broken

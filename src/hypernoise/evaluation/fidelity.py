@@ -56,7 +56,7 @@ def frechet(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def _factor(features: np.ndarray) -> np.ndarray:
     """R [min(N, D), D] whose R'R is the covariance."""
-    return np.linalg.qr((features - features.mean(0)) / np.sqrt(len(features) - 1), mode="r")
+    return np.asarray(np.linalg.qr((features - features.mean(0)) / np.sqrt(len(features) - 1), mode="r"))
 
 
 def kernel_distance(ours: np.ndarray, theirs: np.ndarray) -> float:

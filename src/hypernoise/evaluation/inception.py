@@ -222,9 +222,9 @@ def resized(pictures: Tensor) -> Tensor:
 
 def _along(pictures: Tensor, axis: int) -> Tensor:
     size = pictures.shape[axis]
-    place = torch.arange(SIDE, device=pictures.device, dtype=torch.float64) * size / SIDE
+    place = torch.arange(SIDE, dtype=torch.float64) * size / SIDE
     before = place.floor().long()
     after = (before + 1).clamp(max=size - 1)
-    share = (place - before).to(pictures.dtype).view([-1 if i == axis else 1 for i in range(4)])
-    one, other = pictures.index_select(axis, before), pictures.index_select(axis, after)
+    share = (place - before).to(pictures.dtype).to(pictures.device).view([-1 if i == axis else 1 for i in range(4)])
+    one, other = (pictures.index_select(axis, side.to(pictures.device)) for side in (before, after))
     return one + (other - one) * share
