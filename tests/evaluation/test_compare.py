@@ -133,6 +133,21 @@ def test_a_stopped_run_goes_on_to_the_same_rows(tmp_path):
     assert {**resumed, "seconds_per_image": 0} == {**whole, "seconds_per_image": 0}
 
 
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(file.read_bytes()[:60]), lambda file: file.unlink()])
+def test_a_damaged_picture_costs_its_batch(tmp_path, damage):
+    first = run([Plain(), BestOfN(2)], output=tmp_path)
+    file = first.records[1, "plain"].files[5]  # of the second batch
+    drawn = file.read_bytes()
+    damage(file)
+    left = run([Plain(), BestOfN(2)], output=tmp_path, shard=(0, 2))  # the batch is another shard's
+    assert left.missing == 1
+    again = Counting(Plain())
+    second = run([again, BestOfN(2)], output=tmp_path)
+    assert again.asked == 1
+    assert file.read_bytes() == drawn
+    assert [row["reward"] for row in second.rows] == [row["reward"] for row in first.rows]
+
+
 def test_shards_share_the_work(tmp_path):
     method = Counting(BestOfN(3))
     first = run([method], output=tmp_path, shard=(0, 2))

@@ -13,10 +13,7 @@ from PIL import Image
 
 from hypernoise.evaluation.html import SCRIPT, TILE, Example, Shown, first_of_each, report
 from hypernoise.evaluation.rows import empty_row
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
+from tests.evaluation.browser import CHROMIUM, Browser
 
 
 class Page(HTMLParser):
@@ -157,25 +154,28 @@ def test_the_filter(page):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_in_a_browser(page, tmp_path):
-    """Opened as a file: its script runs, filters, and nothing is left out."""
-    picked = 'document.getElementById("verdict").value = "differ"; update();'
-    (tmp_path / "report.html").write_text(page.replace("  update();\n}", f"  update(); {picked}\n}}"))
-    call = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-    ]
-    call += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    call += [f"--screenshot={tmp_path / 'shot.png'}", "--window-size=1100,1600", "--dump-dom"]
-    opened = [*call, f"file://{tmp_path / 'report.html'}"]
-    dom = subprocess.run(opened, capture_output=True, text=True, timeout=120, check=True).stdout
-    sections = Page(dom).all("section")
-    assert ["hidden" in section for section in sections] == [False, True, True]
-    assert "1 of 3 prompts" in Page(dom).text
+def test_a_person_filters_it_in_a_browser(page, tmp_path):
+    """Opened as a file and used by the keyboard: what is seen, and that nothing is asked of the network."""
+    (tmp_path / "report.html").write_text(page)
+    visible = '[...document.querySelectorAll("section")].map(s => +(s.getBoundingClientRect().height > 0))'
+    with Browser(tmp_path / "report.html", tmp_path) as browser:
+        for picked, shown in CASES:
+            for name in ("category", "verdict", "column"):
+                offered = browser.run(f"[...document.getElementById('{name}').options].map(o => o.value)")
+                browser.choose(name, offered.index(picked.get(name, "")))
+            assert browser.run(visible) == shown, picked
+            assert browser.run('document.getElementById("count").textContent') == f"{sum(shown)} of 3 prompts"
+        assert browser.run("[...document.images].map(i => i.naturalWidth > 0)") == [True] * 6
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth")  # nothing juts out sideways
+        picture = Image.open(io.BytesIO(browser.screenshot()))
+        assert {(255, 0, 0), (0, 0, 255)} <= {color for _, color in colors(picture)}
+        assert {address.partition(":")[0] for address in browser.asked_for} <= {"file", "data"}
+        assert browser.asked_for[0].startswith("file:")
+
+
+def colors(picture):
+    """Of a screenshot, to the nearest 51: (how often, colour)."""
+    return picture.convert("RGB").point(lambda level: round(level / 51) * 51).getcolors(1 << 24)
 
 
 def test_the_first_of_each_category_are_shown():

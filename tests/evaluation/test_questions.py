@@ -1,6 +1,8 @@
 """Benchmarks of questions: their files, their scores by hand, and their askers on tiny random models."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,8 +83,44 @@ def test_compbench_asks_for_each_noun_phrase(tmp_path):
         "wooden chairs",
     ]
     assert phrases("The black chair is on the left of the white table") == ["The black chair", "the white table"]
+    assert phrases("The oval mirror and its frame were mounted on the wall") == [
+        "The oval mirror",
+        "its frame",
+        "the wall",
+    ]
+    assert phrases("The wooden crate and glass bottle for the soda by a door") == [
+        "The wooden crate",
+        "glass bottle",
+        "the soda",
+        "a door",
+    ]
+    (tmp_path / "long_val.txt").write_text(", ".join(f"a ring {i}" for i in range(10)))
+    assert [q.text for q in read_compbench(tmp_path / "long_val.txt")[0].questions] == [
+        f"a ring {i}?" for i in range(8)
+    ]
     assert phrases("sandals") == ["sandals"]  # "and" inside a word parts nothing
     assert score_product(bench, [0.5, 0.4]) == (pytest.approx(0.2), [0.5, 0.4])
+
+
+def test_spacys_chunks_where_it_is_installed(tmp_path, monkeypatch):
+    """Here a stand-in: its model is not to be had from a package index."""
+    (tmp_path / "color_val.txt").write_text("A black and white cat sits\nRun")
+
+    class Parsed:
+        def __init__(self, text):
+            self.noun_chunks = [SimpleNamespace(text="A black and white cat")] if "cat" in text else []
+
+    def load_language(name):
+        assert name == "en_core_web_sm"
+        return Parsed
+
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=load_language))
+    cat, run = read_items("t2i-compbench-spacy", tmp_path / "color_val.txt")
+    assert [question.text for question in cat.questions] == ["A black and white cat?"]
+    assert [question.text for question in run.questions] == ["Run?"]
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(InputError, match=r"pip install 'hypernoise\[spacy\]', then python -m spacy download en_core_"):
+        read_items("t2i-compbench-spacy", tmp_path / "color_val.txt")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +219,7 @@ def call(sd_pipeline, tmp_path):
 
 
 def test_drawn_asked_and_kept_question_by_question(call, tmp_path, capsys, monkeypatch):
-    assert main(call) == 0
+    assert main([*call, "--report"]) == 0
     told = json.loads((tmp_path / "out" / "summary.json").read_text())
     plain, best = told["results"]
     lines = [json.loads(x) for x in (tmp_path / "out" / "questions-plain-1.jsonl").read_text().splitlines()]
@@ -195,9 +233,28 @@ def test_drawn_asked_and_kept_question_by_question(call, tmp_path, capsys, monke
     )
     assert best["gain"] == pytest.approx(best["score"] - plain["score"])
     assert f"{plain['score']:.3f}" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure") == 4  # two prompts, two methods
+    unsure = [q["question"] for q in lines[0]["questions"] if q["probability"] <= 0.5]
+    assert f"<small>{'; '.join([format(lines[0]['score'], '.3f'), *unsure])}</small>" in page
     monkeypatch.setattr(BlipAsker, "__call__", None)  # answers are kept
     assert main(call) == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == told["results"]
+
+
+def test_shards_share_drawing_and_asking(call, tmp_path, capsys):
+    ways = ["--batch-size", "2", "--methods", "plain"]
+    assert main([*call, *ways, "--shard", "0/2"]) == 0
+    assert "1 batches of pictures are left to other shards" in capsys.readouterr().err
+    assert main([*call, *ways, "--shard", "1/2"]) == 0  # draws the rest, and asks about its half
+    assert "2 pictures to ask about are left to other shards" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "answers").iterdir())) == 2
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert main([*call, *ways, "--shard", "0/2"]) == 0
+    (shared,) = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    assert main([*call, *ways, "--output", str(tmp_path / "alone")]) == 0
+    (alone,) = json.loads((tmp_path / "alone" / "summary.json").read_text())["results"]
+    assert (shared["score"], shared["categories"]) == (alone["score"], alone["categories"])
 
 
 def test_mistakes_are_told_in_one_line(call, tmp_path, capsys):

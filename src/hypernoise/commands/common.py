@@ -15,6 +15,8 @@ from hypernoise.files import write_json, write_text
 if TYPE_CHECKING:
     from hypernoise.rewards.ensemble import WeightedSum
 
+TOLD = 10  # broken pictures that are named on stderr; summary.json has all
+
 
 def write_summary(
     output: Path, command: str, arguments: Any, device: Any, results: Sequence[Mapping[str, Any]], **more: Any
@@ -64,3 +66,15 @@ def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
             file=sys.stderr,
         )
     return cut
+
+
+def tell_broken(broken: Sequence[Mapping[str, str]]) -> None:
+    """Says on stderr which pictures could not be used, and why: the first ten of `broken`, by "name" and "why"."""
+    for one in broken[:TOLD]:
+        print(f"{one['name']}: {one['why']}", file=sys.stderr)
+
+
+def left_to_others(number: int, what: str) -> int:
+    """Says on stderr that other shards have still to make so many; the exit code of a shard that ends so."""
+    print(f"{number} {what} are left to other shards; any of them ends with the table", file=sys.stderr)
+    return 0

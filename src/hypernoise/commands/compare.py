@@ -71,7 +71,7 @@ class Compare:
         import torch
         from tqdm import tqdm
 
-        from hypernoise.commands.common import write_report, write_summary
+        from hypernoise.commands.common import left_to_others, write_report, write_summary
         from hypernoise.evaluation.compare import compare
         from hypernoise.evaluation.report import contact_sheet, pareto_svg
         from hypernoise.files import output_folder, write_text
@@ -110,8 +110,7 @@ class Compare:
                 progress=bar.update,
             )
         if found.missing:
-            print(f"{found.missing} batches are left to other shards; any of them ends with the table", file=sys.stderr)
-            return 0
+            return left_to_others(found.missing, "batches")
         write_summary(self.output, "compare", self, generator.device, found.rows, prompts=asked.about)
         print(found)
         write_text(self.output / "pareto.svg", pareto_svg(found.rows))

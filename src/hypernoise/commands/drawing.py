@@ -1,17 +1,48 @@
-"""Pictures for a benchmark: any methods on its prompts, drawn, kept, shared and resumed by `compare`.
-
-`arguments` is a command's dataclass with the fields methods, adapter, finetuned, rewards, generator, device, dtype,
-steps, noises, seed, batch_size and output.
-"""
+"""Pictures for a benchmark: any methods on its prompts, drawn, kept, shared and resumed by `compare`."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 from hypernoise.errors import InputError
+from hypernoise.training.config import Weights
 
 
-def made(arguments: Any) -> tuple[Any, list[Any], Any]:
+@dataclass(frozen=True)
+class Drawing:
+    """The flags of every command that draws a benchmark's prompts."""
+
+    count: int = 0
+    """How many of the prompts, from the first; 0: all."""
+    methods: tuple[str, ...] = ("plain",)
+    """As in hypernoise compare; plain comes first whether named or not."""
+    adapter: tuple[str, ...] = ()
+    """Adapter directories, one per training run, for hypernoise (which is then drawn too) and hypernoise-reno."""
+    finetuned: tuple[str, ...] = ()
+    """Directories of fine-tuned LoRAs, for finetune."""
+    generator: str = "scenes"
+    """A registered name or a pipeline directory."""
+    noises: int = 4
+    """Pictures per prompt."""
+    steps: tuple[int, ...] = (1,)
+    """Denoiser calls per picture."""
+    rewards: Weights = field(default_factory=dict)
+    """What methods that search do so by, and what is reported beside the score."""
+    report: bool = False
+    """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
+    batch_size: int = 16
+    seed: int = 0
+    shard: str = "0/1"
+    """k/n: this process does every n-th part of the work from the k-th on; all write to the same --output."""
+    output: Path = Path("runs/drawn")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
     """Generator, methods (plain first) and reward, None if none is named.
 
     Raises:
@@ -41,7 +72,9 @@ def made(arguments: Any) -> tuple[Any, list[Any], Any]:
     return generator, methods, reward
 
 
-def draw(arguments: Any, generator: Any, methods: list[Any], prompts: list[str], reward: Any, shard: Any) -> Any:
+def draw(
+    arguments: Drawing, generator: Any, methods: list[Any], prompts: list[str], reward: Any, shard: tuple[int, int]
+) -> Any:
     """The `Comparison` of the methods; where nothing is rewarded, its rows have no reward."""
     from tqdm import tqdm
 
@@ -75,7 +108,7 @@ def no_reward(pixels: Any, prompts: list[str]) -> Any:
     return pixels.new_zeros(len(pixels))
 
 
-def check_numbers(arguments: Any) -> None:
+def check_numbers(arguments: Drawing) -> None:
     """Raises InputError for numbers that no drawing can have, told as flags."""
     from hypernoise.errors import at_least_one
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import tyro
 
+from hypernoise.commands.common import tell_broken, write_summary
 from hypernoise.errors import InputError, at_least_one
-
-TOLD = 10  # broken pictures that are named on stderr
 
 
 @dataclass(frozen=True)
@@ -20,13 +18,19 @@ class EvaluateDiversity:
 
     similarity: mean cosine between pictures of one prompt (higher: more alike). vendi: how many different pictures
     those of a prompt amount to. frechet, kernel: distances between each folder's pictures and the first folder's
-    (FID's and KID's formulas, in these features). With --rewards, their means and paired gains over the first.
+    (FID's and KID's formulas, in these features: with --features inception they are FID and KID). lpips: mean LPIPS
+    between pictures of one prompt. With --rewards, their means and paired gains over the first.
     """
 
     pictures: tuple[str, ...]
     """Folders in the layout 00000/samples/00000.png; the first is the base. A picture's place names its noise."""
     features: str = "facebook/dinov2-base"
-    """A DINOv2 on the Hub (downloaded when first used) or in a folder; pixels: the picture itself at 16 x 16."""
+    """A DINOv2 on the Hub (downloaded when first used) or in a folder; inception, FID's network (likewise), or the
+    file of its weights; pixels: the picture itself at 16 x 16."""
+    lpips: Literal["", "alex", "vgg"] = ""
+    """LPIPS over this network; its two files are downloaded when first used."""
+    lpips_weights: Path | None = None
+    """A folder with those files under their published names, instead of a download."""
     rewards: tuple[str, ...] = ()
     """Drift of rewards that nobody trained for, such as clip aesthetic-v2."""
     batch_size: int = 16
@@ -42,10 +46,13 @@ class EvaluateDiversity:
         at_least_one(self, "batch_size", flags=True)
         if not self.pictures:
             raise InputError("name one or more folders: --pictures BASE OTHER ...")
-        from hypernoise.commands.common import write_summary
+        if self.lpips_weights is not None and not self.lpips:
+            raise InputError("--lpips-weights are of a network: name it with --lpips alex or --lpips vgg")
+        from hypernoise.evaluation import lpips
         from hypernoise.evaluation.drift import measured, row
         from hypernoise.evaluation.features import load
         from hypernoise.evaluation.geneval.album import read_album
+        from hypernoise.evaluation.inception import Inception
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device
         from hypernoise.rewards.ensemble import WeightedSum
@@ -53,29 +60,31 @@ class EvaluateDiversity:
         device = pick_device(self.device)
         albums = [read_album(Path(folder)) for folder in self.pictures]
         features = load(self.features, device)
+        perceptual = lpips.load(self.lpips, self.lpips_weights, device) if self.lpips else None
         reward = WeightedSum(dict.fromkeys(self.rewards, 1.0)) if self.rewards else None
         output_folder(self.output)
         broken, rows, base = [], [], None
         for folder, (samples, half) in zip(self.pictures, albums, strict=True):
-            found = measured(samples, features, reward, batch_size=self.batch_size, device=device)
+            found = measured(samples, features, reward, perceptual, batch_size=self.batch_size, device=device)
             base = base or found
             rows.append({"pictures": folder, **row(found, base)})
             broken += [{"name": f"{folder}/{one.name}", "why": one.why} for one in [*half, *found.broken]]
-        for one in broken[:TOLD]:
-            print(f"{one['name']}: {one['why']}", file=sys.stderr)
+        tell_broken(broken)
         write_summary(self.output, "evaluate diversity", self, device, rows, broken=broken)
-        print(f"in the features of {self.features}")
+        fid = "; frechet is FID and kernel is KID" if isinstance(features, Inception) else ""
+        print(f"in the features of {self.features}{fid}")
         print(table(rows))
         return 0
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'pictures':>8}{'similarity':>12}{'vendi':>9}{'frechet':>12}{'kernel':>12}  folder"]
+    lines = [f"{'pictures':>8}{'similarity':>12}{'vendi':>9}{'lpips':>9}{'frechet':>12}{'kernel':>12}  folder"]
     for row in rows:
         cells = "".join(
             f"{'' if row[name] is None else format(row[name], spec):>{width}}"
             for name, width, spec in (
-                ("similarity", 12, ".4f"), ("vendi", 9, ".3f"), ("frechet", 12, ".4g"), ("kernel", 12, ".4g")
+                ("similarity", 12, ".4f"), ("vendi", 9, ".3f"), ("lpips", 9, ".4f"),
+                ("frechet", 12, ".4g"), ("kernel", 12, ".4g"),
             )
         )  # fmt: skip
         lines.append(f"{row['images']:>8}{cells}  {row['pictures']}")

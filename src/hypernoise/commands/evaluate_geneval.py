@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import tyro
 
+from hypernoise.commands.common import left_to_others, shard_of, tell_broken, write_report, write_summary
+from hypernoise.commands.drawing import Drawing, check_numbers, draw, made
 from hypernoise.errors import InputError
-from hypernoise.training.config import Weights
 
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 SHOWN = 10  # prompts per category in the report
-TOLD = 10  # broken pictures that are named on stderr; summary.json has all
 
 
 @dataclass(frozen=True)
-class EvaluateGeneval:
+class EvaluateGeneval(Drawing):
     """GenEval: draw its prompts by any methods, find the objects, and judge them by the benchmark's rules.
 
     The default is the embedded world, whose judge is its detector. The benchmark itself is --prompts geneval
@@ -31,20 +31,8 @@ class EvaluateGeneval:
     """geneval (the official 553), the path of a metadata file with a JSON object a line, or scenes."""
     count: int = 0
     """Prompts per category, from the first; 0: all (scenes: 50)."""
-    methods: tuple[str, ...] = ("plain",)
-    """As in hypernoise compare; plain comes first whether named or not."""
-    adapter: tuple[str, ...] = ()
-    """Adapter directories, one per training run, for hypernoise (which is then drawn too) and hypernoise-reno."""
-    finetuned: tuple[str, ...] = ()
-    """Directories of fine-tuned LoRAs, for finetune."""
-    generator: str = "scenes"
-    """A registered name or a pipeline directory."""
     noises: int = 4
     """Pictures per prompt; 4 are the benchmark."""
-    steps: tuple[int, ...] = (1,)
-    """Denoiser calls per picture."""
-    rewards: Weights = field(default_factory=dict)
-    """What methods that search do so by, and what is reported beside the score."""
     pictures: Path | None = None
     """Judge this folder in the official layout instead of drawing."""
     detections: Path | None = None
@@ -55,16 +43,7 @@ class EvaluateGeneval:
     """A CLIP on the Hub or in a folder, which names the colours of what Mask2Former finds."""
     score: bool = True
     """--no-score: draw and lay out only, for the official scorer."""
-    report: bool = False
-    """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
-    batch_size: int = 16
-    seed: int = 0
-    shard: str = "0/1"
-    """k/n: this process does every n-th part of the work from the k-th on; all write to the same --output."""
     output: Path = Path("runs/geneval")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
@@ -77,9 +56,6 @@ class EvaluateGeneval:
         return self._judge_drawn(shard)
 
     def _checked(self) -> tuple[int, int]:
-        from hypernoise.commands.common import shard_of
-        from hypernoise.commands.drawing import check_numbers
-
         check_numbers(self)
         if self.detections is not None and self.pictures is None:
             raise InputError("--detections are of given pictures: name their folder with --pictures")
@@ -121,6 +97,7 @@ class EvaluateGeneval:
     def _judge_given(self, folder: Path, shard: tuple[int, int]) -> int:
         from hypernoise.evaluation.geneval.album import read_album
         from hypernoise.evaluation.geneval.detectors import check_classes
+        from hypernoise.evaluation.geneval.scoring import score_row
         from hypernoise.evaluation.rows import empty_row
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device
@@ -133,17 +110,16 @@ class EvaluateGeneval:
         output_folder(self.output)
         judged = self._judged(samples, detector, shard, half)
         if judged.missing:
-            return _left(judged.missing, "pictures")
+            return left_to_others(judged.missing, "pictures")
         self._write("pictures", judged)
         row = empty_row("pictures")
-        row.update(_score_row(judged), benchmark=detector.label, pictures=str(folder))
+        row.update(score_row(judged), benchmark=detector.label, pictures=str(folder))
         return self._finish([row], device, detector, {"pictures": judged})
 
     def _judge_drawn(self, shard: tuple[int, int]) -> int:
-        from hypernoise.commands.drawing import draw, made
         from hypernoise.evaluation.geneval.album import write_album
         from hypernoise.evaluation.geneval.detectors import check_classes
-        from hypernoise.evaluation.geneval.scoring import gain_over
+        from hypernoise.evaluation.geneval.scoring import gain_over, score_row
         from hypernoise.evaluation.html import name_of
 
         requests = self._requests()
@@ -154,7 +130,7 @@ class EvaluateGeneval:
             check_classes(detector, requests)
         drawn = draw(self, generator, methods, [request.prompt for request in requests], reward, shard)
         if drawn.missing:
-            return _left(drawn.missing, "batches of pictures")
+            return left_to_others(drawn.missing, "batches of pictures")
         albums = {}
         for key, records in drawn.records.items():
             folder, drawn_in = self.output / "pictures" / f"{key[1]}-{key[0]}", records.files[0].parent
@@ -167,12 +143,12 @@ class EvaluateGeneval:
         judged = {key: self._judged(samples, detector, shard, []) for key, (_, samples) in albums.items()}
         missing = sum(one.missing for one in judged.values())
         if missing:
-            return _left(missing, "pictures to judge")
+            return left_to_others(missing, "pictures to judge")
         rows = []
         for row, (key, found) in zip(drawn.rows, judged.items(), strict=True):
             steps, name = key
             self._write(f"{name}-{steps}", found)
-            row = {**row, **_score_row(found), "benchmark": detector.label, "pictures": str(albums[key][0])}
+            row = {**row, **score_row(found), "benchmark": detector.label, "pictures": str(albums[key][0])}
             if name != "plain":
                 row.update(gain_over(found, judged[steps, "plain"]))
             rows.append(row)
@@ -200,11 +176,8 @@ class EvaluateGeneval:
         write_detections(self.output / f"detections-{name}.jsonl", [found[:2] for found in judged.found])
 
     def _finish(self, rows: list[dict[str, Any]], device: Any, detector: Any, judged: dict[str, Any]) -> int:
-        from hypernoise.commands.common import write_report, write_summary
-
         broken = [{"name": one.name, "why": one.why} for found in judged.values() for one in found.broken]
-        for one in broken[:TOLD]:
-            print(f"{one['name']}: {one['why']}", file=sys.stderr)
+        tell_broken(broken)
         if broken:
             print(f"{len(broken)} could not be judged; the score is of the others", file=sys.stderr)
         about = {"detector": detector.name, "label": detector.label, "broken": broken}
@@ -216,12 +189,6 @@ class EvaluateGeneval:
             told = {**given, "benchmark": detector.label, "detector": detector.name, "broken": str(len(broken))}
             write_report(self, "evaluate geneval", rows, examples(judged), **told)
         return 0
-
-
-def _score_row(judged: Any) -> dict[str, Any]:
-    from hypernoise.evaluation.geneval.scoring import score_row
-
-    return score_row(judged)
 
 
 def examples(judged: dict[str, Any]) -> list[Any]:
@@ -246,11 +213,6 @@ def examples(judged: dict[str, Any]) -> list[Any]:
         )
         for i in chosen
     ]
-
-
-def _left(number: int, what: str) -> int:
-    print(f"{number} {what} are left to other shards; any of them ends with the table", file=sys.stderr)
-    return 0
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

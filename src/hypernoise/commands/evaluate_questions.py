@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tyro
 
-from hypernoise.training.config import Weights
+from hypernoise.commands.common import left_to_others, shard_of, write_report, write_summary
+from hypernoise.commands.drawing import Drawing, check_numbers, draw, made
+
+SHOWN = 60  # prompts in the report
 
 
 @dataclass(frozen=True)
-class EvaluateQuestions:
+class EvaluateQuestions(Drawing):
     """Draw a benchmark's prompts by any methods, and ask a vision-language model its questions of every picture.
 
     The benchmark's file is named by --prompts: dpg_bench.csv, geneval2_data.jsonl, or a T2I-CompBench *_val.txt.
@@ -23,47 +25,24 @@ class EvaluateQuestions:
     is mPLUG, say), so compare with runs of this command alone.
     """
 
-    benchmark: Literal["dpg", "geneval2", "t2i-compbench"] = "geneval2"
+    benchmark: Literal["dpg", "geneval2", "t2i-compbench", "t2i-compbench-spacy"] = "geneval2"
+    """t2i-compbench finds noun phrases by rules, t2i-compbench-spacy by spaCy (an extra), as the official script."""
     prompts: Path = Path("geneval2_data.jsonl")
     """The benchmark's own file."""
     asker: str = ""
     """vqascore, vqascore-small (see docs/rewards.md), blip, or a BLIP-VQA on the Hub or in a folder; downloaded when
-    first used. Empty: blip for t2i-compbench, else vqascore."""
-    count: int = 0
-    """How many of the prompts, from the first; 0: all."""
-    methods: tuple[str, ...] = ("plain",)
-    """As in hypernoise compare; plain comes first whether named or not."""
-    adapter: tuple[str, ...] = ()
-    """Adapter directories, one per training run, for hypernoise (which is then drawn too) and hypernoise-reno."""
-    finetuned: tuple[str, ...] = ()
-    """Directories of fine-tuned LoRAs, for finetune."""
-    generator: str = "scenes"
-    """A registered name or a pipeline directory."""
-    noises: int = 4
-    """Pictures per prompt."""
-    steps: tuple[int, ...] = (1,)
-    """Denoiser calls per picture."""
-    rewards: Weights = field(default_factory=dict)
-    """What methods that search do so by, and what is reported beside the score."""
-    batch_size: int = 16
-    seed: int = 0
-    shard: str = "0/1"
-    """k/n: this process does every n-th part of the drawing from the k-th on; all write to the same --output."""
+    first used. Empty: blip for T2I-CompBench, else vqascore."""
     output: Path = Path("runs/questions")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
         return tyro.cli(cls, args=arguments, prog="hypernoise evaluate questions")
 
     def run(self) -> int:
-        from hypernoise.commands.common import shard_of, write_summary
-        from hypernoise.commands.drawing import check_numbers, draw, made
         from hypernoise.evaluation.askers import load
         from hypernoise.evaluation.questions import read_items
         from hypernoise.evaluation.report import table
+        from hypernoise.files import write_text
 
         check_numbers(self)
         shard = shard_of(self.shard)
@@ -72,40 +51,68 @@ class EvaluateQuestions:
         generator, methods, reward = made(self)
         prompts = [item.prompt for item in items]
         generator.encode(list(dict.fromkeys(prompts)))  # refuses what would be cut
-        asker = load(self.asker or ("blip" if self.benchmark == "t2i-compbench" else "vqascore"), generator.device)
+        asker = load(
+            self.asker or ("blip" if self.benchmark.startswith("t2i-compbench") else "vqascore"), generator.device
+        )
         drawn = draw(self, generator, methods, prompts, reward, shard)
         if drawn.missing:
-            told = f"{drawn.missing} batches of pictures are left to other shards; any of them ends with the table"
-            print(told, file=sys.stderr)
-            return 0
-        found = {key: self._asked(asker, items, records.files, *key) for key, records in drawn.records.items()}
+            return left_to_others(drawn.missing, "batches of pictures")
+        asked = {key: self._asked(asker, items, records.files, shard) for key, records in drawn.records.items()}
+        missing = sum(lines.count(None) for lines in asked.values())
+        if missing:
+            return left_to_others(missing, "pictures to ask about")
+        found = {key: [line for line in lines if line is not None] for key, lines in asked.items()}
         rows = []
-        for row, (key, asked) in zip(drawn.rows, found.items(), strict=True):
-            base = found[key[0], "plain"]
-            rows.append({**row, **scored(asked), **gain(asked, base), "benchmark": f"{self.benchmark}, {asker.name}"})
+        for row, ((steps, method), lines) in zip(drawn.rows, found.items(), strict=True):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_text(self.output / f"questions-{method}-{steps}.jsonl", text)
+            base = found[steps, "plain"]
+            rows.append({**row, **scored(lines), **gain(lines, base), "benchmark": f"{self.benchmark}, {asker.name}"})
         write_summary(self.output, "evaluate questions", self, generator.device, rows, asker=asker.name)
         print(f"{self.benchmark}, asked of {asker.name}")
         print(table(rows))
+        if self.report:
+            shown = self._examples(items, rows, found, drawn.records)
+            write_report(self, "evaluate questions", rows, shown, benchmark=self.benchmark, asker=asker.name)
         return 0
 
-    def _asked(self, asker: Any, items: list[Any], files: list[Path], steps: int, method: str) -> list[dict[str, Any]]:
-        """A line per picture, each kept by a hash of picture and questions, and all in one file."""
+    def _examples(self, items: list[Any], rows: list[Any], found: dict[Any, Any], drawn: dict[Any, Any]) -> list[Any]:
+        """The first prompts with each method's picture from the first noise, its score, and what it is not."""
+        from hypernoise.evaluation.html import Example, Shown, name_of
+
+        names = [name_of(row) for row in rows]
+
+        def shown(place: int) -> list[Shown]:
+            return [
+                Shown(name, drawn[key].files[place], None, told(found[key][place]))
+                for name, key in zip(names, found, strict=True)
+            ]
+
+        return [Example(item.prompt, self.benchmark, shown(i * self.noises)) for i, item in enumerate(items[:SHOWN])]
+
+    def _asked(
+        self, asker: Any, items: list[Any], files: list[Path], shard: tuple[int, int]
+    ) -> list[dict[str, Any] | None]:
+        """A line per picture, None if it is another shard's; answers are kept by a hash of picture and questions."""
         from tqdm import tqdm
 
         from hypernoise.evaluation.questions import BENCHMARKS
         from hypernoise.evaluation.rewards import read_picture
-        from hypernoise.files import output_folder, write_json, write_text
+        from hypernoise.files import output_folder, write_json
 
         benchmark, kept_in = BENCHMARKS[self.benchmark], output_folder(self.output / "answers")
-        lines = []
+        lines: list[dict[str, Any] | None] = []
         for place, file in enumerate(tqdm(files, desc="asking", unit="picture")):
             item = items[place // self.noises]
             asked = [[question.text, question.answer] for question in item.questions]
             known = json.dumps([self.benchmark, asker.name, benchmark.sentence, asked])
             digest = hashlib.sha256(known.encode() + file.read_bytes()).hexdigest()
             kept = kept_in / f"{digest[:24]}.json"
-            if not kept.exists():
+            if not kept.exists() and place % shard[1] == shard[0]:
                 write_json(kept, asker(read_picture(file), item.questions, benchmark.sentence))
+            if not kept.exists():
+                lines.append(None)
+                continue
             sure = json.loads(kept.read_text())
             score, counted = benchmark.score(item, sure)
             questions = [
@@ -114,9 +121,13 @@ class EvaluateQuestions:
             ]
             line = {"file": file.name, "prompt": item.prompt, "score": score, "questions": questions}
             lines.append({"item": place // self.noises, **line})
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_text(self.output / f"questions-{method}-{steps}.jsonl", text)
         return lines
+
+
+def told(line: dict[str, Any]) -> str:
+    """A picture's score, and the questions whose right answer is not the likelier one."""
+    wrong = [question["question"] for question in line["questions"] if question["probability"] <= 0.5]
+    return "; ".join([f"{line['score']:.3f}", *wrong])
 
 
 def scored(lines: list[dict[str, Any]]) -> dict[str, Any]:

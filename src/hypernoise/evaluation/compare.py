@@ -1,7 +1,8 @@
 """Methods side by side: the same prompts, the same noises, and what each spends.
 
 Every batch of every method is written as it is done, under a name that is a hash of all that decides its
-numbers. So a run that stops goes on, another method costs only itself, and several processes share the work.
+numbers. So a run that stops goes on, another method costs only itself, several processes share the work, and a batch
+of which a picture was damaged since is made again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import hypernoise
 from hypernoise.adapters import describe_base
 from hypernoise.errors import InputError
-from hypernoise.evaluation.records import Judge, Records, batch_file, keep, measure, picture_file, read
+from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.rows import result_row
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
@@ -89,6 +90,7 @@ def compare(
     _check(prompts, methods, noises, batch_size, shard, categories)
     asked = [prompt for prompt in prompts for _ in range(noises)]
     batches = [range(start, min(start + batch_size, len(asked))) for start in range(0, len(asked), batch_size)]
+    files = [[picture_file(i, noises) for i in batch] for batch in batches]
     all_steps = [steps] if isinstance(steps, int) else list(steps)
     shared = {
         "version": hypernoise.__version__,
@@ -113,7 +115,7 @@ def compare(
                 folder = folders[count, method.name]
                 for number in range(shard[0], len(batches), shard[1]):
                     batch = batches[number]
-                    if not batch_file(folder, number).exists():
+                    if not whole(folder, number, files[number]):
                         texts = [asked[i] for i in batch]
                         noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batch)
                         noise = noise.to(generator.device)
@@ -122,9 +124,10 @@ def compare(
                             warm = True
                         result = method.generate(problem, texts, noise)
                         rows = measure(result, texts, reward, watched, judge)
-                        keep(folder, number, result, rows, [picture_file(i, noises) for i in batch])
+                        keep(folder, number, result, rows, files[number])
                     progress(len(batch))
-        missing = sum(not batch_file(f, n).exists() for f in folders.values() for n in range(len(batches)))
+        others = [number for number in range(len(batches)) if number % shard[1] != shard[0]]
+        missing = sum(not whole(folder, number, files[number]) for folder in folders.values() for number in others)
         if missing:
             return Comparison([], {}, missing)
         found = {key: read(folder, len(batches), noises) for key, folder in folders.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,33 @@ import torch
 from hypernoise.errors import InputError
 from hypernoise.evaluation.bootstrap import interval
 from hypernoise.evaluation.features import Features, of_pictures
-from hypernoise.evaluation.fidelity import frechet, kernel_distance, pairwise_similarity, vendi
+from hypernoise.evaluation.fidelity import frechet, kernel_distance, mean_squared_distance, pairwise_similarity, vendi
 from hypernoise.evaluation.geneval.album import Broken, Sample
+from hypernoise.evaluation.lpips import Lpips
 from hypernoise.evaluation.rewards import read_picture
 from hypernoise.rewards.ensemble import WeightedSum
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of each picture [N]: its place, its prompt's number, its features [N, D], and its rewards by name [N]."""
+    """Of each picture [N]: its place, its prompt's number, its features [N, D], and its rewards by name [N].
+
+    lpips: of each prompt by number, the mean over pairs of its pictures; empty if it was not asked for.
+    """
 
     names: list[str]
     numbers: np.ndarray
     features: np.ndarray
     rewards: dict[str, np.ndarray]
     broken: list[Broken]
+    lpips: dict[int, float]
 
 
 def measured(
     samples: Sequence[Sample],
     features: Features,
     reward: WeightedSum | None,
+    perceptual: Lpips | None = None,
     *,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
@@ -65,13 +72,42 @@ def measured(
                     scores.setdefault(name, []).append(score.item())
     if not names:
         raise InputError(f"no picture could be read; the first: {broken[0].why}" if broken else "there is no picture")
-    return Measured(
-        names,
-        np.array(numbers),
-        np.concatenate(vectors),
-        {name: np.array(values) for name, values in scores.items()},
-        broken,
-    )
+    apart: dict[int, float] = {}
+    if perceptual is not None:
+        lost = {one.name for one in broken}
+        apart, odd = looks_apart([sample for sample in samples if sample.name not in lost], perceptual, device)
+        broken += odd
+    rewards = {name: np.array(values) for name, values in scores.items()}
+    return Measured(names, np.array(numbers), np.concatenate(vectors), rewards, broken, apart)
+
+
+def looks_apart(
+    samples: Sequence[Sample], perceptual: Lpips, device: torch.device | str = "cpu"
+) -> tuple[dict[int, float], list[Broken]]:
+    """LPIPS by prompt, the mean over pairs of its pictures, of prompts that have two; and what cannot be compared."""
+    broken: list[Broken] = []
+
+    def vectors(same: Iterable[Sample]) -> Iterator[np.ndarray]:
+        first = None
+        for sample in same:
+            picture = read_picture(sample.file)
+            size = f"{picture.shape[-1]} x {picture.shape[-2]}"
+            first = first or size
+            try:
+                if size != first:
+                    raise InputError(f"is {size} pixels, its prompt's first {first}")
+                vector = perceptual(picture[None].to(device))[0]
+            except InputError as error:
+                broken.append(Broken(sample.name, str(error)))
+                continue
+            yield vector.numpy()
+
+    found = {}
+    for number, same in groupby(samples, key=lambda sample: sample.number):
+        distance = mean_squared_distance(vectors(same))
+        if distance is not None:
+            found[number] = distance
+    return found, broken
 
 
 def row(ours: Measured, base: Measured) -> dict[str, Any]:
@@ -84,6 +120,7 @@ def row(ours: Measured, base: Measured) -> dict[str, Any]:
         "prompts": len(groups),
         "similarity": float(np.mean([pairwise_similarity(group) for group in several])) if several else None,
         "vendi": float(np.mean([vendi(group) for group in several])) if several else None,
+        "lpips": float(np.mean(list(ours.lpips.values()))) if ours.lpips else None,
         "frechet": frechet(ours.features, base.features) if enough else None,
         "kernel": kernel_distance(ours.features, base.features) if enough else None,
         "rewards": {name: _gain(name, ours, base) for name in ours.rewards},

@@ -1,8 +1,9 @@
-"""Feature vectors of pictures: DINOv2's, or plain pixels where no model is at hand."""
+"""Feature vectors of pictures: DINOv2's, Inception's, or plain pixels where no model is at hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import Dinov2Model
 
+from hypernoise.evaluation import inception
 from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resize, normalise
 
@@ -22,13 +24,17 @@ Features = Callable[[Tensor], Tensor]
 
 
 def load(source: str, device: torch.device | str) -> Features:
-    """ "pixels", or the DINOv2 of a Hub repository (from the local cache, or downloaded) or a folder.
+    """ "pixels", "inception" or the file of its weights, or the DINOv2 of a Hub repository or a folder.
+
+    What is published is taken from the local cache, or downloaded.
 
     Raises:
         InputError: weights that cannot be had or do not fit.
     """
     if source == "pixels":
         return pixels
+    if source == "inception" or Path(source).is_file():
+        return inception.load(None if source == "inception" else Path(source), device)
     return Dino(pretrained(Dinov2Model, source, "features", "DINOv2", device))
 
 

@@ -5,8 +5,9 @@ All are functions of feature vectors [N, D], one per picture; `features.py` make
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
-from scipy import linalg
 
 
 def pairwise_similarity(features: np.ndarray) -> float:
@@ -14,6 +15,20 @@ def pairwise_similarity(features: np.ndarray) -> float:
     cosines = _cosines(features)
     count = len(features)
     return float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
+
+
+def mean_squared_distance(vectors: Iterable[np.ndarray]) -> float | None:
+    """The mean over all pairs of vectors [D] of their squared distance, from one look at each; None of fewer than two.
+
+    By sum over pairs of |a − b|² = n·sum |a|² − |sum a|².
+    """
+    count, squares, total = 0, 0.0, np.zeros(1)
+    for vector in vectors:
+        vector = vector.astype(np.float64)
+        count, squares, total = count + 1, squares + float(vector @ vector), total + vector
+    if count < 2:
+        return None
+    return max(0.0, float(2 * (count * squares - total @ total) / (count * (count - 1))))
 
 
 def vendi(features: np.ndarray) -> float:
@@ -33,12 +48,15 @@ def frechet(ours: np.ndarray, theirs: np.ndarray) -> float:
     compare sets of one size only.
     """
     mean = ours.mean(0) - theirs.mean(0)
-    one, other = (np.atleast_2d(np.cov(part, rowvar=False)) for part in (ours, theirs))
-    # the trace of (C C')^½ from the symmetric C^½ C' C^½, whose eigenvalues are those of C C'
-    values, vectors = linalg.eigh(one)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    crossed = np.sqrt(linalg.eigvalsh(root @ other @ root).clip(0)).sum()
-    return float(mean @ mean + np.trace(one) + np.trace(other) - 2 * crossed)
+    one, other = _factor(ours), _factor(theirs)
+    # with C = R'R and C′ = S'S, the eigenvalues of C C′ are the squared singular values of R S'
+    crossed = np.linalg.svd(one @ other.T, compute_uv=False).sum()
+    return float(mean @ mean + np.square(one).sum() + np.square(other).sum() - 2 * crossed)
+
+
+def _factor(features: np.ndarray) -> np.ndarray:
+    """R [min(N, D), D] whose R'R is the covariance."""
+    return np.asarray(np.linalg.qr((features - features.mean(0)) / np.sqrt(len(features) - 1), mode="r"))
 
 
 def kernel_distance(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -16,12 +16,15 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 
 YES = "yes"
+MOST = 8  # noun phrases of a prompt that are asked for
+SPACY = "en_core_web_sm"
 LEAST = 1e-12  # a probability below it counts as this in a geometric mean
 
 
@@ -113,28 +116,50 @@ def _pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
 
 
-def read_compbench(file: Path) -> list[Item]:
-    """T2I-CompBench's *_train.txt and *_val.txt: a prompt a line. Each noun phrase is asked for."""
+PARTING = (
+    r",|\b(?:and|with|without|on|in|at|of|for|by|to|from|into|onto|through|between|against|next to|left|right|top|"
+    r"bottom|near|behind|under|above|below|beside|inside|while|which|that|has|have|the side)\b|"
+    r"\b(?:is|are|was|were)\b(?:\s+\w+(?:ed|ing)\b)?|"  # "are placed" is one verb
+    r"(?<=\s)(?=(?:the|a|an|its|his|her|their)\s)"
+)
+EMPTY = ("a", "an", "the", "its", "his", "her", "their")
+
+
+def phrases(prompt: str) -> list[str]:
+    """Noun phrases by rules: what stands between commas, "and", prepositions, articles and "is", article and all.
+
+    It is meant for prompts such as "a red book and a yellow vase"; other verbs stay where they are.
+    """
+    parts = [part.strip(" .\n") for part in re.split(PARTING, prompt, flags=re.IGNORECASE)]
+    kept = [part for part in parts if part and part.lower() not in EMPTY]
+    return kept or [prompt.strip()]
+
+
+def read_compbench(file: Path, cut: Callable[[str], list[str]] = phrases) -> list[Item]:
+    """T2I-CompBench's *_train.txt and *_val.txt: a prompt a line. Each noun phrase that `cut` gives is asked for,
+    of a prompt's first eight, as the official script does."""
     name = file.stem.removesuffix("_val").removesuffix("_train")
     lines = [line.strip() for line in _text(file).splitlines()]
     return [
-        Item(f"{i:05d}", line, tuple(Question(f"{phrase}?", YES, name) for phrase in phrases(line)))
+        Item(f"{i:05d}", line, tuple(Question(f"{phrase}?", YES, name) for phrase in cut(line)[:MOST]))
         for i, line in enumerate(line for line in lines if line)
     ]
 
 
-PARTING = r",|\b(?:and|with|on|in|at|of|next to|left|right|top|bottom|near|behind|under|above|is|are|the side)\b"
+def read_compbench_spacy(file: Path) -> list[Item]:
+    """With spaCy's noun chunks, as T2I-CompBench's BLIP_vqa.py.
 
-
-def phrases(prompt: str) -> list[str]:
-    """Noun phrases: what stands between commas, "and", prepositions and "is", article and all.
-
-    It is meant for prompts such as "a red book and a yellow vase". The official script takes spaCy's noun chunks, which
-    part longer sentences better.
+    Raises:
+        InputError: spaCy or its model is not installed.
     """
-    parts = [part.strip(" .\n") for part in re.split(PARTING, prompt, flags=re.IGNORECASE)]
-    kept = [part for part in parts if part and part.lower() not in ("a", "an", "the", "to", "its")]
-    return kept or [prompt.strip()]
+    try:
+        language: Any = import_module("spacy").load(SPACY)
+    except (ImportError, OSError) as error:
+        raise InputError(
+            f"t2i-compbench-spacy needs spaCy with {SPACY}: pip install 'hypernoise[spacy]', then python -m spacy "
+            f"download {SPACY} ({first_line(error)})"
+        ) from error
+    return read_compbench(file, lambda prompt: [chunk.text for chunk in language(prompt).noun_chunks] or [prompt])
 
 
 def score_dpg(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
@@ -158,6 +183,7 @@ BENCHMARKS = {
     "dpg": Benchmark(read_dpg, "{} Please answer yes or no.", score_dpg),
     "geneval2": Benchmark(read_geneval2, "{} Answer with one word.", score_soft),
     "t2i-compbench": Benchmark(read_compbench, "{}", score_product),
+    "t2i-compbench-spacy": Benchmark(read_compbench_spacy, "{}", score_product),
 }
 
 

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hypernoise.errors import InputError
+from hypernoise.evaluation.rewards import opened
 from hypernoise.files import write_json
 from hypernoise.methods.base import Result, Spent
 from hypernoise.rewards.base import RewardFunction
@@ -79,6 +81,19 @@ def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], 
         picture(pixels).save(folder / name)
     pictures = [{"file": name, **row} for name, row in zip(files, rows, strict=True)]
     write_json(batch_file(folder, number), {"pictures": pictures, "spent": dataclasses.asdict(result.spent)})
+
+
+def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
+    """Whether a batch was kept, and each of its pictures can be read: a file may be cut short or lost later."""
+    if not batch_file(folder, number).exists():
+        return False
+    for name in files:
+        try:
+            with opened(folder / name) as picture:
+                picture.load()
+        except InputError:
+            return False
+    return True
 
 
 def batch_file(folder: Path, number: int) -> Path:

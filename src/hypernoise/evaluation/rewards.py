@@ -23,6 +23,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.prompts import read_prompts
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow says of damaged files
 ROUNDS = 2000  # of the bootstrap
 TOTAL = "total"  # the weighted sum, beside the members
 
@@ -147,24 +148,25 @@ def pictures_in(folder: Path, prompts: Path | None) -> list[tuple[Path, str]]:
         if not named:
             raise InputError(f"{folder / 'summary.json'} names no picture")
     for file, _ in found:
-        with _opened(file):  # reads the header alone: a wrong file is told before the first is scored
+        with opened(file):  # reads the header alone: a wrong file is told before the first is scored
             pass
     return found
 
 
 def read_picture(file: Path) -> Tensor:
     """Pixels [3, H, W] in [0, 1]."""
-    with _opened(file) as picture:
+    with opened(file) as picture:
         array = np.asarray(picture.convert("RGB"))
     return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def opened(file: Path) -> Iterator[Image.Image]:
+    """A picture's file while it is used. Raises InputError for one that is none, wherever in it that shows."""
     try:
         with Image.open(file) as picture:
             yield picture
-    except OSError as error:  # not a picture, or cut short
+    except UNREADABLE as error:
         raise InputError(f"{file} cannot be read as a picture") from error
 
 
