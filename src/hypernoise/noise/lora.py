@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
@@ -206,8 +207,9 @@ def _chosen(layers: Sequence[str], names: list[str], output_layer: str) -> list[
 
 def _inject(denoiser: nn.Module, names: list[str], rank: int, alpha: float, seed: int) -> dict[str, LoraLayer]:
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="|".join(map(re.escape, names)))  # type: ignore[arg-type]  # a pattern of whole names
-    with torch.random.fork_rng(devices=[]), _ungrouped(denoiser):
+    with torch.random.fork_rng(devices=[]), _ungrouped(denoiser), warnings.catch_warnings():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
+        warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass")  # to merge, which is never done
         inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
     layers = {name: denoiser.get_submodule(name) for name in names}
     for name, layer in layers.items():

@@ -31,11 +31,10 @@ class Plans:
 
 def plan_generator(recipe: Recipe, **memory: Any) -> Planned:
     """A recipe's generator without data, with other memory options than the recipe's if named."""
-    height, width = recipe.height or recipe.width, recipe.width or recipe.height
     return planned_generator(
         recipe.generator,
         dtype=getattr(torch, recipe.dtype),
-        size=(height, width) if height else None,
+        size=recipe.size,
         memory=dataclasses.replace(Memory(recipe.checkpointing, recipe.decode_slice), **memory),
     )
 
