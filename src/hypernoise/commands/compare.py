@@ -73,7 +73,7 @@ class Compare(WithGenerator):
 
         reward = WeightedSum(self.rewards)
         watched = WeightedSum(self.watched) if self.watched else None
-        asked = self._asked()
+        asked = asked_for(self.prompts, self.judged)
         given = Given(self.adapter, self.finetuned, self._rewriter(asked.world))
         methods = make_methods(list(dict.fromkeys(["plain", *self.methods])), given)
         generator = self.load()
@@ -147,14 +147,6 @@ class Compare(WithGenerator):
             raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         return shard_of(self.shard)
 
-    def _asked(self) -> Asked:
-        if self.prompts == "scenes":
-            return scenes_prompts(self.judged)
-        from hypernoise.training.prompts import read_prompts
-
-        prompts = read_prompts(self.prompts)
-        return Asked(prompts, None, None, {"file": self.prompts, "count": len(prompts)}, world=False)
-
     def _rewriter(self, scenes: bool) -> Any:
         if self.rewriter.startswith(("http://", "https://")):
             from hypernoise.methods.rewriters import EndpointRewriter
@@ -188,6 +180,16 @@ class Asked:
         names = self.categories or ["all"] * len(self.prompts)
         turn = {i: names[:i].count(name) for i, name in enumerate(names)}
         return sorted(sorted(turn, key=lambda i: (turn[i], i))[:number])
+
+
+def asked_for(prompts: str, judged: int) -> Asked:
+    """The prompts of a file, or "scenes" for the scenes benchmark's."""
+    if prompts == "scenes":
+        return scenes_prompts(judged)
+    from hypernoise.training.prompts import read_prompts
+
+    found = read_prompts(prompts)
+    return Asked(found, None, None, {"file": prompts, "count": len(found)}, world=False)
 
 
 def scenes_prompts(judged: int) -> Asked:
