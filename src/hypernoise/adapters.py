@@ -102,6 +102,7 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
     settings = about["settings"]
     if about.get("released"):
         settings = {**settings, **_layers_of(state, generator, folder)}
+        settings |= generator.family.released if isinstance(generator, DiffusionGenerator) else {}
     network = _build(about["kind"], settings, generator, folder)
     try:
         network.load_trainable_state(state)
