@@ -146,6 +146,11 @@ class DiffusionGenerator:
                 self._text.keep(part, self._encode(part))
         self._text.drop()
 
+    @property
+    def resting_encoders(self) -> dict[str, nn.Module]:
+        """Text encoders that are out of the pipeline while nobody asks them, by their names in it."""
+        return self._text.encoders if self._text is not None else {}
+
     def sample(
         self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
     ) -> Tensor:

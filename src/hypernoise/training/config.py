@@ -292,6 +292,11 @@ class Recipe(TrainConfig, Loading):
         TrainConfig.__post_init__(self)
         Loading.__post_init__(self)
         at_least_one(self, "rank", "warm_samples")
+        if self.text_encoders == "drop" and self.embeddings == "disk":
+            raise InputError(
+                "text_encoders: drop keeps the prompts' embeddings in memory and embeddings: disk keeps them on disk, "
+                "each without the encoders; take one of the two"
+            )
         if self.warm_rounds < 0:
             raise InputError(f"warm_rounds must be 0 or more, not {self.warm_rounds}")
         if not (self.warm_step > 0 and math.isfinite(self.warm_step)):
