@@ -130,7 +130,7 @@ def _pipeline(
     more = {"requires_safety_checker": False} if family == "StableDiffusionPipeline" else {}
     more |= {"is_distilled": True} if family == "Flux2KleinPipeline" else {}
     schedule = {**configuration.scheduler.config, **scheduler}
-    pipeline = cls(
+    pipeline: Any = cls(
         **parts,
         **more,
         **{denoiser: _build(configuration.denoiser, dtype), "vae": _build(configuration.vae, dtype)},
