@@ -42,7 +42,7 @@ SHORTENED = {
     "experiment amortisation": [*EXPERIMENT, *WARM, "--searches", "best-of-2", "--against", "reno-2"],
     "experiment steps": [*EXPERIMENT, *WARM, "--steps", "1", "2"],
     "experiment ablations": [*EXPERIMENT, "--ranks", "1"],
-    "failures": ["--steps", "1", "--batch-size", "2", "--judged", "1", "--points", "2", "--modes", "discontinuous"],
+    "failures": ["--steps", "1", "--batch-size", "2", "--judged", "1", "--points", "8", "--modes", "discontinuous"],
     "diagnose": ["--noises", "8", "--pictures", "16"],
 }
 

@@ -5,45 +5,82 @@ import pytest
 import torch
 
 from hypernoise.cli import main
-from hypernoise.diagnostics.failure_modes import LIMITS, MODES, broken, bumpy, noisy, stepped
+from hypernoise.commands.easy_matcher import easy_matcher
+from hypernoise.commands.failures import paired_error
+from hypernoise.diagnostics.failure_modes import (
+    LIMITS,
+    MODES,
+    broken,
+    bumpy,
+    first_broken,
+    noisy,
+    stepped,
+    weakest_that_break,
+)
 from hypernoise.rewards.pixel import redness
 
-TINY = [
-    "failures",
-    "--steps",
-    "1",
-    "--batch-size",
-    "2",
-    "--rank",
-    "2",
-    "--judged",
-    "1",
-    "--points",
-    "2",
-    "--device",
-    "cpu",
-]
+TINY = ["failures", "--steps", "2", "--looks", "2", "--batch-size", "2", "--rank", "2", "--judged", "1"]
+TINY += ["--points", "8", "--device", "cpu"]
 BASE = {"reward": 5.0, "score": 0.5, "artefacts": 0.3, "diversity": 0.25}
 SOUND = {**BASE, "reward": 9.0, "kl": 1.0, "kl_whole": 1.0, "kl_gap": 0.02, "kl_gap_error": 0.01, "lipschitz": 0.5}
+SOUND |= {"score_error": 0.02, "artefacts_error": 0.01}
 
 
 @pytest.mark.parametrize(
     ("change", "crossed"),
     [
-        ({}, []),
-        ({"kl_gap": -0.3}, ["KL gap"]),
-        ({"kl_gap": 0.3, "kl_gap_error": 0.15}, []),  # within its error
-        ({"lipschitz": 1.0}, ["Lipschitz"]),
-        ({"artefacts": 0.36}, ["artefacts"]),
-        ({"diversity": 0.2}, ["diversity"]),
-        ({"score": 0.4}, ["judge"]),
-        ({"score": 0.4, "reward": 4.0}, []),  # both fell: the reward was not climbed for nothing
-        ({"lipschitz": 3.0, "score": 0.1, "kl_gap": 2.0}, ["KL gap", "Lipschitz", "judge"]),
+        ({}, {}),
+        ({"kl_gap": -0.3}, {"KL gap": 0.3}),
+        ({"kl_gap": 0.3, "kl_gap_error": 0.16}, {}),  # within its error
+        ({"lipschitz": 1.0}, {"Lipschitz": 1.0}),
+        ({"artefacts": 0.36}, {"artefacts": 0.06}),
+        ({"artefacts": 0.36, "artefacts_error": 0.04}, {}),
+        ({"diversity": 0.2}, {"diversity": 0.2}),
+        ({"score": 0.4}, {"judge": 0.1}),
+        ({"score": 0.4, "score_error": 0.06}, {}),
+        ({"score": 0.4, "reward": 4.0}, {}),  # both fell: the reward was not climbed for nothing
+        ({"lipschitz": 3.0, "score": 0.1, "kl_gap": 2.0}, {"KL gap": 2.0, "Lipschitz": 3.0, "judge": 0.4}),
     ],
 )
 def test_limits_are_told_where_they_are_crossed(change, crossed):
-    assert broken({**SOUND, **change}, BASE) == crossed
-    assert set(crossed) <= set(LIMITS)
+    found = broken({**SOUND, **change}, BASE)
+    assert found == pytest.approx(crossed)
+    assert list(found) == [name for name in LIMITS if name in crossed]
+
+
+def test_the_first_break_and_the_weakest_strength_are_found():
+    sound, folds, ends = ({"broken": crossed} for crossed in ({}, {"Lipschitz": 2.0}, {"judge": 0.3}))
+    assert first_broken([sound, sound]) is None
+    assert first_broken([sound, folds, ends]) is folds
+    looks = {2500.0: [folds, ends], 25.0: [sound, sound], 250.0: [sound, folds]}
+    assert weakest_that_break(looks) == {"Lipschitz": 250.0, "judge": 2500.0}
+
+
+def test_paired_errors_are_those_of_the_differences():
+    assert paired_error([1.0, 5.0, 9.0], [2.0, 6.0, 10.0]) == 0
+    assert paired_error([0.0, 0.0], [0.0, 1.0]) == pytest.approx(0.5)
+
+
+def test_the_easy_matcher_learns_is_kept_and_has_a_gradient(tmp_path):
+    file = tmp_path / "easy.safetensors"
+    model, accuracy = easy_matcher(file, 0, steps=60, pictures=200)
+    assert accuracy["others"] > 0.65
+    assert accuracy["others"] > accuracy["near"] + 0.05  # it was not taught near misses
+    again, same = easy_matcher(file, 1, steps=0, pictures=0)
+    assert same == accuracy
+    model, again = model.double(), again.double()
+    pixels = torch.rand(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    prompts = ["a red circle", "zebra"]  # a word that the world does not have
+    scores = model(pixels, prompts)
+    assert torch.equal(scores, again(pixels, prompts))
+    assert scores[1] == 0
+    (gradient,) = torch.autograd.grad(scores.sum(), pixels)
+    step = torch.zeros_like(pixels)
+    step[0, 1, 8, 8] = 1e-5
+    with torch.no_grad():
+        slope = (model(pixels + step, prompts) - model(pixels - step, prompts))[0].item() / 2e-5
+    assert abs(slope) > 1e-4
+    assert gradient[0, 1, 8, 8].item() == pytest.approx(slope, rel=1e-5)
 
 
 def test_the_rewards_are_broken_as_they_say():
@@ -72,7 +109,7 @@ def test_every_mode_makes_a_reward_and_settings():
     from hypernoise.training.config import TrainConfig
 
     for mode in MODES.values():
-        assert mode.reward().weights == dict(mode.rewards)
+        assert mode.reward({"easy-matcher": redness}).weights == dict(mode.rewards)
         TrainConfig(**mode.changes)
 
 
@@ -82,26 +119,48 @@ def test_modes_are_measured_kept_and_not_run_again(tmp_path, capsys):
     assert main(call) == 0
     printed = capsys.readouterr().out
     started, refused = json.loads((tmp_path / "summary.json").read_text())["results"]
-    assert started["lipschitz"] > 0.1
-    assert started["kl_whole"] == pytest.approx(started["kl_gap"] + started["kl"], rel=0.5)
-    assert started["base"]["kl"] == 0
-    assert started["broken"] == broken(started, started["base"])
-    assert "gradient is cut" in refused["refused"]
-    assert "discontinuous   refused: " + refused["refused"] in printed
+    assert [look["step"] for look in started["looks"]] == [1, 2]
+    look = started["looks"][1]
+    assert look["lipschitz"] > 0.1
+    assert look["kl_whole"] == pytest.approx(look["kl_gap"] + look["kl"], rel=0.5)
+    assert look["base"]["kl"] == 0
+    assert look["broken"] == broken(look, look["base"])
+    assert started["said"] == look["findings"]
+    assert all(f"nonzero-start: {line}" in printed for line in started["said"])
+    assert (refused["looks"], refused["stopped"]) == ([], True)
+    assert "gradient is cut" in refused["said"][0]
+    assert "discontinuous    stopped: " + refused["said"][0] in printed
     began = time.perf_counter()
     assert main(call) == 0
     assert time.perf_counter() - began < 10
     assert capsys.readouterr().out == printed
     (tmp_path / "nonzero-start" / "row.json").unlink()  # as if it had been interrupted
+    (tmp_path / "nonzero-start" / "look-000002.json").unlink()
+    assert main(call) == 0
+    again, _ = json.loads((tmp_path / "summary.json").read_text())["results"]
+    assert again["looks"][0] == started["looks"][0]
+    assert again["looks"][1]["lipschitz"] == look["lipschitz"]
     assert main([*call, "--rank", "3"]) == 2
     assert "was made with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_hackable_reward_is_trained_watched_and_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hypernoise.commands.failures.MATCHER", {"steps": 2, "pictures": 60})
+    assert main([*TINY, "--modes", "hackable", "--output", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "summary.json").read_text())["results"]
+    assert set(row["accuracy"]) == {"others", "near"}
+    assert (tmp_path / "hackable" / "easy-matcher.safetensors").is_file()
+    metrics = [json.loads(line) for line in (tmp_path / "hackable" / "metrics.jsonl").read_text().splitlines()]
+    assert ["watched_reward" in step for step in metrics] == [False, True]
+    assert "of pairs against other captions" in capsys.readouterr().out
 
 
 def test_wrong_calls_are_said(capsys):
     for flags, message in (
         (["--modes", "large-stp"], "unknown mode 'large-stp'; did you mean 'large-step'"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--points", "1"], "--points must be at least 2"),
+        (["--points", "1"], "--points must be at least 8"),
     ):
         assert main(["failures", *flags]) == 2
         assert message in capsys.readouterr().err

@@ -45,6 +45,19 @@ def test_a_curve_goes_where_its_values_are():
     assert svg("flat", [(1.0, 2.0)]).count("176.0") == 4  # a single value divides by nothing
 
 
+def test_a_level_is_drawn_at_its_height_and_within_the_axes(tmp_path):
+    drawn = svg("stretch", [(1.0, 0.0), (2.0, 0.5)], level=1.0)
+    (height,) = re.findall(r'y1="([\d.]+)"[^>]+stroke-dasharray', drawn)
+    (path,) = re.findall(r'points="([^"]+)"', drawn)
+    assert float(height) == 10.0  # the top
+    assert path == "58.0,176.0 410.0,93.0"
+    write(tmp_path, rows(2, lipschitz=0.5, gap_bound=198.0, kl_gap=0.1))
+    report = page(tmp_path)
+    assert report.count("stroke-dasharray") == 1
+    for title in ("Lipschitz constant seen, against 1", "most that the L2 term can leave out, nats"):
+        assert f"<figcaption>{title}</figcaption>" in report
+
+
 def test_long_runs_are_averaged_and_the_whole_kl_is_a_sum():
     found = curves(rows(2 * POINTS, kl_gap=0.25))
     assert found["reward"][:2] == [(1.5, 0.5), (3.5, 2.5)]

@@ -105,6 +105,16 @@ def test_verdict_on_a_generic_shift():
     assert finding(found, "white").text.startswith("x + f is not white: mean is 0.3")
 
 
+def test_too_few_noises_leave_the_swap_undecided():
+    found = look(Edit(0.4, specific=False), reward=lambda pixels, prompts: pixels.flatten(1).mean(1))
+    swap = dataclasses.replace(found.swap, own=Estimate(10.0, 1.0), swapped=Estimate(6.0, 1.0), lost=Estimate(4.0, 1.5))
+    vague = finding(dataclasses.replace(found, swap=swap), "prompt")
+    assert vague.text.startswith("undecided: 40% ± 15% of the gain is lost")
+    assert "more --noises" in vague.advice
+    sure = dataclasses.replace(swap, lost=Estimate(0.4, 0.5))  # 0.4 + 3 x 0.5 is under a fifth of 10
+    assert finding(dataclasses.replace(found, swap=sure), "prompt").text.startswith("generic: 4% of the gain")
+
+
 def test_verdict_on_a_contraction_that_l2_misjudges():
     found = look(Edit(slope=-0.5))
     assert found.kl.gap.value == pytest.approx(8 * (math.log(2) - 0.5))

@@ -11,9 +11,13 @@ import torch
 
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
+from hypernoise.errors import InputError
+from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.training.config import TrainConfig
+from hypernoise.training.limit import exact_gap
 from hypernoise.training.trainer import train
+from tests.conftest import disturb
 from tests.diagnostics.test_kl import draws, gaussian_kl, within
 from tests.test_objective import linear_generator
 
@@ -88,3 +92,42 @@ def test_a_penalised_run_ends_between_free_and_bound():
     network = trained(lipschitz="penalty", lipschitz_bound=0.3, lipschitz_weight=20.0)
     noise, condition = draws(20, 1, 1, D, seed=9)
     assert 0.3 < spectral_norm(network, noise, condition, iterations=20).max().item() < 0.4
+
+
+def test_the_exact_kl_trains_to_the_tilted_noise_that_l2_misses(free):
+    """p*(x) ∝ N(0, I)·exp(r/α) is N(m/(1 + α), α/(1 + α)·I) here: a variance of ½, where L2's f leaves ¼.
+
+    Which f takes N(0, I) there is free up to a rotation of x.
+    """
+    matrix, shift, truth = parts(trained(kl_term="exact", batch_size=16))
+    eye = torch.eye(D, dtype=torch.float64)
+    assert torch.allclose((eye + matrix) @ (eye + matrix).T, ALPHA / (1 + ALPHA) * eye, atol=0.03)
+    assert torch.allclose(shift, MIDDLE / (1 + ALPHA), atol=0.03)
+
+    def objective(matrix, shift, kl):  # α·KL − E[r], in closed form
+        return ALPHA * kl + 0.5 * ((eye + matrix).square().sum() + (shift - MIDDLE).square().sum()).item()
+
+    assert objective(matrix, shift, truth) < objective(*parts(free)) - 0.1
+
+
+def test_the_exact_gap_is_the_reports_and_its_gradient_right():
+    network = ResidualNoise((3,), width=5, depth=1).double()
+    disturb(network, 0.4)
+    noise, condition = draws(4, 3)
+    gap = exact_gap(network, noise, condition)
+    assert gap.mean().item() == pytest.approx(estimate_kl(network, noise, condition, method="exact").gap.value)
+    gap.sum().backward()
+    weight = network.network[1].weight
+    gradient, values = weight.grad[1, 2].item(), []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            weight[1, 2] += step
+        values.append(exact_gap(network, noise, condition).sum().item())
+    assert abs(gradient) > 1e-3
+    assert gradient == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+def test_noise_too_large_for_the_exact_kl_is_refused():
+    generator = ModuleGenerator(torch.nn.Identity(), noise_shape=(1, 1, 300))
+    with pytest.raises(InputError, match="256 at most; this noise has 300: use kl_term: l2"):
+        train(generator, ResidualNoise((1, 1, 300)), reward, ["any"], TrainConfig(steps=1, kl_term="exact"))

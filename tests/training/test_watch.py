@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
+from hypernoise.diagnostics.plots import COLORS, WIDTH
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
@@ -13,7 +14,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig, read_recipe
 from hypernoise.training.limit import clamp, lipschitz_seen, squared_excess
 from hypernoise.training.trainer import train
-from hypernoise.training.watch import draw_watched, watch
+from hypernoise.training.watch import draw_watched, stretch_warning, watch
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import affine, draws
 from tests.training.test_trainer import PROMPTS, build, config, same, state
@@ -39,14 +40,33 @@ def test_watching_changes_no_weight_and_writes_its_rows(sd_pipeline, tmp_path):
     assert rows[-1]["gap_bound"] == pytest.approx(kl_gap_bound(256, rows[-1]["lipschitz"]))
     assert abs(rows[-1]["kl_gap"]) + 4 * rows[-1]["kl_gap_error"] < rows[-1]["gap_bound"]
     assert watch(("lipschitz", "kl"), generator, watched, PROMPTS, seed=0).items() <= rows[-1].items()
-    assert draw_watched(tmp_path / "metrics.jsonl", tmp_path / "lipschitz.png")
-    colors = {color for _, color in Image.open(tmp_path / "lipschitz.png").getcolors(1 << 20)}
-    assert {(30, 90, 170), (200, 80, 30)} <= colors  # the curve, and the line at 1
+    assert draw_watched(tmp_path, tmp_path / "lipschitz.png")
+    drawn = Image.open(tmp_path / "lipschitz.png")
+    for half in (drawn.crop((0, 0, WIDTH, drawn.height)), drawn.crop((WIDTH, 0, 2 * WIDTH, drawn.height))):
+        colors = {color for _, color in half.getcolors(1 << 20)}
+        assert set(COLORS[:2]) <= colors  # the constant and 1; the bound of the dropped terms and they themselves
+
+
+def test_where_the_constant_is_beyond_1_no_bound_is_drawn(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "lipschitz": 1.5}\n{"step": 10, "lipschitz": 2.5}\n')
+    assert draw_watched(tmp_path, tmp_path / "lipschitz.png")
+    drawn = Image.open(tmp_path / "lipschitz.png")
+    right = drawn.crop((WIDTH, 60, 2 * WIDTH, drawn.height))
+    assert right.getcolors() == [(WIDTH * (drawn.height - 60), (255, 255, 255))]
+
+
+def test_a_run_that_stretches_by_1_or_more_is_told_so(tmp_path):
+    lines = [f'{{"step": {step}, "lipschitz": {seen}}}' for step, seen in ((5, 0.9), (10, 1.25), (15, 0.8))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 16}']))
+    warning = stretch_warning(tmp_path)
+    assert warning.startswith("Lipschitz constant 1.25 at step 10, 0.8 at the end: from 1 on nothing bounds")
+    (tmp_path / "metrics.jsonl").write_text(lines[0] + '\n{"step": 6}')
+    assert stretch_warning(tmp_path) == ""
 
 
 def test_without_a_watch_nothing_is_drawn(sd_pipeline, tmp_path):
     run(sd_pipeline, config(steps=1), output=tmp_path)
-    assert not draw_watched(tmp_path / "metrics.jsonl", tmp_path / "lipschitz.png")
+    assert not draw_watched(tmp_path, tmp_path / "lipschitz.png")
 
 
 def test_watching_works_under_bf16(sd_pipeline, tmp_path):

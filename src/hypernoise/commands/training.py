@@ -15,12 +15,13 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
+from hypernoise.training.metrics import METRICS
 from hypernoise.training.parting import best_stretch, readings
 from hypernoise.training.processes import launched, leave, own_device, say
 from hypernoise.training.prompts import read_mix
 from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
-from hypernoise.training.watch import draw_watched
+from hypernoise.training.watch import draw_watched, stretch_warning
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,25 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     if launched()[0] == 0:
         tell_cut_prompts(reward)
     if result.parted:
-        best = best_stretch(readings(output / "metrics.jsonl", result.step), recipe.patience)
-        say(
-            f"ended early at step {result.step}: the watched reward has fallen since about step {best.step} while "
-            "the trained one has not; the pictures please the trained reward alone"
-        )
+        say(parted_line(output, result.step, recipe.patience))
     if result.finished and launched()[0] == 0:
-        if draw_watched(output / "metrics.jsonl", output / "lipschitz.png"):
+        if draw_watched(output, output / "lipschitz.png"):
             say(f"watched: {output / 'lipschitz.png'}")
+        warning = stretch_warning(output)
+        if warning:
+            say(warning)
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)
     elif not result.finished:
         say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there")
     leave()
     return Trained(generator, network, result)
+
+
+def parted_line(output: Path, step: int, patience: int) -> str:
+    """What is said of a run that has ended early."""
+    best = best_stretch(readings(output / METRICS, step), patience)
+    return (
+        f"ended early at step {step}: the watched reward has fallen since about step {best.step} while "
+        "the trained one has not; the pictures please the trained reward alone"
+    )

@@ -225,6 +225,13 @@ def _prompt(found: Diagnosis) -> Finding:
     share = swap.lost.value / swap.own.value
     if swap.lost.value > CERTAIN * swap.lost.error and share >= GENERIC:
         return Finding("prompt", True, f"specific: {share:.0%} of the gain is lost by a swap; {text}")
+    if swap.lost.value + CERTAIN * swap.lost.error >= GENERIC * swap.own.value:
+        return Finding(
+            "prompt",
+            False,
+            f"undecided: {share:.0%} ± {swap.lost.error / swap.own.value:.0%} of the gain is lost by a swap; {text}",
+            "more --noises; the error falls with their root",
+        )
     return Finding(
         "prompt",
         False,

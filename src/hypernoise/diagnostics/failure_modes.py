@@ -5,7 +5,7 @@ Every mode starts from the same sound run, redness on the embedded generator, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,11 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.rewards.pixel import redness
 
 STRENGTH = 250.0  # of the quickstart's redness
+STRENGTHS = (25.0, 250.0, 2500.0, 25000.0)
+HELD = 2500.0  # of the runs whose Lipschitz constant is held down, beside the free one of this strength
 ROUGH = 40.0  # radians per unit of redness
 NOISE = 5.0  # nats, the standard deviation of the noisy reward; redness itself varies by about as much
+WITHOUT_NEAR_MISSES = "easy-matcher"  # a reward that is trained when it is first asked for
 
 
 def bumpy(pixels: Tensor, prompts: list[str]) -> Tensor:
@@ -44,52 +47,119 @@ OWN: dict[str, RewardFunction] = {"bumpy": bumpy, "noisy": noisy, "stepped": ste
 
 @dataclass(frozen=True)
 class Mode:
-    """rewards: names (here or in the registry) and weights. changes: fields of TrainConfig. start: how far the
-    weights are moved at random before the first step (0: f starts at exactly 0)."""
+    """rewards: names (here, in the registry, or WITHOUT_NEAR_MISSES) and weights. changes: fields of TrainConfig.
+    start: how far the weights are moved at random before the first step (0: f starts at exactly 0). watched: rewards
+    that are only read, for the guard against hacking."""
 
     line: str
     rewards: Mapping[str, float]
     changes: Mapping[str, Any] = field(default_factory=dict)
     start: float = 0.0
+    watched: Mapping[str, float] = field(default_factory=dict)
 
-    def reward(self) -> WeightedSum:
-        return WeightedSum(self.rewards, OWN)
+    def reward(self, more: Mapping[str, RewardFunction] | None = None) -> WeightedSum:
+        return WeightedSum(self.rewards, {**OWN, **(more or {})})
+
+
+def strength_mode(strength: float) -> str:
+    return f"strength-{strength:g}"
 
 
 MODES: dict[str, Mode] = {
     **{
-        f"strength-{strength:g}": Mode("redness, from a tenth of the quickstart's weight up", {"redness": strength})
-        for strength in (25.0, 250.0, 2500.0, 25000.0)
+        strength_mode(strength): Mode("redness, from a tenth of the quickstart's weight up", {"redness": strength})
+        for strength in STRENGTHS
     },
-    "clamped-25000": Mode(
-        "the strongest of them, held under a Lipschitz bound of 0.5",
-        {"redness": 25000.0},
+    f"clamped-{HELD:g}": Mode(
+        "a strong one, clamped under a Lipschitz bound of 0.5",
+        {"redness": HELD},
         {"lipschitz": "clamp", "lipschitz_bound": 0.5},
+    ),
+    f"penalised-{HELD:g}": Mode(
+        "as strong, penalised beyond a Lipschitz bound of 0.5",
+        {"redness": HELD},
+        {"lipschitz": "penalty", "lipschitz_bound": 0.5},
     ),
     "local-optima": Mode("a reward with a wave on it", {"bumpy": STRENGTH}),
     "conflicting": Mode("two rewards that pull against each other", {"redness": STRENGTH, "greenness": STRENGTH}),
     "noisy": Mode("a reward whose slope is mostly chance", {"noisy": STRENGTH}),
     "discontinuous": Mode("a reward in steps", {"stepped": STRENGTH}),
+    "hackable": Mode(
+        "a matcher that was trained without hard negatives",
+        {WITHOUT_NEAR_MISSES: 50.0},
+        {"patience": 6, "watched_every": 2},
+        watched={"scenes": 1.0},
+    ),
     "nonzero-start": Mode("weights that start away from zero", {"redness": STRENGTH}, start=0.02),
     "large-step": Mode("thirty times the learning rate", {"redness": STRENGTH}, {"lr": 3e-2}),
 }
 
-LIMITS = {  # what counts as broken, with the share or value at which it does
-    "KL gap": "the terms that L2 drops are over 10 % of the KL",
-    "Lipschitz": "the greatest stretch seen is 1 or more",
-    "artefacts": "0.05 more than the base's",
-    "diversity": "under 90 % of the base's",
-    "judge": "the reward rises and the judge's score falls by over 0.05",
+
+@dataclass(frozen=True)
+class Limit:
+    """Crossed where value(row, base) is at least `least` and more than two of its standard errors from 0."""
+
+    line: str
+    least: float
+    value: Callable[[Mapping[str, Any], Mapping[str, Any]], float]
+    error: Callable[[Mapping[str, Any]], float] = lambda row: 0.0
+
+
+def _share_of_kl(row: Mapping[str, Any], nats: float) -> float:
+    return abs(nats) / max(row["kl_whole"], row["kl"], 1e-30)
+
+
+def _fall(row: Mapping[str, Any], base: Mapping[str, Any]) -> float:
+    return base["score"] - row["score"] if row["reward"] > base["reward"] else 0.0
+
+
+LIMITS: dict[str, Limit] = {
+    "KL gap": Limit(
+        "the terms that the L2 term leaves out are 10 % of the KL or more",
+        0.1,
+        lambda row, base: _share_of_kl(row, row["kl_gap"]),
+        lambda row: _share_of_kl(row, row["kl_gap_error"]),
+    ),
+    "Lipschitz": Limit("the greatest stretch seen is 1 or more", 1.0, lambda row, base: row["lipschitz"]),
+    "artefacts": Limit(
+        "the judge's share of unexplained pixels is 0.05 above the plain generator's, or more",
+        0.05,
+        lambda row, base: row["artefacts"] - base["artefacts"],
+        lambda row: row["artefacts_error"],
+    ),
+    "diversity": Limit(
+        "pictures of one prompt differ by 90 % of the plain generator's, or less",
+        0.1,
+        lambda row, base: 1 - row["diversity"] / base["diversity"],
+    ),
+    "judge": Limit(
+        "the reward rises, and the judge's score falls by 0.05 or more", 0.05, _fall, lambda row: row["score_error"]
+    ),
 }
 
 
-def broken(row: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    """The names in LIMITS that a measured row crosses, beside the plain generator's row."""
-    crossed = {
-        "KL gap": abs(row["kl_gap"]) - 2 * row["kl_gap_error"] > 0.1 * max(row["kl_whole"], row["kl"]),
-        "Lipschitz": row["lipschitz"] >= 1,
-        "artefacts": row["artefacts"] > base["artefacts"] + 0.05,
-        "diversity": row["diversity"] < 0.9 * base["diversity"],
-        "judge": row["reward"] > base["reward"] and row["score"] < base["score"] - 0.05,
+def broken(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
+    """The limits that a measured row crosses, beside the plain generator's row, and their values there."""
+    values = {name: limit.value(row, base) for name, limit in LIMITS.items()}
+    return {
+        name: value
+        for name, value in values.items()
+        if value >= LIMITS[name].least and value > 2 * LIMITS[name].error(row)
     }
-    return [name for name in LIMITS if crossed[name]]
+
+
+def first_broken(looks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first of a mode's looks that crosses a limit."""
+    return next((look for look in looks if look["broken"]), None)
+
+
+def weakest_that_break(looks_of: Mapping[float, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """For each limit the least strength at which any look crosses it; a limit that none crosses is left out.
+
+    `looks_of`: each strength's looks.
+    """
+    found: dict[str, float] = {}
+    for strength in sorted(looks_of):
+        for name in (name for look in looks_of[strength] for name in look["broken"]):
+            found.setdefault(name, strength)
+    return found

@@ -138,6 +138,9 @@ class TrainConfig:
     gradients are huge here and there. The objective is then no longer the paper's, but climbed in its direction."""
     kl_weight: float = 1.0
     """Multiplies ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
+    kl_term: Literal["l2", "exact"] = "l2"
+    """l2: ½‖f‖², as published. exact: the whole KL, from each sample's whole Jacobian: a backward pass per dimension,
+    for noise of up to 256."""
     noise: Literal["fresh", "batch", "fixed"] = "fresh"
     """A noise of its own for every sample, one for all samples of an update, or draws from a fixed set."""
     fixed_noises: int = 64
@@ -242,7 +245,7 @@ FREE = {  # fields that change no number of the run: a resumed one may have othe
     *("skip_limit", "kl_limit", "saturation_limit", "samples_every", "trackers", "embeddings", "embeddings_folder"),
 }
 LATER = {  # fields that runs of before did not note: at their default they are as good as not there
-    *("decay_shape", "ema", "noise", "fixed_noises", "gradient_steps", "sample_clip"),
+    *("decay_shape", "ema", "noise", "fixed_noises", "gradient_steps", "sample_clip", "kl_term"),
 }
 
 

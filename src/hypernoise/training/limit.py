@@ -1,19 +1,49 @@
-"""Keeping the residual's Lipschitz constant down while training, so that ½‖f‖² goes on standing for the KL."""
+"""Keeping ½‖f‖² standing for the KL while training, by its Lipschitz constant; or training on the whole KL instead."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hypernoise.diagnostics.lipschitz import lipschitz_bound, most_stretched, spectral_norm
+from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 
 NOISES = 4  # of each round's batch that are looked at
 ITERATIONS = 3  # of the power method, from a start of its own at every step: nothing to keep for a resume
+
+MOST_DIMENSIONS = 256  # of noise whose whole Jacobian is built at every step
+
+
+def check_exact(noise_shape: Sequence[int]) -> None:
+    """Raises InputError for noise of too many dimensions."""
+    dimensions = math.prod(noise_shape)
+    if dimensions > MOST_DIMENSIONS:
+        raise InputError(
+            f"kl_term: exact takes a backward pass per dimension of the noise, {MOST_DIMENSIONS} at most; this noise "
+            f"has {dimensions}: use kl_term: l2, with lipschitz: penalty or clamp"
+        )
+
+
+def exact_gap(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Tensor:
+    """Tr J − log|det(I + J)| of each sample [B], what ½‖f‖² leaves out of the KL; differentiable in f's weights.
+
+    d backward passes, each kept for the gradient.
+    """
+    x = noise.detach().requires_grad_(True)
+    residual = network(x, condition).flatten(1)
+    rows = [
+        torch.autograd.grad(column.sum(), x, create_graph=True, materialize_grads=True)[0].flatten(1)
+        for column in residual.T
+    ]
+    jacobian = torch.stack(rows, 1)  # [B, d, d]
+    volume = torch.linalg.slogdet(torch.eye(len(rows)).to(jacobian) + jacobian).logabsdet
+    return jacobian.diagonal(dim1=1, dim2=2).sum(1) - volume
 
 
 def scalable(network: NoiseNetwork) -> bool:

@@ -14,6 +14,7 @@ from hypernoise.training.metrics import rows_of
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 200, 58, 24, 10  # px of a chart, and its margins
 POINTS = 400  # of a curve at most: beyond, stretches of steps are averaged
 BLUE, GREY = "#1e5aaa", "#ddd"
+LEVELS = {"lipschitz": 1.0}  # a height that a chart shows with its curve
 SHOWN = 3  # sample grids, the newest
 CHARTS = {  # title of each column's chart; columns that begin with "reward/" are added
     "loss": "loss",
@@ -21,7 +22,9 @@ CHARTS = {  # title of each column's chart; columns that begin with "reward/" ar
     "watched_reward": "watched reward",
     "kl": "KL as ½‖f‖², nats",
     "kl_whole": "KL, whole, nats",
-    "lipschitz": "Lipschitz constant seen",
+    "lipschitz": "Lipschitz constant seen, against 1",
+    "gap_bound": "most that the L2 term can leave out, nats",
+    "kl_gap": "what the L2 term leaves out, nats",
     "gradient_norm": "gradient norm before clipping",
     "saturated": "share of clipped pixel values",
     "images_per_second": "images per second",
@@ -47,9 +50,9 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in stretches]
 
 
-def svg(title: str, points: Sequence[tuple[float, float]]) -> str:
-    """One curve over its own axes, as SVG."""
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+def svg(title: str, points: Sequence[tuple[float, float]], level: float | None = None) -> str:
+    """One curve over its own axes, as SVG, with a dashed line at `level`."""
+    xs, ys = [x for x, _ in points], [y for _, y in points] + ([] if level is None else [level])
     low_x, high_x = min(xs), max(xs)
     low_y, high_y = min(ys), max(ys)
     span_x, span_y = (high_x - low_x) or 1.0, (high_y - low_y) or 1.0
@@ -67,6 +70,11 @@ def svg(title: str, points: Sequence[tuple[float, float]]) -> str:
     for x, anchor in ((low_x, "start"), (high_x, "end")):
         left = place(x, low_y).split(",")[0]
         lines.append(f'<text x="{left}" y="{HEIGHT - 6}" text-anchor="{anchor}">{x:g}</text>')
+    if level is not None:
+        height = place(low_x, level).split(",")[1]
+        lines.append(
+            f'<line x1="{LEFT}" y1="{height}" x2="{WIDTH - 10}" y2="{height}" stroke="black" stroke-dasharray="4"/>'
+        )
     path = " ".join(place(x, y) for x, y in points)
     shape = f'<polyline points="{path}" fill="none" stroke="{BLUE}" stroke-width="1.5"/>'
     return (
@@ -92,7 +100,7 @@ def state_line(rows: Sequence[Mapping[str, Any]]) -> str:
 def page(folder: Path, refresh: int = 0) -> str:
     """The whole page, with its pictures inside; reloaded by the browser every `refresh` seconds if that is not 0."""
     rows = rows_of(folder)
-    charts = "".join(svg(CHARTS.get(name, name), points) for name, points in curves(rows).items())
+    charts = "".join(svg(CHARTS.get(name, name), points, LEVELS.get(name)) for name, points in curves(rows).items())
     faults = [f"step {row['step']}: {fault}" for row in rows for fault in row.get("faults", [])][-10:]
     grids = sorted((folder / "samples").glob("step-*.png"))[-SHOWN:]
     pictures = "".join(

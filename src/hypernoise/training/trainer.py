@@ -39,7 +39,7 @@ from hypernoise.training.faults import (
     scored,
     told,
 )
-from hypernoise.training.limit import clamp, lipschitz_seen, scalable, squared_excess
+from hypernoise.training.limit import check_exact, clamp, exact_gap, lipschitz_seen, scalable, squared_excess
 from hypernoise.training.metrics import METRICS, mean_of
 from hypernoise.training.noise import key_of, training_noise
 from hypernoise.training.optimizers import Average, make_optimizer, set_learning_rate
@@ -103,6 +103,8 @@ def train(
     """
     folder = Path(output) if output is not None else None
     _check(config, network, reward, watched, prompts, folder)
+    if config.kl_term == "exact":
+        check_exact(generator.noise_shape)
     accelerator = start(generator.device, config.trackers, folder)
     per_round = samples_per_round(config, accelerator.num_processes)
     main = accelerator.is_main_process
@@ -177,6 +179,8 @@ def train(
                             pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
                     rewards = scored(reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
                     loss = noise_objective(residual, rewards, config.kl_weight).mean()
+                    if config.kl_term == "exact":
+                        loss = loss + config.kl_weight * exact_gap(network, noise, condition).mean()
                     if config.lipschitz == "penalty":
                         with _autocast(generator, config):
                             excess = squared_excess(network, noise, condition, config.lipschitz_bound)

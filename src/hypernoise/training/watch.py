@@ -6,16 +6,16 @@ the noises'. Nothing here touches torch's own random numbers, so a watched run t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
-from hypernoise.diagnostics.plots import Line, line_chart
+from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.training.metrics import rows_of
 from hypernoise.training.noise import keyed_noise
 
 NOISES = 4
@@ -56,15 +56,39 @@ def watch(
     return row
 
 
-def draw_watched(metrics: Path, file: Path) -> bool:
-    """Charts the Lipschitz constant in a metrics.jsonl over the steps, against 1; False if it was not watched."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    points = [(row["step"], row["lipschitz"]) for row in rows if "lipschitz" in row]
-    if not points:
-        return False
-    chart = line_chart(
-        [Line("Lipschitz constant seen", points), Line("1", [(points[0][0], 1.0), (points[-1][0], 1.0)])],
-        title="Lipschitz constant of the residual, over the steps",
+def stretch_warning(run: Path) -> str:
+    """What is said of a run, by its folder, whose Lipschitz constant was seen at 1 or more; empty if it was not."""
+    rows = rows_of(run)
+    over = [row for row in rows if row.get("lipschitz", 0.0) >= 1]
+    if not over:
+        return ""
+    last = next(row for row in reversed(rows) if "lipschitz" in row)
+    return (
+        f"Lipschitz constant {over[0]['lipschitz']:.3g} at step {over[0]['step']}, {last['lipschitz']:.3g} at the end: "
+        "from 1 on nothing bounds what the KL term leaves out; train with --lipschitz penalty or clamp, or look at "
+        "what it is with hypernoise diagnose"
     )
-    chart.save(file)
+
+
+def draw_watched(run: Path, file: Path) -> bool:
+    """Charts the Lipschitz constant of a run's folder over the steps; False if it was not watched.
+
+    The constant against 1; beside it the bound of the KL's dropped terms, where there is one, and they themselves,
+    if they were watched.
+    """
+    rows = rows_of(run)
+
+    def curve(name: str) -> list[tuple[float, float]]:
+        return [(row["step"], row[name]) for row in rows if name in row]
+
+    seen = curve("lipschitz")
+    if not seen:
+        return False
+    one = Line("1", [(seen[0][0], 1.0), (seen[-1][0], 1.0)])
+    charts = [line_chart([Line("seen", seen), one], title="Lipschitz constant of the residual", across="step")]
+    names = {"gap_bound": "at most, if L is as seen: d(-log(1 - L) - L)", "kl_gap": "measured"}
+    dropped = [Line(told, curve(name)) for name, told in names.items() if curve(name)]
+    if dropped:
+        charts.append(line_chart(dropped, title="Terms of the KL that training leaves out, nats", across="step"))
+    page("Below 1 the terms left out are bounded; from 1 on nothing bounds them.", charts).save(file)
     return True
