@@ -130,14 +130,15 @@ def _pipeline(
     more = {"requires_safety_checker": False} if family == "StableDiffusionPipeline" else {}
     more |= {"is_distilled": True} if family == "Flux2KleinPipeline" else {}
     schedule = {**configuration.scheduler.config, **scheduler}
-    pipeline: Any = cls(
+    pipeline = cls(
         **parts,
         **more,
         **{denoiser: _build(configuration.denoiser, dtype), "vae": _build(configuration.vae, dtype)},
         scheduler=getattr(diffusers, configuration.scheduler.cls).from_config(schedule),
     )
     if tiny_decoder:
-        pipeline.vae = _build(_tiny(tiny_decoder, pipeline.vae.config), dtype)
+        tiny: Any = _build(_tiny(tiny_decoder, pipeline.vae.config), dtype)
+        pipeline.vae = tiny
     pipeline.__class__ = type(cls.__name__, (_OnTheCPU, cls), {})
     network = getattr(pipeline, denoiser)
     network.register_forward_pre_hook(lambda module, a, k: (to_meta(a), to_meta(k)), with_kwargs=True)
