@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 
+from hypernoise.adapters import save_adapter
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.noise.lora import LoRANoise
@@ -147,10 +148,15 @@ def test_under_guidance_f_is_the_prompts_own(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_compiled_denoiser(whole, tmp_path):
-    """Wrapped, or compiled in place; the backend that only traces, to be quick."""
-    case = Case("SanaSprintPipeline", tmp_path)
+@pytest.mark.parametrize(
+    ("family", "whole"),
+    [("SanaSprintPipeline", True), ("SanaSprintPipeline", False)]
+    + [(name, True) for name in ("StableDiffusionXLPipeline", "QwenImagePipeline", "ZImagePipeline")],
+)
+def test_a_compiled_denoiser(family, whole, tmp_path):
+    """Wrapped, or compiled in place; the backend that only traces, to be quick. One family of each way of calling:
+    a UNet, a transformer, packed tokens, a list of pictures."""
+    case = Case(family, tmp_path)
     pipeline, x = case.generator.pipeline, noise(case.generator.noise_shape, (0,))
     expected = case.attached("a ring", 1, latents=x.clone())
     name, denoiser = case.generator.family.denoiser, case.generator.denoiser
@@ -163,11 +169,30 @@ def test_a_compiled_denoiser(whole, tmp_path):
     torch._dynamo.reset()
 
 
-def test_under_accelerates_offloading(tmp_path):
+@family
+def test_under_accelerates_offloading(family, tmp_path):
     """What `enable_model_cpu_offload` hooks in, with the CPU as the device it moves to."""
-    case = Case("SanaSprintPipeline", tmp_path)
+    case = Case(family, tmp_path)
     pipeline, x = case.generator.pipeline, noise(case.generator.noise_shape, (0,))
     expected = case.attached("a ring", 1, latents=x.clone())
-    for part in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    assert len(parts) >= 3
+    for part in parts:
         cpu_offload_with_hook(part, "cpu")
     assert torch.equal(case.attached("a ring", 1, latents=x.clone()), expected)
+
+
+@family
+def test_attached_to_a_pipeline_that_offloads_already(family, tmp_path):
+    """The adapter comes from its directory onto modules that carry accelerate's hooks."""
+    case = Case(family, tmp_path)
+    x = noise(case.generator.noise_shape, (0,))
+    expected = case.attached("a ring", 1, latents=x.clone())
+    save_adapter(case.network, tmp_path / "adapter")
+    fresh = build_pipeline(family, tmp_path)
+    for part in fresh.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload_with_hook(part, "cpu")
+    call = {**case.generator.call(1), **case.size, "output_type": "pt", "return_dict": False}
+    drawn = attach(fresh, tmp_path / "adapter")(prompt="a ring", latents=x.clone(), **call)[0]
+    assert (drawn - expected).abs().max() <= 1e-5

@@ -31,7 +31,7 @@ SHORTENED = {
     "watch": [],
     "generate": [],
     "plan": ["--batch-size", "2"],
-    "transfer": ["--count", "2", "--noises", "1"],
+    "transfer": ["--judged", "1", "--noises", "1"],
     "evaluate scenes": EVALUATED,
     "evaluate rewards": ["--count", "2"],
     "evaluate geneval": ["--count", "1", "--noises", "2"],

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import hypernoise
 from hypernoise.errors import InputError, first_line
@@ -101,6 +102,7 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
     settings = about["settings"]
     if about.get("released"):
         settings = {**settings, **_layers_of(state, generator, folder)}
+        settings |= generator.family.released if isinstance(generator, DiffusionGenerator) else {}
     network = _build(about["kind"], settings, generator, folder)
     try:
         network.load_trainable_state(state)
@@ -215,13 +217,29 @@ def describe_base(generator: Generator) -> dict[str, Any]:
             for name, parameter in generator.denoiser.named_parameters()
             if ".lora_" not in name
         }
-        layout = sorted((name, list(parameter.shape)) for name, parameter in frozen.items())
-        matrices = [parameter.detach().flatten() for parameter in frozen.values() if parameter.ndim > 1]
+        layout = sorted((name, list(_shape(parameter))) for name, parameter in frozen.items())
+        matrices = [parameter.detach() for parameter in frozen.values() if parameter.ndim > 1]
         spread = torch.linspace(0, len(matrices) - 1, min(PROBED, len(matrices))).long().tolist()
         about["denoiser"] = type(generator.denoiser).__name__
         about["fingerprint"] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
-        about["probe"] = [round(float(matrices[i][matrices[i].numel() // 2]), 7) for i in spread]
+        about["probe"] = [None if _quantised(matrices[i]) else _middle(matrices[i]) for i in spread]
     return about
+
+
+def _quantised(weight: Tensor) -> bool:
+    """Whether it is packed in fewer bits, by torchao (a class of its own) or bitsandbytes (as integers)."""
+    return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+
+
+def _shape(weight: Tensor) -> torch.Size:
+    """As it was before bitsandbytes packed it; torchao's keep their shape."""
+    packed = getattr(weight, "quant_state", None)
+    return weight.shape if packed is None else packed.shape
+
+
+def _middle(weight: Tensor) -> float:
+    flat = weight.flatten()
+    return round(float(flat[flat.numel() // 2]), 7)
 
 
 def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> None:
@@ -234,12 +252,9 @@ def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> Non
             f"the adapter {folder} was made for {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not "
             f"fit {here['name']!r}: the networks differ in architecture"
         )
-    if "probe" in saved and not torch.allclose(
-        torch.tensor(saved["probe"]),
-        torch.tensor(here["probe"]),
-        rtol=8e-3,
-        atol=1e-5,  # bf16's rounding
-    ):
+    pairs = zip(saved.get("probe", []), here.get("probe", []), strict=False)
+    known = [pair for pair in pairs if None not in pair]  # on a quantised base most are not
+    if not all(math.isclose(was, now, rel_tol=8e-3, abs_tol=1e-5) for was, now in known):  # bf16's rounding
         raise InputError(
             f"the adapter {folder} was made for other weights ({saved['name']!r}) than those of {here['name']!r}"
         )

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,14 +8,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from hypernoise.commands.training import loading
 from hypernoise.errors import InputError
 from hypernoise.generators import hub, registry
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.memory import Memory
 from hypernoise.generators.presets import PRESETS
-from hypernoise.generators.registry import fuse_lora, load_generator
+from hypernoise.generators.registry import fuse_lora, load_as, load_generator
 from hypernoise.training.config import read_recipe
 from tests.families import build_pipeline, size_of
 
@@ -28,6 +28,7 @@ def test_every_preset_is_whole(name):
     assert (preset.repository is None) != (preset.packaged is None)
     assert hasattr(torch, preset.dtype)
     if preset.repository:
+        assert preset.revision is None or re.fullmatch("[0-9a-f]{40}", preset.revision)
         assert preset.size is not None
         recipe = read_recipe(RECIPES / f"{name}.yaml")
         assert recipe.generator == name
@@ -54,13 +55,15 @@ def test_a_users_own_pipeline_directory_works_by_path(family, tmp_path):
     assert (drawn - wanted).abs().max() <= 1e-5
 
 
-def test_a_recipes_fields_reach_the_generator(tmp_path):
+def test_a_recipes_fields_reach_the_generator(tmp_path, monkeypatch):
     file = tmp_path / "r.yaml"
     file.write_text("height: 32\nwidth: 64\ncheckpointing: true\ndecode_slice: 2\nrevision: abc\nscheduler: lcm\n")
-    found = loading(read_recipe(file))
-    assert found["size"] == (32, 64)
-    assert found["memory"] == Memory(checkpointing=True, decode_slice=2)
-    assert (found["revision"], found["scheduler"], found["lora"]) == ("abc", "lcm", None)
+    seen = {}
+    monkeypatch.setattr(registry, "load_generator", lambda source, **keywords: seen.update(keywords, source=source))
+    load_as(read_recipe(file), device="cpu")
+    assert (seen["source"], seen["size"], seen["dtype"]) == ("scenes", (32, 64), torch.float32)
+    assert seen["memory"] == Memory(checkpointing=True, decode_slice=2)
+    assert (seen["revision"], seen["scheduler"], seen["lora"], seen["variant"]) == ("abc", "lcm", None, None)
 
 
 def hub_says(error, status):
@@ -160,8 +163,22 @@ def test_loras_that_do_not_fit_are_refused(sd_pipeline, tmp_path):
         load_generator("scenes", device="cpu", scheduler="lmc")
 
 
-def test_quantising_without_bitsandbytes_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(registry, "fetch", lambda *arguments: None)
+@pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_quantising_without_its_package_says_what_to_install(kind, package, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="quantise: nf4 needs bitsandbytes"):
-        load_generator("sd-turbo", device="cpu", memory=Memory(quantise="nf4"))
+    with pytest.raises(InputError, match=f"quantise: {kind} needs {package}: pip install"):
+        load_generator("scenes", device="cpu", memory=Memory(quantise=kind))
+
+
+def test_a_pinned_revision_is_asked_for_unless_another_is_named(monkeypatch):
+    asked = []
+
+    def note(repository, file, revision):
+        asked.append(revision)
+        raise InputError("seen")
+
+    monkeypatch.setattr(registry, "fetch", note)
+    for revision in (None, "main"):
+        with pytest.raises(InputError, match="seen"):
+            load_generator("sd-turbo", device="cpu", revision=revision)
+    assert asked == [PRESETS["sd-turbo"].revision, "main"]

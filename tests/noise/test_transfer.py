@@ -6,6 +6,7 @@ import torch
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
 from hypernoise.errors import InputError
+from hypernoise.evaluation.compare import EVALUATION_STEP
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem
 from hypernoise.methods.hypernoise import HyperNoise
@@ -13,6 +14,7 @@ from hypernoise.methods.transfer import Transfer
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.transfer import NoiseMap, cosine_basis
 from hypernoise.rewards.pixel import redness
+from hypernoise.training.noise import keyed_noise
 from tests.conftest import disturb
 
 SHAPES = [((4, 8, 8), (4, 16, 16)), ((4, 8, 8), (4, 4, 4)), ((4, 8, 6), (16, 4, 12)), ((32, 3, 3), (4, 8, 8))]
@@ -114,18 +116,44 @@ def test_the_command_prints_a_table(sd_pipeline, tmp_path, capsys):
     source, network, target = generators(sd_pipeline, (16, 16))
     save_adapter(network, tmp_path / "adapter")
     network.remove()
+    own = LoRANoise(target, rank=4)
+    disturb(own, seed=2)
+    save_adapter(own, tmp_path / "own")
+    own.remove()
     source.pipeline.save_pretrained(tmp_path / "first")
     target.pipeline.save_pretrained(tmp_path / "second")
     (tmp_path / "prompts.txt").write_text("a ring\na cross\n")
-    flags = ["--source", str(tmp_path / "first"), "--to", str(tmp_path / "second"), "--rewards", "redness=10"]
-    more = ["--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out"), "--device", "cpu"]
-    assert main(["transfer", "--adapter", str(tmp_path / "adapter"), *flags, *more]) == 0
+    flags = ["transfer", "--adapter", str(tmp_path / "adapter"), "--source", str(tmp_path / "first"), "--device", "cpu"]
+    flags += ["--to", str(tmp_path / "second"), "--rewards", "redness=10", "--output", str(tmp_path / "out")]
+    asked = ["--own", str(tmp_path / "own"), "--prompts", str(tmp_path / "prompts.txt")]
+    assert main([*flags, *asked]) == 0
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
     assert [(r["generator"][-6:], r["method"]) for r in rows] == [
         ("/first", "plain"),
         ("/first", "hypernoise"),
         ("second", "plain"),
+        ("second", "hypernoise"),
         ("second", "transfer"),
     ]
+    by_hand = target.sample(Transfer(tmp_path / "adapter", source).generate(*problem(target)).noise, condition(target))
+    assert rows[4]["reward"] == pytest.approx(float(10 * redness(by_hand, []).mean()), abs=1e-4)
+    assert rows[4]["reward_gain"] == pytest.approx(rows[4]["reward"] - rows[2]["reward"], abs=1e-6)
+    assert rows[4]["reward_gain_ci95"][0] <= rows[4]["reward_gain"] <= rows[4]["reward_gain_ci95"][1]
     assert "second" in capsys.readouterr().out
+    assert main([*flags, "--judged", "1", "--noises", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "score" in printed[0]
+    assert len(printed) == 5
     assert main(["transfer", "--adapter", str(tmp_path / "adapter")]) == 2
+    assert main([*flags, "--own", "a", "b"]) == 2
+    assert "--own takes an adapter for each of the 1 of --to, not 2" in capsys.readouterr().err
+
+
+def problem(target):
+    """The command's second generator, prompts and noises."""
+    noise = keyed_noise(target.noise_shape, seed=0, step=EVALUATION_STEP, samples=range(4))
+    return Problem(target, redness), ["a ring", "a ring", "a cross", "a cross"], noise
+
+
+def condition(target):
+    return target.encode(["a ring", "a ring", "a cross", "a cross"])

@@ -1,8 +1,12 @@
 """The plan's memory against what the CPU's allocator was really asked for."""
 
+import dataclasses
+
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from torch import nn
+from transformers import CLIPConfig, CLIPModel
 
 from hypernoise.cli import main
 from hypernoise.generators.memory import Memory
@@ -10,6 +14,9 @@ from hypernoise.generators.registry import load_generator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.planning.estimate import estimate, meta_network, planned_generator
 from hypernoise.planning.live import Live
+from hypernoise.planning.rewards import clip_scores, planned_rewards
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.clip import CLIPS
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.trainer import train
 
@@ -46,6 +53,75 @@ def test_training_peak_is_within_15_percent_of_the_measured_one(memory):
     expected = sum(found.parts[part] for part in ("activations", "trained: gradients", "trained: optimiser"))
     print(f"planned {expected / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert expected == pytest.approx(measured, rel=0.15)
+
+
+TINY_CLIP = {
+    "projection_dim": 32,
+    "text_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "vision_config": {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "image_size": 112,
+        "patch_size": 14,
+    },
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_with_a_reward_and_a_tiny_decoder_is_within_15_percent_too(checkpointing, tmp_path, monkeypatch):
+    settings = RewardSettings(checkpointing=checkpointing)
+    monkeypatch.setitem(CLIPS, "clip", dataclasses.replace(CLIPS["clip"], config=TINY_CLIP))
+    decoder = AutoencoderTiny(
+        encoder_block_out_channels=(32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(2, 2, 1),
+        latent_channels=16,
+    )
+    decoder.save_pretrained(tmp_path / "taesd")
+    memory = Memory(tiny_decoder=str(tmp_path / "taesd"))
+    generator = load_generator("scenes", device="cpu", memory=memory)
+    network = LoRANoise(generator, rank=4)
+    score = clip_scores(CLIPModel(CLIPConfig(**TINY_CLIP)), "crop", settings)
+    config = TrainConfig(steps=2, batch_size=8, warmup=0)
+
+    def run():
+        train(generator, network, lambda pixels, prompts: score(pixels), ["a ring"], config, progress=False)
+
+    run()
+    measured = allocated_peak(run)
+    planned = planned_generator("scenes", dtype=torch.float32, memory=memory)
+    assert type(planned.generator.pipeline.vae) is AutoencoderTiny
+    rewards = planned_rewards({"clip": 1.0}, {}, settings)
+    meta = meta_network(planned, rank=4, alpha=32.0, dtype=torch.float32)
+    found = estimate(planned, meta, batch=8, rewards=rewards)
+    without = estimate(planned, meta, batch=8)
+    expected = sum(found.parts[part] for part in ("activations", "trained: gradients", "trained: optimiser"))
+    print(f"planned {expected / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
+    assert expected == pytest.approx(measured, rel=0.15)
+    assert found.parts["activations"] - without.parts["activations"] > (0.08 if checkpointing else 0.2) * measured
+    assert found.parts["rewards"] == 4 * rewards.parameters["clip"]
+
+
+def test_image_reward_and_the_clips_are_planned_by_their_own_networks():
+    found = planned_rewards({"human-preference": 1.0, "redness": 1.0}, {"aesthetic-v2": 1.0}, RewardSettings())
+    blip = 303_301_632 + 141_977_088  # ViT-L and its text encoder, as counted on the published weights
+    assert found.parameters["imagereward"] == pytest.approx(blip, rel=0.003)
+    assert found.parameters["clip"] == found.parameters["pickscore"] == 986_109_441  # as the model cards count it
+    assert found.parameters["aesthetic-v2"] is None
+    assert "redness" not in found.parameters
+    assert found.bytes == 4 * sum(count for count in found.parameters.values() if count)
+    with Live() as live:
+        pixels = torch.empty(2, 3, 512, 512, device="meta", requires_grad=True)
+        assert found.score is not None
+        scores = found.score(pixels)
+        assert scores.shape == (2,)
+        (gradient,) = torch.autograd.grad(scores.sum(), pixels)
+    assert gradient.shape == pixels.shape
+    h14 = 2 * 2 * 257 * 630_766_080  # a multiply-add per weight and patch of ViT-H/14's 32 blocks, two pictures
+    assert live.flops > 3 * 3 * h14 * 0.66  # three of them, forward and back (for the pictures alone)
 
 
 def test_frozen_parameters_are_the_real_ones():

@@ -9,7 +9,10 @@ from safetensors import safe_open
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.memory import Memory
 from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.config import Recipe
 from hypernoise.training.embeddings import (
     KeptInMemory,
     KeptOnDisk,
@@ -102,6 +105,19 @@ def test_another_encoder_or_setting_finds_nothing(sd_pipeline, tmp_path):
     prints.add(fingerprint(generator))
     assert len(prints) == 3
     assert missing_from(generator, tmp_path, ["a ring"]) == ["a ring"]
+
+
+def test_encoders_that_rest_outside_the_pipeline_are_known_by_their_weights_too(sd_pipeline, tmp_path):
+    def printed(change, **memory):
+        pipeline = sd_pipeline()
+        with torch.no_grad():
+            pipeline.text_encoder.get_input_embeddings().weight[0, 0] += change
+        return fingerprint(DiffusionGenerator(pipeline, memory=Memory(**memory)))
+
+    assert printed(0.0) == printed(0.0, text_encoders="offload")
+    assert printed(0.0, text_encoders="offload") != printed(1e-3, text_encoders="offload")
+    with pytest.raises(InputError, match="take one of the two"):
+        Recipe(text_encoders="drop", embeddings="disk")
 
 
 def test_too_little_room_is_told_before_anything_is_encoded(generator, tmp_path, monkeypatch):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import tyro
-
+from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
@@ -17,7 +16,7 @@ REPORTED = 60  # in the report
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(WithGenerator):
     """Compare methods on the same prompts and noises: score, reward, artefacts, diversity, calls and time.
 
     plain comes first whether named or not: gains are over it, with paired 95 % intervals over prompts. Writes
@@ -32,8 +31,6 @@ class Compare:
     """Adapter directories, one per training run, for hypernoise and hypernoise-reno."""
     finetuned: tuple[str, ...] = ()
     """Directories of fine-tuned LoRAs, for finetune."""
-    generator: str = "scenes"
-    """A registered name or a pipeline directory."""
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's held-out captions, which are judged."""
     judged: int = 50
@@ -58,38 +55,34 @@ class Compare:
     shard: str = "0/1"
     """k/n: this process makes every n-th batch from the k-th on; all write to the same --output."""
     output: Path = Path("runs/compare")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
-        return tyro.cli(cls, args=arguments, prog="hypernoise compare")
+        return cls.parse_as("compare", arguments)
 
     def run(self) -> int:
         shard = self._checked()
-        import torch
         from tqdm import tqdm
 
         from hypernoise.commands.common import left_to_others, write_report, write_summary
         from hypernoise.evaluation.compare import compare
         from hypernoise.evaluation.report import contact_sheet, pareto_svg
         from hypernoise.files import output_folder, write_text
-        from hypernoise.generators.registry import load_generator
         from hypernoise.methods.registry import Given, make_methods
         from hypernoise.rewards.ensemble import WeightedSum
 
         reward = WeightedSum(self.rewards)
         watched = WeightedSum(self.watched) if self.watched else None
-        asked = self._asked()
+        asked = asked_for(self.prompts, self.judged)
         given = Given(self.adapter, self.finetuned, self._rewriter(asked.world))
         methods = make_methods(list(dict.fromkeys(["plain", *self.methods])), given)
-        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
+        generator = self.load()
         for method in methods:  # all are looked at before the first takes minutes
             adapter = getattr(method, "adapter", None)
             if adapter is not None:
                 adapter.on(generator)
-        generator.encode(list(dict.fromkeys(asked.prompts)))  # refuses what would be cut
+        generator.check_prompts(asked.prompts)
+        generator.encode_ahead(asked.prompts)
         output_folder(self.output)
         total = len(methods) * len(self.steps) * len(asked.prompts) * self.noises
         with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
@@ -153,14 +146,6 @@ class Compare:
             raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         return shard_of(self.shard)
 
-    def _asked(self) -> Asked:
-        if self.prompts == "scenes":
-            return scenes_prompts(self.judged)
-        from hypernoise.training.prompts import read_prompts
-
-        prompts = read_prompts(self.prompts)
-        return Asked(prompts, None, None, {"file": self.prompts, "count": len(prompts)}, world=False)
-
     def _rewriter(self, scenes: bool) -> Any:
         if self.rewriter.startswith(("http://", "https://")):
             from hypernoise.methods.rewriters import EndpointRewriter
@@ -194,6 +179,16 @@ class Asked:
         names = self.categories or ["all"] * len(self.prompts)
         turn = {i: names[:i].count(name) for i, name in enumerate(names)}
         return sorted(sorted(turn, key=lambda i: (turn[i], i))[:number])
+
+
+def asked_for(prompts: str, judged: int) -> Asked:
+    """The prompts of a file, or "scenes" for the scenes benchmark's."""
+    if prompts == "scenes":
+        return scenes_prompts(judged)
+    from hypernoise.training.prompts import read_prompts
+
+    found = read_prompts(prompts)
+    return Asked(found, None, None, {"file": prompts, "count": len(found)}, world=False)
 
 
 def scenes_prompts(judged: int) -> Asked:

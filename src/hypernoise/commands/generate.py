@@ -5,36 +5,32 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import tyro
 
+from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(WithGenerator):
     """Draw each prompt; with --adapter, from improved noise (the same seed gives the same starting noise)."""
 
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional]
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """What to draw; quote each."""
     adapter: Path | None = None
     """An adapter directory; without it, the plain generator draws."""
-    generator: str = "scenes"
-    """A registered name or a pipeline directory."""
     steps: int = 1
     """Denoiser calls per picture."""
     images: int = 1
     """Pictures per prompt."""
     seed: int = 0
     output: Path = Path("runs/generate")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
-        return tyro.cli(cls, args=arguments, prog="hypernoise generate")
+        return cls.parse_as("generate", arguments)
 
     def run(self) -> int:
         at_least_one(self, "steps", "images", flags=True)
@@ -46,12 +42,12 @@ class Generate:
 
         from hypernoise.commands.common import write_summary
         from hypernoise.files import output_folder
-        from hypernoise.generators.registry import load_generator
         from hypernoise.pipeline import attach
 
-        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
+        generator = self.load()
         pipeline = generator.pipeline
         generator.check_prompts(list(self.prompts))
+        generator.encode_ahead(list(self.prompts))
         if self.adapter is not None:
             attach(pipeline, self.adapter)
         output_folder(self.output)
@@ -60,13 +56,15 @@ class Generate:
         for number, prompt in enumerate(self.prompts):
             seeds = [self.seed + i for i in range(self.images)]
             generators = [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
-            pictures = pipeline(
-                [prompt] * self.images,
-                height=generator.size[0],
-                width=generator.size[1],
-                generator=generators,
-                **generator.call(self.steps),
-            ).images
+            condition = generator.encode([prompt] * self.images)
+            with generator.decoding():
+                pictures = pipeline(
+                    height=generator.size[0],
+                    width=generator.size[1],
+                    generator=generators,
+                    **generator.family.arguments(condition.tensors),
+                    **generator.call(self.steps),
+                ).images
             for seed, picture in zip(seeds, pictures, strict=True):
                 file = self.output / f"{number:03d}-seed{seed}.png"
                 picture.save(file)

@@ -18,8 +18,8 @@ class Plan(Train):
     """Parameters, peak memory, arithmetic, and what each memory option would save.
 
     The generator is built from its published configuration, or that of a local directory, without data, and the
-    training step is run on it; nothing is downloaded. Takes a recipe and train's flags. Memory leaves out the
-    rewards' activations, kernels' workspaces and the framework's own few hundred MB.
+    training step is run on it; nothing is downloaded. Takes a recipe and train's flags. Memory leaves out
+    rewards that are not counted, kernels' workspaces and the framework's own few hundred MB.
     """
 
     output: Path = Path("runs/plan")
@@ -32,7 +32,7 @@ class Plan(Train):
         from hypernoise.commands.common import write_summary
         from hypernoise.files import output_folder
         from hypernoise.planning.estimate import lora_parameters, meta_network
-        from hypernoise.planning.rows import plan_generator, plan_rows, reward_parameters
+        from hypernoise.planning.rows import plan_generator, plan_rows
 
         output_folder(self.output)
         planned = plan_generator(self)
@@ -40,8 +40,7 @@ class Plan(Train):
         trained = lora_parameters(network)
         network.remove()
         found = plan_rows(self)
-        rewards = reward_parameters({**self.rewards, **self.watched})
-        print(page(self, planned, trained, found, rewards))
+        print(page(self, planned, trained, found))
         rows = [
             {
                 "option": name,
@@ -57,21 +56,24 @@ class Plan(Train):
             "drawing_peak_bytes": found.drawing.peak,
             "drawing_bytes": found.drawing.parts,
             "overhead": found.overhead,
-            "reward_parameters": rewards,
+            "reward_parameters": found.rewards.parameters,
+            "revision": _revision(self, planned),
         }
         write_summary(self.output, "plan", self, "meta", rows, **more)
         return 0
 
 
-def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans, rewards: dict[str, int | None]) -> str:
+def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans) -> str:
     generator, as_asked = planned.generator, found.training["as in the recipe"]
     frozen = sum(p.numel() for n, p in generator.denoiser.named_parameters() if ".lora_" not in n)
     autoencoder = sum(p.numel() for p in generator.pipeline.vae.parameters())
     kinds = ", ".join(f"{kind} {_millions(count)}" for kind, count in sorted(trained.items(), key=lambda kv: -kv[1]))
+    rewards, published = found.rewards.parameters, planned.preset.repository
     per = recipe.batch_size // recipe.accumulation
     lines = [
         f"{recipe.generator} at {generator.size[1]} x {generator.size[0]}, {recipe.dtype}; "
         f"{recipe.batch_size} pictures a step, {per} at once; rank {recipe.rank}",
+        *([f"weights      {planned.preset.repository}, revision {_revision(recipe, planned)}"] if published else []),
         f"parameters   frozen: denoiser {_millions(frozen)}, autoencoder {_millions(autoencoder)}, text encoders "
         f"{_millions(planned.text_parameters)}",
         f"             trained: {_millions(sum(trained.values()))} ({kinds})",
@@ -85,7 +87,7 @@ def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans, 
         + "".join(f", +{100 * value:.0f} % at {n}" for n, value in found.overhead.items() if n > 1),
         "rewards      "
         + (", ".join(f"{n} {_millions(c) if c else 'not counted'}" for n, c in rewards.items()) or "no networks")
-        + (" parameters, to be added" if any(rewards.values()) else ""),
+        + (f", on {recipe.reward_device}: not counted" if recipe.reward_device and rewards else ""),
         "to save memory in training:",
     ]
     for name, other in found.training.items():
@@ -93,6 +95,11 @@ def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans, 
             saved = as_asked.peak - other.peak
             lines.append(f"  {name:<26}{_gigabytes(other.peak):>10}  ({_gigabytes(saved)} less)")
     return "\n".join(lines)
+
+
+def _revision(recipe: Plan, planned: Planned) -> str:
+    """What will be loaded: the revision asked for, the pinned one, or the newest."""
+    return recipe.revision or planned.preset.revision or "main (the newest; none is pinned)"
 
 
 def _parts(parts: dict[str, int]) -> str:

@@ -75,7 +75,7 @@ def _too_little(recipe: Recipe) -> str:
     from hypernoise.planning.rows import planned_peak
 
     return (
-        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB, rewards not counted; raise "
+        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB; raise "
         "accumulation, or set checkpointing: true, decode_slice: 1, text_encoders: offload "
         "(hypernoise plan says what each saves)"
     )

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from hypernoise.adapters import save_adapter
 from hypernoise.commands.common import tell_cut_prompts
 from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.generators.memory import Memory
-from hypernoise.generators.registry import load_generator, pick_device
+from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
@@ -44,28 +40,13 @@ def reward_settings(recipe: Recipe) -> RewardSettings:
     )
 
 
-def loading(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's fields about its generator, as arguments of `load_generator`."""
-    height, width = recipe.height or recipe.width, recipe.width or recipe.height
-    return {
-        "dtype": getattr(torch, recipe.dtype),
-        "revision": recipe.revision or None,
-        "size": (height, width) if height else None,
-        "lora": recipe.few_step_lora or None,
-        "scheduler": recipe.scheduler or None,
-        "memory": Memory(
-            recipe.checkpointing, recipe.decode_slice, recipe.text_encoders, recipe.tiny_decoder, recipe.quantise
-        ),
-    }
-
-
 def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     """Trains as the recipe says and writes `output`/adapter; all input is checked before anything is written."""
     settings = reward_settings(recipe)
     reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
     watched = WeightedSum(recipe.watched, settings=settings) if recipe.watched else None
     prompts = read_mix(recipe.prompts)
-    generator = load_generator(recipe.generator, device=own_device(device), **loading(recipe))
+    generator = load_as(recipe, device=own_device(device))
     generator.check_prompts(list(prompts))
     output_folder(output)
     generator.encode_ahead(list(prompts))

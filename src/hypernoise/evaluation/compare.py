@@ -174,6 +174,9 @@ def _folder(root: Path, method: Method, shared: dict[str, Any]) -> Path:
 
 def _describe(generator: Generator) -> dict[str, Any]:
     about = describe_base(generator) | {"dtype": str(getattr(generator, "dtype", None))}
+    changed = getattr(generator, "changed", None)
+    if changed:
+        about["changed"] = changed
     module = getattr(generator, "module", None)
     if module is not None:  # describe_base looks at a pipeline's weights only
         digest = hashlib.sha256()

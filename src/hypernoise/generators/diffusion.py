@@ -34,6 +34,7 @@ class DiffusionGenerator:
         size: height and width in pixels; the pipeline's own default if None.
         call: `__call__` arguments of this model, over its family's.
         memory: what it does to need less of it (`quantise` and `tiny_decoder` are for loading).
+        changed: what replaces a part of the pipeline as it is published (its scheduler, its decoder), by field.
         freeze: all parameters get requires_grad=False and all modules eval mode, as training needs
             (a backward pass would otherwise fill every weight's gradient).
 
@@ -48,6 +49,7 @@ class DiffusionGenerator:
         size: tuple[int, int] | None = None,
         call: Mapping[str, Any] = {},
         memory: Memory = NO_SAVING,
+        changed: Mapping[str, str] = {},
         freeze: bool = True,
     ):
         if hasattr(pipeline, "_hypernoise"):
@@ -59,6 +61,7 @@ class DiffusionGenerator:
         self.family: Family = family_of(pipeline)
         self._call_of_model = dict(call)
         self.memory = memory
+        self.changed = dict(changed)
         self._text: TextSide | None = None
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
@@ -143,6 +146,11 @@ class DiffusionGenerator:
                 self._text.keep(part, self._encode(part))
         self._text.drop()
 
+    @property
+    def resting_encoders(self) -> dict[str, nn.Module]:
+        """Text encoders that are out of the pipeline while nobody asks them, by their names in it."""
+        return self._text.encoders if self._text is not None else {}
+
     def sample(
         self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
     ) -> Tensor:
@@ -158,11 +166,17 @@ class DiffusionGenerator:
             self._call(noise, condition, 1, None, output_type="latent")
         return self.family.answer(answer[0], tuple(noise.shape))
 
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Inside the block the pipeline decodes as `memory` says, in its own calls too."""
+        vae = self.pipeline.vae
+        with replaced(vae, {"decode": decoding(vae.decode, self.memory)}):
+            yield
+
     def _call(
         self, noise: Tensor, condition: Condition, steps: int, seed: int | Sequence[int] | None, output_type: str
     ) -> Tensor:
-        vae = self.pipeline.vae
-        with quiet(self.pipeline), replaced(vae, {"decode": decoding(vae.decode, self.memory)}):
+        with quiet(self.pipeline), self.decoding():
             return self._draw(
                 self.pipeline,
                 latents=noise.to(torch.float32 if self.family.wide_noise else self.dtype),

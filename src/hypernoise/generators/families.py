@@ -74,6 +74,7 @@ class Family:
     guided_first: under classifier-free guidance, the prompt's half of a batch is the first, not the second.
     tokenizers: of the text encoder that reads the whole prompt, the first that the pipeline has.
     template: tokens, or a little more, that the pipeline puts around each prompt.
+    released: settings of the noise network that the paper's authors' training code implies, beyond its files.
     unfinished: why a pipeline of this class is not a few-step one, or None; see `few_step_doubt`.
     """
 
@@ -90,6 +91,7 @@ class Family:
     guided_first: bool = False
     tokenizers: tuple[str, ...] = ("tokenizer",)
     template: int = 0
+    released: Mapping[str, Any] = field(default_factory=dict)
     unfinished: Callable[[Any], str | None] = lambda pipeline: None
 
     def noise_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
@@ -114,6 +116,7 @@ FAMILIES: dict[str, Family] = {
         output_layer="conv_out",
         embeddings=("prompt_embeds", None),
         call={"guidance_scale": 0.0},
+        released={"unscaled": True},  # ExplainableML/HyperNoise, training/trainer.py: the UNet sees N(0, 1) at t = 999
     ),
     "StableDiffusionXLPipeline": Family(
         denoiser="unet",

@@ -32,7 +32,7 @@ class Memory:
     text_encoders: "stay" on the device; "offload" rests on the CPU between encodings; "drop" encodes the prompts
         ahead (`encode_ahead`), keeps the results on the CPU, and lets the encoders go.
     tiny_decoder: a directory or Hub repository with an AutoencoderTiny for the same latents, in place of the decoder.
-    quantise: the frozen denoiser's weights in 8 or 4 bits (bitsandbytes, on CUDA); what trains stays fp32.
+    quantise: the frozen denoiser's linear layers in 8 bits (torchao) or 4 (bitsandbytes); what trains stays fp32.
     """
 
     checkpointing: bool = False
@@ -109,18 +109,44 @@ def take_tiny_decoder(pipeline: Any, source: str) -> None:
     pipeline.vae = tiny.to(own.device).requires_grad_(False).eval()
 
 
-def quantisation(kind: Quantised, denoiser: str, output_layer: str) -> Any:
-    """The `quantization_config` for `from_pretrained`: the denoiser in few bits, but for the layer f replaces."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"quantise: {kind} needs bitsandbytes, which is not installed: pip install bitsandbytes")
-    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig
+QUANTISERS: dict[str, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 
-    skipped: Any = {"llm_int8_skip_modules": [output_layer]}
-    settings = {
-        "int8": {"load_in_8bit": True},
-        "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
-    }[kind]
-    return PipelineQuantizationConfig(quant_mapping={denoiser: BitsAndBytesConfig(**settings, **skipped)})
+
+def check_can_quantise(kind: Quantised) -> None:
+    """Raises InputError unless the package for this kind is installed."""
+    if importlib.util.find_spec(QUANTISERS[kind]) is None:
+        raise InputError(f"quantise: {kind} needs {QUANTISERS[kind]}: pip install 'hypernoise[quantise]'")
+
+
+def quantise_linears(denoiser: nn.Module, kind: Quantised, output_layer: str) -> None:
+    """The denoiser's linear layers in 8 bits a weight (torchao) or 4 (bitsandbytes), but for the layer f replaces.
+
+    The 4-bit ones are packed when they are moved to their device.
+    """
+    layers = [(n, m) for n, m in denoiser.named_modules() if isinstance(m, nn.Linear) and n != output_layer]
+    if kind == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-not-found]
+
+        chosen = {id(layer) for _, layer in layers}
+        quantize_(denoiser, Int8WeightOnlyConfig(), lambda module, name: id(module) in chosen)
+        return
+    for name, layer in layers:
+        parent, _, attribute = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), attribute, _nf4(layer))
+    denoiser.is_loaded_in_4bit = True  # type: ignore[assignment]  # by which PEFT knows them
+
+
+def _nf4(layer: nn.Linear) -> nn.Module:
+    from bitsandbytes.nn import Linear4bit, Params4bit  # type: ignore[import-not-found]
+
+    weight: Any = layer.weight
+    packed: Any = Linear4bit(
+        layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=weight.dtype, device="meta"
+    )
+    packed.weight = Params4bit(weight.data, requires_grad=False, quant_type="nf4", module=packed)
+    packed.bias = layer.bias
+    packed.support_avx512bf16_for_cpu = False  # its kernel repacks the weights, which a gradient needs as they were
+    return packed
 
 
 class TextSide:

@@ -1,7 +1,9 @@
 """Generators known by name: where their weights are and how they are drawn, data only.
 
-Sizes, steps and guidance are those of each model's card; conventions of the first step are the family's. No revision
-is pinned: an adapter recognises its base by the weights themselves. `revision` of `load_generator` pins one.
+Sizes, steps and guidance are those of each model's card; conventions of the first step are the family's. A revision is
+pinned where at least two unrelated public repositories on GitHub name the same commit for the same model (searched on
+22 November 2026; nothing was downloaded here); of the others the newest is taken. `revision` of `load_generator` takes
+another, such as "main". An adapter recognises its base by the weights themselves.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ class Preset:
 
     repository: on the Hub; packaged: a folder inside this package instead.
     family: class of its pipeline, a row of `families.FAMILIES`.
+    revision: the commit that is loaded; None: the newest.
     size: height and width in pixels it is drawn at; None: the pipeline's own.
     steps: denoiser calls it was distilled for.
     first_timestep: what its denoiser is told at the first step.
@@ -41,6 +44,7 @@ class Preset:
     family: str
     repository: str | None = None
     packaged: str | None = None
+    revision: str | None = None
     size: tuple[int, int] | None = None
     steps: int = 1
     first_timestep: float = 999.0
@@ -61,6 +65,7 @@ PRESETS: dict[str, Preset] = {
     "sd-turbo": Preset(
         "StableDiffusionPipeline",
         "stabilityai/sd-turbo",
+        revision="b261bac6fd2cf515557d5d0707481eafa0485ec2",
         size=(512, 512),
         variant="fp16",
         tiny_decoder="madebyollin/taesd",
@@ -68,6 +73,7 @@ PRESETS: dict[str, Preset] = {
     "sdxl-turbo": Preset(
         "StableDiffusionXLPipeline",
         "stabilityai/sdxl-turbo",
+        revision="71153311d3dbb46851df1931d3ca6e939de83304",
         size=(512, 512),
         variant="fp16",
         scheduler={"timestep_spacing": "trailing"},
@@ -76,18 +82,21 @@ PRESETS: dict[str, Preset] = {
     "sana-sprint-0.6b": Preset(
         "SanaSprintPipeline",
         "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",
+        revision="a7d9fc31dd5c3f5e22dbfd78360777ceed56ae97",
         size=(1024, 1024),
         first_timestep=1.0,
     ),
     "sana-sprint-1.6b": Preset(
         "SanaSprintPipeline",
         "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        revision="19683c58b7ea290e55cedd8950ae1d86ada7ef96",
         size=(1024, 1024),
         first_timestep=1.0,
     ),
     "flux-schnell": Preset(
         "FluxPipeline",
         "black-forest-labs/FLUX.1-schnell",
+        revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
         size=(512, 512),  # the paper's; the model draws up to 1024
         steps=4,
         first_timestep=1.0,
@@ -98,6 +107,7 @@ PRESETS: dict[str, Preset] = {
     "sd3.5-large-turbo": Preset(
         "StableDiffusion3Pipeline",
         "stabilityai/stable-diffusion-3.5-large-turbo",
+        revision="ec07796fc06b096cc56de9762974a28f4c632eda",
         size=(1024, 1024),
         steps=4,
         first_timestep=1000.0,
@@ -107,6 +117,7 @@ PRESETS: dict[str, Preset] = {
     "pixart-dmd": Preset(
         "PixArtAlphaPipeline",
         "PixArt-alpha/PixArt-XL-2-512x512",
+        revision="50f702106901db6d0f8b67eb88e814c56ded2692",
         size=(512, 512),
         first_timestep=400.0,
         parts={
@@ -119,6 +130,7 @@ PRESETS: dict[str, Preset] = {
     "z-image-turbo": Preset(
         "ZImagePipeline",
         "Tongyi-MAI/Z-Image-Turbo",
+        revision="f332072aa78be7aecdf3ee76d5c247082da564a6",
         size=(1024, 1024),
         steps=8,
         first_timestep=0.0,
@@ -127,6 +139,7 @@ PRESETS: dict[str, Preset] = {
     "flux2-klein-4b": Preset(
         "Flux2KleinPipeline",
         "black-forest-labs/FLUX.2-klein-4B",
+        revision="e7b7dc27f91deacad38e78976d1f2b499d76a294",
         size=(1024, 1024),
         steps=4,
         first_timestep=1.0,
@@ -134,6 +147,7 @@ PRESETS: dict[str, Preset] = {
     "qwen-image-lightning": Preset(
         "QwenImagePipeline",
         "Qwen/Qwen-Image",
+        revision="75e0b4be04f60ec59a75f475837eced720f823b6",
         size=(1024, 1024),
         steps=4,
         first_timestep=1.0,

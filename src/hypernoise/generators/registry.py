@@ -20,7 +20,8 @@ from hypernoise.errors import InputError, first_line, unknown
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.hub import explained, fetch
-from hypernoise.generators.memory import NO_SAVING, Memory, quantisation, take_tiny_decoder
+from hypernoise.generators.loading import Loading
+from hypernoise.generators.memory import NO_SAVING, Memory, check_can_quantise, quantise_linears, take_tiny_decoder
 from hypernoise.generators.presets import PRESETS, SCHEDULERS, Preset
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
@@ -32,6 +33,7 @@ def load_generator(
     *,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
     revision: str | None = None,
     size: tuple[int, int] | None = None,
     lora: str | None = None,
@@ -45,7 +47,8 @@ def load_generator(
             (used as it is, where it is: of the rest only size and memory are then looked at).
         device: "auto" (CUDA, then MPS, then CPU) or a torch device.
         dtype: of the frozen weights.
-        revision: of the preset's repository; its newest if None.
+        variant: of the weight files, such as "fp16"; the preset's, or the plain ones of a directory, if None.
+        revision: of the preset's repository; the one it is pinned to, or the newest, if None.
         size: height and width in pixels; the preset's, or the pipeline's own, if None.
         lora: a few-step LoRA (LCM, Hyper-SD, Lightning ...) to fuse into the base: a safetensors file, or
             "owner/name/file" on the Hub.
@@ -60,6 +63,8 @@ def load_generator(
         name = str(source.config.get("_name_or_path", "pipeline"))
         return DiffusionGenerator(source, name=name, size=size, memory=memory)
     place = pick_device(device)
+    if memory.quantise != "none":
+        check_can_quantise(memory.quantise)
     if scheduler and scheduler not in SCHEDULERS:
         raise unknown("scheduler", scheduler, SCHEDULERS)
     name = str(source)
@@ -72,10 +77,13 @@ def load_generator(
         location = str(files("hypernoise").joinpath(preset.packaged))
     else:
         location = str(preset.repository)
-        fetch(location, "model_index.json", revision)  # its refusals are clearer than the pipeline's
-    with _no_loading_bars(), explained(location, revision, "a part of the pipeline"):
+    family = FAMILIES[preset.family]
+    at = revision or preset.revision if preset.repository else None
+    if preset.repository:
+        fetch(location, "model_index.json", at)  # its refusals are clearer than the pipeline's
+    with _no_loading_bars(), explained(location, at, "a part of the pipeline"):
         try:
-            pipeline = _pipeline(preset, location, revision if preset.repository else None, dtype, memory)
+            pipeline = _pipeline(preset, location, at, dtype, variant or preset.variant)
         except LOADING as error:
             raise InputError(f"generator {name!r} could not be loaded from {location}: {first_line(error)}") from error
         if lora or preset.lora:
@@ -85,23 +93,51 @@ def load_generator(
     if scheduler:
         cls, settings = SCHEDULERS[scheduler]
         pipeline.scheduler = getattr(diffusers, cls).from_config({**pipeline.scheduler.config, **settings})
-    if memory.quantise == "none":  # bitsandbytes has placed its own
-        pipeline = pipeline.to(place)
-    return DiffusionGenerator(pipeline, name=name, size=size or preset.size, call=preset.call, memory=memory)
+    if memory.quantise != "none":
+        quantise_linears(getattr(pipeline, family.denoiser), memory.quantise, family.output_layer)
+    pipeline = pipeline.to(place)
+    changed = {"scheduler": scheduler or "", "tiny_decoder": memory.tiny_decoder, "quantise": memory.quantise}
+    return DiffusionGenerator(
+        pipeline,
+        name=name,
+        size=size or preset.size,
+        call=preset.call,
+        memory=memory,
+        changed={name: value for name, value in changed.items() if value not in ("", "none")},
+    )
 
 
-def _pipeline(preset: Preset, location: str, revision: str | None, dtype: torch.dtype, memory: Memory) -> Any:
+def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
+    """The generator that a recipe or a command's flags describe. Raises InputError as `load_generator` does."""
+    return load_generator(
+        loading.generator,
+        device=device,
+        dtype=getattr(torch, loading.dtype),
+        variant=loading.variant or None,
+        revision=loading.revision or None,
+        size=loading.size,
+        lora=loading.few_step_lora or None,
+        scheduler=loading.scheduler or None,
+        memory=memory_of(loading),
+    )
+
+
+def memory_of(loading: Loading) -> Memory:
+    """What the generator does to need less memory, of a recipe's fields."""
+    return Memory(
+        loading.checkpointing, loading.decode_slice, loading.text_encoders, loading.tiny_decoder, loading.quantise
+    )
+
+
+def _pipeline(preset: Preset, location: str, revision: str | None, dtype: torch.dtype, variant: str | None) -> Any:
     settings: dict[str, Any] = {"use_safetensors": True, DTYPE: dtype}
     parts: dict[str, Any] = {}
     for component, part in preset.parts.items():
         cls = getattr(diffusers, part.cls)
         more = settings if hasattr(cls, "dtype") else {}
         parts[component] = cls.from_pretrained(part.repository, subfolder=part.folder, **more)
-    if memory.quantise != "none":
-        family = FAMILIES[preset.family]
-        parts["quantization_config"] = quantisation(memory.quantise, family.denoiser, family.output_layer)
     pipeline: Any = DiffusionPipeline.from_pretrained(
-        location, revision=revision, variant=preset.variant, trust_remote_code=False, **settings, **parts
+        location, revision=revision, variant=variant, trust_remote_code=False, **settings, **parts
     )
     if preset.scheduler:
         own = pipeline.scheduler

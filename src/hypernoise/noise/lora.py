@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
-from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.diffusion import DiffusionGenerator, replaced
 from hypernoise.noise.state import copy_state
 
 ADAPTER = "hypernoise"
@@ -35,6 +36,8 @@ class LoRANoise(nn.Module):
         rank, alpha: of the LoRA; the update is scaled by alpha / rank.
         seed: of the LoRA's initial A (B starts at 0).
         layers: names of the layers to adapt, the output layer among them; every Linear and Conv layer if None.
+        unscaled: f is given the noise itself, not what the pipeline's scheduler makes of it for the generator, as
+            the paper's authors train SD-Turbo's (0.2 % apart; see `Family.released`).
 
     Raises:
         InputError: the denoiser carries another adapter, rank < 1, alpha not a positive number, or layers that
@@ -51,6 +54,7 @@ class LoRANoise(nn.Module):
         alpha: float = 32.0,
         seed: int = 0,
         layers: Sequence[str] | None = None,
+        unscaled: bool = False,
     ):
         super().__init__()
         if not isinstance(rank, int) or rank < 1:
@@ -66,6 +70,9 @@ class LoRANoise(nn.Module):
         if layers is not None:
             names = _chosen(layers, names, self.output_layer)
             self.settings["layers"] = names
+        if unscaled:
+            self.settings["unscaled"] = True
+        self._unscaled = unscaled
         self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
         self._trainable_before = [p for p in generator.denoiser.parameters() if p.requires_grad]
         self.layers: dict[str, LoraLayer] = _inject(generator.denoiser, names, rank, alpha, seed)
@@ -92,9 +99,17 @@ class LoRANoise(nn.Module):
         """The denoiser is f inside the block, and the frozen generator again after it."""
         self._switch(True)
         try:
-            yield
+            with self._input():
+                yield
         finally:
             self._switch(False)
+
+    def _input(self) -> AbstractContextManager[None]:
+        """What the scheduler hands to the denoiser inside the block: the noise itself, if f takes it unscaled."""
+        scheduler = self.generator.pipeline.scheduler
+        if not self._unscaled or not hasattr(scheduler, "scale_model_input"):
+            return nullcontext()
+        return replaced(scheduler, {"scale_model_input": lambda latents, step: latents / scheduler.init_noise_sigma})
 
     def as_now(self) -> Callable[[], AbstractContextManager[None]]:
         """Gives blocks inside which the denoiser computes as it does now, whatever it does when they are entered."""
@@ -206,8 +221,9 @@ def _chosen(layers: Sequence[str], names: list[str], output_layer: str) -> list[
 
 def _inject(denoiser: nn.Module, names: list[str], rank: int, alpha: float, seed: int) -> dict[str, LoraLayer]:
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="|".join(map(re.escape, names)))  # type: ignore[arg-type]  # a pattern of whole names
-    with torch.random.fork_rng(devices=[]), _ungrouped(denoiser):
+    with torch.random.fork_rng(devices=[]), _ungrouped(denoiser), warnings.catch_warnings():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
+        warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass")  # to merge, which is never done
         inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
     layers = {name: denoiser.get_submodule(name) for name in names}
     for name, layer in layers.items():

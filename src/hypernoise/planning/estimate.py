@@ -29,6 +29,7 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import l2_kl
 from hypernoise.planning.configurations import CONFIGURATIONS, Component, Configuration
 from hypernoise.planning.live import Live, from_meta, fused_attention, to_meta
+from hypernoise.planning.rewards import PlannedRewards
 
 PROMPT_TOKENS = 128  # assumed of prompts that are not padded to a fixed length
 
@@ -63,7 +64,7 @@ def planned_generator(
             raise unknown("generator", source, PRESETS)
         family, configuration, words = _read_folder(folder)
         preset = preset or Preset(family)
-    pipeline = _pipeline(preset.family, configuration, dtype, preset.scheduler)
+    pipeline = _pipeline(preset.family, configuration, dtype, preset.scheduler, memory.tiny_decoder)
     memory = Memory(memory.checkpointing, memory.decode_slice)  # the rest is reckoned from parameters
     generator = DiffusionGenerator(pipeline, name=source, size=size or preset.size, call=preset.call, memory=memory)
     shapes = _CONDITIONS[preset.family](generator, words)
@@ -118,7 +119,9 @@ def _build(component: Component, dtype: torch.dtype) -> nn.Module:
     return module.to("meta", dtype)
 
 
-def _pipeline(family: str, configuration: Configuration, dtype: torch.dtype, scheduler: Mapping[str, Any]) -> Any:
+def _pipeline(
+    family: str, configuration: Configuration, dtype: torch.dtype, scheduler: Mapping[str, Any], tiny_decoder: str
+) -> Any:
     cls = getattr(diffusers, family)
     names = [n for n in cls.__init__.__annotations__ if n not in ("return", "is_distilled")]
     parts: dict[str, Any] = dict.fromkeys(names)
@@ -133,6 +136,9 @@ def _pipeline(family: str, configuration: Configuration, dtype: torch.dtype, sch
         **{denoiser: _build(configuration.denoiser, dtype), "vae": _build(configuration.vae, dtype)},
         scheduler=getattr(diffusers, configuration.scheduler.cls).from_config(schedule),
     )
+    if tiny_decoder:
+        tiny: Any = _build(_tiny(tiny_decoder, pipeline.vae.config), dtype)
+        pipeline.vae = tiny
     pipeline.__class__ = type(cls.__name__, (_OnTheCPU, cls), {})
     network = getattr(pipeline, denoiser)
     network.register_forward_pre_hook(lambda module, a, k: (to_meta(a), to_meta(k)), with_kwargs=True)
@@ -143,6 +149,13 @@ def _pipeline(family: str, configuration: Configuration, dtype: torch.dtype, sch
     pipeline.vae.decoder._hf_hook = SimpleNamespace(execution_device="cpu")  # what pipelines bring its latents to
     pipeline.vae.decode = lambda latents, **keywords: own(to_meta(latents), **keywords)
     return pipeline
+
+
+def _tiny(source: str, own: Any) -> Component:
+    """A tiny decoder's configuration: of a directory, else TAESD's for latents of so many channels."""
+    file = Path(source) / "config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {"latent_channels": own.get("latent_channels", 4)}
+    return Component("AutoencoderTiny", {k: v for k, v in config.items() if not k.startswith("_")})
 
 
 class _OnTheCPU:
@@ -226,6 +239,7 @@ def estimate(
     training: bool = True,
     optimizer: str = "adamw",
     weight_bits: int | None = None,
+    rewards: PlannedRewards | None = None,
 ) -> Estimate:
     """One step of training or one drawing of `batch` pictures, run without data.
 
@@ -233,6 +247,7 @@ def estimate(
         network: on the planned generator, its LoRA in the dtype that the layers compute in (under autocast, bf16).
         optimizer: "sgd" keeps one number per parameter (momentum), "adamw" two.
         weight_bits: of the denoiser's weights, if they are quantised.
+        rewards: what scores the pictures in training; nothing if None.
     """
     generator, weights = planned.generator, {}
     dtype = generator.dtype
@@ -240,6 +255,8 @@ def estimate(
     weights["denoiser"] = sum(p.numel() for p in denoiser) * (weight_bits or 8 * dtype.itemsize) // 8
     weights["autoencoder"] = _bytes(generator.pipeline.vae)
     weights["text encoders"] = planned.text_parameters * dtype.itemsize
+    if training and rewards is not None and rewards.bytes:
+        weights["rewards"] = rewards.bytes
     trained = network.trainable_parameters()
     trainable = sum(p.numel() for p in trained)
     computed = trained[0].dtype
@@ -272,7 +289,11 @@ def estimate(
         pixels = generator.sample(noise + residual, condition, steps=steps)
         mark("decoder")
         if training:
-            (l2_kl(residual).mean() + from_meta(pixels.mean())).backward()
+            score = pixels
+            if rewards is not None and rewards.score is not None:
+                score = rewards.score(pixels)
+                mark("rewards")
+            (l2_kl(residual).mean() + from_meta(score.mean())).backward()
             mark("backward")
     for parameter in trained:
         parameter.grad = None

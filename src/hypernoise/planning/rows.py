@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel
 
 from hypernoise.generators.memory import Memory
 from hypernoise.planning.estimate import Estimate, Planned, estimate, meta_network, planned_generator
-from hypernoise.rewards.clip import CLIPS
-from hypernoise.rewards.ensemble import NETWORKS, members_of
+from hypernoise.planning.rewards import PlannedRewards, planned_rewards
+from hypernoise.rewards.base import RewardSettings
 from hypernoise.training.config import Recipe
-
-IMAGE_REWARD = 303_301_632 + 141_977_088  # BLIP ViT-L and its text encoder; the head has less than a million more
 
 
 @dataclass(frozen=True)
@@ -24,6 +20,7 @@ class Plans:
     """training: by option; drawing: one picture in `steps`; overhead: of one extra call, by number of steps."""
 
     training: dict[str, Estimate]
+    rewards: PlannedRewards
     drawing: Estimate
     steps: int
     overhead: dict[int, float]
@@ -31,12 +28,13 @@ class Plans:
 
 def plan_generator(recipe: Recipe, **memory: Any) -> Planned:
     """A recipe's generator without data, with other memory options than the recipe's if named."""
-    height, width = recipe.height or recipe.width, recipe.width or recipe.height
     return planned_generator(
         recipe.generator,
         dtype=getattr(torch, recipe.dtype),
-        size=(height, width) if height else None,
-        memory=dataclasses.replace(Memory(recipe.checkpointing, recipe.decode_slice), **memory),
+        size=recipe.size,
+        memory=dataclasses.replace(
+            Memory(recipe.checkpointing, recipe.decode_slice, tiny_decoder=recipe.tiny_decoder), **memory
+        ),
     )
 
 
@@ -50,13 +48,22 @@ def plan_rows(recipe: Recipe) -> Plans:
         options["decode_slice: 1"] = {"decode_slice": 1}
     if not (recipe.checkpointing or recipe.decode_slice) and batch > 1:
         options["both"] = {"checkpointing": True, "decode_slice": 1}
+    planned, rewards = plan_generator(recipe), plan_rewards(recipe)
+    tiny = planned.preset.tiny_decoder
+    if tiny and not recipe.tiny_decoder:
+        options[f"tiny_decoder: {tiny}"] = {"tiny_decoder": tiny}
     training: dict[str, Estimate] = {}
     for name, memory in options.items():
-        training[name] = _train(recipe, plan_generator(recipe, **memory), batch)
+        training[name] = _train(recipe, plan_generator(recipe, **memory), rewards, batch)
     asked = training["as in the recipe"]
-    planned = plan_generator(recipe)
     if recipe.accumulation < recipe.batch_size:
-        training[f"accumulation: {recipe.batch_size}"] = _train(recipe, planned, 1)
+        training[f"accumulation: {recipe.batch_size}"] = _train(recipe, planned, rewards, 1)
+    if rewards.score is not None and not recipe.reward_checkpointing:
+        less = plan_rewards(dataclasses.replace(recipe, reward_checkpointing=True))
+        training["reward_checkpointing: true"] = _train(recipe, planned, less, batch)
+    if rewards.bytes and recipe.reward_dtype == "float32":
+        less = plan_rewards(dataclasses.replace(recipe, reward_dtype="bfloat16"))
+        training["reward_dtype: bfloat16"] = _train(recipe, planned, less, batch)
     if recipe.text_encoders == "stay":
         training["text_encoders: drop"] = _without(asked, "text encoders")
     for kind, bits in (("int8", 8), ("nf4", 4)):
@@ -68,15 +75,23 @@ def plan_rows(recipe: Recipe) -> Plans:
     drawing = estimate(planned, network, batch=1, steps=steps, training=False)
     f, g, d = (drawing.flops[name] for name in ("noise network", "generator", "decoder"))
     overhead = {n: f / (n * g / steps + d) for n in sorted({1, 4, steps})}
-    return Plans(training, drawing, steps, overhead)
+    return Plans(training, rewards, drawing, steps, overhead)
 
 
 def planned_peak(recipe: Recipe) -> int:
     """Bytes at the peak of training as the recipe has it."""
-    return _train(recipe, plan_generator(recipe), recipe.batch_size // recipe.accumulation).peak
+    batch = recipe.batch_size // recipe.accumulation
+    return _train(recipe, plan_generator(recipe), plan_rewards(recipe), batch).peak
 
 
-def _train(recipe: Recipe, planned: Planned, batch: int) -> Estimate:
+def plan_rewards(recipe: Recipe) -> PlannedRewards:
+    """A recipe's rewards without data; none of their memory counts if they are on another device."""
+    settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
+    found = planned_rewards(recipe.rewards, recipe.watched, settings)
+    return dataclasses.replace(found, bytes=0, score=None) if recipe.reward_device else found
+
+
+def _train(recipe: Recipe, planned: Planned, rewards: PlannedRewards, batch: int) -> Estimate:
     network = meta_network(planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype)
     found = estimate(
         planned,
@@ -85,6 +100,7 @@ def _train(recipe: Recipe, planned: Planned, batch: int) -> Estimate:
         steps=max(recipe.step_counts),
         optimizer=recipe.optimizer,
         weight_bits={"none": None, "int8": 8, "nf4": 4}[recipe.quantise],
+        rewards=rewards,
     )
     network.remove()
     return found if recipe.text_encoders == "stay" else _without(found, "text encoders")
@@ -93,16 +109,3 @@ def _train(recipe: Recipe, planned: Planned, batch: int) -> Estimate:
 def _without(found: Estimate, part: str, less: int | None = None) -> Estimate:
     taken = found.parts[part] if less is None else less
     return dataclasses.replace(found, parts={**found.parts, part: found.parts[part] - taken})
-
-
-def reward_parameters(weights: Mapping[str, float]) -> dict[str, int | None]:
-    """Parameters of the rewards that are networks; None where the plan does not know them."""
-    counts: dict[str, int | None] = {}
-    for name in members_of(weights):
-        if name in CLIPS:
-            with torch.device("meta"):
-                model = CLIPModel(CLIPConfig(**CLIPS[name].config))
-            counts[name] = sum(p.numel() for p in model.parameters())
-        elif name in NETWORKS:
-            counts[name] = IMAGE_REWARD if name == "imagereward" else None
-    return counts

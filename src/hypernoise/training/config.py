@@ -13,6 +13,7 @@ import tyro
 import yaml
 
 from hypernoise.errors import InputError, at_least_one, finite_weights, unknown
+from hypernoise.generators.loading import Loading
 
 
 def _weights_from_flags(flags: list[str]) -> dict[str, float]:
@@ -259,11 +260,9 @@ def recognised(config: TrainConfig) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Recipe(TrainConfig):
+class Recipe(TrainConfig, Loading):
     """A whole training run, as a YAML file holds it: every field here may stand there."""
 
-    generator: str = "scenes"
-    """A registered name or a pipeline directory."""
     rewards: Weights = field(default_factory=lambda: {"redness": 1.0})
     """Names of rewards or ensembles, and their weights in the sum."""
     watched: Weights = field(default_factory=dict)
@@ -279,27 +278,6 @@ class Recipe(TrainConfig):
     """Where rewards that are networks are; empty: with the pictures."""
     reward_checkpointing: bool = False
     """Compute the rewards' activations again for the gradient: less memory, more time."""
-    revision: str = ""
-    """Of the generator's repository; empty: its newest."""
-    height: int = 0
-    """Of the pictures, in pixels; 0: the generator's own."""
-    width: int = 0
-    """As height, if 0."""
-    few_step_lora: str = ""
-    """An LCM, Hyper-SD or Lightning LoRA that is fused into the generator first: a safetensors file, or
-    owner/name/file on the Hub."""
-    scheduler: Literal["", "lcm", "tcd", "euler-trailing", "ddim-trailing"] = ""
-    """As the few-step LoRA's card asks for; empty: the generator's own."""
-    checkpointing: bool = False
-    """Compute the denoiser's and the decoder's activations again for the gradient: less memory, more time."""
-    decode_slice: int = 0
-    """Pictures decoded at once; 0: all of them."""
-    text_encoders: Literal["stay", "offload", "drop"] = "stay"
-    """offload: on the CPU between encodings; drop: the prompts are encoded ahead and the encoders let go."""
-    tiny_decoder: str = ""
-    """A small decoder of the TAESD family in place of the generator's: a directory or a Hub repository."""
-    quantise: Literal["none", "int8", "nf4"] = "none"
-    """Of the frozen denoiser's weights, with bitsandbytes; what trains stays fp32."""
     prompts: Sources = field(default_factory=lambda: {"scenes": 1.0})
     """Files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's training
     captions; of several, each gives prompts in proportion to its weight."""
@@ -314,17 +292,20 @@ class Recipe(TrainConfig):
     """How far each of its rounds may move f: the greatest root mean square of ‖Δf‖."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TrainConfig.__post_init__(self)
+        Loading.__post_init__(self)
         at_least_one(self, "rank", "warm_samples")
+        if self.text_encoders == "drop" and self.embeddings == "disk":
+            raise InputError(
+                "text_encoders: drop keeps the prompts' embeddings in memory and embeddings: disk keeps them on disk, "
+                "each without the encoders; take one of the two"
+            )
         if self.warm_rounds < 0:
             raise InputError(f"warm_rounds must be 0 or more, not {self.warm_rounds}")
         if not (self.warm_step > 0 and math.isfinite(self.warm_step)):
             raise InputError(f"warm_step must be a positive number, not {self.warm_step}")
         if self.warm_rounds and not self.kl_weight:
             raise InputError("a warm start needs a kl_weight above 0: without it the best step is infinitely long")
-        for name in ("height", "width", "decode_slice"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise InputError(f"alpha must be a positive number, not {self.alpha}")
         finite_weights(self.rewards)

@@ -155,7 +155,8 @@ def fingerprint(generator: Generator) -> str:
     Of the encoders' weights, names, shapes and three values of each are looked at.
     """
     found = hashlib.sha256(generator.name.encode() if not isinstance(generator, DiffusionGenerator) else b"")
-    for name, part in sorted(_parts(generator).items()):
+    resting = generator.resting_encoders if isinstance(generator, DiffusionGenerator) else {}
+    for name, part in sorted({**_parts(generator), **resting}.items()):
         found.update(name.encode() + type(part).__name__.encode())
         if isinstance(part, nn.Module):
             config: Any = getattr(part, "config", None)

@@ -1,0 +1,52 @@
+"""Which generator is loaded and how: the fields that recipes and commands share. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hypernoise.errors import InputError
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A generator, its precision and size, and what it does to need less memory; see `registry.load_as`."""
+
+    generator: str = "scenes"
+    """A registered name or a pipeline directory."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen weights."""
+    variant: str = ""
+    """Of the weight files, such as fp16; empty: the registered generator's, or the plain ones of a directory."""
+    revision: str = ""
+    """Of the generator's repository; empty: the one that is pinned, or its newest."""
+    height: int = 0
+    """Of the pictures, in pixels; 0: the generator's own."""
+    width: int = 0
+    """As height, if 0."""
+    few_step_lora: str = ""
+    """An LCM, Hyper-SD or Lightning LoRA that is fused into the generator first: a safetensors file, or
+    owner/name/file on the Hub."""
+    scheduler: Literal["", "lcm", "tcd", "euler-trailing", "ddim-trailing"] = ""
+    """As the few-step LoRA's card asks for; empty: the generator's own."""
+    checkpointing: bool = False
+    """Compute the denoiser's and the decoder's activations again for the gradient: less memory, more time."""
+    decode_slice: int = 0
+    """Pictures decoded at once; 0: all of them."""
+    text_encoders: Literal["stay", "offload", "drop"] = "stay"
+    """offload: on the CPU between encodings; drop: the prompts are encoded ahead and the encoders let go."""
+    tiny_decoder: str = ""
+    """A small decoder of the TAESD family in place of the generator's: a directory or a Hub repository."""
+    quantise: Literal["none", "int8", "nf4"] = "none"
+    """Of the frozen denoiser's linear layers, with torchao (int8) or bitsandbytes (nf4); what trains stays fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "decode_slice"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels, if either was given."""
+        height, width = self.height or self.width, self.width or self.height
+        return (height, width) if height else None

@@ -1,0 +1,111 @@
+"""Commands that draw take a generator as a recipe loads it for training, with the recipe's ways to need less memory."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hypernoise.adapters import save_adapter
+from hypernoise.cli import main
+from hypernoise.commands.compare import Compare
+from hypernoise.commands.generate import Generate
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.lora import LoRANoise
+from tests.conftest import disturb
+from tests.generators.test_memory import tiny as tiny_decoder
+from tests.generators.test_registry import lora_file
+
+
+@pytest.fixture
+def base(sd_pipeline, tmp_path):
+    sd_pipeline().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    def write(**fields):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(json.dumps({"generator": str(base), "rank": 4, **fields}))  # JSON is YAML
+        return str(file)
+
+    return write
+
+
+def drawn(folder):
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))]).astype(int)
+
+
+def generate(output, *flags):
+    assert main(["generate", "a ring", "two crosses", "--device", "cpu", "--output", str(output), *flags]) == 0
+    return drawn(output)
+
+
+def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
+    fields = dict(dtype="bfloat16", height=32, decode_slice=2, text_encoders="offload", quantise="nf4", variant="fp16")
+    file = recipe(checkpointing=True, revision="abc", few_step_lora="l.safetensors", scheduler="lcm", **fields)
+    for command in (Generate, Compare):
+        asked = command.parse(["--recipe", file, "--scheduler", "tcd", "--width", "64"])
+        assert (asked.generator[-4:], asked.scheduler, asked.size) == ("base", "tcd", (32, 64))
+        assert {name: getattr(asked, name) for name in fields} == fields
+        assert (asked.checkpointing, asked.revision, asked.few_step_lora) == (True, "abc", "l.safetensors")
+        assert command.parse([]).generator == "scenes"
+
+
+def test_generate_draws_what_the_recipe_loads(recipe, base, sd_pipeline, tmp_path):
+    """A fused few-step LoRA under its scheduler, another size, and the pipeline's own call on the same."""
+    pipeline = sd_pipeline()
+    file, _ = lora_file(tmp_path / "lcm", pipeline)
+    asked = recipe(few_step_lora=str(file), scheduler="euler-trailing", height=32, width=16)
+    pictures = generate(tmp_path / "out", "--recipe", asked)
+    assert pictures.shape == (2, 32, 16, 3)
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+    pipeline.fuse_lora()
+    call = dict(num_inference_steps=1, guidance_scale=0.0, height=32, width=16)
+    expected = pipeline("a ring", generator=torch.Generator().manual_seed(0), **call).images[0]
+    assert np.abs(pictures[0] - np.asarray(expected).astype(int)).max() <= 1
+    plain = generate(tmp_path / "plain", "--generator", str(base), "--height", "32", "--width", "16")
+    assert np.abs(pictures - plain).max() > 1
+
+
+@pytest.mark.parametrize("text_encoders", ["offload", "drop"])
+def test_saving_memory_changes_no_picture(recipe, base, sd_pipeline, text_encoders, tmp_path, monkeypatch):
+    network = LoRANoise(DiffusionGenerator(sd_pipeline()), rank=4)
+    disturb(network)
+    save_adapter(network, tmp_path / "adapter")
+    flags = ["--adapter", str(tmp_path / "adapter"), "--images", "3", "--steps", "2"]
+    expected = generate(tmp_path / "plain", "--generator", str(base), *flags)
+    sizes = []
+    own = type(network.generator.pipeline.vae).decode
+    monkeypatch.setattr(
+        type(network.generator.pipeline.vae),
+        "decode",
+        lambda vae, latents, *more, **keywords: sizes.append(len(latents)) or own(vae, latents, *more, **keywords),
+    )
+    saving = recipe(checkpointing=True, decode_slice=2, text_encoders=text_encoders)
+    assert np.abs(generate(tmp_path / "saving", "--recipe", saving, *flags) - expected).max() <= 1
+    assert sizes == [2, 1, 2, 1]
+
+
+def test_compare_takes_the_recipe_and_draws_anew_with_another_decoder(recipe, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a ring\na cross\n")
+    flags = ["--prompts", str(tmp_path / "prompts.txt"), "--methods", "best-of-2", "--rewards", "redness=10"]
+    flags += ["--noises", "1", "--output", str(tmp_path / "out"), "--device", "cpu"]
+
+    def rewards(**fields):
+        assert main(["compare", "--recipe", recipe(text_encoders="drop", decode_slice=1, **fields), *flags]) == 0
+        rows = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+        assert [row["method"] for row in rows] == ["plain", "best-of-2"]
+        return [row["reward"] for row in rows]
+
+    tiny_decoder(4).save_pretrained(tmp_path / "taesd")
+    first = rewards()
+    assert rewards(tiny_decoder=str(tmp_path / "taesd")) != first
+    assert rewards() == first
+
+
+def test_a_recipe_that_is_not_there(capsys):
+    assert main(["generate", "a ring", "--recipe", "nowhere.yaml"]) == 2
+    assert "recipe nowhere.yaml cannot be read" in capsys.readouterr().err
