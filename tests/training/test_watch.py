@@ -39,14 +39,14 @@ def test_watching_changes_no_weight_and_writes_its_rows(sd_pipeline, tmp_path):
     assert rows[-1]["gap_bound"] == pytest.approx(kl_gap_bound(256, rows[-1]["lipschitz"]))
     assert abs(rows[-1]["kl_gap"]) + 4 * rows[-1]["kl_gap_error"] < rows[-1]["gap_bound"]
     assert watch(("lipschitz", "kl"), generator, watched, PROMPTS, seed=0).items() <= rows[-1].items()
-    assert draw_watched(tmp_path / "metrics.jsonl", tmp_path / "lipschitz.png")
+    assert draw_watched(tmp_path, tmp_path / "lipschitz.png")
     colors = {color for _, color in Image.open(tmp_path / "lipschitz.png").getcolors(1 << 20)}
     assert {(30, 90, 170), (200, 80, 30)} <= colors  # the curve, and the line at 1
 
 
 def test_without_a_watch_nothing_is_drawn(sd_pipeline, tmp_path):
     run(sd_pipeline, config(steps=1), output=tmp_path)
-    assert not draw_watched(tmp_path / "metrics.jsonl", tmp_path / "lipschitz.png")
+    assert not draw_watched(tmp_path, tmp_path / "lipschitz.png")
 
 
 def test_watching_works_under_bf16(sd_pipeline, tmp_path):

@@ -94,7 +94,7 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
             "the trained one has not; the pictures please the trained reward alone"
         )
     if result.finished and launched()[0] == 0:
-        if draw_watched(output / "metrics.jsonl", output / "lipschitz.png"):
+        if draw_watched(output, output / "lipschitz.png"):
             say(f"watched: {output / 'lipschitz.png'}")
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)

@@ -5,14 +5,33 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
 
 from hypernoise.errors import InputError, at_least_one, finite_weights, unknown
+
+
+def _words(
+    metavar: str, read: Callable[[list[str]], Any], kind: type | UnionType, told: Callable[[Any], list[str]]
+) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
+    """How a field takes any number of words on the command line, and how its value is told in them."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=told,
+    )
+
+
+def _told_weights(weights: dict[str, float]) -> list[str]:
+    return [f"{name}={weight:g}" for name, weight in weights.items()]
 
 
 def _weights_from_flags(flags: list[str]) -> dict[str, float]:
@@ -28,16 +47,7 @@ def _weights_from_flags(flags: list[str]) -> dict[str, float]:
     return weights
 
 
-Weights = Annotated[
-    dict[str, float],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME=WEIGHT [NAME=WEIGHT ...]",
-        instance_from_str=_weights_from_flags,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
-    ),
-]
+Weights = Annotated[dict[str, float], _words("NAME=WEIGHT [NAME=WEIGHT ...]", _weights_from_flags, dict, _told_weights)]
 """Names and weights: a mapping or one name in a recipe, NAME=WEIGHT words on the command line; no weight is 1."""
 
 WATCHES = ("lipschitz", "kl")
@@ -48,16 +58,7 @@ def _names_from_flags(flags: list[str]) -> tuple[str, ...]:
     return tuple(name for flag in flags for name in flag.split(",") if name)
 
 
-Names = Annotated[
-    tuple[str, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME[,NAME ...]",
-        instance_from_str=_names_from_flags,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=list,
-    ),
-]
+Names = Annotated[tuple[str, ...], _words("NAME[,NAME ...]", _names_from_flags, tuple, list)]
 """Names out of a table: a name or a list in a recipe, separated by commas or spaces on the command line."""
 
 
@@ -73,14 +74,7 @@ def _sources_from_flags(flags: list[str]) -> dict[str, float]:
 
 
 Sources = Annotated[
-    dict[str, float],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="SOURCE[=WEIGHT] [SOURCE[=WEIGHT] ...]",
-        instance_from_str=_sources_from_flags,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
-    ),
+    dict[str, float], _words("SOURCE[=WEIGHT] [SOURCE[=WEIGHT] ...]", _sources_from_flags, dict, _told_weights)
 ]
 """Sources of prompts (see `prompts.read_prompts`) and their weights: a source, or a mapping, in a recipe."""
 
@@ -93,16 +87,11 @@ def _counts_from_flags(flags: list[str]) -> int | tuple[int, ...]:
     return counts[0] if len(counts) == 1 else counts
 
 
-Counts = Annotated[
-    int | tuple[int, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="N[,N ...]",
-        instance_from_str=_counts_from_flags,
-        is_instance=lambda value: isinstance(value, int | tuple),
-        str_from_instance=lambda value: [str(n) for n in ((value,) if isinstance(value, int) else value)],
-    ),
-]
+def _told_counts(value: int | tuple[int, ...]) -> list[str]:
+    return [str(count) for count in ((value,) if isinstance(value, int) else value)]
+
+
+Counts = Annotated[int | tuple[int, ...], _words("N[,N ...]", _counts_from_flags, int | tuple, _told_counts)]
 """One number, or several to draw from: a number or a list in a recipe, separated by commas or spaces as flags."""
 
 

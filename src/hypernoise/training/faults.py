@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.generators.base import Condition
 from hypernoise.rewards import base
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.ensemble import WeightedSum
@@ -24,11 +25,17 @@ WINDOW = 100  # steps out of which the skipped are counted
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of a step drew: pixels [B, 3, H, W] without a graph, and their rewards [B]."""
+    """What one round of a step drew from noise [B, ...]: pixels [B, 3, H, W] without a graph, and their rewards [B].
+
+    means: of the loss and all that is told of the round, by the name of its column.
+    """
 
     prompts: list[str]
+    noise: Tensor
+    condition: Condition
     pixels: Tensor
     rewards: Tensor
+    means: dict[str, Tensor]
 
 
 class Skipped:

@@ -6,7 +6,6 @@ the noises'. Nothing here touches torch's own random numbers, so a watched run t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,15 +15,12 @@ from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.diagnostics.plots import Line, line_chart
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.training.metrics import rows_of
 from hypernoise.training.noise import keyed_noise
+from hypernoise.training.prompts import spread
 
 NOISES = 4
 WATCH_STEP = 10**9 + 1  # noise key: no training step has it, nor has the evaluation
-
-
-def watch_prompts(prompts: Sequence[str]) -> list[str]:
-    """Those that are watched: from one end of the list to the other."""
-    return [prompts[i * len(prompts) // NOISES] for i in range(NOISES)]
 
 
 def watch(
@@ -43,7 +39,7 @@ def watch(
     """
     noise = keyed_noise(generator.noise_shape, seed=seed, step=WATCH_STEP, samples=range(NOISES))
     noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
-    condition = (encode or generator.encode)(watch_prompts(prompts))
+    condition = (encode or generator.encode)(spread(prompts, NOISES))
     row: dict[str, float] = {}
     if "lipschitz" in names:
         row["lipschitz"] = spectral_norm(network, noise, condition).max().item()
@@ -56,10 +52,9 @@ def watch(
     return row
 
 
-def draw_watched(metrics: Path, file: Path) -> bool:
-    """Charts the Lipschitz constant in a metrics.jsonl over the steps, against 1; False if it was not watched."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    points = [(row["step"], row["lipschitz"]) for row in rows if "lipschitz" in row]
+def draw_watched(run: Path, file: Path) -> bool:
+    """Charts the Lipschitz constant of a run's folder over the steps, against 1; False if it was not watched."""
+    points = [(row["step"], row["lipschitz"]) for row in rows_of(run) if "lipschitz" in row]
     if not points:
         return False
     chart = line_chart(
