@@ -151,7 +151,7 @@ class TrainConfig:
     """Updates out of the last hundred that may be skipped because reward or gradient was not finite."""
     kl_limit: float = 0.5
     """The run stops when ½‖f‖² is over this many nats per dimension of the noise; at 0.5 the residual is as long as
-    the noise. 0: never."""
+    the noise. Noises of fewer than 64 dimensions count as 64. 0: never."""
     saturation_limit: float = 0.5
     """The run stops when the share of pixel values that are exactly 0 or 1 has risen by this much; 0: never."""
     samples_every: int = 0
