@@ -55,8 +55,9 @@ class Compare:
     """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     batch_size: int = 16
     seed: int = 0
-    shard: str = "0/1"
-    """k/n: this process makes every n-th batch from the k-th on; all write to the same --output."""
+    shard: str = ""
+    """k/n: this process makes every n-th batch from the k-th on; all write to the same --output. Empty: as torchrun
+    or accelerate launch has it, else all."""
     output: Path = Path("runs/compare")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
@@ -71,20 +72,21 @@ class Compare:
         import torch
         from tqdm import tqdm
 
-        from hypernoise.commands.common import write_report, write_summary
+        from hypernoise.commands.common import told_missing, write_report, write_summary
         from hypernoise.evaluation.compare import compare
         from hypernoise.evaluation.report import contact_sheet, pareto_svg
         from hypernoise.files import output_folder, write_text
         from hypernoise.generators.registry import load_generator
         from hypernoise.methods.registry import Given, make_methods
         from hypernoise.rewards.ensemble import WeightedSum
+        from hypernoise.training.processes import own_device
 
         reward = WeightedSum(self.rewards)
         watched = WeightedSum(self.watched) if self.watched else None
         asked = self._asked()
         given = Given(self.adapter, self.finetuned, self._rewriter(asked.world))
         methods = make_methods(list(dict.fromkeys(["plain", *self.methods])), given)
-        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
+        generator = load_generator(self.generator, device=own_device(self.device), dtype=getattr(torch, self.dtype))
         for method in methods:  # all are looked at before the first takes minutes
             adapter = getattr(method, "adapter", None)
             if adapter is not None:
@@ -110,8 +112,7 @@ class Compare:
                 progress=bar.update,
             )
         if found.missing:
-            print(f"{found.missing} batches are left to other shards; any of them ends with the table", file=sys.stderr)
-            return 0
+            return told_missing(found.missing, "batches")
         write_summary(self.output, "compare", self, generator.device, found.rows, prompts=asked.about)
         print(found)
         write_text(self.output / "pareto.svg", pareto_svg(found.rows))

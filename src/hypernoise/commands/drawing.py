@@ -25,6 +25,7 @@ def made(arguments: Any) -> tuple[Any, list[Any], Any]:
     from hypernoise.methods.plain import Plain
     from hypernoise.methods.registry import Given, make_methods
     from hypernoise.rewards.ensemble import WeightedSum
+    from hypernoise.training.processes import own_device
 
     named = ["plain", *arguments.methods, *(["hypernoise"] if arguments.adapter else [])]
     methods = make_methods(list(dict.fromkeys(named)), Given(arguments.adapter, arguments.finetuned))
@@ -33,7 +34,7 @@ def made(arguments: Any) -> tuple[Any, list[Any], Any]:
         raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
     reward = WeightedSum(arguments.rewards) if arguments.rewards else None
     dtype = getattr(torch, arguments.dtype)
-    generator = load_generator(arguments.generator, device=arguments.device, dtype=dtype)
+    generator = load_generator(arguments.generator, device=own_device(arguments.device), dtype=dtype)
     for method in methods:  # all are looked at before the first takes minutes
         adapter = getattr(method, "adapter", None)
         if adapter is not None:

@@ -59,8 +59,9 @@ class EvaluateGeneval:
     """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     batch_size: int = 16
     seed: int = 0
-    shard: str = "0/1"
-    """k/n: this process does every n-th part of the work from the k-th on; all write to the same --output."""
+    shard: str = ""
+    """k/n: this process does every n-th part of the work from the k-th on; all write to the same --output. Empty: as
+    torchrun or accelerate launch has it, else all."""
     output: Path = Path("runs/geneval")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
@@ -119,6 +120,7 @@ class EvaluateGeneval:
         return load(self.detector or MASK2FORMER, self.colors, device)
 
     def _judge_given(self, folder: Path, shard: tuple[int, int]) -> int:
+        from hypernoise.commands.common import told_missing
         from hypernoise.evaluation.geneval.album import read_album
         from hypernoise.evaluation.geneval.detectors import check_classes
         from hypernoise.evaluation.rows import empty_row
@@ -133,13 +135,14 @@ class EvaluateGeneval:
         output_folder(self.output)
         judged = self._judged(samples, detector, shard, half)
         if judged.missing:
-            return _left(judged.missing, "pictures")
+            return told_missing(judged.missing, "pictures")
         self._write("pictures", judged)
         row = empty_row("pictures")
         row.update(_score_row(judged), benchmark=detector.label, pictures=str(folder))
         return self._finish([row], device, detector, {"pictures": judged})
 
     def _judge_drawn(self, shard: tuple[int, int]) -> int:
+        from hypernoise.commands.common import told_missing
         from hypernoise.commands.drawing import draw, made
         from hypernoise.evaluation.geneval.album import write_album
         from hypernoise.evaluation.geneval.detectors import check_classes
@@ -154,7 +157,7 @@ class EvaluateGeneval:
             check_classes(detector, requests)
         drawn = draw(self, generator, methods, [request.prompt for request in requests], reward, shard)
         if drawn.missing:
-            return _left(drawn.missing, "batches of pictures")
+            return told_missing(drawn.missing, "batches of pictures")
         albums = {}
         for key, records in drawn.records.items():
             folder, drawn_in = self.output / "pictures" / f"{key[1]}-{key[0]}", records.files[0].parent
@@ -167,7 +170,7 @@ class EvaluateGeneval:
         judged = {key: self._judged(samples, detector, shard, []) for key, (_, samples) in albums.items()}
         missing = sum(one.missing for one in judged.values())
         if missing:
-            return _left(missing, "pictures to judge")
+            return told_missing(missing, "pictures to judge")
         rows = []
         for row, (key, found) in zip(drawn.rows, judged.items(), strict=True):
             steps, name = key
@@ -246,11 +249,6 @@ def examples(judged: dict[str, Any]) -> list[Any]:
         )
         for i in chosen
     ]
-
-
-def _left(number: int, what: str) -> int:
-    print(f"{number} {what} are left to other shards; any of them ends with the table", file=sys.stderr)
-    return 0
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
