@@ -22,6 +22,7 @@ from hypernoise.training.config import Recipe
 from hypernoise.training.parting import best_stretch, readings
 from hypernoise.training.processes import launched, leave, own_device, say
 from hypernoise.training.prompts import read_mix
+from hypernoise.training.sharding import shard_base
 from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
 from hypernoise.training.watch import draw_watched
@@ -64,11 +65,14 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
     watched = WeightedSum(recipe.watched, settings=settings) if recipe.watched else None
     prompts = read_mix(recipe.prompts)
-    generator = load_generator(recipe.generator, device=own_device(device), **loading(recipe))
+    place, sharded = own_device(device), recipe.shard_base != "none"
+    generator = load_generator(recipe.generator, device="cpu" if sharded else place, **loading(recipe))
     generator.check_prompts(list(prompts))
     output_folder(output)
-    generator.encode_ahead(list(prompts))
     network = LoRANoise(generator, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)
+    if sharded:
+        shard_base(network, recipe.shard_base, pick_device(place))
+    generator.encode_ahead(list(prompts))
     found = checkpoints(output)
     if found:
         say(f"going on from {found[-1]} (delete {output} to start anew)")

@@ -244,6 +244,19 @@ def recognised(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
+TOGETHER: dict[str, tuple[Any, ...]] = {
+    "watch": ((),),
+    "lipschitz": ("free",),
+    "warm_rounds": (0,),
+    "quantise": ("none",),
+}
+SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where no process can draw alone
+    "none": {},
+    "denoiser": TOGETHER,
+    "all": {**TOGETHER, "text_encoders": ("stay",), "embeddings": ("memory", "off")},
+}
+
+
 @dataclass(frozen=True)
 class Recipe(TrainConfig):
     """A whole training run, as a YAML file holds it: every field here may stand there."""
@@ -286,6 +299,9 @@ class Recipe(TrainConfig):
     """A small decoder of the TAESD family in place of the generator's: a directory or a Hub repository."""
     quantise: Literal["none", "int8", "nf4"] = "none"
     """Of the frozen denoiser's weights, with bitsandbytes; what trains stays fp32."""
+    shard_base: Literal["none", "denoiser", "all"] = "none"
+    """Spread the frozen denoiser's weights, or those of the text encoders too, over the processes that a launcher
+    starts (FSDP2): none holds them whole."""
     prompts: Sources = field(default_factory=lambda: {"scenes": 1.0})
     """Files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's training
     captions; of several, each gives prompts in proportion to its weight."""
@@ -322,6 +338,10 @@ class Recipe(TrainConfig):
             raise InputError('prompts is empty; for example prompts: "scenes", or prompts: {a.txt: 3, b.jsonl: 1}')
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
+        for name, needed in SHARDED[self.shard_base].items():
+            if getattr(self, name) not in needed:
+                told = " or ".join("nothing" if value == () else str(value) for value in needed)
+                raise InputError(f"shard_base: {self.shard_base} needs {name}: {told}, not {getattr(self, name)}")
         if self.patience and not self.watched:
             raise InputError("patience needs a watched reward; for example watched: {pickscore: 1.0}")
 
