@@ -55,7 +55,7 @@ class KeptInMemory(Encoded):
         generator: Generator,
         prompts: Sequence[str],
         limit: int = MEMORY,
-        everyones: Callable[[list[str]], list[str]] = lambda own: own,
+        everyones: Callable[[list[str]], list[str]] = list,
     ):
         super().__init__(generator)
         self.everyones = everyones
@@ -237,8 +237,8 @@ def encoder(
     """
     if kind != "disk":
         together = getattr(generator, "encodes_together", False)
-        shared = {"everyones": partial(gathered, accelerator)} if together else {}
-        yield KeptInMemory(generator, prompts, **shared) if kind == "memory" else Encoded(generator)
+        everyones = partial(gathered, accelerator) if together else list
+        yield KeptInMemory(generator, prompts, everyones=everyones) if kind == "memory" else Encoded(generator)
         return
     missing = missing_from(generator, folder, prompts)
     gib = bytes_needed(generator, missing) / 2**30
