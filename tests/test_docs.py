@@ -24,6 +24,7 @@ EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
 COMPARED = ["--judged", "1", "--noises", "1", "--methods", "best-of-2"]
 TRAINED = ["--train-steps", "1", "--batch-size", "1", "--rank", "1", "--seeds", "0"]
 EXPERIMENT = ["--judged", "1", "--noises", "1", *TRAINED]
+WARM = ["--warm-rounds", "1", "--warm-samples", "2"]
 SHORTENED = {
     "quickstart": [*QUICK, "--judged", "1"],
     "train": [*QUICK, "--warm-samples", "2"],
@@ -38,8 +39,8 @@ SHORTENED = {
     "prompts": [],
     "compare": COMPARED,
     "experiment redness": [*EXPERIMENT, "--lrs", "1e-3", "--looks", "1"],
-    "experiment amortisation": [*EXPERIMENT, "--searches", "best-of-2", "--against", "reno-2"],
-    "experiment steps": [*EXPERIMENT, "--steps", "1", "2"],
+    "experiment amortisation": [*EXPERIMENT, *WARM, "--searches", "best-of-2", "--against", "reno-2"],
+    "experiment steps": [*EXPERIMENT, *WARM, "--steps", "1", "2"],
     "experiment ablations": [*EXPERIMENT, "--ranks", "1"],
     "failures": ["--steps", "1", "--batch-size", "2", "--judged", "1", "--points", "2", "--modes", "discontinuous"],
     "diagnose": ["--noises", "8", "--pictures", "16"],

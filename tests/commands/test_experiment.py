@@ -22,6 +22,8 @@ TINY = [
     "--rewards", "redness=20", "--watched", "blueness", "--device", "cpu",
 ]  # fmt: skip
 
+WARM = ["--warm-rounds", "1", "--warm-samples", "2"]
+
 
 @pytest.fixture
 def run(sd_pipeline, tmp_path):
@@ -132,9 +134,10 @@ def test_redness_trains_both_alike_and_meets_them(run, tmp_path, capsys):
     assert sorted(tmp_path.glob("out/training/*/checkpoint-*")) == made
 
 
-def test_amortisation_reports_every_search(run, tmp_path):
+def test_amortisation_reports_every_search(run, tmp_path, capsys):
     flags = ["--searches", "best-of-2", "--against", "reno-2", "--lr", "1e-2"]
-    summary = run("amortisation", *flags)
+    summary = run("amortisation", *flags, *WARM)
+    assert "warm start 1/1" in capsys.readouterr().err
     assert [r["method"] for r in summary["results"]] == ["plain", "hypernoise", "best-of-2", "reno-2"]
     assert summary["shares"]["reno-2"]["of_extra_calls"] == pytest.approx(
         1 / 2
@@ -144,7 +147,7 @@ def test_amortisation_reports_every_search(run, tmp_path):
 
 
 def test_steps_tells_what_is_left_of_the_noise(run):
-    summary = run("steps", "--steps", "1", "2", "--mixed", "1", "2", "--seeds", "0", "--lr", "1e-2")
+    summary = run("steps", "--steps", "1", "2", "--mixed", "1", "2", "--seeds", "0", "--lr", "1e-2", *WARM)
     names = ["plain", "hypernoise-one", "hypernoise-mixed"]
     assert [(r["steps"], r["method"]) for r in summary["results"]] == [(s, n) for s in (1, 2) for n in names]
     first, second = summary["influence"]
@@ -172,6 +175,7 @@ def test_ablations_have_a_row_each(run):
         (["steps", "--mixed", "0"], "--mixed takes numbers from 1"),
         (["ablations", "--ranks", "0"], "--ranks takes numbers from 1"),
         (["ablations", "--start", "0"], "--start must be above 0"),
+        (["ablations", "--warm-rounds", "1"], "--warm-rounds must be 0 here"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hypernoise.commands.experiment_base import Experiment, pooled
 from hypernoise.errors import InputError
+from hypernoise.training.config import Weights
 
 
 @dataclass(frozen=True)
@@ -14,10 +15,17 @@ class Ablations(Experiment):
     """The gain at several ranks, and with B drawn from N(0, --start²) instead of 0, all else alike.
 
     The paper's ranks are 8 to 128 on networks with layers of 1000 and more channels; the defaults are scaled to
-    the embedded generator. alpha / rank is the same at every rank.
+    the embedded generator. alpha / rank is the same at every rank. A warm start has no start of its own and its
+    output layer needs no more than 16 ranks, so there is none, and the reward is one that is climbed without.
     """
 
     name: ClassVar[str] = "ablations"
+    lr: float = 1e-3
+    kl_weight: float = 1.0
+    sample_clip: float = 0.0
+    batch_size: int = 16
+    warm_rounds: int = 0
+    rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
     ranks: tuple[int, ...] = (2, 4, 8, 16, 32)
     start: float = 0.02
 
@@ -26,6 +34,8 @@ class Ablations(Experiment):
             raise InputError(f"--ranks takes numbers from 1, such as 4 16, not {list(self.ranks)}")
         if not self.start > 0:
             raise InputError(f"--start must be above 0, not {self.start}")
+        if self.warm_rounds:
+            raise InputError("--warm-rounds must be 0 here: a warm start would be the start that is compared")
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.plain import Plain
 

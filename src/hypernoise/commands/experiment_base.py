@@ -25,18 +25,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Flags of every experiment. The generator draws the scenes world, and the judge's held-out captions are asked."""
+    """Flags of every experiment; the training settings are those of recipes/scenes.yaml.
+
+    The generator draws the scenes world, and the judge's held-out captions are asked.
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Training seeds; results are over all of them."""
-    train_steps: int = 600
+    train_steps: int = 200
     """Updates of each training run."""
-    batch_size: int = 16
-    lr: float = 1e-3
-    kl_weight: float = 1.0
-    rank: int = 16
-    alpha: float = 32.0
-    rewards: Weights = field(default_factory=lambda: {"scenes": 10.0})
+    batch_size: int = 32
+    lr: float = 2e-4
+    kl_weight: float = 0.05
+    sample_clip: float = 5.0
+    rank: int = 32
+    alpha: float = 64.0
+    warm_rounds: int = 4
+    """Of the noise networks' warm start, before the first update (docs/training.md); 0: none."""
+    warm_samples: int = 3072
+    warm_step: float = 1.2
+    rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
     """What is trained for and searched by."""
     watched: Weights = field(default_factory=dict)
     """Rewards that nothing is trained for, reported beside."""
@@ -49,7 +57,7 @@ class Experiment:
     output: Path = Path("runs/experiment")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the frozen weights; what trains is always fp32."""
 
     name: ClassVar[str]
@@ -81,7 +89,7 @@ class Experiment:
 
     def config(self, seed: int, **changes: Any) -> TrainConfig:
         """Without decay, so that a run can be looked at on its way and go on."""
-        names = ("batch_size", "lr", "kl_weight", "dtype")
+        names = ("batch_size", "lr", "kl_weight", "sample_clip", "dtype")
         own = {name: getattr(self, name) for name in names}
         return TrainConfig(**{**own, "steps": self.train_steps, "seed": seed, **changes})
 
@@ -118,12 +126,16 @@ class Bench:
         from hypernoise.adapters import save_adapter
         from hypernoise.methods.finetune import LoRATune, finetune
         from hypernoise.noise.lora import LoRANoise
+        from hypernoise.training.checkpoint import checkpoints
         from hypernoise.training.trainer import train
+        from hypernoise.training.warm_start import warm_start
 
-        folder = self.settings.output / "training" / run
-        rank = rank or self.settings.rank
-        alpha = self.settings.alpha * rank / self.settings.rank  # the update's scale is the same at every rank
+        settings, folder = self.settings, self.settings.output / "training" / run
+        rank = rank or settings.rank
+        alpha = settings.alpha * rank / settings.rank  # the update's scale is the same at every rank
+        warm = {"rounds": settings.warm_rounds, "samples": settings.warm_samples, "step": settings.warm_step}
         known = {"kind": kind, "rank": rank, "alpha": alpha, "start": start, "rewards": self.reward.weights}
+        known |= {"warm": warm if kind == "hypernoise" and settings.warm_rounds else None}
         same_run(folder, {**recognised(config), **known, "steps": None, "generator": self.generator.name})
         points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.steps])}
         missing = [point for point, place in points.items() if not (place / "hypernoise.json").exists()]
@@ -132,13 +144,15 @@ class Bench:
         make, climb = {"hypernoise": (LoRANoise, train), "finetune": (LoRATune, finetune)}[kind]
         network = make(self.generator, rank=rank, alpha=alpha, seed=config.seed)
         disturb(network, start, config.seed)
+        if known["warm"] and not checkpoints(folder):
+            warm_start(network, self.reward, self.prompts, config, **warm)
         for point in missing:
             print(f"training {run} to {point} updates", file=sys.stderr)
             reached = dataclasses.replace(config, steps=point)
             result = climb(self.generator, network, self.reward, self.prompts, reached, output=folder)
             if not result.finished:
                 raise KeyboardInterrupt
-            save_adapter(network, points[point], training={"steps": point, "rewards": self.settings.rewards})
+            save_adapter(network, points[point], training={"steps": point, "rewards": settings.rewards})
         network.remove()
         return points
 

@@ -29,6 +29,10 @@ class Redness(Experiment):
     """
 
     name: ClassVar[str] = "redness"
+    kl_weight: float = 1.0
+    sample_clip: float = 0.0
+    batch_size: int = 16
+    warm_rounds: int = 0
     rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
     watched: Weights = field(default_factory=lambda: {"scenes": 1.0})
     lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)

@@ -40,7 +40,7 @@ class Steps(Experiment):
         ours: dict[str, list[Any]] = {"one": [], "mixed": []}
         for seed in self.seeds:
             config = self.config(seed)
-            (folder,) = bench.adapters(f"one-seed{seed}", config).values()
+            (folder,) = bench.adapters(f"seed{seed}", config).values()
             ours["one"].append(HyperNoise(folder, name=f"one-{seed}"))
             config = replace(config, generator_steps=self.mixed)
             (folder,) = bench.adapters(f"mixed-{'-'.join(map(str, self.mixed))}-seed{seed}", config).values()

@@ -34,6 +34,7 @@ from hypernoise.rewards.pixel import redness
 from hypernoise.scenes import networks
 from hypernoise.scenes.benchmark import evaluate
 from hypernoise.scenes.coupling import CELLS, CHANNELS, couple, extremes
+from hypernoise.scenes.critic import Critic, adversarial
 from hypernoise.scenes.path import FEW_STEP_TIMES, LAST, EulerPath
 from hypernoise.scenes.prompts import evaluation_requests, split
 from hypernoise.scenes.training import TrainState
@@ -67,6 +68,8 @@ class MakeConfig:
     goes on from true pictures, at all t."""
     reading_weight: float = 0.2
     """Of naming the free colours that a noise stands for, beside drawing them."""
+    adversary: float = 0.2
+    """Pull of the critic on the generator's answers, in units of the distance's own; 0: none."""
     checkpoint_every: int = 250
     judged: int = 50
     """Evaluation prompts per category that the finished generator is judged on, four noises each."""
@@ -208,7 +211,9 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
     text_encoder.to(config.device)
     unet.to(config.device)
     reader = Reader(unet).to(config.device)
-    state = TrainState(config, "generator", [unet, text_encoder, reader], config.generator_lr, config.generator_steps)
+    critic = Critic(networks.WIDTH).to(config.device)
+    modules = [unet, text_encoder, reader, critic]
+    state = TrainState(config, "generator", modules, config.generator_lr, config.generator_steps)
     path = EulerPath(networks.build_scheduler(), config.device)
     pure, own = (round(share * config.batch_size) for share in (config.one_step_share, config.own_answer_share))
     owned = torch.arange(own) % pure  # an answer may be gone on from at several times
@@ -230,17 +235,28 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
             reading = reader.error(noise[:pure])
             towards = torch.cat([first[owned].detach(), target[pure:]])
             later = path.answer(unet, path.noised(towards, noise[again], t), t, embeds[again])
-        loss = distance(torch.cat([first, later]), torch.cat([target[:pure], target[again]])).mean()
+        answers, truths = torch.cat([first, later]), torch.cat([target[:pure], target[again]])
+        loss = distance(answers, truths).mean()
         with torch.no_grad():
             one_step = (first - target[:pure]).square().mean()
             other = (later - target[again]).square().mean((1, 2, 3))
         logged = {
+            "loss": loss,
             "reading": reading,
             "one_step": one_step,
             "own_answer": other[:own].mean(),
             "other": other[own:].mean(),
         }
-        state.update(loss + config.reading_weight * reading, {"loss": loss, **logged})
+        if config.adversary:
+            looked = slice(pure + own)  # what is drawn, not what true pictures are noised to
+            (pull,) = torch.autograd.grad(loss, answers, retain_graph=True)
+            states = torch.cat([embeds[:pure], embeds[again]])
+            with state.autocast():
+                adversary, logged["critic"] = adversarial(
+                    critic, answers[looked], truths[looked], states[looked], pull[looked], config.adversary
+                )
+            loss = loss + adversary
+        state.update(loss + config.reading_weight * reading, logged)
     state.load_average()
     return unet.requires_grad_(False), text_encoder.requires_grad_(False)
 
