@@ -22,7 +22,6 @@ from hypernoise.training.config import Recipe
 from hypernoise.training.parting import best_stretch, readings
 from hypernoise.training.processes import launched, leave, own_device, say
 from hypernoise.training.prompts import read_mix
-from hypernoise.training.sharding import shard_base
 from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
 from hypernoise.training.watch import draw_watched
@@ -71,6 +70,8 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     output_folder(output)
     network = LoRANoise(generator, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)
     if sharded:
+        from hypernoise.training.sharding import shard_base  # not every build of torch has it
+
         shard_base(network, recipe.shard_base, pick_device(place))
     generator.encode_ahead(list(prompts))
     found = checkpoints(output)
