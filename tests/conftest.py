@@ -78,8 +78,11 @@ def build_sd_pipeline(folder: Path, *, seed: int = 0, width: int = 8, dtype: tor
 
 @pytest.fixture
 def sd_pipeline(tmp_path: Path) -> Callable[..., StableDiffusionPipeline]:
-    """Builds tiny Stable Diffusion pipelines; equal arguments give equal weights."""
-    return lambda **settings: build_sd_pipeline(tmp_path, **settings)
+    """Builds tiny Stable Diffusion pipelines; equal arguments give equal weights.
+
+    Each process has a folder of its own: several that build at once would read each other's half-written files.
+    """
+    return lambda **settings: build_sd_pipeline(tmp_path / f"pipelines-{os.getpid()}", **settings)
 
 
 @pytest.fixture

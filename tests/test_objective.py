@@ -97,7 +97,7 @@ def linear_problem(reward, *, kl_weight, steps=400, matrix=W):
     """Trains an affine f on g(x) = matrix · x; gives fresh noise, f of it, and the run."""
     generator = linear_generator(matrix)
     network = ResidualNoise((1, 1, 4), depth=0).double()
-    config = TrainConfig(steps=steps, batch_size=64, lr=0.03, kl_weight=kl_weight, decay=True, clip=100.0, kl_limit=0)
+    config = TrainConfig(steps=steps, batch_size=64, lr=0.03, kl_weight=kl_weight, decay=True, clip=100.0)
     result = train(generator, network, reward, ["any"], config, progress=False)
     noise = torch.randn(4096, 1, 1, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     return noise, network(noise, generator.encode(["any"])).detach(), result

@@ -210,6 +210,8 @@ def _read_released(folder: Path) -> dict[str, Any]:
 
 def describe_base(generator: Generator) -> dict[str, Any]:
     """What an adapter's base is recognised by: parameter names and shapes, and a few weights."""
+    if isinstance(generator, DiffusionGenerator) and generator.described is not None:
+        return generator.described
     about: dict[str, Any] = {"name": generator.name, "noise_shape": list(generator.noise_shape)}
     if isinstance(generator, DiffusionGenerator):
         frozen = {

@@ -46,7 +46,7 @@ def test_a_noise_network_trains_on_any_module(module, shape, embed):
         module, noise_shape=shape, embed=embed, to_pixels=lambda y: torch.sigmoid(y.reshape(len(y), 3, 4, 4))
     )
     network = ResidualNoise(shape, width=16, depth=1)
-    config = TrainConfig(steps=30, batch_size=8, kl_weight=0.01, lr=1e-2, kl_limit=0)  # of 2 to 8 dimensions
+    config = TrainConfig(steps=30, batch_size=8, kl_weight=0.01, lr=1e-2)
     result = train(generator, network, lambda p, t: 10 * redness(p, t), COLOURS, config, progress=False)
     first, last = result.history[0]["reward"], result.history[-1]["reward"]
     assert result.history[0]["kl"] == 0

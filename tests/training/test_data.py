@@ -98,13 +98,6 @@ def test_packages_that_are_missing_are_told(source, package, what):
         read_prompts(source)
 
 
-def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.table({"id": [1, 2], "caption": ["a ring", "a cross"]}), tmp_path / "p.parquet")
-    assert read_prompts(str(tmp_path / "p.parquet")) == ["a ring", "a cross"]
-
-
 class Rows(list):
     """What `datasets` gives for a streamed split, as far as prompts need it."""
 

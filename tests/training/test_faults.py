@@ -87,7 +87,7 @@ def test_a_reward_that_raises_for_a_whole_batch_alone_is_told_too():
 
 
 def test_a_kl_that_blows_up_stops_the_run_with_advice():
-    with pytest.raises(InputError, match=r"blown up at step \d+: ½‖f‖² is .* over kl_limit 0.5 x 4 .*raise kl_weight"):
+    with pytest.raises(InputError, match=r"blown up at step \d+: ½‖f‖² .* over kl_limit 0.5 x 64 .*raise kl_weight"):
         quick(None, WeightedSum({"redness": 500.0}), steps=200, lr=1.0, kl_weight=0.0, kl_limit=0.5)
 
 
@@ -100,6 +100,14 @@ def test_pictures_that_blow_up_stop_the_run_with_advice(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert 0 < rows[0]["saturated"] < 0.8
     assert all(row["saturated"] - rows[0]["saturated"] <= 0.2 for row in rows)
+
+
+@pytest.mark.parametrize(("dimensions", "limit"), [(1, 32.0), (64, 32.0), (1024, 512.0)])
+def test_a_noise_of_few_dimensions_may_be_moved_by_several_deviations(dimensions, limit):
+    config = TrainConfig()
+    check_blow_up(config, 1, limit, dimensions, 0.0)
+    with pytest.raises(InputError, match=rf"over kl_limit 0.5 x {max(dimensions, 64)}"):
+        check_blow_up(config, 1, 1.001 * limit, dimensions, 0.0)
 
 
 def test_limits_of_zero_never_stop():

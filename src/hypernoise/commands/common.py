@@ -49,7 +49,15 @@ def write_report(
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """(k, n) of "k/n". Raises InputError unless k is below n."""
+    """(k, n) of "k/n"; of nothing, this process's number among those that a launcher started, (0, 1) without one.
+
+    Raises:
+        InputError: k is not below n.
+    """
+    if not text:
+        from hypernoise.training.processes import launched
+
+        return launched()
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {text!r}")

@@ -52,8 +52,9 @@ class Compare(WithGenerator):
     """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     batch_size: int = 16
     seed: int = 0
-    shard: str = "0/1"
-    """k/n: this process makes every n-th batch from the k-th on; all write to the same --output."""
+    shard: str = ""
+    """k/n: this process makes every n-th batch from the k-th on; all write to the same --output. Empty: as torchrun
+    or accelerate launch has it, else all."""
     output: Path = Path("runs/compare")
 
     @classmethod

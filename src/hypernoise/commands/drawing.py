@@ -34,8 +34,9 @@ class Drawing:
     """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
     batch_size: int = 16
     seed: int = 0
-    shard: str = "0/1"
-    """k/n: this process does every n-th part of the work from the k-th on; all write to the same --output."""
+    shard: str = ""
+    """k/n: this process does every n-th part of the work from the k-th on; all write to the same --output. Empty: as
+    torchrun or accelerate launch has it, else all."""
     output: Path = Path("runs/drawn")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
@@ -56,6 +57,7 @@ def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
     from hypernoise.methods.plain import Plain
     from hypernoise.methods.registry import Given, make_methods
     from hypernoise.rewards.ensemble import WeightedSum
+    from hypernoise.training.processes import own_device
 
     named = ["plain", *arguments.methods, *(["hypernoise"] if arguments.adapter else [])]
     methods = make_methods(list(dict.fromkeys(named)), Given(arguments.adapter, arguments.finetuned))
@@ -64,7 +66,7 @@ def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
         raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
     reward = WeightedSum(arguments.rewards) if arguments.rewards else None
     dtype = getattr(torch, arguments.dtype)
-    generator = load_generator(arguments.generator, device=arguments.device, dtype=dtype)
+    generator = load_generator(arguments.generator, device=own_device(arguments.device), dtype=dtype)
     for method in methods:  # all are looked at before the first takes minutes
         adapter = getattr(method, "adapter", None)
         if adapter is not None:

@@ -14,6 +14,7 @@ from hypernoise.training.config import Weights
 
 SHOWN = 2  # pictures per category on the grid
 REPORTED = 10  # in the report
+BATCH = 32  # pictures drawn at once, as always in this benchmark: a stochastic scheduler's noise depends on it
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class EvaluateScenes:
     """Judge the fixed evaluation prompts, each from the same noises, plain and with noise networks.
 
     Several adapters are taken as training runs of one recipe: their mean is reported, and the intervals are
-    over prompts and runs. Writes summary.json and grid.png to --output.
+    over prompts and runs. Writes summary.json, grid.png and every picture to --output, and goes on from those there.
     """
 
     adapter: tuple[str, ...] = ()
@@ -38,6 +39,9 @@ class EvaluateScenes:
     """Pictures per prompt; 4 are the benchmark."""
     report: bool = False
     """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
+    shard: str = ""
+    """k/n: this process makes every n-th batch from the k-th on; all write to the same --output. Empty: as torchrun
+    or accelerate launch has it, else all."""
     output: Path = Path("runs/evaluate-scenes")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
@@ -48,61 +52,99 @@ class EvaluateScenes:
         return tyro.cli(cls, args=arguments, prog="hypernoise evaluate scenes")
 
     def run(self) -> int:
+        from hypernoise.commands.common import shard_of
+
         at_least_one(self, "judged", "noises", flags=True)
         if not self.steps or min(self.steps) < 1:
             raise InputError(f"--steps takes numbers from 1, such as 1 2 4 8, not {list(self.steps)}")
+        shard = shard_of(self.shard)
+        import numpy as np
         import torch
         from tqdm import tqdm
 
-        from hypernoise.adapters import load_adapter
-        from hypernoise.commands.common import write_report, write_summary
+        from hypernoise.commands.common import left_to_others, write_report, write_summary
+        from hypernoise.commands.compare import scenes_prompts
+        from hypernoise.evaluation.compare import compare
+        from hypernoise.evaluation.rows import pooled_row
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import load_generator
+        from hypernoise.methods.hypernoise import HyperNoise
+        from hypernoise.methods.plain import Plain
         from hypernoise.rewards.ensemble import WeightedSum
-        from hypernoise.scenes.benchmark import evaluate, pool
-        from hypernoise.scenes.prompts import EVALUATION_VERSION, digest, evaluation_requests
+        from hypernoise.scenes.prompts import evaluation_requests
+        from hypernoise.training.processes import own_device
 
         reward = WeightedSum(self.rewards)
-        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
-        for adapter in self.adapter:  # all are looked at before the first takes minutes
-            network: Any = load_adapter(generator, adapter)
-            network.remove()
+        generator = load_generator(self.generator, device=own_device(self.device), dtype=getattr(torch, self.dtype))
+        runs = [HyperNoise(folder, name=f"hypernoise-{number}") for number, folder in enumerate(self.adapter, 1)]
+        for run in runs:  # all are looked at before the first takes minutes
+            run.adapter.on(generator)
         output_folder(self.output)
-        requests = evaluation_requests(self.judged)
-        total = (1 + len(self.adapter)) * len(self.steps) * len(requests) * self.noises
-        with tqdm(total=total, desc="judging", unit="picture") as bar:
-
-            def measure(network: Any) -> dict[int, Any]:
-                return {
-                    steps: evaluate(
-                        generator, network, requests, reward, seeds=self.noises, steps=steps, progress=bar.update
-                    )
-                    for steps in self.steps
-                }
-
-            base, runs = measure(None), []
-            for adapter in self.adapter:
-                network = load_adapter(generator, adapter)
-                runs.append(measure(network))
-                network.remove()
-        rows = []
-        for steps in self.steps:
-            rows.append(base[steps].row)
-            if runs:
-                rows.append(pool(base[steps], [run[steps] for run in runs]))
-        prompts = {"version": EVALUATION_VERSION, "count": len(requests), "sha256": digest(requests)}
-        write_summary(self.output, "evaluate scenes", self, generator.device, rows, prompts=prompts)
+        asked, requests = scenes_prompts(self.judged), evaluation_requests(self.judged)
+        total = (1 + len(runs)) * len(self.steps) * len(requests) * self.noises
+        with tqdm(total=-(-total // shard[1]), desc="judging", unit="picture") as bar:
+            found = compare(
+                generator,
+                [Plain(), *runs],
+                asked.prompts,
+                reward,
+                steps=self.steps,
+                noises=self.noises,
+                batch_size=BATCH,
+                judge=asked.judge,
+                categories=asked.categories,
+                output=self.output,
+                shard=shard,
+                progress=bar.update,
+            )
+        if found.missing:
+            return left_to_others(found.missing, "batches")
+        by_name = dict(zip(found.records, found.rows, strict=True))
+        base, ours = {steps: by_name[steps, "plain"] for steps in self.steps}, {}
+        if runs:
+            groups = np.array(asked.categories)
+            for steps in self.steps:
+                records = [found.records[steps, run.name] for run in runs]
+                ours[steps] = pooled_row("hypernoise", steps, records, found.records[steps, "plain"], groups)
+        rows = [kind[steps] for steps in self.steps for kind in (base, ours) if kind]
+        write_summary(self.output, "evaluate scenes", self, generator.device, rows, prompts=asked.about)
         print(table(rows))
+        pictures = [
+            {steps: seen(found.records[steps, name], row, requests) for steps, row in kind.items()}
+            for name, kind in (("plain", base), ("hypernoise-1", ours))
+        ]
         sheet = self.output / "grid.png"
-        grid(requests, self.noises, base, runs[0] if runs else {}).save(sheet)
+        grid(requests, 1, *pictures).save(sheet)
         print(f"pictures: {sheet}", file=sys.stderr)
         if self.report:
-            pictures = examples(requests, self.noises, base, runs[0] if runs else {})
-            write_report(self, "evaluate scenes", rows, pictures, judge="the scenes judge", prompts=str(len(requests)))
+            shown = examples(requests, *pictures)
+            write_report(self, "evaluate scenes", rows, shown, judge="the scenes judge", prompts=str(len(requests)))
         return 0
 
 
-def examples(requests: Any, noises: int, base: dict[int, Any], ours: dict[int, Any]) -> list[Any]:
+def seen(records: Any, row: dict[str, Any], requests: Any) -> Any:
+    """An `Evaluation` of the pictures from the first noise alone, with the row of them all."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from hypernoise.scenes.benchmark import Evaluation
+    from hypernoise.scenes.judge import judge
+
+    right = records.values["right"]
+    first = records.files[:: right.shape[1]]
+    pictures = [np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in first]
+    verdicts = [
+        dataclasses.replace(judge(picture, request), correct=bool(was[0]))  # as it was before it had 8 bits
+        for picture, request, was in zip(pictures, requests, right, strict=True)
+    ]
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return Evaluation(pixels, verdicts, row, right.mean(1), np.array([request.category for request in requests]))
+
+
+def examples(requests: Any, base: dict[int, Any], ours: dict[int, Any]) -> list[Any]:
     """The first prompts of each category from their first noise, plain and by the first run's network."""
     from PIL import Image
 
@@ -116,7 +158,7 @@ def examples(requests: Any, noises: int, base: dict[int, Any], ours: dict[int, A
         return Shown(name_of(evaluation.row), Image.fromarray(levels), verdict.correct, verdict.reason)
 
     return [
-        Example(requests[i].caption, requests[i].category, [shown(evaluation, noises * i) for evaluation in found])
+        Example(requests[i].caption, requests[i].category, [shown(evaluation, i) for evaluation in found])
         for i in first_of_each([request.category for request in requests], REPORTED)
     ]
 
@@ -129,12 +171,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
     lines = [head]
     for row in rows:
-        gain = f"{row['gain']:>+7.3f}  {_between(row['gain_ci95'], '+'):<17}" if "gain" in row else " " * 26
+        gained = row.get("gain") is not None
+        gain = f"{row['gain']:>+7.3f}  {_between(row['gain_ci95'], '+'):<17}" if gained else " " * 26
         diversity = "" if row["diversity"] is None else f"{row['diversity']:.3f}"
         lines.append(
             f"{row['steps']:>5} {row['method']:<11}{row['score']:>6.3f}  {_between(row['score_ci95']):<15}{gain}"
             f"{row['artefacts']:>9.3f}{row['reward']:>9.3f}{row['kl']:>7.2f}{diversity:>11}"
-            f"{row['denoiser_forwards']:>7}{1000 * row['seconds_per_image']:>10.1f}"
+            f"{row['denoiser_forwards']:>7g}{1000 * row['seconds_per_image']:>10.1f}"
         )
     names = list(rows[0]["categories"])
     lines += ["", f"{'steps':>5} {'':<11}" + "".join(f"{name:>15}" for name in names)]
@@ -144,7 +187,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _between(interval: list[float], sign: str = "") -> str:
+def _between(interval: list[float] | None, sign: str = "") -> str:
+    if interval is None:  # one prompt a category: nobody knows its spread
+        return ""
     low, high = interval
     return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
 

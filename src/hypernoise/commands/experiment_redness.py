@@ -7,15 +7,14 @@ leaves its own training loss lowest. They are compared where they have raised th
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from hypernoise.commands.experiment_base import Bench, Experiment, pooled
 from hypernoise.errors import InputError
 from hypernoise.training.config import TrainConfig, Weights
+from hypernoise.training.metrics import mean_of, rows_of
 
 KINDS = ("hypernoise", "finetune")
 AVERAGED = 20  # last updates whose mean loss a learning rate is chosen by
@@ -85,7 +84,8 @@ class Redness(Experiment):
                     raise
                 losses[lr] = None  # it diverged, which is an outcome
                 continue
-            losses[lr] = _last_loss(bench.settings.output / "training" / _run(kind, config) / "metrics.jsonl")
+            rows = rows_of(bench.settings.output / "training" / _run(kind, config))
+            losses[lr] = mean_of(rows[-AVERAGED:], "loss")
         left = {lr: loss for lr, loss in losses.items() if loss is not None}
         if not left:
             raise InputError(f"{kind} diverged at every learning rate of {list(self.lrs)}; give lower --lrs")
@@ -94,11 +94,6 @@ class Redness(Experiment):
 
 def _run(kind: str, config: TrainConfig) -> str:
     return f"{kind}-lr{config.lr:g}-seed{config.seed}"
-
-
-def _last_loss(metrics: Path) -> float:
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()[-AVERAGED:]]
-    return sum(row["loss"] for row in rows) / len(rows)
 
 
 def at_matched_reward(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -26,6 +27,9 @@ class Generate(WithGenerator):
     images: int = 1
     """Pictures per prompt."""
     seed: int = 0
+    shard: str = ""
+    """k/n: this process draws every n-th picture from the k-th on; all write to the same --output. Empty: as torchrun
+    or accelerate launch has it, else all."""
     output: Path = Path("runs/generate")
 
     @classmethod
@@ -38,9 +42,11 @@ class Generate(WithGenerator):
             raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         if not self.prompts:
             raise InputError('give at least one prompt: hypernoise generate "a red circle"')
+        from hypernoise.commands.common import left_to_others, shard_of, write_summary
+
+        index, count = shard_of(self.shard)
         import torch
 
-        from hypernoise.commands.common import write_summary
         from hypernoise.files import output_folder
         from hypernoise.pipeline import attach
 
@@ -52,23 +58,27 @@ class Generate(WithGenerator):
             attach(pipeline, self.adapter)
         output_folder(self.output)
         pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
-        rows = []
-        for number, prompt in enumerate(self.prompts):
-            seeds = [self.seed + i for i in range(self.images)]
-            generators = [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
-            condition = generator.encode([prompt] * self.images)
+        rows = [
+            {"prompt": prompt, "seed": seed, "steps": self.steps, "file": f"{number:03d}-seed{seed}.png"}
+            for number, prompt in enumerate(self.prompts)
+            for seed in range(self.seed, self.seed + self.images)
+        ]
+        for _, group in groupby(rows[index::count], key=lambda row: row["file"].partition("-")[0]):
+            own = list(group)  # of one prompt
+            condition = generator.encode([row["prompt"] for row in own])
             with generator.decoding():
                 pictures = pipeline(
                     height=generator.size[0],
                     width=generator.size[1],
-                    generator=generators,
+                    generator=[torch.Generator(generator.device).manual_seed(row["seed"]) for row in own],
                     **generator.family.arguments(condition.tensors),
                     **generator.call(self.steps),
                 ).images
-            for seed, picture in zip(seeds, pictures, strict=True):
-                file = self.output / f"{number:03d}-seed{seed}.png"
-                picture.save(file)
-                rows.append({"prompt": prompt, "seed": seed, "steps": self.steps, "file": file.name})
-                print(file)
+            for row, picture in zip(own, pictures, strict=True):
+                picture.save(self.output / row["file"])
+                print(self.output / row["file"])
+        missing = sum(not (self.output / row["file"]).exists() for row in rows)
+        if missing:
+            return left_to_others(missing, "pictures")
         write_summary(self.output, "generate", self, generator.device, rows)
         return 0

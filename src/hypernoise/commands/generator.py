@@ -36,5 +36,6 @@ class WithGenerator(Loading):
 
     def load(self) -> DiffusionGenerator:
         from hypernoise.generators.registry import load_as
+        from hypernoise.training.processes import own_device
 
-        return load_as(self, device=self.device)
+        return load_as(self, device=own_device(self.device))

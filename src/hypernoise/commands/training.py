@@ -46,11 +46,16 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
     watched = WeightedSum(recipe.watched, settings=settings) if recipe.watched else None
     prompts = read_mix(recipe.prompts)
-    generator = load_as(recipe, device=own_device(device))
+    place, sharded = own_device(device), recipe.shard_base != "none"
+    generator = load_as(recipe, device="cpu" if sharded else place)
     generator.check_prompts(list(prompts))
     output_folder(output)
-    generator.encode_ahead(list(prompts))
     network = LoRANoise(generator, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)
+    if sharded:
+        from hypernoise.training.sharding import shard_base  # not every build of torch has it
+
+        shard_base(network, recipe.shard_base, pick_device(place))
+    generator.encode_ahead(list(prompts))
     found = checkpoints(output)
     if found:
         say(f"going on from {found[-1]} (delete {output} to start anew)")

@@ -63,6 +63,8 @@ class DiffusionGenerator:
         self.memory = memory
         self.changed = dict(changed)
         self._text: TextSide | None = None
+        self.described: dict[str, Any] | None = None  # `adapters.describe_base`, from before the weights were sharded
+        self.encodes_together = False  # the text encoders are sharded: all processes must encode at once
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -14,6 +16,23 @@ import yaml
 
 from hypernoise.errors import InputError, at_least_one, finite_weights, unknown
 from hypernoise.generators.loading import Loading
+
+
+def _words(
+    metavar: str, read: Callable[[list[str]], Any], kind: type | UnionType, told: Callable[[Any], list[str]]
+) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
+    """How a field takes any number of words on the command line, and how its value is told in them."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=told,
+    )
+
+
+def _told_weights(weights: dict[str, float]) -> list[str]:
+    return [f"{name}={weight:g}" for name, weight in weights.items()]
 
 
 def _weights_from_flags(flags: list[str]) -> dict[str, float]:
@@ -29,16 +48,7 @@ def _weights_from_flags(flags: list[str]) -> dict[str, float]:
     return weights
 
 
-Weights = Annotated[
-    dict[str, float],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME=WEIGHT [NAME=WEIGHT ...]",
-        instance_from_str=_weights_from_flags,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
-    ),
-]
+Weights = Annotated[dict[str, float], _words("NAME=WEIGHT [NAME=WEIGHT ...]", _weights_from_flags, dict, _told_weights)]
 """Names and weights: a mapping or one name in a recipe, NAME=WEIGHT words on the command line; no weight is 1."""
 
 WATCHES = ("lipschitz", "kl")
@@ -49,16 +59,7 @@ def _names_from_flags(flags: list[str]) -> tuple[str, ...]:
     return tuple(name for flag in flags for name in flag.split(",") if name)
 
 
-Names = Annotated[
-    tuple[str, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME[,NAME ...]",
-        instance_from_str=_names_from_flags,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=list,
-    ),
-]
+Names = Annotated[tuple[str, ...], _words("NAME[,NAME ...]", _names_from_flags, tuple, list)]
 """Names out of a table: a name or a list in a recipe, separated by commas or spaces on the command line."""
 
 
@@ -74,14 +75,7 @@ def _sources_from_flags(flags: list[str]) -> dict[str, float]:
 
 
 Sources = Annotated[
-    dict[str, float],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="SOURCE[=WEIGHT] [SOURCE[=WEIGHT] ...]",
-        instance_from_str=_sources_from_flags,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
-    ),
+    dict[str, float], _words("SOURCE[=WEIGHT] [SOURCE[=WEIGHT] ...]", _sources_from_flags, dict, _told_weights)
 ]
 """Sources of prompts (see `prompts.read_prompts`) and their weights: a source, or a mapping, in a recipe."""
 
@@ -94,16 +88,11 @@ def _counts_from_flags(flags: list[str]) -> int | tuple[int, ...]:
     return counts[0] if len(counts) == 1 else counts
 
 
-Counts = Annotated[
-    int | tuple[int, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="N[,N ...]",
-        instance_from_str=_counts_from_flags,
-        is_instance=lambda value: isinstance(value, int | tuple),
-        str_from_instance=lambda value: [str(n) for n in ((value,) if isinstance(value, int) else value)],
-    ),
-]
+def _told_counts(value: int | tuple[int, ...]) -> list[str]:
+    return [str(count) for count in ((value,) if isinstance(value, int) else value)]
+
+
+Counts = Annotated[int | tuple[int, ...], _words("N[,N ...]", _counts_from_flags, int | tuple, _told_counts)]
 """One number, or several to draw from: a number or a list in a recipe, separated by commas or spaces as flags."""
 
 
@@ -166,7 +155,7 @@ class TrainConfig:
     """Updates out of the last hundred that may be skipped because reward or gradient was not finite."""
     kl_limit: float = 0.5
     """The run stops when ½‖f‖² is over this many nats per dimension of the noise; at 0.5 the residual is as long as
-    the noise. 0: never."""
+    the noise. Noises of fewer than 64 dimensions count as 64. 0: never."""
     saturation_limit: float = 0.5
     """The run stops when the share of pixel values that are exactly 0 or 1 has risen by this much; 0: never."""
     samples_every: int = 0
@@ -259,6 +248,19 @@ def recognised(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
+TOGETHER: dict[str, tuple[Any, ...]] = {
+    "watch": ((),),
+    "lipschitz": ("free",),
+    "warm_rounds": (0,),
+    "quantise": ("none",),
+}
+SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where no process can draw alone
+    "none": {},
+    "denoiser": TOGETHER,
+    "all": {**TOGETHER, "text_encoders": ("stay",), "embeddings": ("memory", "off")},
+}
+
+
 @dataclass(frozen=True)
 class Recipe(TrainConfig, Loading):
     """A whole training run, as a YAML file holds it: every field here may stand there."""
@@ -278,6 +280,9 @@ class Recipe(TrainConfig, Loading):
     """Where rewards that are networks are; empty: with the pictures."""
     reward_checkpointing: bool = False
     """Compute the rewards' activations again for the gradient: less memory, more time."""
+    shard_base: Literal["none", "denoiser", "all"] = "none"
+    """Spread the frozen denoiser's weights, or those of the text encoders too, over the processes that a launcher
+    starts (FSDP2): none holds them whole."""
     prompts: Sources = field(default_factory=lambda: {"scenes": 1.0})
     """Files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's training
     captions; of several, each gives prompts in proportion to its weight."""
@@ -317,6 +322,10 @@ class Recipe(TrainConfig, Loading):
             raise InputError('prompts is empty; for example prompts: "scenes", or prompts: {a.txt: 3, b.jsonl: 1}')
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
+        for name, needed in SHARDED[self.shard_base].items():
+            if getattr(self, name) not in needed:
+                told = " or ".join("nothing" if value == () else str(value) for value in needed)
+                raise InputError(f"shard_base: {self.shard_base} needs {name}: {told}, not {getattr(self, name)}")
         if self.patience and not self.watched:
             raise InputError("patience needs a watched reward; for example watched: {pickscore: 1.0}")
 

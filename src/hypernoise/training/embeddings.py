@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from hypernoise.errors import InputError
 from hypernoise.files import output_folder
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.training.checkpoint import writing
-from hypernoise.training.processes import say
+from hypernoise.training.processes import gathered, say
 
 MEMORY = 2**30  # bytes of embeddings that are kept in memory
 SHARD = 2**28  # bytes of a file on disk
@@ -45,26 +46,34 @@ class Encoded:
 class KeptInMemory(Encoded):
     """Each prompt is encoded when it is first seen, and kept; as long as all of them fit into `limit` bytes.
 
-    Prompts whose embeddings differ in length are not kept.
+    Prompts whose embeddings differ in length are not kept. `everyones` gives those that all processes ask for at
+    once, where each must encode what any of them does.
     """
 
-    def __init__(self, generator: Generator, prompts: Sequence[str], limit: int = MEMORY):
+    def __init__(
+        self,
+        generator: Generator,
+        prompts: Sequence[str],
+        limit: int = MEMORY,
+        everyones: Callable[[list[str]], list[str]] = list,
+    ):
         super().__init__(generator)
+        self.everyones = everyones
         self.rows: dict[str, Condition] = {}
         self.limit, self.count = limit, len(set(prompts))
         self.fits = True
 
     def __call__(self, prompts: list[str]) -> Condition:
-        for prompt in dict.fromkeys(prompts):
+        asked = list(dict.fromkeys(self.everyones(prompts)))
+        for prompt in asked:
             if self.fits and prompt not in self.rows:
                 self.rows[prompt] = self.generator.encode([prompt]).to("cpu")
                 self.fits = self.count * size_of(self.rows[prompt]) <= self.limit
-        joined = _joined([self.rows[prompt] for prompt in prompts]) if self.fits else None
-        if joined is None:
+        if not (self.fits and _alike([self.rows[prompt] for prompt in asked])):
             self.fits = False
             self.rows.clear()
             return self.generator.encode(prompts)
-        return joined.to(self.generator.device)
+        return _joined([self.rows[prompt] for prompt in prompts]).to(self.generator.device)
 
 
 class KeptOnDisk(Encoded):
@@ -131,9 +140,10 @@ def encode_to_disk(generator: Generator, folder: Path, prompts: Sequence[str]) -
     per_file = max(1, SHARD // (needed // len(prompts)))
     for start in range(0, len(prompts), per_file):
         texts = prompts[start : start + per_file]
-        rows = _joined([generator.encode([text]).to("cpu") for text in texts])
-        if rows is None:
+        encoded = [generator.encode([text]).to("cpu") for text in texts]
+        if not _alike(encoded):
             raise InputError(f"{generator.name!r} gives embeddings of differing lengths; take --embeddings off")
+        rows = _joined(encoded)
         keys = [_key(text) for text in texts]
         digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
         file = folder / f"{fingerprint(generator)}-{digest}.safetensors"
@@ -206,15 +216,15 @@ def _key(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:32]
 
 
-def _joined(rows: Sequence[Condition]) -> Condition | None:
-    """Conditions of one prompt each as one; None if their shapes differ."""
-    first = rows[0].tensors
-    if any(row.tensors.keys() != first.keys() for row in rows):
-        return None
-    columns: dict[str, list[Tensor]] = {name: [row.tensors[name] for row in rows] for name in first}
-    if any(tensor.shape != column[0].shape for column in columns.values() for tensor in column):
-        return None
-    return Condition({name: torch.cat(column) for name, column in columns.items()})
+def _alike(rows: Sequence[Condition]) -> bool:
+    """Whether the tensors of conditions have the same names and shapes."""
+    shapes = [{name: tensor.shape for name, tensor in row.tensors.items()} for row in rows]
+    return all(own == shapes[0] for own in shapes)
+
+
+def _joined(rows: Sequence[Condition]) -> Condition:
+    """Conditions of one prompt each, and alike, as one."""
+    return Condition({name: torch.cat([row.tensors[name] for row in rows]) for name in rows[0].tensors})
 
 
 @contextmanager
@@ -227,7 +237,9 @@ def encoder(
     encoders are aside until the block ends.
     """
     if kind != "disk":
-        yield KeptInMemory(generator, prompts) if kind == "memory" else Encoded(generator)
+        together = getattr(generator, "encodes_together", False)
+        everyones = partial(gathered, accelerator) if together else list
+        yield KeptInMemory(generator, prompts, everyones=everyones) if kind == "memory" else Encoded(generator)
         return
     missing = missing_from(generator, folder, prompts)
     gib = bytes_needed(generator, missing) / 2**30

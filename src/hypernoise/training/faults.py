@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.generators.base import Condition
 from hypernoise.rewards import base
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.ensemble import WeightedSum
@@ -20,15 +21,22 @@ from hypernoise.training.config import TrainConfig
 
 NAMED = 3  # faults that a message names
 WINDOW = 100  # steps out of which the skipped are counted
+FEWEST = 64  # dimensions that a noise counts as at least: with few, an honest optimum may lie many deviations away
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of a step drew: pixels [B, 3, H, W] without a graph, and their rewards [B]."""
+    """What one round of a step drew from noise [B, ...]: pixels [B, 3, H, W] without a graph, and their rewards [B].
+
+    means: of the loss and all that is told of the round, by the name of its column.
+    """
 
     prompts: list[str]
+    noise: Tensor
+    condition: Condition
     pixels: Tensor
     rewards: Tensor
+    means: dict[str, Tensor]
 
 
 class Skipped:
@@ -127,10 +135,11 @@ def check_blow_up(config: TrainConfig, step: int, kl: float, dimensions: int, ri
     kl: mean ½‖f‖² of a step; risen: its share of saturated values beyond the untrained network's.
     """
     advice = "raise kl_weight, or lower lr or the rewards' weights"
-    if config.kl_limit and kl > config.kl_limit * dimensions:
+    if config.kl_limit and kl > config.kl_limit * max(dimensions, FEWEST):
+        few = ", as all noises of fewer count" if dimensions < FEWEST else ""
         raise InputError(
-            f"blown up at step {step}: ½‖f‖² is {kl:.4g} nats, over kl_limit {config.kl_limit:g} x {dimensions} "
-            f"dimensions (a noise itself has {dimensions / 2:g}); {advice}"
+            f"blown up at step {step}: ½‖f‖² is {kl:.4g} nats, over kl_limit {config.kl_limit:g} x "
+            f"{max(dimensions, FEWEST)} dimensions{few} (a noise itself has {dimensions / 2:g}); {advice}"
         )
     if config.saturation_limit and risen > config.saturation_limit:
         raise InputError(

@@ -181,6 +181,11 @@ def read_mix(sources: Mapping[str, float]) -> Sequence[str]:
     return list(parts[0]) if len(parts) == 1 else PromptMix(tuple(parts), tuple(sources.values()))
 
 
+def spread(prompts: Sequence[str], count: int) -> list[str]:
+    """So many prompts, from one end of the list to the other."""
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
 def prompts_of_step(prompts: Sequence[str], step: int, batch_size: int, seed: int) -> list[str]:
     """The batch of a step: every prompt once per epoch of its source, in an order keyed by (seed, epoch) alone."""
     places = range(step * batch_size, (step + 1) * batch_size)

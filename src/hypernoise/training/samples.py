@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,15 +12,11 @@ from torch import Tensor
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.training.noise import keyed_noise
+from hypernoise.training.prompts import spread
 
 COUNT = 8  # pictures in a row
 SAMPLE_STEP = 10**9 + 3  # noise key: no training step has it, nor has any other use
 GAP = 4  # px between pictures
-
-
-def sample_prompts(prompts: Sequence[str], count: int = COUNT) -> list[str]:
-    """Prompts from one end of the list to the other."""
-    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 @torch.no_grad()
@@ -30,13 +25,12 @@ def draw_samples(
     network: NoiseNetwork,
     prompts: Sequence[str],
     encode: Callable[[list[str]], Condition],
-    file: Path,
     *,
     steps: int,
     seed: int,
-) -> None:
-    """Writes two rows of pictures: from the noises alone, and with f. Torch's own random numbers are left alone."""
-    texts = sample_prompts(prompts)
+) -> Image.Image:
+    """Two rows of pictures: from the noises alone, and with f. Torch's own random numbers are left alone."""
+    texts = spread(prompts, COUNT)
     noise = keyed_noise(generator.noise_shape, seed=seed, step=SAMPLE_STEP, samples=range(len(texts)))
     noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
     columns = []
@@ -44,8 +38,7 @@ def draw_samples(
         x, c = noise[i : i + 1], encode([text])
         pair = [generator.sample(z, c, steps=steps, seed=seed)[0].float().cpu() for z in (x, x + network(x, c))]
         columns.append(pair)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    grid([[column[row] for column in columns] for row in range(2)]).save(file)
+    return grid([[column[row] for column in columns] for row in range(2)])
 
 
 def grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:

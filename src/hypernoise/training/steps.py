@@ -1,4 +1,4 @@
-"""How many denoiser calls a training picture takes, and through which of them its gradient goes."""
+"""How a training picture is computed: in how many denoiser calls, with a gradient through which, how precisely."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def steps_of(config: TrainConfig, step: int) -> int:
     """The denoiser calls per picture of an update: one of `generator_steps`, by (seed, step)."""
     counts = config.step_counts
     return counts[key_of(config.seed, step, DRAW) % len(counts)]
+
+
+def autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
+    """Inside the block matrix products are in the run's `dtype`, if that is a short one."""
+    precision = torch.float16 if config.dtype == "float16" else torch.bfloat16
+    return torch.autocast(device.type, precision, enabled=config.dtype != "float32")
 
 
 @contextmanager

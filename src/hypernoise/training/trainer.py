@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from hypernoise.errors import InputError
+from hypernoise.files import output_folder
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl, limit_gradient, noise_objective
@@ -28,7 +30,7 @@ from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from hypernoise.training.config import TrainConfig, recognised
-from hypernoise.training.embeddings import encoder
+from hypernoise.training.embeddings import Encoded, encoder
 from hypernoise.training.faults import (
     NOT_THE_REWARDS,
     Round,
@@ -45,12 +47,12 @@ from hypernoise.training.noise import key_of, training_noise
 from hypernoise.training.optimizers import Average, make_optimizer, set_learning_rate
 from hypernoise.training.parting import Reading, parted, readings
 from hypernoise.training.processes import agreed, gathered, samples_per_round, say, start
-from hypernoise.training.prompts import PromptMix, prompts_of_step
-from hypernoise.training.samples import draw_samples, sample_prompts
+from hypernoise.training.prompts import PromptMix, prompts_of_step, spread
+from hypernoise.training.samples import COUNT, draw_samples
 from hypernoise.training.signals import stop_requested
-from hypernoise.training.steps import gradient_through_last, steps_of
+from hypernoise.training.steps import autocast, gradient_through_last, steps_of
 from hypernoise.training.tracking import MetricsLog, begin_tracking, check_trackers, track
-from hypernoise.training.watch import watch, watch_prompts
+from hypernoise.training.watch import NOISES, watch
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,11 @@ def train(
     if config.kl_term == "exact":
         check_exact(generator.noise_shape)
     accelerator = start(generator.device, config.trackers, folder)
-    per_round = samples_per_round(config, accelerator.num_processes)
+    samples_per_round(config, accelerator.num_processes)  # refuses a batch that they do not divide
     main = accelerator.is_main_process
     if isinstance(network, nn.Module):
         network.to(generator.device)
-    parameters = network.trainable_parameters()
-    optimizer = make_optimizer(parameters, config)
+    optimizer = make_optimizer(network.trainable_parameters(), config)
     scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=config.dtype == "float16")
     average = Average(network, config.ema) if config.ema else None
     scales = reward if isinstance(reward, WeightedSum) else None
@@ -132,9 +133,8 @@ def train(
     model: Any = (
         accelerator.prepare_model(network, device_placement=False) if isinstance(network, nn.Module) else network
     )
-    names = list(scales.members) if scales is not None else []
-    dimensions = math.prod(generator.noise_shape)
     base_saturation = agreed(accelerator, log.first.get("saturated") if log is not None else None)
+    dimensions = math.prod(generator.noise_shape)
     history: list[dict[str, float]] = []
     skipped, saved, saved_at = Skipped(config.skip_limit), len(history), time.monotonic()
     seen = readings(folder / METRICS, step) if folder is not None and step else []
@@ -146,73 +146,16 @@ def train(
     asked = _asked(config, prompts, step) if config.embeddings == "disk" else prompts
     encoding = encoder(config.embeddings, generator, embeddings, accelerator, asked)
     with encoding as encode, bar, stop_requested() as stop:
+        run = _Run(config, generator, network, model, reward, watched, encode, accelerator, optimizer, scaler, average)
         while step < config.steps and not (signal or apart):
-            started = time.perf_counter()
+            started, calls = time.perf_counter(), steps_of(config, step)
             texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
-            calls = steps_of(config, step)
             watching = watched is not None and (step + 1) % config.watched_every == 0
-            sums, rounds = torch.zeros(5 + len(names), device=generator.device), []
-            for part in range(config.accumulation):
-                first = (part * accelerator.num_processes + accelerator.process_index) * per_round
-                samples = range(first, first + per_round)
-                torch.manual_seed(key_of(config.seed, step, first))  # for rewards that draw random numbers
-                mine = [texts[i] for i in samples]
-                noise = training_noise(
-                    config.noise,
-                    generator.noise_shape,
-                    seed=config.seed,
-                    step=step,
-                    samples=samples,
-                    count=config.fixed_noises,
-                ).to(generator.device, parameters[0].dtype)
-                condition = encode(mine)
-                last = part == config.accumulation - 1
-                with nullcontext() if last else accelerator.no_sync(model):
-                    with _autocast(generator, config):
-                        residual = model(noise, condition)  # f(x0, c)
-                        improved = noise + residual
-                        if config.sample_clip:
-                            share = scaler.get_scale() / (per_round * config.accumulation)
-                            improved = limit_gradient(improved, config.sample_clip, share)
-                        with gradient_through_last(generator, config.gradient_steps, calls):
-                            seeds = [key_of(config.seed, step, sample) for sample in samples]
-                            pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
-                    rewards = scored(reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
-                    loss = noise_objective(residual, rewards, config.kl_weight).mean()
-                    if config.kl_term == "exact":
-                        loss = loss + config.kl_weight * exact_gap(network, noise, condition).mean()
-                    if config.lipschitz == "penalty":
-                        with _autocast(generator, config):
-                            excess = squared_excess(network, noise, condition, config.lipschitz_bound)
-                        loss = loss + config.lipschitz_weight * excess
-                    if not history:
-                        check_gradients(reward, rewards, pixels)
-                    accelerator.backward(scaler.scale(loss / config.accumulation))
-                drawn = pixels.detach().to(noise.dtype)
-                rounds.append(Round(mine, drawn, rewards.detach()))
-                shown = torch.zeros_like(rewards)
-                if watched is not None and watching:
-                    with torch.no_grad(), _chance_aside(generator.device):
-                        shown = scored(watched, drawn, mine, step, "the watched reward")
-                means = [loss, rewards.mean(), l2_kl(residual).mean(), shown.mean(), saturation(drawn)]
-                if scales is not None:
-                    means += [scales.last[name] for name in names]
-                sums += torch.stack([mean.detach().float().to(sums.device) for mean in means])
-            scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-            row, signal, finite = _agreed_row(accelerator, sums / config.accumulation, norm, names, stop())
-            faults: list[str] = []
-            if finite:
-                set_learning_rate(optimizer, config, step)
-                scaler.step(optimizer)
-                if average is not None:
-                    average.update()
-            elif math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1:
-                pass  # fp16's range: the update is left out and the loss scaled less
-            else:
-                faults = gathered(accelerator, faults_of(reward, rounds)) or [NOT_THE_REWARDS]
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            rounds = [
+                _round(run, step, part, texts, watching=watching, check=not history)
+                for part in range(config.accumulation)
+            ]
+            row, signal, faults = _update(run, step, rounds, stop())
             step += 1
             if faults:
                 say(f"step {step} skipped: {told(faults)}")
@@ -223,17 +166,11 @@ def train(
                     "pictures do not depend on the noise through what is differentiated"
                 )
             if config.lipschitz == "clamp":
-                with _autocast(generator, config):
-                    stretch = lipschitz_seen(network, noise, condition)  # type: ignore[possibly-unbound]  # of the last round
-                clamp(network, accelerator.gather(stretch).max().item(), config.lipschitz_bound)  # type: ignore[union-attr]
+                _clamp(run, rounds[-1])
 
             base_saturation = row["saturated"] if base_saturation is None else base_saturation
             check_blow_up(config, step, row["kl"], dimensions, row["saturated"] - base_saturation)
-            if not watching:
-                del row["watched_reward"]
             row = {"step": step, **{name: value for name, value in row.items() if math.isfinite(value)}}
-            if not finite:
-                row["skipped"] = 1
             seconds = time.perf_counter() - started
             pace = (time.perf_counter() - began) / (step - at_first)
             row |= {
@@ -245,12 +182,14 @@ def train(
             if len(config.step_counts) > 1:
                 row["generator_steps"] = calls
             if config.watch and main and (step % config.watch_every == 0 or step == config.steps):
-                with _autocast(generator, config):
+                with autocast(generator.device, config):
                     row |= watch(config.watch, generator, network, prompts, seed=config.seed, encode=encode)
-            if folder is not None and main and config.samples_every and step % config.samples_every == 0:
-                picture = folder / "samples" / f"step-{step:06d}.png"
-                with _autocast(generator, config), average.in_place() if average is not None else nullcontext():
-                    draw_samples(generator, network, prompts, encode, picture, steps=calls, seed=config.seed)
+            if folder is not None and config.samples_every and step % config.samples_every == 0:
+                with autocast(generator.device, config), average.in_place() if average is not None else nullcontext():
+                    sheet = draw_samples(generator, network, prompts, encode, steps=calls, seed=config.seed)
+                if main:  # drawn by all: a base in shards cannot be called by one process alone
+                    output_folder(folder / "samples")
+                    sheet.save(folder / "samples" / f"step-{step:06d}.png")
             history.append(row)
             shown_now = {"reward": f"{row.get('reward', math.nan):.4f}", "kl": f"{row.get('kl', math.nan):.3f}"}
             bar.set_postfix(shown_now | ({"skipped": skipped.count} if skipped.count else {}), refresh=False)
@@ -277,6 +216,131 @@ def train(
         for tracker in accelerator.trackers:
             tracker.finish()
     return TrainResult(step, finished, history, checkpoint, apart, signal, skipped.count)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays through a run: everything a step needs but its number."""
+
+    config: TrainConfig
+    generator: Generator
+    network: NoiseNetwork
+    model: Any  # the network, in DDP's wrapper where there are several processes
+    reward: RewardFunction
+    watched: RewardFunction | None
+    encode: Encoded
+    accelerator: Accelerator
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    average: Average | None
+
+    @property
+    def per_round(self) -> int:
+        """Samples of this process in a round."""
+        return samples_per_round(self.config, self.accelerator.num_processes)
+
+    @property
+    def members(self) -> list[str]:
+        """The names of the rewards in the sum."""
+        return list(self.reward.members) if isinstance(self.reward, WeightedSum) else []
+
+
+def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool, check: bool) -> Round:
+    """One round of a step: this process's samples drawn, rewarded, and their gradient added to the others'.
+
+    Args:
+        texts: the prompts of the whole batch.
+        check: whether the reward's gradient is looked at, too.
+    """
+    config, generator, accelerator, device = run.config, run.generator, run.accelerator, run.generator.device
+    first = (part * accelerator.num_processes + accelerator.process_index) * run.per_round
+    samples = range(first, first + run.per_round)
+    torch.manual_seed(key_of(config.seed, step, first))  # for rewards that draw random numbers
+    mine = [texts[i] for i in samples]
+    noise = training_noise(
+        config.noise, generator.noise_shape, seed=config.seed, step=step, samples=samples, count=config.fixed_noises
+    ).to(device, run.network.trainable_parameters()[0].dtype)
+    condition, calls = run.encode(mine), steps_of(config, step)
+    last = part == config.accumulation - 1
+    with nullcontext() if last else accelerator.no_sync(run.model):
+        with autocast(device, config):
+            residual = run.model(noise, condition)  # f(x0, c)
+            improved = noise + residual
+            if config.sample_clip:
+                share = run.scaler.get_scale() / (run.per_round * config.accumulation)
+                improved = limit_gradient(improved, config.sample_clip, share)
+            with gradient_through_last(generator, config.gradient_steps, calls):
+                seeds = [key_of(config.seed, step, sample) for sample in samples]
+                pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
+        rewards = scored(run.reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
+        loss = noise_objective(residual, rewards, config.kl_weight).mean()
+        if config.kl_term == "exact":
+            loss = loss + config.kl_weight * exact_gap(run.network, noise, condition).mean()
+        if config.lipschitz == "penalty":
+            with autocast(device, config):
+                excess = squared_excess(run.network, noise, condition, config.lipschitz_bound)
+            loss = loss + config.lipschitz_weight * excess
+        if check:
+            check_gradients(run.reward, rewards, pixels)
+        accelerator.backward(run.scaler.scale(loss / config.accumulation))
+    drawn = pixels.detach().to(noise.dtype)
+    means = {"loss": loss, "reward": rewards.mean(), "kl": l2_kl(residual).mean(), "saturated": saturation(drawn)}
+    if isinstance(run.reward, WeightedSum):
+        means |= {f"reward/{name}": run.reward.last[name] for name in run.members}
+    if run.watched is not None and watching:
+        with torch.no_grad(), _chance_aside(device):
+            means["watched_reward"] = scored(run.watched, drawn, mine, step, "the watched reward").mean()
+    means = {name: mean.detach().float().to(device) for name, mean in means.items()}
+    return Round(mine, noise, condition, drawn, rewards.detach(), means)
+
+
+def _update(run: _Run, step: int, rounds: list[Round], asked: int) -> tuple[dict[str, float], int, list[str]]:
+    """Takes the optimiser's step, unless a number is not finite.
+
+    Returns the step's row over all processes, the signal that any of them got, and what was at fault if it is left out.
+    """
+    scaler, config = run.scaler, run.config
+    scaler.unscale_(run.optimizer)
+    norm = nn.utils.clip_grad_norm_(run.network.trainable_parameters(), config.clip)
+    names = list(rounds[0].means)
+    means = torch.stack([sum((seen.means[name] for seen in rounds), torch.zeros(())) for name in names])
+    row, signal = _agreed_row(run.accelerator, names, means / config.accumulation, norm, asked)
+    faults: list[str] = []
+    if math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"]):
+        set_learning_rate(run.optimizer, config, step)
+        scaler.step(run.optimizer)
+        if run.average is not None:
+            run.average.update()
+    else:
+        row["skipped"] = 1
+        narrow = math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1
+        if not narrow:  # else it is fp16's range: the loss is scaled less from now on
+            faults = gathered(run.accelerator, faults_of(run.reward, rounds)) or [NOT_THE_REWARDS]
+    scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    return row, signal, faults
+
+
+def _agreed_row(
+    accelerator: Accelerator, names: list[str], means: torch.Tensor, norm: torch.Tensor, asked: int
+) -> tuple[dict[str, float], int]:
+    """The step's row over all processes, and the signal that any of them got.
+
+    One exchange and one reading from the device per step.
+    """
+    several = accelerator.num_processes > 1
+    own = torch.cat([means, torch.tensor([float(asked)]).to(means)])
+    together = torch.cat([accelerator.reduce(own, "mean") if several else own, norm.detach().float()[None].to(own)])  # type: ignore[list-item]
+    *shared, signal, gradient = together.tolist()
+    row = dict(zip(names, shared, strict=True)) | {"gradient_norm": gradient}
+    return row, asked or (15 if signal else 0)
+
+
+def _clamp(run: _Run, seen: Round) -> None:
+    """Scales the residual down to the bound, by what the noises of a round show."""
+    with autocast(run.generator.device, run.config):
+        stretch = lipschitz_seen(run.network, seen.noise, seen.condition)
+    clamp(run.network, run.accelerator.gather(stretch).max().item(), run.config.lipschitz_bound)  # type: ignore[union-attr]
 
 
 def _check(
@@ -334,25 +398,8 @@ def _asked(config: TrainConfig, prompts: Sequence[str], step: int) -> list[str]:
     if (config.steps - step) * config.batch_size >= len(prompts):
         return list(prompts)
     coming = (prompts_of_step(prompts, later, config.batch_size, config.seed) for later in range(step, config.steps))
-    return [*watch_prompts(prompts), *sample_prompts(prompts), *(prompt for batch in coming for prompt in batch)]
-
-
-def _agreed_row(
-    accelerator: Accelerator, means: torch.Tensor, norm: torch.Tensor, names: list[str], asked: int
-) -> tuple[dict[str, float], int, bool]:
-    """The step's row over all processes, the signal that any of them got, and whether its numbers are finite.
-
-    One exchange and one reading from the device per step.
-    """
-    several = accelerator.num_processes > 1
-    own = torch.cat([means, torch.tensor([float(asked)]).to(means)])
-    together = torch.cat([accelerator.reduce(own, "mean") if several else own, norm.detach().float()[None].to(own)])  # type: ignore[list-item]
-    loss, reward, kl, shown, saturated, *members, signal, gradient = together.tolist()
-    row = {"loss": loss, "reward": reward, "kl": kl, "saturated": saturated}
-    row |= {f"reward/{name}": value for name, value in zip(names, members, strict=True)}
-    row |= {"watched_reward": shown, "gradient_norm": gradient}
-    number = asked or (15 if signal else 0)
-    return row, number, math.isfinite(loss) and math.isfinite(gradient)
+    shown = [*spread(prompts, NOISES), *spread(prompts, COUNT)]
+    return [*shown, *(prompt for batch in coming for prompt in batch)]
 
 
 def _fixed_settings(
@@ -377,11 +424,6 @@ def _fixed_settings(
         "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
     }
     return json.loads(json.dumps(fixed))  # as it will be read back
-
-
-def _autocast(generator: Generator, config: TrainConfig) -> torch.autocast:
-    precision = torch.float16 if config.dtype == "float16" else torch.bfloat16
-    return torch.autocast(generator.device.type, precision, enabled=config.dtype != "float32")
 
 
 def _memory(device: torch.device) -> int:

@@ -29,7 +29,7 @@ from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.noise import key_of, keyed_noise
 from hypernoise.training.prompts import prompts_of_step
-from hypernoise.training.steps import steps_of
+from hypernoise.training.steps import autocast, steps_of
 
 WARM_STEP = 10**9 + 10**6  # noise of batch n has key WARM_STEP + n: no training step has it
 RIDGE = 0.1  # of the features' mean square, added to E[h hᵀ]
@@ -100,8 +100,7 @@ def _measure(
     noise = keyed_noise(generator.noise_shape, seed=config.seed, step=WARM_STEP + batch, samples=range(count))
     noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
     condition = generator.encode(texts)
-    bfloat16 = torch.autocast(generator.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16")
-    with bfloat16, _at_output(network) as kept:
+    with autocast(generator.device, config), _at_output(network) as kept:
         improved = noise + network(noise, condition)
         if config.sample_clip:
             improved = limit_gradient(improved, config.sample_clip, 1.0)

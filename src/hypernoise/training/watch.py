@@ -17,14 +17,10 @@ from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.training.metrics import rows_of
 from hypernoise.training.noise import keyed_noise
+from hypernoise.training.prompts import spread
 
 NOISES = 4
 WATCH_STEP = 10**9 + 1  # noise key: no training step has it, nor has the evaluation
-
-
-def watch_prompts(prompts: Sequence[str]) -> list[str]:
-    """Those that are watched: from one end of the list to the other."""
-    return [prompts[i * len(prompts) // NOISES] for i in range(NOISES)]
 
 
 def watch(
@@ -43,7 +39,7 @@ def watch(
     """
     noise = keyed_noise(generator.noise_shape, seed=seed, step=WATCH_STEP, samples=range(NOISES))
     noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
-    condition = (encode or generator.encode)(watch_prompts(prompts))
+    condition = (encode or generator.encode)(spread(prompts, NOISES))
     row: dict[str, float] = {}
     if "lipschitz" in names:
         row["lipschitz"] = spectral_norm(network, noise, condition).max().item()

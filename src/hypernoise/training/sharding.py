@@ -1,0 +1,57 @@
+"""The frozen base in shards over the processes, for generators that no device holds whole; each has the whole LoRA.
+
+torch's FSDP2. A block's weights are gathered when it is called, forward or backward, and let go after it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from hypernoise.adapters import describe_base
+from hypernoise.errors import InputError
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.training.processes import launched
+
+
+def shard_base(network: LoRANoise, parts: str, device: torch.device) -> None:
+    """Spreads the frozen weights under a noise network over all processes, and puts the rest on each one's device.
+
+    From then on every process must call the sharded parts as often as the others: none can draw alone.
+
+    Args:
+        network: on a generator that may rest on the CPU; moved block by block, so that no device ever holds it whole.
+        parts: "denoiser", or "all" for the text encoders too.
+
+    Raises:
+        InputError: there is one process only, or torch is older than 2.7.
+    """
+    if launched()[1] == 1:
+        raise InputError("shard_base needs several processes: start the run with torchrun or accelerate launch")
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise InputError(f"shard_base needs torch 2.7 or later, not {torch.__version__}")
+    PartialState(cpu=device.type == "cpu")  # joins the others, as `start` would later
+    generator = network.generator
+    generator.described = describe_base(generator)
+    generator.encodes_together = parts == "all"
+    mesh, own = init_device_mesh(device.type, (launched()[1],)), set(network.trainable_parameters())
+    for name, part in generator.pipeline.components.items():
+        if part is generator.called or (parts == "all" and name.startswith("text_encoder") and part is not None):
+            # its own weights are let go after forward too: torch would keep them for a backward, which encoders lack
+            for block in [*_blocks(part), part]:
+                if any(weight not in own for weight in block.parameters()):
+                    fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=own)
+        elif isinstance(part, nn.Module):
+            part.to(device)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of a network's lists of layers, not of lists within them."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)

@@ -1,0 +1,29 @@
+"""`benchmarks/train_step.py` runs, and its ways of training a step agree, which it asserts itself."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_step.py"
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_the_same_steps_and_reports(tmp_path, capsys):
+    script = runpy.run_path(str(SCRIPT))
+    script["main"](script["Benchmark"](rewards="clip", batch_size=4, rank=2, steps=1, rounds=1, output=tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rows = {row["way"]: row for row in summary["results"]}
+    assert list(rows) == ["ours", "bare", "published", "ours, saving", "ours, bf16"]
+    assert all(len(row["all_seconds"]) == 1 and row["seconds_per_step"] > 0 for row in rows.values())
+    assert all(0 < row["training_mib"] < row["peak_mib"] for row in rows.values())
+    assert "ours / it" in capsys.readouterr().out
+
+
+def test_the_parts_of_a_step_are_told(capsys):
+    script = runpy.run_path(str(SCRIPT))
+    script["parts"](script["Benchmark"](rewards="clip", batch_size=1, rank=2, rounds=1))
+    told = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert len(told) == 9
+    assert float(told["noise network"]) > float(told["gradients' norm, once"]) > 0
