@@ -21,6 +21,7 @@ class Ablations(Experiment):
 
     name: ClassVar[str] = "ablations"
     lr: float = 1e-3
+    train_steps: int = 200
     kl_weight: float = 1.0
     sample_clip: float = 0.0
     batch_size: int = 16

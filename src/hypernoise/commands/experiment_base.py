@@ -32,7 +32,7 @@ class Experiment:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Training seeds; results are over all of them."""
-    train_steps: int = 200
+    train_steps: int = 50
     """Updates of each training run."""
     batch_size: int = 32
     lr: float = 2e-4

@@ -29,6 +29,7 @@ class Redness(Experiment):
     """
 
     name: ClassVar[str] = "redness"
+    train_steps: int = 200
     kl_weight: float = 1.0
     sample_clip: float = 0.0
     batch_size: int = 16
