@@ -61,6 +61,14 @@ def test_dpg_counts_a_child_only_with_its_parents():
     assert score_dpg(item, [0.9, 0.8, 0.5]) == (pytest.approx(2 / 3), [1, 1, 0])
 
 
+def test_dpg_passes_a_no_on_to_grandchildren():
+    """In the file's order, as the official script: one that stands before its parent sees the parent's own answer."""
+    a, b = Question("a?", "yes", "entity"), Question("b?", "yes", "attribute", (0,))
+    assert score_dpg(Item("p", "a", (a, b, Question("c?", "yes", "relation", (1,)))), [0.1, 0.9, 0.9]) == (0, [0, 1, 1])
+    early = Item("p", "a", (Question("c?", "yes", "relation", (2,)), a, Question("b?", "yes", "attribute", (1,))))
+    assert score_dpg(early, [0.9, 0.1, 0.9]) == (pytest.approx(1 / 3), [1, 0, 1])
+
+
 def test_geneval2_and_its_geometric_mean(tmp_path):
     (tmp_path / "two.jsonl").write_text(json.dumps(SOFT) + "\n")
     (item,) = read_geneval2(tmp_path / "two.jsonl")
