@@ -265,6 +265,21 @@ def test_shards_share_drawing_and_asking(call, tmp_path, capsys):
     assert (shared["score"], shared["categories"]) == (alone["score"], alone["categories"])
 
 
+def test_a_prompt_that_is_too_long_is_refused_or_cut(call, tmp_path, capsys):
+    (tmp_path / "color_val.txt").write_text("a ring\n" + "a red circle and a blue ring and " * 9 + "a ring\n")
+    ways = [*call, "--methods", "plain", "--noises", "1"]
+    assert main(ways) == 2
+    told = capsys.readouterr().err.strip()
+    assert "prompt 2 of 2 has" in told
+    assert told.endswith("shorten it, or have such prompts cut with --long-prompts cut")
+    assert "\n" not in told
+    assert main([*ways, "--long-prompts", "cut"]) == 0
+    assert "1 of 2 prompts are longer than the generator's text encoder: only their" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["cut_prompts"] == 1
+    lines = [json.loads(x) for x in (tmp_path / "out" / "questions-plain-1.jsonl").read_text().splitlines()]
+    assert len(lines[1]["questions"]) == 8  # they are asked of the whole prompt
+
+
 def test_mistakes_are_told_in_one_line(call, tmp_path, capsys):
     for more, message in (
         (["--prompts", "nowhere"], "nowhere cannot be read"),

@@ -11,7 +11,7 @@ from typing import Any, Self
 import tyro
 
 from hypernoise.commands.common import left_to_others, shard_of, tell_broken, write_report, write_summary
-from hypernoise.commands.drawing import Drawing, check_numbers, draw, made
+from hypernoise.commands.drawing import Drawing, check_numbers, draw, fitting, made
 from hypernoise.errors import InputError
 
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
@@ -124,11 +124,11 @@ class EvaluateGeneval(Drawing):
 
         requests = self._requests()
         generator, methods, reward = made(self)
-        generator.encode(list(dict.fromkeys(request.prompt for request in requests)))  # refuses what would be cut
+        prompts, cut = fitting(generator, [request.prompt for request in requests], self.long_prompts)
         detector = self._detector(generator.device) if self.score else None
         if detector is not None:
             check_classes(detector, requests)
-        drawn = draw(self, generator, methods, [request.prompt for request in requests], reward, shard)
+        drawn = draw(self, generator, methods, prompts, reward, shard)
         if drawn.missing:
             return left_to_others(drawn.missing, "batches of pictures")
         albums = {}
@@ -153,7 +153,7 @@ class EvaluateGeneval(Drawing):
                 row.update(gain_over(found, judged[steps, "plain"]))
             rows.append(row)
         named = {name_of(row): found for row, found in zip(rows, judged.values(), strict=True)}
-        return self._finish(rows, generator.device, detector, named)
+        return self._finish(rows, generator.device, detector, named, cut_prompts=cut)
 
     def _judged(self, samples: Sequence[Any], detector: Any, shard: tuple[int, int], half: list[Any]) -> Any:
         import dataclasses
@@ -175,12 +175,14 @@ class EvaluateGeneval(Drawing):
         write_results(self.output / f"results-{name}.jsonl", judged.found)
         write_detections(self.output / f"detections-{name}.jsonl", [found[:2] for found in judged.found])
 
-    def _finish(self, rows: list[dict[str, Any]], device: Any, detector: Any, judged: dict[str, Any]) -> int:
+    def _finish(
+        self, rows: list[dict[str, Any]], device: Any, detector: Any, judged: dict[str, Any], **more: Any
+    ) -> int:
         broken = [{"name": one.name, "why": one.why} for found in judged.values() for one in found.broken]
         tell_broken(broken)
         if broken:
             print(f"{len(broken)} could not be judged; the score is of the others", file=sys.stderr)
-        about = {"detector": detector.name, "label": detector.label, "broken": broken}
+        about = {"detector": detector.name, "label": detector.label, "broken": broken, **more}
         write_summary(self.output, "evaluate geneval", self, device, rows, **about)
         print(f"{detector.label}, by {detector.name}")
         print(table(rows))

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import tyro
 
 from hypernoise.commands.common import left_to_others, shard_of, write_report, write_summary
-from hypernoise.commands.drawing import Drawing, check_numbers, draw, made
+from hypernoise.commands.drawing import Drawing, check_numbers, draw, fitting, made
 
 SHOWN = 60  # prompts in the report
 
@@ -49,8 +49,7 @@ class EvaluateQuestions(Drawing):
         items = read_items(self.benchmark, self.prompts)
         items = items[: self.count] if self.count else items
         generator, methods, reward = made(self)
-        prompts = [item.prompt for item in items]
-        generator.encode(list(dict.fromkeys(prompts)))  # refuses what would be cut
+        prompts, cut = fitting(generator, [item.prompt for item in items], self.long_prompts)
         asker = load(
             self.asker or ("blip" if self.benchmark.startswith("t2i-compbench") else "vqascore"), generator.device
         )
@@ -68,7 +67,9 @@ class EvaluateQuestions(Drawing):
             write_text(self.output / f"questions-{method}-{steps}.jsonl", text)
             base = found[steps, "plain"]
             rows.append({**row, **scored(lines), **gain(lines, base), "benchmark": f"{self.benchmark}, {asker.name}"})
-        write_summary(self.output, "evaluate questions", self, generator.device, rows, asker=asker.name)
+        write_summary(
+            self.output, "evaluate questions", self, generator.device, rows, asker=asker.name, cut_prompts=cut
+        )
         print(f"{self.benchmark}, asked of {asker.name}")
         print(table(rows))
         if self.report:
