@@ -265,6 +265,36 @@ def test_a_broken_picture_costs_itself(album, tiny_models, tiny, capsys):  # noq
         assert told["results"][0]["images"] == 5
 
 
+@pytest.mark.parametrize("text", ["", "[{", "7", '[{"class": "circle"}]', "\xff"])
+def test_kept_detections_that_are_damaged_are_made_again(album, tiny_models, tiny, text):  # noqa: F811
+    call = ["evaluate", "geneval", "--pictures", str(album), *tiny[6:10], "--device", "cpu"]
+    call += ["--output", str(album.parent / "out")]
+    assert main(call) == 0
+    before = summary(album.parent / "out")["results"]
+    kept = min((album.parent / "out" / "detections").iterdir())
+    whole = kept.read_text()
+    kept.write_text(text, encoding="latin-1")
+    assert main(call) == 0
+    assert summary(album.parent / "out")["results"] == before
+    assert kept.read_text() == whole
+
+
+def test_a_picture_that_may_not_be_read_costs_itself(album, tiny_models, tiny, monkeypatch):  # noqa: F811
+    closed = album / "00000" / "samples" / "00000.png"
+    read = type(closed).read_bytes
+
+    def read_bytes(file):
+        if file == closed:
+            raise PermissionError(13, "Permission denied")
+        return read(file)
+
+    monkeypatch.setattr(type(closed), "read_bytes", read_bytes)
+    call = ["evaluate", "geneval", "--pictures", str(album), *tiny[6:10], "--device", "cpu"]
+    assert main([*call, "--output", str(album.parent / "out")]) == 0
+    ((broken),) = summary(album.parent / "out")["broken"]
+    assert broken == {"name": "00000/samples/00000.png", "why": f"{closed} cannot be read: Permission denied"}
+
+
 def test_if_nothing_can_be_judged_it_is_said(album, capsys):
     (album.parent / "found.jsonl").write_text("")
     assert judge(album)[0] == 2

@@ -250,6 +250,17 @@ def test_drawn_asked_and_kept_question_by_question(call, tmp_path, capsys, monke
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == told["results"]
 
 
+@pytest.mark.parametrize("text", ["", "[0.5", "[]", '["yes", "no"]', "7"])
+def test_kept_answers_that_are_damaged_are_asked_again(call, tmp_path, text):
+    ways = [*call, "--methods", "plain", "--noises", "1"]
+    assert main(ways) == 0
+    before = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    kept = min((tmp_path / "out" / "answers").iterdir())
+    kept.write_text(text)
+    assert main(ways) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == before
+
+
 def test_shards_share_drawing_and_asking(call, tmp_path, capsys):
     ways = ["--batch-size", "2", "--methods", "plain"]
     assert main([*call, *ways, "--shard", "0/2"]) == 0

@@ -109,12 +109,13 @@ class EvaluateQuestions(Drawing):
             known = json.dumps([self.benchmark, asker.name, benchmark.sentence, asked])
             digest = hashlib.sha256(known.encode() + file.read_bytes()).hexdigest()
             kept = kept_in / f"{digest[:24]}.json"
-            if not kept.exists() and place % shard[1] == shard[0]:
-                write_json(kept, asker(read_picture(file), item.questions, benchmark.sentence))
-            if not kept.exists():
+            sure = answers(kept, len(asked))
+            if sure is None and place % shard[1] == shard[0]:
+                sure = asker(read_picture(file), item.questions, benchmark.sentence)
+                write_json(kept, sure)
+            if sure is None:
                 lines.append(None)
                 continue
-            sure = json.loads(kept.read_text())
             score, counted = benchmark.score(item, sure)
             questions = [
                 {"question": q.text, "answer": q.answer, "category": q.category, "probability": p, "counted": c}
@@ -123,6 +124,15 @@ class EvaluateQuestions(Drawing):
             line = {"file": file.name, "prompt": item.prompt, "score": score, "questions": questions}
             lines.append({"item": place // self.noises, **line})
         return lines
+
+
+def answers(kept: Path, number: int) -> list[float] | None:
+    """The probabilities in a file; None if it is not there, or is damaged."""
+    from hypernoise.files import read_json
+
+    found = read_json(kept)
+    whole = isinstance(found, list) and len(found) == number and all(isinstance(one, float) for one in found)
+    return found if whole else None
 
 
 def told(line: dict[str, Any]) -> str:
