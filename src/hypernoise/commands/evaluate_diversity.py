@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -59,6 +60,7 @@ class EvaluateDiversity:
 
         device = pick_device(self.device)
         albums = [read_album(Path(folder)) for folder in self.pictures]
+        self._check(albums)
         features = load(self.features, device)
         perceptual = lpips.load(self.lpips, self.lpips_weights, device) if self.lpips else None
         reward = WeightedSum(dict.fromkeys(self.rewards, 1.0)) if self.rewards else None
@@ -68,6 +70,9 @@ class EvaluateDiversity:
             found = measured(samples, features, reward, perceptual, batch_size=self.batch_size, device=device)
             base = base or found
             rows.append({"pictures": folder, **row(found, base)})
+            if rows[-1]["similarity"] is None:
+                told = "no prompt has two pictures to compare, so similarity, vendi and lpips are empty"
+                print(f"{folder}: {told}", file=sys.stderr)
             broken += [{"name": f"{folder}/{one.name}", "why": one.why} for one in [*half, *found.broken]]
         tell_broken(broken)
         write_summary(self.output, "evaluate diversity", self, device, rows, broken=broken)
@@ -75,6 +80,21 @@ class EvaluateDiversity:
         print(f"in the features of {self.features}{fid}")
         print(table(rows))
         return 0
+
+    def _check(self, albums: list[Any]) -> None:
+        """Raises InputError for a folder without pictures, and for rewards of other prompts than the base's."""
+        for folder, (samples, half) in zip(self.pictures, albums, strict=True):
+            if not samples:
+                raise InputError(f"{folder} has no picture that counts; the first: {half[0].name}: {half[0].why}")
+        base = {sample.name: sample.request.prompt for sample in albums[0][0]}
+        for folder, (samples, _) in zip(self.pictures, albums, strict=True):
+            for sample in samples if self.rewards else []:
+                here, there = sample.request.prompt, base.get(sample.name, sample.request.prompt)
+                if here != there:
+                    raise InputError(
+                        f"{folder}/{sample.name} shows {here!r} and {self.pictures[0]}'s {there!r}: the gain of "
+                        "--rewards is between pictures of one prompt"
+                    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
