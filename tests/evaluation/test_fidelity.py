@@ -189,3 +189,14 @@ def test_one_picture_per_prompt_says_why_its_row_is_empty(albums, capsys):
     told = capsys.readouterr().err
     assert f"{albums / 'other'}: no prompt has two pictures to compare" in told
     assert f"{albums / 'base'}: no prompt" not in told
+
+
+def test_the_report_has_the_tables(albums):
+    _, other = run(albums, "--features", "pixels", "--rewards", "redness", "--report")["results"]
+    page = (albums / "out" / "report.html").read_text()
+    assert page.count("<table") == 2
+    assert page.count(f"<th>{albums / 'other'}") == 2
+    assert f"<td>{other['similarity']:.4f}" in page
+    assert f"<td>{other['rewards']['redness']['gain']:+.4f}" in page
+    assert "lpips" not in page  # no row has it
+    assert "default-src 'none'" in page

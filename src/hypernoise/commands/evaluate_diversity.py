@@ -9,8 +9,14 @@ from typing import Any, Literal, Self
 
 import tyro
 
-from hypernoise.commands.common import tell_broken, write_summary
+from hypernoise.commands.common import tell_broken, write_summary, write_tables
 from hypernoise.errors import InputError, at_least_one
+
+MEASURES = [  # heading and field, format
+    ("similarity", "similarity", ".4f"), ("vendi", "vendi", ".3f"), ("lpips", "lpips", ".4f"),
+    ("frechet", "frechet", ".4g"), ("kernel", "kernel", ".4g"),
+]  # fmt: skip
+GAINS = [("mean", "mean", ".4f"), ("gain", "gain", "+.4f"), ("95 %", "gain_ci95", "+.4f")]
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class EvaluateDiversity:
     """A folder with those files under their published names, instead of a download."""
     rewards: tuple[str, ...] = ()
     """Drift of rewards that nobody trained for, such as clip aesthetic-v2."""
+    report: bool = False
+    """Write report.html too: the tables in one file that needs no other."""
     batch_size: int = 16
     output: Path = Path("runs/diversity")
     device: str = "auto"
@@ -79,6 +87,14 @@ class EvaluateDiversity:
         fid = "; frechet is FID and kernel is KID" if isinstance(features, Inception) else ""
         print(f"in the features of {self.features}{fid}")
         print(table(rows))
+        if self.report:
+            write_tables(
+                self.output,
+                "evaluate diversity",
+                shown(rows),
+                features=f"{self.features}{fid}",
+                broken=str(len(broken)),
+            )
         return 0
 
     def _check(self, albums: list[Any]) -> None:
@@ -95,6 +111,17 @@ class EvaluateDiversity:
                         f"{folder}/{sample.name} shows {here!r} and {self.pictures[0]}'s {there!r}: the gain of "
                         "--rewards is between pictures of one prompt"
                     )
+
+
+def shown(rows: list[dict[str, Any]]) -> list[Any]:
+    """The tables of the report: variety and drift, and one per reward."""
+    from hypernoise.evaluation.html import Table
+
+    columns = [("pictures", "images", "d"), ("prompts", "prompts", "d"), *MEASURES]
+    named = {row["pictures"]: row for row in rows}
+    rewards = {name: {folder: row["rewards"][name] for folder, row in named.items()} for name in rows[0]["rewards"]}
+    first = Table("Variety, and distance from the first folder", columns, named)
+    return [first, *(Table(f"Reward {name}", GAINS, told) for name, told in rewards.items())]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
