@@ -11,6 +11,10 @@ class InputError(Exception):
     """What was handed in cannot be used; the message names the value and what would be right."""
 
 
+class TooLongError(InputError):
+    """A prompt has more tokens than the generator's text encoder takes."""
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, or its name, for a message of one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

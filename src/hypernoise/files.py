@@ -31,6 +31,14 @@ def write_json(file: Path, value: Any) -> None:
     write_text(file, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(file: Path) -> Any:
+    """What a kept file says; None if it is not there or is damaged, so that it is made again."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def write_text(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # processes may write the same file at once
     temporary.write_text(text)

@@ -87,7 +87,7 @@ def test_drawn_laid_out_detected_and_judged(tiny, tmp_path, capsys, monkeypatch)
             right[line["tag"]].append(line["correct"])
         assert row["categories"] == {tag: np.mean(seen) for tag, seen in right.items()}
         # the same numbers from the pictures alone, and from the detections alone
-        given = ["--pictures", str(album), *tiny[4:-2], "--output", str(tmp_path / "again")]
+        given = ["--pictures", str(album), *tiny[6:10], "--device", "cpu", "--output", str(tmp_path / "again")]
         assert main(["evaluate", "geneval", *given]) == 0
         again = summary(tmp_path / "again")["results"][0]
         found = str(tmp_path / "out" / f"detections-{row['method']}-1.jsonl")
@@ -179,6 +179,11 @@ def change(album, name, edit):
         ("00000/samples/00001.png", lambda line: line["objects"][0].update(box=[1, 2]), "'box' must be [left, top"),
         ("00000/samples/00001.png", lambda line: line["objects"][0].update(score="high"), "'score' must be a number"),
         ("00000/samples/00001.png", lambda line: line["objects"][0].pop("class"), "object 0 has no 'class'"),
+        (
+            "00002/samples/00000.png",
+            lambda line: line["objects"][0].update(color="Red"),
+            "'color' must be one of red, ",
+        ),
     ],
 )
 def test_a_picture_without_usable_detections_costs_itself(album, capsys, name, edit, why):
@@ -194,6 +199,41 @@ def test_a_picture_without_usable_detections_costs_itself(album, capsys, name, e
     told = capsys.readouterr().err
     assert f"{name}: {broken['why']}" in told
     assert "1 could not be judged; the score is of the others" in told
+
+
+def asks_for(album, name):
+    line = {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": f"a {name}"}
+    (album / "00000" / "metadata.jsonl").write_text(json.dumps(line))
+
+
+@pytest.mark.parametrize(("asked", "found"), [("computer mouse", "mouse"), ("mouse", "mouse"), ("couch", "sofa")])
+def test_a_files_classes_may_have_cocos_words(album, capsys, asked, found):
+    asks_for(album, asked)
+    for index in range(2):
+        change(album, f"00000/samples/0000{index}.png", lambda line: line["objects"][0].update({"class": found}))
+    code, told = judge(album)
+    assert code == 0
+    assert told["results"][0]["categories"]["single_object"] == 1
+    assert told["absent_classes"] == []
+    assert "never occur" not in capsys.readouterr().err
+
+
+def test_classes_that_a_file_never_names_are_told(album, capsys):
+    asks_for(album, "dog")
+    code, told = judge(album)
+    assert code == 0
+    assert told["absent_classes"] == ["dog"]
+    line = f"1 of the classes that the prompts ask for never occur in {album.parent / 'found.jsonl'}"
+    assert capsys.readouterr().err.count(f"{line}, and count as not found: dog") == 1
+
+
+def test_pictures_of_other_prompts_than_the_scenes_need_another_detector(album, capsys):
+    asks_for(album, "dog")
+    assert main(["evaluate", "geneval", "--pictures", str(album), "--output", str(album.parent / "out")]) == 2
+    told = capsys.readouterr().err.strip()
+    assert "scenes judge knows no dog" in told
+    assert told.endswith("pass --prompts geneval for the benchmark's own detector, or name one with --detector")
+    assert "\n" not in told
 
 
 def test_half_finished_folders_are_named(album):
@@ -223,6 +263,36 @@ def test_a_broken_picture_costs_itself(album, tiny_models, tiny, capsys):  # noq
         assert broken["name"] == "00000/samples/00000.png"
         assert "cannot be read as a picture" in broken["why"]
         assert told["results"][0]["images"] == 5
+
+
+@pytest.mark.parametrize("text", ["", "[{", "7", '[{"class": "circle"}]', "\xff"])
+def test_kept_detections_that_are_damaged_are_made_again(album, tiny_models, tiny, text):  # noqa: F811
+    call = ["evaluate", "geneval", "--pictures", str(album), *tiny[6:10], "--device", "cpu"]
+    call += ["--output", str(album.parent / "out")]
+    assert main(call) == 0
+    before = summary(album.parent / "out")["results"]
+    kept = min((album.parent / "out" / "detections").iterdir())
+    whole = kept.read_text()
+    kept.write_text(text, encoding="latin-1")
+    assert main(call) == 0
+    assert summary(album.parent / "out")["results"] == before
+    assert kept.read_text() == whole
+
+
+def test_a_picture_that_may_not_be_read_costs_itself(album, tiny_models, tiny, monkeypatch):  # noqa: F811
+    closed = album / "00000" / "samples" / "00000.png"
+    read = type(closed).read_bytes
+
+    def read_bytes(file):
+        if file == closed:
+            raise PermissionError(13, "Permission denied")
+        return read(file)
+
+    monkeypatch.setattr(type(closed), "read_bytes", read_bytes)
+    call = ["evaluate", "geneval", "--pictures", str(album), *tiny[6:10], "--device", "cpu"]
+    assert main([*call, "--output", str(album.parent / "out")]) == 0
+    ((broken),) = summary(album.parent / "out")["broken"]
+    assert broken == {"name": "00000/samples/00000.png", "why": f"{closed} cannot be read: Permission denied"}
 
 
 def test_if_nothing_can_be_judged_it_is_said(album, capsys):
@@ -263,6 +333,8 @@ def test_methods_that_search_do_so_by_a_reward(tiny, tmp_path):
         (["--pictures", "."], "is not in GenEval's layout"),
         (["--detections", "found.jsonl"], "name their folder with --pictures"),
         (["--pictures", ".", "--no-score"], "leave out --no-score"),
+        (["--pictures", ".", "--count", "2", "--adapter", "a"], "nothing is drawn: leave out --count, --adapter"),
+        (["--pictures", ".", "--noises", "2", "--methods", "reno-2"], "leave out --methods, --noises"),
         (["--adapter", "nowhere"], "no adapter at nowhere"),
     ],
 )

@@ -201,3 +201,15 @@ def test_train_reports_trained_against_watched(tiny, tmp_path, capsys):
     assert float(printed[1].split()[2]) == pytest.approx(last[0], abs=1e-4)
     assert "watched.png" in printed[4]
     assert (tmp_path / "run" / "watched.png").exists()
+
+
+def test_the_report_has_a_table_per_reward(album, tmp_path):
+    out = tmp_path / "out"
+    call = ["evaluate", "rewards", "--pictures", str(album), "--prompts", str(tmp_path / "prompts.txt"), "--report"]
+    assert main([*call, "--rewards", "redness=2", "brightness", "--device", "cpu", "--output", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    (row,) = json.loads((out / "summary.json").read_text())["results"]
+    for name in ("redness", "brightness", TOTAL):
+        assert f"<h2>Reward {name}</h2>" in page
+        assert f"<td>{row['rewards'][name]['mean']:.4f}" in page
+    assert f"none: {album} was given" in page

@@ -53,3 +53,10 @@ def test_a_damaged_file_is_an_input_error(tmp_path, damage):
     with pytest.raises(InputError, match="0000-0.png cannot be read as a picture"):
         read_picture(file)
     assert not whole(tmp_path, 0, [file.name])
+
+
+@pytest.mark.parametrize("text", ["", '{"pictures": ['])
+def test_a_batch_whose_record_is_damaged_is_not_whole(tmp_path, text):
+    (tmp_path / "0000-0.png").write_bytes(png())
+    batch_file(tmp_path, 0).write_text(text)
+    assert not whole(tmp_path, 0, ["0000-0.png"])

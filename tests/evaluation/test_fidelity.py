@@ -155,3 +155,48 @@ def test_mistakes_are_told_in_one_line(capsys, tmp_path, monkeypatch, arguments,
     told = capsys.readouterr().err.strip()
     assert message in told
     assert "\n" not in told
+
+
+def refused(albums, capsys, *more):
+    folders = [str(albums / "base"), str(albums / "other")]
+    call = ["evaluate", "diversity", "--pictures", *folders, "--device", "cpu", "--output", str(albums / "out")]
+    assert main([*call, "--features", "pixels", *more]) == 2
+    return capsys.readouterr().err.strip()
+
+
+def test_rewards_are_compared_for_the_same_prompts_only(albums, capsys):
+    file = albums / "other" / "00001" / "metadata.jsonl"
+    file.write_text(file.read_text().replace("dog 1", "cat 1"))
+    told = refused(albums, capsys, "--rewards", "redness")
+    assert f"00001/samples/00000.png shows 'cat 1' and {albums / 'base'}'s 'dog 1'" in told
+    assert "\n" not in told
+    run(albums, "--features", "pixels")  # variety and drift need no prompts
+
+
+def test_only_numbered_png_files_count_and_it_is_said(albums, capsys):
+    for file in (albums / "other").rglob("*.png"):
+        file.rename(file.with_suffix(".jpg"))
+    told = refused(albums, capsys)
+    assert "other has no picture that counts; the first: 00000: 0 of 1 pictures are there" in told
+    assert told.endswith("only names such as 00000.png count, not 00000.jpg")
+    assert "\n" not in told
+
+
+def test_one_picture_per_prompt_says_why_its_row_is_empty(albums, capsys):
+    for file in (albums / "other").rglob("00001.png"):
+        file.unlink()
+    assert run(albums, "--features", "pixels")["results"][1]["similarity"] is None
+    told = capsys.readouterr().err
+    assert f"{albums / 'other'}: no prompt has two pictures to compare" in told
+    assert f"{albums / 'base'}: no prompt" not in told
+
+
+def test_the_report_has_the_tables(albums):
+    _, other = run(albums, "--features", "pixels", "--rewards", "redness", "--report")["results"]
+    page = (albums / "out" / "report.html").read_text()
+    assert page.count("<table") == 2
+    assert page.count(f"<th>{albums / 'other'}") == 2
+    assert f"<td>{other['similarity']:.4f}" in page
+    assert f"<td>{other['rewards']['redness']['gain']:+.4f}" in page
+    assert "lpips" not in page  # no row has it
+    assert "default-src 'none'" in page

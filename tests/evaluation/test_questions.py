@@ -61,6 +61,14 @@ def test_dpg_counts_a_child_only_with_its_parents():
     assert score_dpg(item, [0.9, 0.8, 0.5]) == (pytest.approx(2 / 3), [1, 1, 0])
 
 
+def test_dpg_passes_a_no_on_to_grandchildren():
+    """In the file's order, as the official script: one that stands before its parent sees the parent's own answer."""
+    a, b = Question("a?", "yes", "entity"), Question("b?", "yes", "attribute", (0,))
+    assert score_dpg(Item("p", "a", (a, b, Question("c?", "yes", "relation", (1,)))), [0.1, 0.9, 0.9]) == (0, [0, 1, 1])
+    early = Item("p", "a", (Question("c?", "yes", "relation", (2,)), a, Question("b?", "yes", "attribute", (1,))))
+    assert score_dpg(early, [0.9, 0.1, 0.9]) == (pytest.approx(1 / 3), [1, 0, 1])
+
+
 def test_geneval2_and_its_geometric_mean(tmp_path):
     (tmp_path / "two.jsonl").write_text(json.dumps(SOFT) + "\n")
     (item,) = read_geneval2(tmp_path / "two.jsonl")
@@ -242,6 +250,17 @@ def test_drawn_asked_and_kept_question_by_question(call, tmp_path, capsys, monke
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == told["results"]
 
 
+@pytest.mark.parametrize("text", ["", "[0.5", "[]", '["yes", "no"]', "7"])
+def test_kept_answers_that_are_damaged_are_asked_again(call, tmp_path, text):
+    ways = [*call, "--methods", "plain", "--noises", "1"]
+    assert main(ways) == 0
+    before = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    kept = min((tmp_path / "out" / "answers").iterdir())
+    kept.write_text(text)
+    assert main(ways) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == before
+
+
 def test_shards_share_drawing_and_asking(call, tmp_path, capsys):
     ways = ["--batch-size", "2", "--methods", "plain"]
     assert main([*call, *ways, "--shard", "0/2"]) == 0
@@ -255,6 +274,21 @@ def test_shards_share_drawing_and_asking(call, tmp_path, capsys):
     assert main([*call, *ways, "--output", str(tmp_path / "alone")]) == 0
     (alone,) = json.loads((tmp_path / "alone" / "summary.json").read_text())["results"]
     assert (shared["score"], shared["categories"]) == (alone["score"], alone["categories"])
+
+
+def test_a_prompt_that_is_too_long_is_refused_or_cut(call, tmp_path, capsys):
+    (tmp_path / "color_val.txt").write_text("a ring\n" + "a red circle and a blue ring and " * 9 + "a ring\n")
+    ways = [*call, "--methods", "plain", "--noises", "1"]
+    assert main(ways) == 2
+    told = capsys.readouterr().err.strip()
+    assert "prompt 2 of 2 has" in told
+    assert told.endswith("shorten it, or have such prompts cut with --long-prompts cut")
+    assert "\n" not in told
+    assert main([*ways, "--long-prompts", "cut"]) == 0
+    assert "1 of 2 prompts are longer than the generator's text encoder: only their" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["cut_prompts"] == 1
+    lines = [json.loads(x) for x in (tmp_path / "out" / "questions-plain-1.jsonl").read_text().splitlines()]
+    assert len(lines[1]["questions"]) == 8  # they are asked of the whole prompt
 
 
 def test_mistakes_are_told_in_one_line(call, tmp_path, capsys):

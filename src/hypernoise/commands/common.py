@@ -13,6 +13,7 @@ from hypernoise.errors import InputError
 from hypernoise.files import write_json, write_text
 
 if TYPE_CHECKING:
+    from hypernoise.evaluation.html import Table
     from hypernoise.rewards.ensemble import WeightedSum
 
 TOLD = 10  # broken pictures that are named on stderr; summary.json has all
@@ -41,10 +42,25 @@ def write_report(
     """`--report`: report.html beside the summary; its place is said on stderr."""
     from hypernoise.evaluation.html import report
 
-    told = {"command": f"hypernoise {command}", "generator": arguments.generator, **about}
-    told["version"] = hypernoise.__version__
-    file = arguments.output / "report.html"
-    write_text(file, report(f"hypernoise {command}", told, rows, examples))
+    told = _told(command, generator=arguments.generator, **about)
+    _write_page(arguments.output, report(told["command"], told, rows, examples))
+
+
+def write_tables(output: Path, command: str, found: Sequence[Table], **about: str) -> None:
+    """`--report` of a command whose results are tables alone."""
+    from hypernoise.evaluation.html import tables
+
+    told = _told(command, **about)
+    _write_page(output, tables(told["command"], told, found))
+
+
+def _told(command: str, **about: str) -> dict[str, str]:
+    return {"command": f"hypernoise {command}", **about, "version": hypernoise.__version__}
+
+
+def _write_page(output: Path, text: str) -> None:
+    file = output / "report.html"
+    write_text(file, text)
     print(f"report: {file}", file=sys.stderr)
 
 

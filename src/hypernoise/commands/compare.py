@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from hypernoise.commands.drawing import fitting
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
@@ -50,6 +51,8 @@ class Compare(WithGenerator):
     """The model's name at the endpoint."""
     report: bool = False
     """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
+    long_prompts: Literal["refuse", "cut"] = "refuse"
+    """Prompts beyond the generator's text encoder: refuse them, or draw (and reward) the words that fit."""
     batch_size: int = 16
     seed: int = 0
     shard: str = ""
@@ -82,15 +85,15 @@ class Compare(WithGenerator):
             adapter = getattr(method, "adapter", None)
             if adapter is not None:
                 adapter.on(generator)
-        generator.check_prompts(asked.prompts)
-        generator.encode_ahead(asked.prompts)
+        prompts, cut = fitting(generator, asked.prompts, self.long_prompts)
+        generator.encode_ahead(prompts)
         output_folder(self.output)
         total = len(methods) * len(self.steps) * len(asked.prompts) * self.noises
         with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
             found = compare(
                 generator,
                 methods,
-                asked.prompts,
+                prompts,
                 reward,
                 steps=self.steps,
                 noises=self.noises,
@@ -105,7 +108,7 @@ class Compare(WithGenerator):
             )
         if found.missing:
             return left_to_others(found.missing, "batches")
-        write_summary(self.output, "compare", self, generator.device, found.rows, prompts=asked.about)
+        write_summary(self.output, "compare", self, generator.device, found.rows, prompts=asked.about, cut_prompts=cut)
         print(found)
         write_text(self.output / "pareto.svg", pareto_svg(found.rows))
         firsts = asked.shown(SHOWN)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, TooLongError
 from hypernoise.training.config import Weights
 
 
@@ -32,6 +33,8 @@ class Drawing:
     """What methods that search do so by, and what is reported beside the score."""
     report: bool = False
     """Write report.html too: tables, curves, and pictures side by side to filter, in one file that needs no other."""
+    long_prompts: Literal["refuse", "cut"] = "refuse"
+    """Prompts beyond the generator's text encoder: refuse them, or draw (and reward) the words that fit."""
     batch_size: int = 16
     seed: int = 0
     shard: str = ""
@@ -72,6 +75,25 @@ def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
         if adapter is not None:
             adapter.on(generator)
     return generator, methods, reward
+
+
+def fitting(generator: Any, prompts: list[str], long_prompts: str) -> tuple[list[str], int]:
+    """The prompts as they can be drawn, and how many had to be cut for it, which is also said on stderr.
+
+    Raises:
+        InputError: one is too long and is not to be cut, or is empty.
+    """
+    fit = generator.cut_prompts(prompts) if long_prompts == "cut" else prompts
+    try:
+        generator.check_prompts(fit)
+    except TooLongError as error:
+        hint = "" if long_prompts == "cut" else ", or have such prompts cut with --long-prompts cut"
+        raise InputError(f"{error}{hint}") from error
+    number = sum(before != after for before, after in zip(prompts, fit, strict=True))
+    if number:
+        of = f"{number} of {len(prompts)} prompts are longer than the generator's text encoder"
+        print(f"{of}: only their first words are drawn", file=sys.stderr)
+    return fit, number
 
 
 def draw(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tyro
 
-from hypernoise.commands.common import tell_broken, write_summary
+from hypernoise.commands.common import tell_broken, write_summary, write_tables
 from hypernoise.errors import InputError, at_least_one
+
+MEASURES = [  # heading and field, format
+    ("similarity", "similarity", ".4f"), ("vendi", "vendi", ".3f"), ("lpips", "lpips", ".4f"),
+    ("frechet", "frechet", ".4g"), ("kernel", "kernel", ".4g"),
+]  # fmt: skip
+GAINS = [("mean", "mean", ".4f"), ("gain", "gain", "+.4f"), ("95 %", "gain_ci95", "+.4f")]
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class EvaluateDiversity:
     """A folder with those files under their published names, instead of a download."""
     rewards: tuple[str, ...] = ()
     """Drift of rewards that nobody trained for, such as clip aesthetic-v2."""
+    report: bool = False
+    """Write report.html too: the tables in one file that needs no other."""
     batch_size: int = 16
     output: Path = Path("runs/diversity")
     device: str = "auto"
@@ -59,6 +68,7 @@ class EvaluateDiversity:
 
         device = pick_device(self.device)
         albums = [read_album(Path(folder)) for folder in self.pictures]
+        self._check(albums)
         features = load(self.features, device)
         perceptual = lpips.load(self.lpips, self.lpips_weights, device) if self.lpips else None
         reward = WeightedSum(dict.fromkeys(self.rewards, 1.0)) if self.rewards else None
@@ -68,13 +78,50 @@ class EvaluateDiversity:
             found = measured(samples, features, reward, perceptual, batch_size=self.batch_size, device=device)
             base = base or found
             rows.append({"pictures": folder, **row(found, base)})
+            if rows[-1]["similarity"] is None:
+                told = "no prompt has two pictures to compare, so similarity, vendi and lpips are empty"
+                print(f"{folder}: {told}", file=sys.stderr)
             broken += [{"name": f"{folder}/{one.name}", "why": one.why} for one in [*half, *found.broken]]
         tell_broken(broken)
         write_summary(self.output, "evaluate diversity", self, device, rows, broken=broken)
         fid = "; frechet is FID and kernel is KID" if isinstance(features, Inception) else ""
         print(f"in the features of {self.features}{fid}")
         print(table(rows))
+        if self.report:
+            write_tables(
+                self.output,
+                "evaluate diversity",
+                shown(rows),
+                features=f"{self.features}{fid}",
+                broken=str(len(broken)),
+            )
         return 0
+
+    def _check(self, albums: list[Any]) -> None:
+        """Raises InputError for a folder without pictures, and for rewards of other prompts than the base's."""
+        for folder, (samples, half) in zip(self.pictures, albums, strict=True):
+            if not samples:
+                raise InputError(f"{folder} has no picture that counts; the first: {half[0].name}: {half[0].why}")
+        base = {sample.name: sample.request.prompt for sample in albums[0][0]}
+        for folder, (samples, _) in zip(self.pictures, albums, strict=True):
+            for sample in samples if self.rewards else []:
+                here, there = sample.request.prompt, base.get(sample.name, sample.request.prompt)
+                if here != there:
+                    raise InputError(
+                        f"{folder}/{sample.name} shows {here!r} and {self.pictures[0]}'s {there!r}: the gain of "
+                        "--rewards is between pictures of one prompt"
+                    )
+
+
+def shown(rows: list[dict[str, Any]]) -> list[Any]:
+    """The tables of the report: variety and drift, and one per reward."""
+    from hypernoise.evaluation.html import Table
+
+    columns = [("pictures", "images", "d"), ("prompts", "prompts", "d"), *MEASURES]
+    named = {row["pictures"]: row for row in rows}
+    rewards = {name: {folder: row["rewards"][name] for folder, row in named.items()} for name in rows[0]["rewards"]}
+    first = Table("Variety, and distance from the first folder", columns, named)
+    return [first, *(Table(f"Reward {name}", GAINS, told) for name, told in rewards.items())]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Any, Self
 
 import tyro
 
-from hypernoise.commands.common import left_to_others, shard_of, tell_broken, write_report, write_summary
-from hypernoise.commands.drawing import Drawing, check_numbers, draw, made
+from hypernoise.commands.common import TOLD, left_to_others, shard_of, tell_broken, write_report, write_summary
+from hypernoise.commands.drawing import Drawing, check_numbers, draw, fitting, made
 from hypernoise.errors import InputError
 
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
+DRAWN = ("count", "methods", "adapter", "finetuned", "generator", "noises", "steps", "rewards", "long_prompts")
 SHOWN = 10  # prompts per category in the report
 
 
@@ -57,11 +59,20 @@ class EvaluateGeneval(Drawing):
 
     def _checked(self) -> tuple[int, int]:
         check_numbers(self)
+        if self.pictures is not None:
+            self._refuse_ignored()
         if self.detections is not None and self.pictures is None:
             raise InputError("--detections are of given pictures: name their folder with --pictures")
         if not self.score and self.pictures is not None:
             raise InputError("--pictures are there to be judged; leave out --no-score")
         return shard_of(self.shard)
+
+    def _refuse_ignored(self) -> None:
+        """Raises InputError for flags of drawing beside pictures that are there."""
+        given = [f.name for f in dataclasses.fields(self) if f.name in DRAWN and getattr(self, f.name) != _default(f)]
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise InputError(f"--pictures are judged as they are, and nothing is drawn: leave out {flags}")
 
     def _requests(self) -> list[Any]:
         if self.prompts == "scenes":
@@ -96,7 +107,6 @@ class EvaluateGeneval(Drawing):
 
     def _judge_given(self, folder: Path, shard: tuple[int, int]) -> int:
         from hypernoise.evaluation.geneval.album import read_album
-        from hypernoise.evaluation.geneval.detectors import check_classes
         from hypernoise.evaluation.geneval.scoring import score_row
         from hypernoise.evaluation.rows import empty_row
         from hypernoise.files import output_folder
@@ -105,8 +115,11 @@ class EvaluateGeneval(Drawing):
         device = pick_device(self.device)
         samples, half = read_album(folder)
         detector = self._detector(device)
+        requests, more = [sample.request for sample in samples], {}
         if self.detections is None:
-            check_classes(detector, [sample.request for sample in samples])
+            self._check_classes(detector, requests)
+        else:
+            more["absent_classes"] = tell_absent(detector, requests)
         output_folder(self.output)
         judged = self._judged(samples, detector, shard, half)
         if judged.missing:
@@ -114,7 +127,18 @@ class EvaluateGeneval(Drawing):
         self._write("pictures", judged)
         row = empty_row("pictures")
         row.update(score_row(judged), benchmark=detector.label, pictures=str(folder))
-        return self._finish([row], device, detector, {"pictures": judged})
+        return self._finish([row], device, detector, {"pictures": judged}, **more)
+
+    def _check_classes(self, detector: Any, requests: list[Any]) -> None:
+        from hypernoise.evaluation.geneval.detectors import check_classes
+
+        try:
+            check_classes(detector, requests)
+        except InputError as error:
+            if self.detector or self.prompts != "scenes":
+                raise
+            hint = "pass --prompts geneval for the benchmark's own detector, or name one with --detector"
+            raise InputError(f"{error}; {hint}") from error
 
     def _judge_drawn(self, shard: tuple[int, int]) -> int:
         from hypernoise.evaluation.geneval.album import write_album
@@ -124,11 +148,11 @@ class EvaluateGeneval(Drawing):
 
         requests = self._requests()
         generator, methods, reward = made(self)
-        generator.encode(list(dict.fromkeys(request.prompt for request in requests)))  # refuses what would be cut
+        prompts, cut = fitting(generator, [request.prompt for request in requests], self.long_prompts)
         detector = self._detector(generator.device) if self.score else None
         if detector is not None:
             check_classes(detector, requests)
-        drawn = draw(self, generator, methods, [request.prompt for request in requests], reward, shard)
+        drawn = draw(self, generator, methods, prompts, reward, shard)
         if drawn.missing:
             return left_to_others(drawn.missing, "batches of pictures")
         albums = {}
@@ -153,11 +177,9 @@ class EvaluateGeneval(Drawing):
                 row.update(gain_over(found, judged[steps, "plain"]))
             rows.append(row)
         named = {name_of(row): found for row, found in zip(rows, judged.values(), strict=True)}
-        return self._finish(rows, generator.device, detector, named)
+        return self._finish(rows, generator.device, detector, named, cut_prompts=cut)
 
     def _judged(self, samples: Sequence[Any], detector: Any, shard: tuple[int, int], half: list[Any]) -> Any:
-        import dataclasses
-
         from tqdm import tqdm
 
         from hypernoise.evaluation.geneval.scoring import judge_album
@@ -175,12 +197,14 @@ class EvaluateGeneval(Drawing):
         write_results(self.output / f"results-{name}.jsonl", judged.found)
         write_detections(self.output / f"detections-{name}.jsonl", [found[:2] for found in judged.found])
 
-    def _finish(self, rows: list[dict[str, Any]], device: Any, detector: Any, judged: dict[str, Any]) -> int:
+    def _finish(
+        self, rows: list[dict[str, Any]], device: Any, detector: Any, judged: dict[str, Any], **more: Any
+    ) -> int:
         broken = [{"name": one.name, "why": one.why} for found in judged.values() for one in found.broken]
         tell_broken(broken)
         if broken:
             print(f"{len(broken)} could not be judged; the score is of the others", file=sys.stderr)
-        about = {"detector": detector.name, "label": detector.label, "broken": broken}
+        about = {"detector": detector.name, "label": detector.label, "broken": broken, **more}
         write_summary(self.output, "evaluate geneval", self, device, rows, **about)
         print(f"{detector.label}, by {detector.name}")
         print(table(rows))
@@ -189,6 +213,22 @@ class EvaluateGeneval(Drawing):
             told = {**given, "benchmark": detector.label, "detector": detector.name, "broken": str(len(broken))}
             write_report(self, "evaluate geneval", rows, examples(judged), **told)
         return 0
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def tell_absent(detector: Any, requests: list[Any]) -> list[str]:
+    """Which classes that are asked for occur nowhere among the file's detections; the first are said on stderr."""
+    from hypernoise.evaluation.geneval.detectors import lacking_classes
+
+    absent = lacking_classes(detector, requests)
+    if absent:
+        some = ", ".join(absent[:TOLD]) + (", ..." if len(absent) > TOLD else "")
+        told = f"{len(absent)} of the classes that the prompts ask for never occur in {detector.name}"
+        print(f"{told}, and count as not found: {some}", file=sys.stderr)
+    return absent
 
 
 def examples(judged: dict[str, Any]) -> list[Any]:

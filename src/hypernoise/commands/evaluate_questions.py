@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import tyro
 
 from hypernoise.commands.common import left_to_others, shard_of, write_report, write_summary
-from hypernoise.commands.drawing import Drawing, check_numbers, draw, made
+from hypernoise.commands.drawing import Drawing, check_numbers, draw, fitting, made
 
 SHOWN = 60  # prompts in the report
 
@@ -49,8 +49,7 @@ class EvaluateQuestions(Drawing):
         items = read_items(self.benchmark, self.prompts)
         items = items[: self.count] if self.count else items
         generator, methods, reward = made(self)
-        prompts = [item.prompt for item in items]
-        generator.encode(list(dict.fromkeys(prompts)))  # refuses what would be cut
+        prompts, cut = fitting(generator, [item.prompt for item in items], self.long_prompts)
         asker = load(
             self.asker or ("blip" if self.benchmark.startswith("t2i-compbench") else "vqascore"), generator.device
         )
@@ -68,7 +67,9 @@ class EvaluateQuestions(Drawing):
             write_text(self.output / f"questions-{method}-{steps}.jsonl", text)
             base = found[steps, "plain"]
             rows.append({**row, **scored(lines), **gain(lines, base), "benchmark": f"{self.benchmark}, {asker.name}"})
-        write_summary(self.output, "evaluate questions", self, generator.device, rows, asker=asker.name)
+        write_summary(
+            self.output, "evaluate questions", self, generator.device, rows, asker=asker.name, cut_prompts=cut
+        )
         print(f"{self.benchmark}, asked of {asker.name}")
         print(table(rows))
         if self.report:
@@ -108,12 +109,13 @@ class EvaluateQuestions(Drawing):
             known = json.dumps([self.benchmark, asker.name, benchmark.sentence, asked])
             digest = hashlib.sha256(known.encode() + file.read_bytes()).hexdigest()
             kept = kept_in / f"{digest[:24]}.json"
-            if not kept.exists() and place % shard[1] == shard[0]:
-                write_json(kept, asker(read_picture(file), item.questions, benchmark.sentence))
-            if not kept.exists():
+            sure = answers(kept, len(asked))
+            if sure is None and place % shard[1] == shard[0]:
+                sure = asker(read_picture(file), item.questions, benchmark.sentence)
+                write_json(kept, sure)
+            if sure is None:
                 lines.append(None)
                 continue
-            sure = json.loads(kept.read_text())
             score, counted = benchmark.score(item, sure)
             questions = [
                 {"question": q.text, "answer": q.answer, "category": q.category, "probability": p, "counted": c}
@@ -122,6 +124,15 @@ class EvaluateQuestions(Drawing):
             line = {"file": file.name, "prompt": item.prompt, "score": score, "questions": questions}
             lines.append({"item": place // self.noises, **line})
         return lines
+
+
+def answers(kept: Path, number: int) -> list[float] | None:
+    """The probabilities in a file; None if it is not there, or is damaged."""
+    from hypernoise.files import read_json
+
+    found = read_json(kept)
+    whole = isinstance(found, list) and len(found) == number and all(isinstance(one, float) for one in found)
+    return found if whole else None
 
 
 def told(line: dict[str, Any]) -> str:

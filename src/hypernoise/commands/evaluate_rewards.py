@@ -47,6 +47,8 @@ class EvaluateRewards:
     """Prompts beyond a reward's text encoder: cut them (told once, counted), or score windows that fit."""
     reward_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of rewards that are networks."""
+    report: bool = False
+    """Write report.html too: the tables in one file that needs no other."""
     output: Path = Path("runs/evaluate-rewards")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
@@ -78,7 +80,7 @@ class EvaluateRewards:
             )
         if self.pictures is None and not self.prompts:
             raise InputError("give --pictures FOLDER to score one, or --prompts FILE (or scenes) to draw")
-        from hypernoise.commands.common import tell_cut_prompts, write_summary
+        from hypernoise.commands.common import tell_cut_prompts, write_summary, write_tables
         from hypernoise.evaluation.rewards import row, write_scores
         from hypernoise.generators.registry import pick_device
         from hypernoise.rewards.base import RewardSettings
@@ -96,6 +98,9 @@ class EvaluateRewards:
         cut = tell_cut_prompts(reward)
         write_summary(self.output, "evaluate rewards", self, device, rows, truncated_prompts=cut)
         print(table(rows))
+        if self.report:
+            drawn_by = self.generator if given is None else f"none: {self.pictures} was given"
+            write_tables(self.output, "evaluate rewards", shown(rows), generator=drawn_by)
         print(f"every picture's scores: {self.output / 'scores.csv'}", file=sys.stderr)
         return 0
 
@@ -173,6 +178,22 @@ def _loaded(generator: Any, adapter: str) -> Any:
     from hypernoise.adapters import load_adapter
 
     return load_adapter(generator, adapter)
+
+
+def shown(rows: list[dict[str, Any]]) -> list[Any]:
+    """The report's tables, one per reward."""
+    from hypernoise.evaluation.html import Table
+
+    columns = [
+        ("mean", "mean", ".4f"),
+        ("95 %", "ci95", ".4f"),
+        ("gain", "gain", "+.4f"),
+        ("95 %", "gain_ci95", "+.4f"),
+    ]
+    return [
+        Table(f"Reward {name}", columns, {row["method"]: row["rewards"][name] for row in rows})
+        for name in rows[0]["rewards"]
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

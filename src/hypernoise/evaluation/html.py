@@ -44,6 +44,15 @@ class Example:
     pictures: Sequence[Shown]
 
 
+@dataclass(frozen=True)
+class Table:
+    """Columns are (name, field, format); rows are by name, and columns that none of them fills are left out."""
+
+    heading: str
+    columns: Sequence[tuple[str, str, str]]
+    rows: Mapping[str, Mapping[str, Any]]
+
+
 def first_of_each(categories: Sequence[str], number: int) -> list[int]:
     """The places of the first `number` of each category: none is picked by its looks or its verdict."""
     seen: dict[str, int] = {}
@@ -57,6 +66,15 @@ def first_of_each(categories: Sequence[str], number: int) -> list[int]:
 
 def report(title: str, about: Mapping[str, str], rows: Sequence[Mapping[str, Any]], examples: Sequence[Example]) -> str:
     """The whole file's text. `rows` are result rows; `about` stands above them, name by name."""
+    return _page(title, about, [_table(rows), _bars(rows), _curves(rows), _gallery(examples)])
+
+
+def tables(title: str, about: Mapping[str, str], found: Sequence[Table]) -> str:
+    """The whole file's text, of tables alone."""
+    return _page(title, about, [_lines(table.heading, table.columns, table.rows) for table in found])
+
+
+def _page(title: str, about: Mapping[str, str], content: Sequence[str]) -> str:
     facts = "".join(f"<dt>{escape(name)}<dd>{escape(value)}" for name, value in about.items())
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8">',
@@ -64,12 +82,20 @@ def report(title: str, about: Mapping[str, str], rows: Sequence[Mapping[str, Any
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">",
         '<meta name="viewport" content="width=device-width">',
         f"<title>{escape(title)}</title><style>{STYLE}</style><h1>{escape(title)}</h1><dl>{facts}</dl>",
-        _table(rows),
-        _bars(rows),
-        _curves(rows),
-        _gallery(examples),
+        *content,
     ]
     return "\n".join(part for part in parts if part) + "\n"
+
+
+def _lines(heading: str, columns: Sequence[tuple[str, str, str]], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    shown = [column for column in columns if any(row.get(column[1]) is not None for row in rows.values())]
+    head = "".join(f"<th>{escape(name)}" for name, _, _ in shown)
+    body = ""
+    for name, row in rows.items():
+        cells = "".join(f"<td>{_cell(row.get(field), spec)}" for _, field, spec in shown)
+        body += f"<tr><th>{escape(name)}{cells}"
+    heading = f"<h2>{escape(heading)}</h2>"
+    return f'{heading}<div class="wide"><table><thead><tr><th>{head}<tbody>{body}</table></div>'
 
 
 def name_of(row: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 Each prompt has questions, each question the answer that would be right; an asker gives P(that answer). How answers
 make a score differs, and is a row of `BENCHMARKS`:
 
-- dpg (ELLA, arXiv 2403.05135): the share of yes; a question whose parents are not answered yes counts as no.
+- dpg (ELLA, arXiv 2403.05135): the share of yes; a question whose parents do not count as yes counts as no.
 - geneval2 (arXiv 2512.16853): Soft-TIFA, the geometric mean of the probabilities; the arithmetic one is kept beside.
 - t2i-compbench (arXiv 2307.06350): BLIP-VQA, the product over the prompt's noun phrases.
 """
@@ -163,11 +163,14 @@ def read_compbench_spacy(file: Path) -> list[Item]:
 
 
 def score_dpg(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
-    """A yes is a probability above a half. Categories count answers as given, the score those whose parents hold."""
+    """A yes is a probability above a half; a no is passed on to children and, in the file's order, to theirs.
+
+    As the official compute_dpg_bench.py. Categories count answers as given.
+    """
     yes = [float(one > 0.5) for one in sure]
-    held = [
-        one * all(yes[parent] for parent in question.parents) for one, question in zip(yes, item.questions, strict=True)
-    ]
+    held = list(yes)
+    for place, question in enumerate(item.questions):
+        held[place] *= all(held[parent] for parent in question.parents)
     return sum(held) / len(held), yes
 
 

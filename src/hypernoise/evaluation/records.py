@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.rewards import opened
-from hypernoise.files import write_json
+from hypernoise.files import read_json, write_json
 from hypernoise.methods.base import Result, Spent
 from hypernoise.rewards.base import RewardFunction
 
@@ -84,8 +84,8 @@ def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], 
 
 
 def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
-    """Whether a batch was kept, and each of its pictures can be read: a file may be cut short or lost later."""
-    if not batch_file(folder, number).exists():
+    """Whether a batch was kept, and it and each of its pictures can be read: a file may be cut short or lost later."""
+    if read_json(batch_file(folder, number)) is None:
         return False
     for name in files:
         try:

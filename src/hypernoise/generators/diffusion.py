@@ -9,7 +9,9 @@ timestep are the pipeline's own.
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -19,7 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, TooLongError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.families import Family, family_of, few_step_doubt
 from hypernoise.generators.memory import NO_SAVING, Memory, TextSide, checkpoint_blocks, decoding
@@ -111,11 +113,19 @@ class DiffusionGenerator:
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Refuses prompts that are empty or that the text encoder would cut, naming what would be lost."""
+        check_prompts(prompts, *self._reader())
+
+    def cut_prompts(self, prompts: list[str]) -> list[str]:
+        """Each prompt's first words, as many as `check_prompts` lets pass."""
+        return [cut(prompt, *self._reader()) for prompt in prompts]
+
+    def _reader(self) -> tuple[Any, int]:
+        """The tokenizer that reads the longest prompts, and how many tokens its encoder takes of one."""
         names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
         tokenizer = getattr(self.pipeline, names[0])
         own = inspect.signature(self._draw).parameters.get("max_sequence_length")
         longest = self.call(1).get("max_sequence_length", own.default if own else tokenizer.model_max_length)
-        check_prompts(prompts, tokenizer, min(longest, tokenizer.model_max_length) - self.family.template)
+        return tokenizer, int(min(longest, tokenizer.model_max_length)) - self.family.template
 
     def encode(self, prompts: list[str]) -> Condition:
         """The pipeline's own text conditioning: its call, with these prompts, up to what `encode_prompt` returns."""
@@ -305,7 +315,20 @@ def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) 
         tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(tokens) > limit:
             lost = tokenizer.decode(tokens[limit - 1 : -1])
-            raise InputError(
+            raise TooLongError(
                 f"prompt {number} of {len(prompts)} has {len(tokens)} tokens and the text encoder takes {limit}: "
                 f"{lost!r} would be cut; shorten it"
             )
+
+
+def cut(prompt: str, tokenizer: Any, limit: int) -> str:
+    """The prompt's first words, as many as make `limit` tokens; all of it if not even the first word does."""
+
+    def tokens(end: int) -> int:
+        return len(tokenizer(prompt[:end], truncation=False, verbose=False).input_ids)
+
+    if tokens(len(prompt)) <= limit:
+        return prompt
+    ends = [word.end() for word in re.finditer(r"\S+", prompt)]
+    fitting = bisect_right(ends, limit, key=tokens)
+    return prompt[: ends[fitting - 1]] if fitting else prompt

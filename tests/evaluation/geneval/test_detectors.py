@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.geneval import colors, mask2former
+from hypernoise.evaluation.geneval import colors, mask2former, official
 from hypernoise.evaluation.geneval.colors import SENTENCES, ClipColors
-from hypernoise.evaluation.geneval.detectors import check_classes, load
+from hypernoise.evaluation.geneval.detectors import HfDetector, check_classes, load
 from hypernoise.evaluation.geneval.mask2former import Mask2Former, box_of
-from hypernoise.evaluation.geneval.requests import COLORS, parse
+from hypernoise.evaluation.geneval.names import benchmark_name
+from hypernoise.evaluation.geneval.requests import COLORS, parse, parse_lines
 from hypernoise.evaluation.geneval.rules import Detection, judge, kept
 from hypernoise.evaluation.rewards import read_picture
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
@@ -163,6 +165,42 @@ def test_a_detector_without_needed_classes_is_refused(tiny_models):
     check_classes(detector, [request(), request(name="computer mouse")])
     with pytest.raises(InputError, match="knows no dog, mouse \\(2 of the classes .*; it knows 4, such as circle"):
         check_classes(detector, [request(), request(name="mouse"), request(name="dog")])
+
+
+COCO = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+VOC = {
+    "motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa", "potted plant": "pottedplant",
+    "dining table": "diningtable", "tv": "tvmonitor",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [COCO, tuple(VOC.get(name, name) for name in COCO), official.CLASSES],
+    ids=["coco", "voc", "geneval"],
+)
+def test_either_spelling_of_cocos_classes_serves_the_official_prompts(labels):
+    config = SimpleNamespace(id2label=dict(enumerate(labels)))
+    objects = Mask2Former(SimpleNamespace(config=config), "table")
+    assert tuple(objects.labels) == official.CLASSES
+    requests = parse_lines(official.metadata(), "geneval")
+    assert len(requests) == 553
+    check_classes(HfDetector(objects, SimpleNamespace(name="none")), requests)
+
+
+def test_a_class_is_not_renamed_to_one_that_is_there():
+    assert benchmark_name("mouse", ["mouse", "computer mouse"]) == "mouse"
+    assert benchmark_name("mouse", ["mouse"]) == "computer mouse"
+    assert benchmark_name("cat", ["cat"]) == "cat"
 
 
 @pytest.mark.parametrize(("load_", "number"), [(mask2former.load, 0), (colors.load, 1)])

@@ -96,19 +96,23 @@ def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
     samples: list[Sample] = []
     broken: list[Broken] = []
     counts: dict[str, int] = {}
+    others: dict[str, list[str]] = {}  # files that are no samples
     for place in places:
         try:
             request = _request(place)
         except InputError as error:
             broken.append(Broken(place.name, str(error)))
             continue
-        files = sorted((f for f in _files(place / "samples") if re.fullmatch(r"\d+\.png", f.name)), key=_number)
+        there = _files(place / "samples")
+        files = sorted((f for f in there if re.fullmatch(r"\d+\.png", f.name)), key=_number)
         counts[place.name] = len(files)
+        others[place.name] = sorted(f.name for f in there if f not in files)
         samples += [Sample(_number(place), request, file, f"{place.name}/samples/{file.name}") for file in files]
     usual = max(counts.values(), key=list(counts.values()).count, default=0)
     for name, count in counts.items():
         if count < usual or count == 0:
-            broken.append(Broken(name, f"{count} of {max(usual, 1)} pictures are there"))
+            hint = f"; only names such as 00000.png count, not {others[name][0]}" if others[name] else ""
+            broken.append(Broken(name, f"{count} of {max(usual, 1)} pictures are there{hint}"))
     return samples, broken
 
 

@@ -37,9 +37,14 @@ class Detector(Protocol):
         ...
 
 
+def lacking_classes(detector: Detector, requests: Iterable[Request]) -> list[str]:
+    """What requests ask for and the detector does not know."""
+    return sorted({name for request in requests for name in request.names} - detector.classes)
+
+
 def check_classes(detector: Detector, requests: Iterable[Request]) -> None:
     """Raises InputError if a request asks for a class that the detector does not know."""
-    lacking = sorted({name for request in requests for name in request.names} - detector.classes)
+    lacking = lacking_classes(detector, requests)
     if lacking:
         some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise InputError(

@@ -9,6 +9,7 @@ summary_scores.py reads them.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from typing import Any
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval.album import Sample
-from hypernoise.evaluation.geneval.requests import Request
+from hypernoise.evaluation.geneval.names import benchmark_name
+from hypernoise.evaluation.geneval.requests import COLORS, Request
 from hypernoise.evaluation.geneval.rules import Detection, Verdict, kept
 from hypernoise.files import write_text
 
@@ -46,8 +48,8 @@ def _detection(one: Any, number: int) -> Detection:
         raise InputError(f"object {number} ({one['class']}): 'box' must be [left, top, right, bottom], not {box!r}")
     if not _finite(score):
         raise InputError(f"object {number} ({one['class']}): 'score' must be a number, not {score!r}")
-    if color is not None and not isinstance(color, str):
-        raise InputError(f"object {number} ({one['class']}): 'color' must be a word, not {color!r}")
+    if color is not None and color not in COLORS:
+        raise InputError(f"object {number} ({one['class']}): 'color' must be one of {', '.join(COLORS)}, not {color!r}")
     left, top, right, bottom = (float(side) for side in box)
     return Detection(one["class"], (left, top, right, bottom), float(score), color)
 
@@ -57,30 +59,37 @@ def _finite(value: Any) -> bool:
 
 
 class FileDetector:
-    """Detections from a file instead of a model: the rules run on them alone."""
+    """Detections from a file instead of a model: the rules run on them alone.
+
+    Classes that the benchmark calls otherwise are renamed, except for prompts that ask for them by the file's word.
+    """
 
     label = "geneval-file"
 
     def __init__(self, file: Path, album: Path):
         self.name, self.album = str(file), album
         self.lines = _read_lines(file)
-
-    @property
-    def classes(self) -> frozenset[str]:
-        """Those that occur; an absent class may be one that was nowhere found."""
-        return frozenset(
+        self.words = {
             one["class"]
             for objects in self.lines.values()
             if isinstance(objects, list)
             for one in objects
             if isinstance(one, dict) and isinstance(one.get("class"), str)
-        )
+        }
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """Those that occur, by the file's word and by the benchmark's; an absent one may have been nowhere found."""
+        return frozenset(self.words | {benchmark_name(word, self.words) for word in self.words})
 
     def __call__(self, file: Path, request: Request) -> list[Detection]:
         name = file.relative_to(self.album).as_posix()
         if name not in self.lines:
             raise InputError(f"{self.name} has no detections of it")
-        return from_json(self.lines[name])
+        return [
+            one if one.name in request.names else dataclasses.replace(one, name=benchmark_name(one.name, self.words))
+            for one in from_json(self.lines[name])
+        ]
 
 
 def _read_lines(file: Path) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
+from hypernoise.evaluation.geneval.names import benchmark_name
 from hypernoise.evaluation.geneval.rules import Detection
 from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
 BEST = 100  # pairs of query and class
-RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}  # in the benchmark
 
 
 def load(source: str, device: torch.device | str) -> Mask2Former:
@@ -38,7 +38,7 @@ class Mask2Former:
     """Every object that a model finds in a picture, with its mask.
 
     Args:
-        model: whose `config.id2label` names the classes; the three that the benchmark calls otherwise are renamed.
+        model: whose `config.id2label` names the classes; those that the benchmark calls otherwise are renamed.
         short, long: sides in pixels that pictures are resized to.
     """
 
@@ -46,7 +46,7 @@ class Mask2Former:
         config: Any = model.config
         labels = [config.id2label[i] for i in range(len(config.id2label))]
         self.model, self.name, self.short, self.long = model, name, short, long
-        self.labels = [RENAMED.get(label, label) for label in labels]
+        self.labels = [benchmark_name(label, labels) for label in labels]
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> list[tuple[Detection, Tensor]]:

@@ -21,7 +21,7 @@ from hypernoise.evaluation.geneval.album import Broken, Sample
 from hypernoise.evaluation.geneval.detectors import Detector
 from hypernoise.evaluation.geneval.files import as_json, from_json
 from hypernoise.evaluation.geneval.rules import Detection, Verdict, judge, kept
-from hypernoise.files import output_folder, write_json
+from hypernoise.files import output_folder, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def judge_album(
         progress(1)
     found, broken, missing = [], [], 0
     for number, sample in enumerate(samples):
-        look = looks[number] if number in looks else _kept(_place(sample, detector, kept_in))
+        look = looks[number] if number in looks else _known(sample, detector, kept_in)
         if look is None:
             missing += 1
         elif isinstance(look, str):
@@ -69,10 +69,10 @@ def judge_album(
 
 
 def _looked(sample: Sample, detector: Detector, kept_in: Path | None) -> list[Detection] | str:
-    place = _place(sample, detector, kept_in)
-    known = _kept(place)
+    known = _known(sample, detector, kept_in)
     if known is not None:
         return known
+    place = _place(sample, detector, kept_in)
     try:
         detections = detector(sample.file, sample.request)
     except InputError as error:
@@ -84,19 +84,28 @@ def _looked(sample: Sample, detector: Detector, kept_in: Path | None) -> list[De
     return detections
 
 
+def _known(sample: Sample, detector: Detector, kept_in: Path | None) -> list[Detection] | str | None:
+    """What was kept, or why the picture cannot be read; None if it has yet to be looked at, or what was kept is
+    damaged."""
+    try:
+        place = _place(sample, detector, kept_in)
+    except OSError as error:
+        return f"{sample.file} cannot be read: {error.strerror}"
+    value = None if place is None else read_json(place)
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return from_json(value)
+    except InputError:
+        return None
+
+
 def _place(sample: Sample, detector: Detector, kept_in: Path | None) -> Path | None:
     if kept_in is None:
         return None
     known = json.dumps([detector.label, detector.name, dict(sample.request.source)], sort_keys=True)
     digest = hashlib.sha256(known.encode() + sample.file.read_bytes()).hexdigest()
     return output_folder(kept_in) / f"{digest[:24]}.json"
-
-
-def _kept(place: Path | None) -> list[Detection] | str | None:
-    if place is None or not place.exists():
-        return None
-    value = json.loads(place.read_text())
-    return value if isinstance(value, str) else from_json(value)
 
 
 def score_row(judged: Judged) -> dict[str, Any]:
