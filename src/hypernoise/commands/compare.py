@@ -82,6 +82,8 @@ class Compare(WithGenerator):
             adapter = getattr(method, "adapter", None)
             if adapter is not None:
                 adapter.on(generator)
+        for steps in self.steps:
+            generator.check_steps(steps)
         generator.check_prompts(asked.prompts)
         generator.encode_ahead(asked.prompts)
         output_folder(self.output)

@@ -105,8 +105,21 @@ class DiffusionGenerator:
         weight: Any = self.denoiser.get_submodule(self.family.output_layer).weight
         return weight.dtype
 
+    @property
+    def least_steps(self) -> int:
+        """A number of steps that it can be drawn in: 1, or as many as the timesteps that the model fixes."""
+        return len(self._call_of_model.get("timesteps") or [1])
+
+    def check_steps(self, steps: int) -> None:
+        """Refuses another number of steps than that of timesteps which the model fixes and would draw anyway."""
+        fixed = self._call_of_model.get("timesteps")
+        if fixed is not None and steps != len(fixed):  # they would override num_inference_steps
+            told = f"timesteps {', '.join(map(str, fixed))}"
+            raise InputError(f"{self.name} draws at {told} alone, so the number of steps is {len(fixed)}, not {steps}")
+
     def call(self, steps: int) -> dict[str, Any]:
-        """The pipeline's `__call__` arguments for drawing in so many steps."""
+        """The pipeline's `__call__` arguments for drawing in so many steps. InputError for a number it cannot have."""
+        self.check_steps(steps)
         return {**self.family.call, **self.family.call_at(steps), **self._call_of_model, "num_inference_steps": steps}
 
     def check_prompts(self, prompts: list[str]) -> None:
@@ -114,7 +127,9 @@ class DiffusionGenerator:
         names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
         tokenizer = getattr(self.pipeline, names[0])
         own = inspect.signature(self._draw).parameters.get("max_sequence_length")
-        longest = self.call(1).get("max_sequence_length", own.default if own else tokenizer.model_max_length)
+        longest = self.call(self.least_steps).get(
+            "max_sequence_length", own.default if own else tokenizer.model_max_length
+        )
         check_prompts(prompts, tokenizer, min(longest, tokenizer.model_max_length) - self.family.template)
 
     def encode(self, prompts: list[str]) -> Condition:
@@ -129,7 +144,7 @@ class DiffusionGenerator:
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         with torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
-            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(1))
+            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
         named = zip(self.family.embeddings, encoded[0], strict=True)
         return _tensors({name: value for name, value in named if name is not None})
 
@@ -165,7 +180,7 @@ class DiffusionGenerator:
     def denoise_first(self, noise: Tensor, condition: Condition) -> Tensor:
         """The denoiser's first answer to `noise`, of noise's shape: what f adapts. Differentiable."""
         with stop_at_first_answer(self.called) as answer:
-            self._call(noise, condition, 1, None, output_type="latent")
+            self._call(noise, condition, self.least_steps, None, output_type="latent")
         return self.family.answer(answer[0], tuple(noise.shape))
 
     @contextmanager
