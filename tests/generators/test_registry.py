@@ -205,9 +205,7 @@ def test_the_hubs_error_behind_a_loaders_is_the_one_that_is_told(monkeypatch):
 
     monkeypatch.setattr(registry, "fetch", lambda *arguments: None)
     monkeypatch.setattr("diffusers.PixArtTransformer2DModel.from_pretrained", refuse)
-    with pytest.raises(
-        InputError, match=r"Alpha-DMD\S*: transformer is not in the local cache .* run: hf download"
-    ):
+    with pytest.raises(InputError, match=r"Alpha-DMD\S*: transformer is not in the local cache .* run: hf download"):
         load_generator("pixart-dmd", device="cpu")
 
 

@@ -19,7 +19,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 from hypernoise.generators.base import Condition
 from hypernoise.generators.families import Family, family_of, few_step_doubt
 from hypernoise.generators.memory import NO_SAVING, Memory, TextSide, checkpoint_blocks, decoding
@@ -70,6 +70,9 @@ class DiffusionGenerator:
                 module.requires_grad_(False).eval()
         scale: int = self.pipeline.vae_scale_factor
         self.size: tuple[int, int] = size or default_size(pipeline, self.denoiser)
+        unit = scale * self.family.patch
+        if any(side < unit or side % unit for side in self.size):
+            raise InputError(f"{name} draws sizes in multiples of {unit} pixels, not {self.size[0]} x {self.size[1]}")
         channels: int = cast(Any, self.denoiser).config.in_channels
         self.noise_shape: tuple[int, ...] = self.family.noise_shape(
             channels, self.size[0] // scale, self.size[1] // scale
@@ -144,7 +147,12 @@ class DiffusionGenerator:
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         with torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
-            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
+            try:
+                self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
+            except ValueError as error:
+                if "divisible by" not in str(error):
+                    raise
+                raise InputError(f"{self.name} does not draw this size: {first_line(error)}") from error
         named = zip(self.family.embeddings, encoded[0], strict=True)
         return _tensors({name: value for name, value in named if name is not None})
 
