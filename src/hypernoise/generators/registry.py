@@ -60,6 +60,11 @@ def load_generator(
             cannot be had, with what to do about it.
     """
     if isinstance(source, DiffusionPipeline):
+        for field, none in (("quantise", "none"), ("tiny_decoder", "")):
+            if getattr(memory, field) != none:
+                raise InputError(
+                    f"{field} is for a generator that is loaded by name or directory; this pipeline is used as it is"
+                )
         name = str(source.config.get("_name_or_path", "pipeline"))
         return DiffusionGenerator(source, name=name, size=size, memory=memory)
     place = pick_device(device)
@@ -212,7 +217,12 @@ def _check_directory(folder: Path) -> str:
     if pipeline_class not in FAMILIES:
         raise InputError(
             f"{folder} holds a {pipeline_class}, which is not supported; known: {', '.join(FAMILIES)} (to add it, "
-            "register its denoiser, output layer and first step in hypernoise.generators.families.FAMILIES)"
+            "register its denoiser, output layer and embeddings in hypernoise.generators.families.FAMILIES)"
+        )
+    if not hasattr(diffusers, pipeline_class):
+        raise InputError(
+            f"diffusers {diffusers.__version__} has no {pipeline_class}, so it cannot load {folder}: load the pipeline "
+            "by your own class, and hand the object to load_generator"
         )
     return pipeline_class
 

@@ -122,7 +122,9 @@ def _build(component: Component, dtype: torch.dtype) -> nn.Module:
 def _pipeline(
     family: str, configuration: Configuration, dtype: torch.dtype, scheduler: Mapping[str, Any], tiny_decoder: str
 ) -> Any:
-    cls = getattr(diffusers, family)
+    cls = getattr(diffusers, family, None)
+    if cls is None or family not in _CONDITIONS:
+        raise InputError(f"a {family} cannot be planned: only diffusers' own classes can ({', '.join(_CONDITIONS)})")
     names = [n for n in cls.__init__.__annotations__ if n not in ("return", "is_distilled")]
     parts: dict[str, Any] = dict.fromkeys(names)
     parts = {n: None for n in parts if n.startswith(("tokenizer", "text_encoder", "safety", "feature", "image_enc"))}
