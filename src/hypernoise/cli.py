@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from hypernoise import __version__
-from hypernoise.errors import InputError, unknown
+from hypernoise.errors import InputError, out_of_memory, unknown
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ COMMANDS = {
     "failures": Command("failures", "Failures", "break noise networks in known ways, and see what gives first"),
 }
 
+TOO_LITTLE_MEMORY = (
+    "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, decode_slice: 1), set "
+    "text_encoders: offload, or take another device or dtype (hypernoise plan says what each saves)"
+)
+
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
     f"  {name:<12}{command.line}" for name, command in COMMANDS.items()
 )
@@ -59,6 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
         return command.parse(arguments[1:]).run()
     except InputError as error:
         print(f"hypernoise: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"hypernoise: {TOO_LITTLE_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hypernoise: interrupted", file=sys.stderr)

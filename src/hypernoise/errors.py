@@ -15,6 +15,16 @@ class TooLongError(InputError):
     """A prompt has more tokens than the generator's text encoder takes."""
 
 
+TOO_LITTLE = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS; the CPU on two systems
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is a device's memory, or the machine's, running out, as torch says it."""
+    told = str(error).lower()
+    wanting = type(error).__name__ == "OutOfMemoryError" or any(words in told for words in TOO_LITTLE)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and wanting)
+
+
 def first_line(error: Exception) -> str:
     """What another library's error says, or its name, for a message of one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

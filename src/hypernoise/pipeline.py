@@ -19,6 +19,7 @@ from torch import Tensor
 from hypernoise.adapters import load_adapter
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator, quiet, replaced, stop_at_first_answer
+from hypernoise.generators.families import family_of
 from hypernoise.noise.lora import LoRANoise
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
@@ -41,6 +42,8 @@ def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise) -> Pipeline:
         raise InputError(f"attach takes a diffusers pipeline, not a {type(pipeline).__name__}")
     if isinstance(pipeline, Attached):
         raise InputError("this pipeline has an adapter attached already; hypernoise.detach(pipe) takes it off")
+    if any(weight.is_meta for weight in getattr(pipeline, family_of(pipeline).denoiser).parameters()):
+        raise InputError("this pipeline's weights are offloaded already: attach before enable_sequential_cpu_offload")
     if isinstance(adapter, LoRANoise):
         if adapter.generator.pipeline is not pipeline:
             raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")

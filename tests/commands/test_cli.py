@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hypernoise.adapters import save_adapter
@@ -241,3 +243,32 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     with pytest.raises(SystemExit) as ended:
         main([*draw, "a ring", "--stps", "3"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:75] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_too_little_memory_is_told_in_one_line(error, monkeypatch, capsys):
+    def fail(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setattr("hypernoise.generators.registry.load_as", fail)
+    assert main(["generate", "a ring", "--device", "cpu"]) == 2
+    assert re.fullmatch("hypernoise: out of memory: draw smaller .*\n", capsys.readouterr().err)
+    error.args = ("something else",)
+    if type(error) is RuntimeError:
+        with pytest.raises(RuntimeError, match="something else"):
+            main(["generate", "a ring", "--device", "cpu"])
+
+
+@pytest.mark.parametrize("height", ["50", "36"])
+def test_a_size_that_the_generator_cannot_draw_is_one_line(height, tmp_path, capsys):
+    flags = ["--height", height, "--width", "64", "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert main(["generate", "a ring", *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

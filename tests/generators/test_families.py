@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from hypernoise.cli import main
+from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
 from hypernoise.generators.families import FAMILIES
+from hypernoise.generators.presets import PRESETS
 from hypernoise.noise.lora import LoRANoise
 from tests.conftest import disturb
 from tests.families import BUILD, build_pipeline, size_of
@@ -158,3 +161,25 @@ def test_a_replaced_method_leaves_no_trace():
         assert owner.name() == "lent"
     assert owner.name() == "own"
     assert vars(owner) == {}
+
+
+def test_fixed_timesteps_are_drawn_in_their_number_alone(tmp_path, monkeypatch, capsys):
+    pipeline = build_pipeline("PixArtAlphaPipeline", tmp_path)
+    generator = DiffusionGenerator(pipeline, name="dmd", size=(16, 16), call={"timesteps": [400]})
+    noise, condition = noise_for(generator), generator.encode(PROMPTS)
+    assert generator.sample(noise, condition).shape == (2, 3, 16, 16)
+    told = "dmd draws at timesteps 400 alone, so the number of steps is 1, not 4"
+    with pytest.raises(InputError, match=told):
+        generator.sample(noise, condition, steps=4)
+    monkeypatch.setattr("hypernoise.commands.training.load_as", lambda *arguments, **keywords: generator)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("rewards: redness\nprompts: scenes\ngenerator_steps: [1, 4]\n")
+    assert main(["train", str(recipe), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_presets_say_their_familys_first_timestep():
+    for name, preset in PRESETS.items():
+        fixed = preset.call.get("timesteps")
+        assert preset.first_timestep == pytest.approx(fixed[0] if fixed else FIRST_TIMESTEPS[preset.family]), name

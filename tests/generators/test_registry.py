@@ -12,9 +12,12 @@ from hypernoise.errors import InputError
 from hypernoise.generators import hub, registry
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
-from hypernoise.generators.memory import Memory
+from hypernoise.generators.memory import Memory, take_tiny_decoder
 from hypernoise.generators.presets import PRESETS
 from hypernoise.generators.registry import fuse_lora, load_as, load_generator
+from hypernoise.noise.residual import ResidualNoise
+from hypernoise.pipeline import attach
+from hypernoise.planning.estimate import planned_generator
 from hypernoise.training.config import read_recipe
 from tests.families import build_pipeline, size_of
 
@@ -99,7 +102,7 @@ def test_offline_and_not_cached_names_the_file_and_the_command(tmp_path, monkeyp
 
 def test_an_unknown_pipeline_class_says_how_to_register_one(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
-    with pytest.raises(InputError, match="KandinskyPipeline, which is not supported.* output layer and first step in"):
+    with pytest.raises(InputError, match="KandinskyPipeline, which is not supported.* output layer and embeddings in"):
         load_generator(tmp_path, device="cpu")
 
 
@@ -182,3 +185,87 @@ def test_a_pinned_revision_is_asked_for_unless_another_is_named(monkeypatch):
         with pytest.raises(InputError, match="seen"):
             load_generator("sd-turbo", device="cpu", revision=revision)
     assert asked == [PRESETS["sd-turbo"].revision, "main"]
+
+
+def test_a_pipeline_cached_in_part_names_the_command(tmp_path, monkeypatch):
+    preset = PRESETS["sd-turbo"]
+    cached = tmp_path / "models--stabilityai--sd-turbo" / "snapshots" / str(preset.revision)
+    build_pipeline("StableDiffusionPipeline", tmp_path).save_pretrained(cached)
+    (cached / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(registry, "fetch", lambda *arguments: None)
+    with pytest.raises(InputError, match=f"hf download stabilityai/sd-turbo --revision {preset.revision}"):
+        load_generator("sd-turbo", device="cpu")
+
+
+def test_the_hubs_error_behind_a_loaders_is_the_one_that_is_told(monkeypatch):
+    def refuse(*arguments, **keywords):
+        try:
+            raise hub.LocalEntryNotFoundError("not there")
+        except hub.LocalEntryNotFoundError as error:
+            raise OSError("we could not connect to load this model") from error
+
+    monkeypatch.setattr(registry, "fetch", lambda *arguments: None)
+    monkeypatch.setattr("diffusers.PixArtTransformer2DModel.from_pretrained", refuse)
+    with pytest.raises(InputError, match=r"Alpha-DMD\S*: transformer is not in the local cache .* run: hf download"):
+        load_generator("pixart-dmd", device="cpu")
+
+
+def test_a_tiny_decoder_that_is_not_cached_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="madebyollin/taesd: config.json is not in the local cache and .*hf download"):
+        load_generator("scenes", device="cpu", memory=Memory(tiny_decoder="madebyollin/taesd"))
+
+
+@pytest.mark.parametrize("family", ["Flux2KleinPipeline", "QwenImagePipeline"])
+def test_a_tiny_decoder_is_refused_where_the_pipeline_reads_the_autoencoders_statistics(family, tmp_path):
+    with pytest.raises(InputError, match=f"cannot take the place of a {family}'s autoencoder"):
+        take_tiny_decoder(build_pipeline(family, tmp_path), str(tmp_path))
+
+
+def test_an_unreachable_hub_is_one_line_and_a_cached_adapter_loads(tmp_path, monkeypatch):
+    def unreachable(*arguments, **keywords):
+        raise hub.TRANSPORT("Temporary failure in name resolution")
+
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *arguments, **keywords: str(tmp_path))
+    assert hub.fetch_adapter("some/adapter") == tmp_path
+    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+    with pytest.raises(InputError, match="some/adapter cannot be downloaded: Temporary failure"):
+        hub.fetch_adapter("some/adapter")
+
+
+def test_a_registered_class_that_diffusers_lacks_is_refused_by_directory(tmp_path, monkeypatch):
+    pipeline = build_pipeline("SanaSprintPipeline", tmp_path)
+    pipeline.save_pretrained(tmp_path / "mine")
+    index = tmp_path / "mine" / "model_index.json"
+    index.write_text(index.read_text().replace("SanaSprintPipeline", "MySanaPipeline"))
+    monkeypatch.setitem(FAMILIES, "MySanaPipeline", FAMILIES["SanaSprintPipeline"])
+    with pytest.raises(InputError, match="has no MySanaPipeline.* hand the object to load_generator"):
+        load_generator(tmp_path / "mine", device="cpu")
+    with pytest.raises(InputError, match="a MySanaPipeline cannot be planned"):
+        planned_generator(str(tmp_path / "mine"), dtype=torch.float32)
+    pipeline.__class__ = type("MySanaPipeline", (type(pipeline),), {})
+    assert load_generator(pipeline, size=(32, 32)).family is FAMILIES["MySanaPipeline"]
+
+
+@pytest.mark.parametrize("memory", [Memory(quantise="int8"), Memory(tiny_decoder="madebyollin/taesd")])
+def test_what_only_loading_can_save_is_refused_for_an_object(memory, sd_pipeline):
+    with pytest.raises(InputError, match="is for a generator that is loaded by name or directory"):
+        load_generator(sd_pipeline(), memory=memory)
+
+
+def test_attaching_after_sequential_offload_is_refused(sd_pipeline, tmp_path):
+    pipeline = sd_pipeline()
+    pipeline.unet.to("meta")  # where sequential offloading leaves the weights
+    with pytest.raises(InputError, match="attach before enable_sequential_cpu_offload"):
+        attach(pipeline, tmp_path)
+
+
+@pytest.mark.parametrize("shape", [8, (0,), ("a",)])
+def test_a_noise_shape_is_a_sequence_of_sizes(shape):
+    with pytest.raises(InputError, match="noise_shape is of one sample"):
+        ResidualNoise(shape)

@@ -7,6 +7,8 @@ import torch
 
 from hypernoise.adapters import save_adapter
 from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.methods.base import Method, Problem, Spent, fresh_noise, metered
 from hypernoise.methods.best_of_n import BestOfN
@@ -16,6 +18,7 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import redness
 from tests.conftest import disturb
+from tests.families import build_pipeline, size_of
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]
 
@@ -52,6 +55,15 @@ def test_backwards_are_counted_where_they_happen(problem, noise):
         meter.score(pixels, PROMPTS).sum().backward()
     assert calls(meter.spent()) == (6, 6, 3, 3)
     assert not problem.generator.denoiser._forward_hooks  # none stays behind
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_familys_calls_are_counted(family, tmp_path):
+    generator = DiffusionGenerator(build_pipeline(family, tmp_path), size=size_of(family))
+    noise = torch.randn(2, *generator.noise_shape, requires_grad=True)
+    with metered(Problem(generator, redness)) as meter:
+        meter.draw(noise, generator.encode(PROMPTS[:2])).sum().backward()
+    assert calls(meter.spent()) == (2, 2, 2, 0)
 
 
 def test_hooks_go_when_a_method_fails(problem, noise):

@@ -12,10 +12,12 @@ from hypernoise.methods.base import Problem
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.transfer import Transfer
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.state import in_double
 from hypernoise.noise.transfer import NoiseMap, cosine_basis
 from hypernoise.rewards.pixel import redness
 from hypernoise.training.noise import keyed_noise
 from tests.conftest import disturb
+from tests.families import build_pipeline
 
 SHAPES = [((4, 8, 8), (4, 16, 16)), ((4, 8, 8), (4, 4, 4)), ((4, 8, 6), (16, 4, 12)), ((32, 3, 3), (4, 8, 8))]
 
@@ -33,25 +35,41 @@ def test_the_cosine_basis_is_orthonormal():
 
 @pytest.mark.parametrize(("source", "target"), SHAPES)
 def test_the_map_keeps_white_noise_white_exactly(source, target, monkeypatch):
-    """z = A x + B e with x, e ~ N(0, I) has mean 0 and covariance A·Aᵀ + B·Bᵀ, which is I."""
-    between = NoiseMap(source, target)
-    module = "hypernoise.noise.transfer._fresh"
-    monkeypatch.setattr(module, lambda noise, shape, seed: torch.zeros(len(noise), *shape, dtype=noise.dtype))
-    a = matrix(between, source, target)
-    monkeypatch.setattr(module, lambda noise, shape, seed: noise.reshape(-1, *shape))
-    e = torch.eye(int(torch.tensor(target).prod()), dtype=torch.float64)
-    fresh = e.reshape(-1, *target)
-    from_fresh = fresh - _kept(between, fresh)
-    b = from_fresh.reshape(len(e), -1).T
-    assert torch.allclose(a @ a.T + b @ b.T, e, atol=1e-10)
-    adjoint = matrix(between.adjoint, target, source)
-    assert torch.allclose(adjoint, a.T, atol=1e-10)
+    """z = A x + B e with x, e ~ N(0, I) has mean 0 and covariance A·Aᵀ + B·Bᵀ, which is I.
+
+    A and B are what the map itself answers to unit vectors, of the noise and of what it draws fresh.
+    """
+    between, drawn = NoiseMap(source, target), {}
+    monkeypatch.setattr("hypernoise.noise.transfer._fresh", lambda noise, shape, seed: drawn["fresh"])
+    sizes = [int(torch.tensor(shape).prod()) for shape in (source, target)]
+
+    def answer(x, fresh):
+        drawn["fresh"] = fresh
+        return between(x).flatten(1).T
+
+    units = [torch.eye(size, dtype=torch.float64) for size in sizes]
+    nothing = [
+        torch.zeros(size, *shape, dtype=torch.float64)
+        for size, shape in zip(sizes[::-1], (source, target), strict=True)
+    ]
+    a = answer(units[0].reshape(-1, *source), nothing[1])
+    b = answer(nothing[0], units[1].reshape(-1, *target))
+    assert torch.equal(answer(nothing[0], nothing[1][:1].expand(sizes[1], *target)), torch.zeros_like(b))  # mean 0
+    assert torch.allclose(a @ a.T + b @ b.T, units[1], atol=1e-10)
+    assert torch.allclose(matrix(between.adjoint, target, source), a.T, atol=1e-10)
 
 
-def _kept(between, values):
-    from hypernoise.noise.transfer import _along
+def test_where_a_device_has_no_fp64_the_cpu_computes():
+    class OnMPS:
+        device = torch.device("mps")
 
-    return _along(_along(values, between._up), between._up, back=True)
+        def cpu(self):
+            return torch.ones(2)
+
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64")
+
+    assert in_double(OnMPS()).dtype == torch.float64  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("source", "target"), SHAPES)
@@ -153,6 +171,20 @@ def problem(target):
     """The command's second generator, prompts and noises."""
     noise = keyed_noise(target.noise_shape, seed=0, step=EVALUATION_STEP, samples=range(4))
     return Problem(target, redness), ["a ring", "a ring", "a cross", "a cross"], noise
+
+
+def test_a_layout_that_cannot_be_mapped_is_refused_before_anything_is_drawn(sd_pipeline, tmp_path, capsys):
+    source, network, _ = generators(sd_pipeline, (16, 16))
+    save_adapter(network, tmp_path / "adapter")
+    network.remove()
+    source.pipeline.save_pretrained(tmp_path / "first")
+    build_pipeline("FluxPipeline", tmp_path).save_pretrained(tmp_path / "tokens")
+    (tmp_path / "prompts.txt").write_text("a ring\n")
+    flags = ["transfer", "--adapter", str(tmp_path / "adapter"), "--source", str(tmp_path / "first"), "--device", "cpu"]
+    flags += ["--to", str(tmp_path / "tokens"), "--rewards", "redness=10", "--output", str(tmp_path / "out")]
+    assert main([*flags, "--prompts", str(tmp_path / "prompts.txt")]) == 2
+    assert "cannot be mapped" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def condition(target):

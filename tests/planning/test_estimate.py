@@ -15,9 +15,10 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.planning.estimate import estimate, meta_network, planned_generator
 from hypernoise.planning.live import Live
 from hypernoise.planning.rewards import clip_scores, planned_rewards
+from hypernoise.planning.rows import plan_rows
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS
-from hypernoise.training.config import TrainConfig
+from hypernoise.training.config import Recipe, TrainConfig
 from hypernoise.training.trainer import train
 
 
@@ -190,3 +191,15 @@ def test_training_that_runs_out_of_memory_is_told_the_plan(tmp_path, capsys, mon
     told = capsys.readouterr().err
     assert "out of memory: this recipe is planned at 0.1 GB" in told
     assert "checkpointing: true" in told
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("nf4", 4)])
+def test_quantising_saves_on_the_layers_that_are_packed(kind, bits):
+    recipe = Recipe(batch_size=1)
+    whole, packed = plan_rows(recipe).training, plan_rows(dataclasses.replace(recipe, quantise=kind)).training
+    denoiser = load_generator("scenes", device="cpu").denoiser
+    layers = [module for module in denoiser.modules() if isinstance(module, nn.Linear)]  # its output layer is a conv
+    saved = sum(layer.weight.numel() for layer in layers) * (32 - bits) // 8
+    assert 0 < saved < sum(p.nbytes for p in denoiser.parameters()) / 2  # most of it are convolutions
+    for found in (whole[f"quantise: {kind}"], packed["as in the recipe"]):
+        assert whole["as in the recipe"].parts["denoiser"] - found.parts["denoiser"] == saved

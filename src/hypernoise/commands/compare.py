@@ -85,6 +85,8 @@ class Compare(WithGenerator):
             adapter = getattr(method, "adapter", None)
             if adapter is not None:
                 adapter.on(generator)
+        for steps in self.steps:
+            generator.check_steps(steps)
         prompts, cut = fitting(generator, asked.prompts, self.long_prompts)
         generator.encode_ahead(prompts)
         output_folder(self.output)

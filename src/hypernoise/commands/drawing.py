@@ -70,6 +70,8 @@ def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
     reward = WeightedSum(arguments.rewards) if arguments.rewards else None
     dtype = getattr(torch, arguments.dtype)
     generator = load_generator(arguments.generator, device=own_device(arguments.device), dtype=dtype)
+    for steps in arguments.steps:
+        generator.check_steps(steps)
     for method in methods:  # all are looked at before the first takes minutes
         adapter = getattr(method, "adapter", None)
         if adapter is not None:

@@ -52,6 +52,7 @@ class Generate(WithGenerator):
 
         generator = self.load()
         pipeline = generator.pipeline
+        generator.check_steps(self.steps)
         generator.check_prompts(list(self.prompts))
         generator.encode_ahead(list(self.prompts))
         if self.adapter is not None:

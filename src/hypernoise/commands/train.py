@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 import tyro
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, out_of_memory
 from hypernoise.training.config import Recipe, read_recipe
 from hypernoise.training.metrics import mean_of, rows_of
 from hypernoise.training.parting import Reading, draw_readings, in_stretches, readings
@@ -44,15 +44,15 @@ class Train(Recipe):
         return tyro.cli(cls, default=default, args=arguments, prog=f"hypernoise {command}")
 
     def run(self) -> int:
-        from torch import OutOfMemoryError
-
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
         from hypernoise.training.processes import launched
 
         try:
             started = train_recipe(self, self.output, self.device)
-        except OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             raise InputError(_too_little(self)) from error
         if not started.result.finished:
             return 128 + started.result.signal  # as a shell tells what ended a command: 130 after Ctrl-C

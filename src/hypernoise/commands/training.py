@@ -48,6 +48,8 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     prompts = read_mix(recipe.prompts)
     place, sharded = own_device(device), recipe.shard_base != "none"
     generator = load_as(recipe, device="cpu" if sharded else place)
+    for steps in recipe.step_counts:
+        generator.check_steps(steps)
     generator.check_prompts(list(prompts))
     output_folder(output)
     network = LoRANoise(generator, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)

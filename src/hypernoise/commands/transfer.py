@@ -79,8 +79,11 @@ class Transfer:
         for number, folder in enumerate(self.own, 1):
             driven[number].insert(1, HyperNoise(folder))
         for generator, methods in zip(loaded, driven, strict=True):  # all are looked at before the first takes minutes
+            generator.check_steps(self.steps)
             generator.check_prompts(asked.prompts)
             for method in methods[1:]:
+                if isinstance(method, Driven):
+                    method.between(generator)
                 method.adapter.on(source if isinstance(method, Driven) else generator)
         output_folder(self.output)
         rows: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError, TooLongError
+from hypernoise.errors import InputError, TooLongError, first_line
 from hypernoise.generators.base import Condition
 from hypernoise.generators.families import Family, family_of, few_step_doubt
 from hypernoise.generators.memory import NO_SAVING, Memory, TextSide, checkpoint_blocks, decoding
@@ -72,6 +72,9 @@ class DiffusionGenerator:
                 module.requires_grad_(False).eval()
         scale: int = self.pipeline.vae_scale_factor
         self.size: tuple[int, int] = size or default_size(pipeline, self.denoiser)
+        unit = scale * self.family.patch
+        if any(side < unit or side % unit for side in self.size):
+            raise InputError(f"{name} draws sizes in multiples of {unit} pixels, not {self.size[0]} x {self.size[1]}")
         channels: int = cast(Any, self.denoiser).config.in_channels
         self.noise_shape: tuple[int, ...] = self.family.noise_shape(
             channels, self.size[0] // scale, self.size[1] // scale
@@ -107,8 +110,21 @@ class DiffusionGenerator:
         weight: Any = self.denoiser.get_submodule(self.family.output_layer).weight
         return weight.dtype
 
+    @property
+    def least_steps(self) -> int:
+        """A number of steps that it can be drawn in: 1, or as many as the timesteps that the model fixes."""
+        return len(self._call_of_model.get("timesteps") or [1])
+
+    def check_steps(self, steps: int) -> None:
+        """Refuses another number of steps than that of timesteps which the model fixes and would draw anyway."""
+        fixed = self._call_of_model.get("timesteps")
+        if fixed is not None and steps != len(fixed):  # they would override num_inference_steps
+            told = f"timesteps {', '.join(map(str, fixed))}"
+            raise InputError(f"{self.name} draws at {told} alone, so the number of steps is {len(fixed)}, not {steps}")
+
     def call(self, steps: int) -> dict[str, Any]:
-        """The pipeline's `__call__` arguments for drawing in so many steps."""
+        """The pipeline's `__call__` arguments for drawing in so many steps. InputError for a number it cannot have."""
+        self.check_steps(steps)
         return {**self.family.call, **self.family.call_at(steps), **self._call_of_model, "num_inference_steps": steps}
 
     def check_prompts(self, prompts: list[str]) -> None:
@@ -124,7 +140,9 @@ class DiffusionGenerator:
         names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
         tokenizer = getattr(self.pipeline, names[0])
         own = inspect.signature(self._draw).parameters.get("max_sequence_length")
-        longest = self.call(1).get("max_sequence_length", own.default if own else tokenizer.model_max_length)
+        longest = self.call(self.least_steps).get(
+            "max_sequence_length", own.default if own else tokenizer.model_max_length
+        )
         return tokenizer, int(min(longest, tokenizer.model_max_length)) - self.family.template
 
     def encode(self, prompts: list[str]) -> Condition:
@@ -139,7 +157,12 @@ class DiffusionGenerator:
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         with torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
-            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(1))
+            try:
+                self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
+            except ValueError as error:
+                if "divisible by" not in str(error):
+                    raise
+                raise InputError(f"{self.name} does not draw this size: {first_line(error)}") from error
         named = zip(self.family.embeddings, encoded[0], strict=True)
         return _tensors({name: value for name, value in named if name is not None})
 
@@ -175,7 +198,7 @@ class DiffusionGenerator:
     def denoise_first(self, noise: Tensor, condition: Condition) -> Tensor:
         """The denoiser's first answer to `noise`, of noise's shape: what f adapts. Differentiable."""
         with stop_at_first_answer(self.called) as answer:
-            self._call(noise, condition, 1, None, output_type="latent")
+            self._call(noise, condition, self.least_steps, None, output_type="latent")
         return self.family.answer(answer[0], tuple(noise.shape))
 
     @contextmanager

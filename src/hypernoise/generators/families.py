@@ -74,6 +74,7 @@ class Family:
     guided_first: under classifier-free guidance, the prompt's half of a batch is the first, not the second.
     tokenizers: of the text encoder that reads the whole prompt, the first that the pipeline has.
     template: tokens, or a little more, that the pipeline puts around each prompt.
+    tiny_decoder: an AutoencoderTiny can take the autoencoder's place; the pipeline reads no statistics from it.
     released: settings of the noise network that the paper's authors' training code implies, beyond its files.
     unfinished: why a pipeline of this class is not a few-step one, or None; see `few_step_doubt`.
     """
@@ -91,6 +92,7 @@ class Family:
     guided_first: bool = False
     tokenizers: tuple[str, ...] = ("tokenizer",)
     template: int = 0
+    tiny_decoder: bool = True
     released: Mapping[str, Any] = field(default_factory=dict)
     unfinished: Callable[[Any], str | None] = lambda pipeline: None
 
@@ -169,6 +171,7 @@ FAMILIES: dict[str, Family] = {
         answer=_tokens,
         guided_first=True,
         template=16,
+        tiny_decoder=False,
         unfinished=_not_distilled,
     ),
     "QwenImagePipeline": Family(
@@ -181,6 +184,7 @@ FAMILIES: dict[str, Family] = {
         answer=_tokens,
         guided_first=True,
         template=8,
+        tiny_decoder=False,
     ),
     "ZImagePipeline": Family(
         denoiser="transformer",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -22,6 +23,9 @@ from huggingface_hub.errors import (
 
 from hypernoise.errors import InputError, first_line
 
+TRANSPORT: type[Exception] = HfHubHTTPError.__mro__[1]  # of the Hub's HTTP client, which differs between its versions
+UNREACHABLE = (ConnectionError, TimeoutError, TRANSPORT)
+HUB_ERRORS = (*UNREACHABLE, EntryNotFoundError, HFValidationError)
 ADAPTER_FILES = (".safetensors", ".json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -58,8 +62,16 @@ def explained(repository: str, revision: str | None, wanted: str) -> Iterator[No
         ) from error
     except EntryNotFoundError as error:
         raise InputError(f"{repository} has no {wanted}") from error
-    except (HfHubHTTPError, HFValidationError, ConnectionError) as error:
+    except (*UNREACHABLE, HFValidationError) as error:
         raise InputError(f"{repository} cannot be downloaded: {first_line(error)}") from error
+
+
+def hub_cause(error: BaseException) -> Exception | None:
+    """The Hub's own error behind one that a loading library made of it, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HUB_ERRORS):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def fetch_adapter(repository: str, revision: str | None = None) -> Path:
@@ -71,9 +83,8 @@ def fetch_adapter(repository: str, revision: str | None = None) -> Path:
         InputError: the repository cannot be had, or holds no safetensors adapter.
     """
     kept = [f"*{suffix}" for suffix in ADAPTER_FILES]
-    if not constants.HF_HUB_OFFLINE:
-        with explained(repository, revision, "an adapter"):
-            files = HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
+    files = _listed(repository, revision)
+    if files is not None:
         top = [f for f in files if "/" not in f.rfilename and f.rfilename.endswith(ADAPTER_FILES)]
         wanted = {f.rfilename: f.size or 0 for f in top}
         if not any(name.endswith(".safetensors") for name in wanted):
@@ -86,6 +97,19 @@ def fetch_adapter(repository: str, revision: str | None = None) -> Path:
         kept = list(wanted)
     with explained(repository, revision, "an adapter"):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=kept, ignore_patterns=["*/*"]))
+
+
+def _listed(repository: str, revision: str | None) -> list[Any] | None:
+    """A repository's files with their sizes; None where the Hub cannot be asked, and the cache has to do."""
+    if constants.HF_HUB_OFFLINE:
+        return None
+    with explained(repository, revision, "an adapter"):
+        try:
+            return HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
+        except HfHubHTTPError:  # it answered
+            raise
+        except UNREACHABLE:
+            return None
 
 
 def cached(repository: str, file: str, revision: str | None) -> bool:

@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hypernoise.errors import InputError, at_least_one
+from hypernoise.generators.families import family_of
+from hypernoise.generators.hub import HUB_ID, fetch
 
 if TYPE_CHECKING:
     from hypernoise.generators.diffusion import DiffusionGenerator
@@ -97,6 +100,14 @@ def take_tiny_decoder(pipeline: Any, source: str) -> None:
     from diffusers import AutoencoderTiny
 
     own = pipeline.vae
+    if not family_of(pipeline).tiny_decoder:
+        raise InputError(
+            f"tiny_decoder cannot take the place of a {type(pipeline).__name__}'s autoencoder, whose statistics the "
+            "pipeline reads; leave it out (decode_slice: 1 and checkpointing: true save memory)"
+        )
+    if not Path(source).is_dir() and HUB_ID.fullmatch(source):
+        for file in ("config.json", "diffusion_pytorch_model.safetensors"):
+            fetch(source, file)  # its refusals are clearer than the loader's
     try:
         tiny: Any = AutoencoderTiny.from_pretrained(source, torch_dtype=own.dtype, use_safetensors=True)
     except (OSError, ValueError) as error:

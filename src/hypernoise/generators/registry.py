@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from hypernoise.errors import InputError, first_line, unknown
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
-from hypernoise.generators.hub import explained, fetch
+from hypernoise.generators.hub import explained, fetch, hub_cause
 from hypernoise.generators.loading import Loading
 from hypernoise.generators.memory import NO_SAVING, Memory, check_can_quantise, quantise_linears, take_tiny_decoder
 from hypernoise.generators.presets import PRESETS, SCHEDULERS, Preset
@@ -60,6 +60,11 @@ def load_generator(
             cannot be had, with what to do about it.
     """
     if isinstance(source, DiffusionPipeline):
+        for field, none in (("quantise", "none"), ("tiny_decoder", "")):
+            if getattr(memory, field) != none:
+                raise InputError(
+                    f"{field} is for a generator that is loaded by name or directory; this pipeline is used as it is"
+                )
         name = str(source.config.get("_name_or_path", "pipeline"))
         return DiffusionGenerator(source, name=name, size=size, memory=memory)
     place = pick_device(device)
@@ -81,11 +86,8 @@ def load_generator(
     at = revision or preset.revision if preset.repository else None
     if preset.repository:
         fetch(location, "model_index.json", at)  # its refusals are clearer than the pipeline's
-    with _no_loading_bars(), explained(location, at, "a part of the pipeline"):
-        try:
-            pipeline = _pipeline(preset, location, at, dtype, variant or preset.variant)
-        except LOADING as error:
-            raise InputError(f"generator {name!r} could not be loaded from {location}: {first_line(error)}") from error
+    with _no_loading_bars():
+        pipeline = _pipeline(name, preset, location, at, dtype, variant or preset.variant)
         if lora or preset.lora:
             fuse_lora(pipeline, lora or str(preset.lora))
         if memory.tiny_decoder:
@@ -129,16 +131,36 @@ def memory_of(loading: Loading) -> Memory:
     )
 
 
-def _pipeline(preset: Preset, location: str, revision: str | None, dtype: torch.dtype, variant: str | None) -> Any:
+@contextmanager
+def _loading(name: str, location: str, revision: str | None, wanted: str, *, on_hub: bool) -> Iterator[None]:
+    """What goes wrong in the block, as one line: the Hub's error if it is behind it, else the files'."""
+    with explained(location, revision, wanted):
+        try:
+            yield
+        except LOADING as error:
+            cause = hub_cause(error)
+            if cause is not None:
+                raise cause from error
+            at = f" --revision {revision}" if revision else ""
+            get = f" (files may be missing in the local cache: hf download {location}{at})" if on_hub else ""
+            told = f"generator {name!r} could not be loaded from {location}: {first_line(error)}"
+            raise InputError(told + get) from error
+
+
+def _pipeline(
+    name: str, preset: Preset, location: str, revision: str | None, dtype: torch.dtype, variant: str | None
+) -> Any:
     settings: dict[str, Any] = {"use_safetensors": True, DTYPE: dtype}
     parts: dict[str, Any] = {}
     for component, part in preset.parts.items():
         cls = getattr(diffusers, part.cls)
         more = settings if hasattr(cls, "dtype") else {}
-        parts[component] = cls.from_pretrained(part.repository, subfolder=part.folder, **more)
-    pipeline: Any = DiffusionPipeline.from_pretrained(
-        location, revision=revision, variant=variant, trust_remote_code=False, **settings, **parts
-    )
+        with _loading(name, part.repository, None, part.folder, on_hub=True):
+            parts[component] = cls.from_pretrained(part.repository, subfolder=part.folder, **more)
+    with _loading(name, location, revision, "a part of the pipeline", on_hub=preset.repository is not None):
+        pipeline: Any = DiffusionPipeline.from_pretrained(
+            location, revision=revision, variant=variant, trust_remote_code=False, **settings, **parts
+        )
     if preset.scheduler:
         own = pipeline.scheduler
         pipeline.scheduler = type(own).from_config({**own.config, **preset.scheduler})
@@ -195,7 +217,12 @@ def _check_directory(folder: Path) -> str:
     if pipeline_class not in FAMILIES:
         raise InputError(
             f"{folder} holds a {pipeline_class}, which is not supported; known: {', '.join(FAMILIES)} (to add it, "
-            "register its denoiser, output layer and first step in hypernoise.generators.families.FAMILIES)"
+            "register its denoiser, output layer and embeddings in hypernoise.generators.families.FAMILIES)"
+        )
+    if not hasattr(diffusers, pipeline_class):
+        raise InputError(
+            f"diffusers {diffusers.__version__} has no {pipeline_class}, so it cannot load {folder}: load the pipeline "
+            "by your own class, and hand the object to load_generator"
         )
     return pipeline_class
 

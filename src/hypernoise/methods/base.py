@@ -121,10 +121,12 @@ class Meter:
         return Spent(self.forwards, self.backwards, self.decodes, self.reward_calls, self.seconds, self.peak_bytes)
 
     def _on_denoiser(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        answer: Tensor = output if isinstance(output, Tensor) else output[0]
+        answer = output if isinstance(output, Tensor) else output[0]
         self.forwards += len(answer)
-        if answer.requires_grad:
-            answer.register_hook(lambda gradient: self._on_backward(len(gradient)))
+        alone = not isinstance(answer, Tensor)  # Z-Image's denoiser answers with a list, a tensor for each sample
+        for part in answer if alone else [answer]:
+            if part.requires_grad:
+                part.register_hook(lambda gradient: self._on_backward(1 if alone else len(gradient)))
 
     def _on_backward(self, samples: int) -> None:
         self.backwards += samples

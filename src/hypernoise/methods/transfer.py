@@ -32,11 +32,15 @@ class Transfer:
     def settings(self) -> dict[str, Any]:
         return {"method": "transfer", "weights": self.adapter.digest(), "source": self.source.name}
 
+    def between(self, generator: Generator) -> NoiseMap | None:
+        """The map from this generator's noise to the source's; None for one layout. InputError if there is none."""
+        here, there = tuple(generator.noise_shape), tuple(self.source.noise_shape)
+        return None if here == there else NoiseMap(here, there)
+
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         network = self.adapter.on(self.source)
-        here, there = tuple(problem.generator.noise_shape), tuple(self.source.noise_shape)
-        between = None if here == there else NoiseMap(here, there)
+        between = self.between(problem.generator)
         with metered(problem) as meter:
             condition = self.source.encode(prompts)
             if between is None:

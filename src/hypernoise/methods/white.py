@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
+from hypernoise.noise.state import in_double
 
 BLOCK = 16  # the paper's
 
@@ -38,11 +39,11 @@ def project_white(noise: Tensor, block: int = BLOCK) -> Tensor:
             f"a noise of {size} numbers cannot be projected in blocks of {block} frequencies: it must be a "
             f"multiple of {2 * block}"
         )
-    spectrum = _compact_spectrum(noise.flatten(1).double()).unflatten(1, (-1, block))  # [B, blocks, block]
+    spectrum = _compact_spectrum(in_double(noise.flatten(1))).unflatten(1, (-1, block))  # [B, blocks, block]
     length = spectrum.abs()
     shrunk = _to_norms(length)
     phase = torch.where(length > 0, spectrum / length, 1.0)
-    return _from_compact_spectrum((shrunk * phase).flatten(1)).view_as(noise).to(noise.dtype)
+    return _from_compact_spectrum((shrunk * phase).flatten(1)).view_as(noise).to(noise.dtype).to(noise.device)
 
 
 def _compact_spectrum(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -25,8 +26,10 @@ class ResidualNoise(nn.Module):
 
     kind: ClassVar[str] = "residual"
 
-    def __init__(self, noise_shape: tuple[int, ...], *, width: int = 256, depth: int = 2, seed: int = 0):
+    def __init__(self, noise_shape: Sequence[int], *, width: int = 256, depth: int = 2, seed: int = 0):
         super().__init__()
+        if not isinstance(noise_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in noise_shape):
+            raise InputError(f"noise_shape is of one sample, such as (8,) or (4, 8, 8), not {noise_shape!r}")
         if width < 1 or depth < 0:
             raise InputError(f"width must be at least 1 and depth at least 0, not {width} and {depth}")
         self.noise_shape = tuple(noise_shape)

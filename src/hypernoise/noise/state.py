@@ -1,4 +1,4 @@
-"""Loading what was trained, strictly: every name and every shape, or a clear refusal."""
+"""Tensors handed over: what was trained, strictly (every name and shape, or a clear refusal), and values in fp64."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
+
+
+def in_double(values: Tensor) -> Tensor:
+    """The values in fp64, on the CPU where their device has none (MPS)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

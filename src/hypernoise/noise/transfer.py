@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
+from hypernoise.noise.state import in_double
 
 
 def cosine_basis(size: int) -> Tensor:
@@ -69,11 +70,11 @@ def _rows(axis: int, size: int, keep: int) -> Tensor:
 
 def _along(values: Tensor, matrices: list[Tensor], *, back: bool = False) -> Tensor:
     """Every axis after the first through its matrix, or back through its transpose; in fp64."""
-    result = values.double()
+    result = in_double(values)
     for axis, matrix in enumerate(matrices, 1):
-        chosen = matrix.to(values.device)
+        chosen = matrix.to(result.device)
         result = torch.movedim(torch.movedim(result, axis, -1) @ (chosen if back else chosen.T), -1, axis)
-    return result.to(values.dtype)
+    return result.to(values.dtype).to(values.device)
 
 
 def _fresh(noise: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:

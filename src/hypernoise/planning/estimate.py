@@ -14,7 +14,7 @@ from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -122,7 +122,9 @@ def _build(component: Component, dtype: torch.dtype) -> nn.Module:
 def _pipeline(
     family: str, configuration: Configuration, dtype: torch.dtype, scheduler: Mapping[str, Any], tiny_decoder: str
 ) -> Any:
-    cls = getattr(diffusers, family)
+    cls = getattr(diffusers, family, None)
+    if cls is None or family not in _CONDITIONS:
+        raise InputError(f"a {family} cannot be planned: only diffusers' own classes can ({', '.join(_CONDITIONS)})")
     names = [n for n in cls.__init__.__annotations__ if n not in ("return", "is_distilled")]
     parts: dict[str, Any] = dict.fromkeys(names)
     parts = {n: None for n in parts if n.startswith(("tokenizer", "text_encoder", "safety", "feature", "image_enc"))}
@@ -230,6 +232,17 @@ def lora_parameters(network: LoRANoise) -> dict[str, int]:
     return counts
 
 
+def packed_parameters(network: LoRANoise) -> int:
+    """How many of the denoiser's weights quantising packs: those of linear layers but for the output layer."""
+    layers = {name: layer.get_base_layer() for name, layer in network.layers.items() if name != network.output_layer}
+    return sum(cast(Tensor, base.weight).numel() for base in layers.values() if isinstance(base, nn.Linear))
+
+
+def quantising_saves(network: LoRANoise, bits: int) -> int:
+    """Bytes fewer that the denoiser takes with its packed weights in so many bits."""
+    return packed_parameters(network) * (8 * network.generator.dtype.itemsize - bits) // 8
+
+
 def estimate(
     planned: Planned,
     network: LoRANoise,
@@ -246,13 +259,15 @@ def estimate(
     Args:
         network: on the planned generator, its LoRA in the dtype that the layers compute in (under autocast, bf16).
         optimizer: "sgd" keeps one number per parameter (momentum), "adamw" two.
-        weight_bits: of the denoiser's weights, if they are quantised.
+        weight_bits: of the denoiser's packed weights (see `packed_parameters`), if it is quantised.
         rewards: what scores the pictures in training; nothing if None.
     """
     generator, weights = planned.generator, {}
     dtype = generator.dtype
     denoiser = [p for n, p in generator.denoiser.named_parameters() if ".lora_" not in n]
-    weights["denoiser"] = sum(p.numel() for p in denoiser) * (weight_bits or 8 * dtype.itemsize) // 8
+    weights["denoiser"] = sum(p.numel() for p in denoiser) * dtype.itemsize
+    if weight_bits:
+        weights["denoiser"] -= quantising_saves(network, weight_bits)
     weights["autoencoder"] = _bytes(generator.pipeline.vae)
     weights["text encoders"] = planned.text_parameters * dtype.itemsize
     if training and rewards is not None and rewards.bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hypernoise.generators.memory import Memory
-from hypernoise.planning.estimate import Estimate, Planned, estimate, meta_network, planned_generator
+from hypernoise.planning.estimate import Estimate, Planned, estimate, meta_network, planned_generator, quantising_saves
 from hypernoise.planning.rewards import PlannedRewards, planned_rewards
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.training.config import Recipe
@@ -66,11 +66,10 @@ def plan_rows(recipe: Recipe) -> Plans:
         training["reward_dtype: bfloat16"] = _train(recipe, planned, less, batch)
     if recipe.text_encoders == "stay":
         training["text_encoders: drop"] = _without(asked, "text encoders")
-    for kind, bits in (("int8", 8), ("nf4", 4)):
-        if recipe.quantise == "none" and bits < 8 * planned.generator.dtype.itemsize:
-            less = asked.parts["denoiser"] * (1 - bits / (8 * planned.generator.dtype.itemsize))
-            training[f"quantise: {kind}"] = _without(asked, "denoiser", round(less))
     network = meta_network(planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype)
+    for kind, bits in (("int8", 8), ("nf4", 4)):
+        if recipe.quantise == "none":
+            training[f"quantise: {kind}"] = _without(asked, "denoiser", quantising_saves(network, bits))
     steps = planned.preset.steps
     drawing = estimate(planned, network, batch=1, steps=steps, training=False)
     f, g, d = (drawing.flops[name] for name in ("noise network", "generator", "decoder"))
