@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hypernoise.diagnostics.kl import estimate_kl
-from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
+from hypernoise.diagnostics.lipschitz import kl_gap_bound, lipschitz_bound, spectral_norm
 from hypernoise.errors import InputError
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.residual import ResidualNoise
@@ -86,6 +86,17 @@ def test_a_clamped_run_keeps_its_bound_at_every_step(tmp_path):
     assert within(report.kl, truth, errors=3)
     assert report.gap.value < 0.35 * estimate_kl(trained(), noise, condition).gap.value
     assert shift.norm() == pytest.approx((MIDDLE / (1 + ALPHA)).norm().item(), rel=0.02)  # the shift is free
+
+
+def test_the_average_of_a_clamped_run_keeps_the_bound_too():
+    """Three layers, each average of clamped ones: the product of their norms must be under the bound as well."""
+    bound, network = 0.3, ResidualNoise((1, 1, D), width=16, depth=2).double()
+    settings = TrainConfig(
+        steps=20, batch_size=16, lr=0.1, clip=100.0, lipschitz="clamp", lipschitz_bound=bound, ema=0.9
+    )
+    generator = linear_generator(torch.eye(D, dtype=torch.float64))
+    train(generator, network, reward, ["any"], settings, progress=False)
+    assert 0 < lipschitz_bound(network) <= bound * (1 + 1e-6)
 
 
 def test_a_penalised_run_ends_between_free_and_bound():
