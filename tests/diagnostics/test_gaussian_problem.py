@@ -12,7 +12,9 @@ import torch
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, lipschitz_bound, spectral_norm
 from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.module import ModuleGenerator
+from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.limit import exact_gap
@@ -136,6 +138,18 @@ def test_the_exact_gap_is_the_reports_and_its_gradient_right():
         values.append(exact_gap(network, noise, condition).sum().item())
     assert abs(gradient) > 1e-3
     assert gradient == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+def test_the_exact_gap_of_a_pipeline_has_a_gradient(sd_pipeline):
+    """Attention's fused kernels have no second derivative, in fp32 on a CPU either."""
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    network = LoRANoise(generator, rank=2)
+    disturb(network, 0.05)
+    noise, _ = draws(1, *generator.noise_shape, dtype=torch.float32)
+    exact_gap(network, noise, generator.encode(["a ring"])).sum().backward()
+    gradients = [p.grad for p in network.trainable_parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert max(gradient.abs().max().item() for gradient in gradients) > 0
 
 
 def test_noise_too_large_for_the_exact_kl_is_refused():
