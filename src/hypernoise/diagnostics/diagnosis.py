@@ -21,9 +21,8 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.rewards.base import RewardFunction
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import DIAGNOSIS_STEP, keyed_noise
 
-DIAGNOSIS_STEP = 10**9 + 2  # noise key: no training step has it, nor has the evaluation
 MISSED = 0.1  # share of the KL that the L2 term may miss and still be trusted
 GENERIC = 0.2  # share of the gain that another prompt's residual must lose for f to be called prompt-specific
 CERTAIN = 3.0  # standard errors

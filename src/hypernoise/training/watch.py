@@ -18,11 +18,10 @@ from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import WATCH_STEP, keyed_noise
 from hypernoise.training.prompts import spread
 
 NOISES = 4
-WATCH_STEP = 10**9 + 1  # noise key: no training step has it, nor has the evaluation
 
 
 def watch(
