@@ -123,6 +123,12 @@ def test_the_exact_kl_trains_to_the_tilted_noise_that_l2_misses(free):
     assert objective(matrix, shift, truth) < objective(*parts(free)) - 0.1
 
 
+def test_the_logged_kl_of_an_exact_run_is_the_whole(tmp_path):
+    trained(tmp_path, kl_term="exact", steps=60, batch_size=16, kl_limit=0)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] == pytest.approx(ALPHA * last["kl"] - last["reward"], rel=1e-5)
+
+
 def test_the_exact_gap_is_the_reports_and_its_gradient_right():
     network = ResidualNoise((3,), width=5, depth=1).double()
     disturb(network, 0.4)

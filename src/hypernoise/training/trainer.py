@@ -274,9 +274,10 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
                 seeds = [key_of(config.seed, step, sample) for sample in samples]
                 pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
         rewards = scored(run.reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
-        loss = noise_objective(residual, rewards, config.kl_weight).mean()
+        loss, kl = noise_objective(residual, rewards, config.kl_weight).mean(), l2_kl(residual).mean()
         if config.kl_term == "exact":
-            loss = loss + config.kl_weight * exact_gap(run.network, noise, condition).mean()
+            gap = exact_gap(run.network, noise, condition).mean()
+            loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
         if config.lipschitz == "penalty":
             with autocast(device, config):
                 excess = squared_excess(run.network, noise, condition, config.lipschitz_bound)
@@ -285,7 +286,7 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
             check_gradients(run.reward, rewards, pixels)
         accelerator.backward(run.scaler.scale(loss / config.accumulation))
     drawn = pixels.detach().to(noise.dtype)
-    means = {"loss": loss, "reward": rewards.mean(), "kl": l2_kl(residual).mean(), "saturated": saturation(drawn)}
+    means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "saturated": saturation(drawn)}
     if isinstance(run.reward, WeightedSum):
         means |= {f"reward/{name}": run.reward.last[name] for name in run.members}
     if run.watched is not None and watching:
