@@ -133,6 +133,23 @@ def test_verdict_on_an_expansion():
     assert finding(found, "Lipschitz").text.startswith("1.5 seen, above 1 at 64 of 64 noises")
 
 
+def test_verdict_where_noises_may_fold():
+    found = look(Edit(0.2))
+    wide = dataclasses.replace(found, norms=[1.2])
+    turned = dataclasses.replace(found, kl=dataclasses.replace(found.kl, turned=1))
+    for folded in (wide, turned):
+        assert not finding(folded, "L2 term").good
+        assert "a lower bound, as x + f may fold noises onto each other: KL at least 0.16" in (
+            finding(folded, "L2 term").text
+        )
+        beyond = finding(dataclasses.replace(folded, moved=Estimate(5.0, 0.1)), "pictures")
+        assert beyond.good
+        assert "which cannot be" not in beyond.text
+    flat = finding(look(Edit(slope=-1.0)), "L2 term")
+    assert not flat.good
+    assert "the KL is infinite" in flat.text
+
+
 def test_verdict_when_the_error_is_too_great_and_when_data_processing_fails():
     found = look(Edit(0.2))
     vague = dataclasses.replace(found, kl=dataclasses.replace(found.kl, gap=Estimate(0.0, 1.0)))

@@ -55,6 +55,11 @@ class Diagnosis:
         """The greatest stretch seen: a lower bound of Lip(f)."""
         return max(*self.norms, *self.ratios)
 
+    @property
+    def may_fold(self) -> bool:
+        """Whether x + f may send two noises to one: the KL is then a lower bound."""
+        return self.lipschitz >= 1 or self.kl.turned > 0
+
     def as_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "lipschitz": self.lipschitz}
 
@@ -172,9 +177,25 @@ def _level(name: str, height: float, last: int) -> Line:
 
 def _trust(found: Diagnosis) -> Finding:
     kl, gap = found.kl.kl.value, found.kl.gap
-    text = f"KL {found.kl.kl} nats, of which ½‖f‖² is {found.kl.l2.value:.4g} and the terms left out {gap}"
+    if math.isinf(kl):
+        return Finding(
+            "L2 term",
+            False,
+            "not to be trusted: the KL is infinite, x + f flattens noise to fewer dimensions",
+            "train with --lipschitz clamp, or a greater --kl-weight",
+        )
+    least = "at least " if found.may_fold else ""
+    text = f"KL {least}{found.kl.kl} nats, of which ½‖f‖² is {found.kl.l2.value:.4g} and the terms left out {gap}"
     limit = MISSED * max(kl, found.kl.l2.value)
-    if abs(gap.value) + CERTAIN * gap.error <= limit:
+    small = abs(gap.value) + CERTAIN * gap.error <= limit
+    if small and found.may_fold:
+        return Finding(
+            "L2 term",
+            False,
+            f"a lower bound, as x + f may fold noises onto each other: {text}",
+            "train with --lipschitz clamp: below 1 nothing folds",
+        )
+    if small:
         return Finding("L2 term", True, f"to be trusted: {text}")
     if abs(gap.value) - CERTAIN * gap.error > limit:
         return Finding(
@@ -243,6 +264,8 @@ def _data_processing(found: Diagnosis, moved: Estimate) -> Finding:
     text = f"the pictures moved by at least {moved} nats, the noise by {found.kl.kl}"
     if moved.value - CERTAIN * moved.error <= found.kl.kl.value + CERTAIN * found.kl.kl.error:
         return Finding("pictures", True, text)
+    if found.may_fold:
+        return Finding("pictures", True, f"{text} or more: it is a lower bound, as x + f may fold")
     return Finding("pictures", False, f"{text}, which cannot be", "more --noises; one of the two is not yet right")
 
 
