@@ -229,6 +229,13 @@ def test_wrong_calls_are_said():
         estimate_kl(network, noise, condition, probes=0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_residual_that_is_not_finite_is_said(method):
+    network = affine(torch.full((3, 3), math.nan))
+    with pytest.raises(InputError, match="the residual is not finite"):
+        estimate_kl(network, *draws(2, 3), method=method)
+
+
 def test_a_residual_that_ignores_the_noise():
     class Constant(nn.Module):
         def forward(self, noise, condition):

@@ -108,7 +108,8 @@ def estimate_kl(
         seed: of the probes and the roulette.
 
     Raises:
-        InputError: an unknown method, or "series" where f is seen to expand (the series diverges).
+        InputError: an unknown method, "series" where f is seen to expand (the series diverges), or a
+            residual that is not finite.
     """
     if method not in ("exact", *PROBED):
         raise unknown("method", method, ["exact", *PROBED])
@@ -148,6 +149,7 @@ def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int
     for i, x in enumerate(noise):
         copies = condition[torch.full((min(rows, x.numel()),), i)]
         linear = Linearised(partial(network, condition=copies), x.expand(len(copies), *x.shape), calls)
+        _check_finite(linear)
         j = jacobian(linear)
         residuals.append(linear.residual[:1])
         traces.append(j.trace())
@@ -158,12 +160,18 @@ def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int
     return torch.cat(residuals), (trace, torch.stack(volumes), torch.zeros_like(trace), torch.stack(turned))
 
 
+def _check_finite(linear: Linearised) -> None:
+    if not linear.residual.isfinite().all():
+        raise InputError("the residual is not finite: the noise network has weights, or answers, that are not")
+
+
 def _probed(
     estimate: Callable[[Linearised, Tensor, torch.Generator], Terms],
     linear: Linearised,
     probes: int,
     draw: torch.Generator,
 ) -> tuple[Tensor, Terms]:
+    _check_finite(linear)
     found = [estimate(linear, _signs(linear.noise, draw), draw) for _ in range(probes)]
     trace, volume, step, turned = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
     return linear.residual, (trace, volume, step, turned)
