@@ -97,6 +97,15 @@ def test_verdict_on_a_specific_shift():
     assert found.low == (pytest.approx(1), 1 / 4)
 
 
+def test_a_single_prompt_is_diagnosed_without_the_swap():
+    found = diagnose(Mean(), Edit(0.2), asked, ["up"], noises=8, pictures=0)
+    assert found.swap is None
+    assert finding(found, "prompt").text.startswith("not asked: a swap needs at least two different prompts")
+    assert finding(found, "L2 term").text.startswith("to be trusted")
+    with pytest.raises(InputError, match="no prompt to diagnose on"):
+        diagnose(Mean(), Edit(0.2), asked, [], noises=8, pictures=0)
+
+
 def test_verdict_on_a_generic_shift():
     found = look(Edit(0.4, specific=False), reward=lambda pixels, prompts: pixels.flatten(1).mean(1))
     assert found.constant == pytest.approx(1)

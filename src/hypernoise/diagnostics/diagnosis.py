@@ -35,7 +35,8 @@ class Diagnosis:
     norms: ‖J‖₂ at each noise. ratios: ‖f(a) − f(b)‖/‖a − b‖ of unrelated noises under one prompt.
     distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for every noise and prompt.
     bands: f's power by frequency (None for noise that is no picture), low: its lowest band's share of ‖f‖² and of
-    the dimensions. checks: of x + f against N(0, I). moved: the pictures' divergence, from below (None if not asked).
+    the dimensions. checks: of x + f against N(0, I).
+    swap: None if there was a single prompt. moved: the pictures' divergence, from below (None if not asked).
     """
 
     dimensions: int
@@ -47,7 +48,7 @@ class Diagnosis:
     bands: list[Band] | None
     low: tuple[float, float] | None
     checks: list[Check]
-    swap: Swap
+    swap: Swap | None
     moved: Estimate | None
 
     @property
@@ -93,10 +94,12 @@ def diagnose(
         steps: denoiser calls per picture.
 
     Raises:
-        InputError: fewer than 8 noises, 1 to 15 pictures, or fewer than two different prompts.
+        InputError: fewer than 8 noises, 1 to 15 pictures, or no prompt.
     """
     if noises < 8 or 0 < pictures < 16:
         raise InputError(f"a diagnosis needs at least 8 noises and 16 pictures (or 0), not {noises} and {pictures}")
+    if not prompts:
+        raise InputError("no prompt to diagnose on")
     texts = _spread(prompts, noises)
     noise = _noise(generator, network, seed, range(noises))
     condition = generator.encode(texts)
@@ -118,7 +121,9 @@ def diagnose(
         bands=band_powers(residual) if picture_shaped else None,
         low=low_frequency_share(residual) if picture_shaped else None,
         checks=white_checks(noise + residual),
-        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch),
+        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch)
+        if len(set(texts)) > 1
+        else None,
         moved=_moved(generator, network, prompts, pictures, steps, seed, batch) if pictures else None,
     )
 
@@ -237,6 +242,8 @@ def _white(found: Diagnosis) -> Finding:
 
 def _prompt(found: Diagnosis) -> Finding:
     swap = found.swap
+    if swap is None:
+        return Finding("prompt", True, "not asked: a swap needs at least two different prompts, and there is one")
     text = f"reward {swap.own} over plain with its own prompt's f, {swap.swapped} with another's"
     if swap.own.value <= CERTAIN * swap.own.error:
         return Finding(
