@@ -111,7 +111,7 @@ def test_verdict_on_a_generic_shift():
     assert found.constant == pytest.approx(1)
     assert finding(found, "prompt").text.startswith("generic: 0% of the gain")
     assert "a reward that reads the prompt" in finding(found, "prompt").advice
-    assert finding(found, "white").text.startswith("x + f is not white: mean is 0.3")
+    assert finding(found, "white").text.startswith("x + f is not white: mean square of the mean at each place")
 
 
 def test_too_few_noises_leave_the_swap_undecided():
