@@ -106,6 +106,22 @@ def test_a_single_prompt_is_diagnosed_without_the_swap():
         diagnose(Mean(), Edit(0.2), asked, [], noises=8, pictures=0)
 
 
+@pytest.mark.parametrize(("pictures", "prompts"), [(16, PROMPTS), (0, PROMPTS), (16, ["up"])])
+def test_every_network_call_is_told(pictures, prompts):
+    class Counted(Edit):
+        samples = 0
+
+        def forward(self, noise, condition):
+            self.samples += len(noise)
+            return super().forward(noise, condition)
+
+    network = Counted(0.2)
+    found = diagnose(Mean(), network, asked, prompts, noises=8, pictures=pictures)
+    assert found.calls.forwards + found.calls.jvps == network.samples
+    assert found.calls.vjps == found.kl.calls.vjps + 5 * 8  # the power iteration's
+    assert finding(found, "cost").text.startswith(f"{found.calls.forwards:,} network calls forward")
+
+
 def test_verdict_on_a_generic_shift():
     found = look(Edit(0.4, specific=False), reward=lambda pixels, prompts: pixels.flatten(1).mean(1))
     assert found.constant == pytest.approx(1)
@@ -188,12 +204,13 @@ def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path,
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["name"] for row in summary["results"]] == [
-        "L2 term", "Lipschitz", "distance", "white", "prompt", "spectrum", "pictures"
+        "L2 term", "Lipschitz", "distance", "white", "prompt", "spectrum", "pictures", "cost"
     ]  # fmt: skip
     assert all(row["text"] in printed for row in summary["results"])
     measured = summary["measured"]
     assert measured["dimensions"] == 256
     assert measured["kl"]["calls"] == {"forwards": 8, "jvps": 0, "vjps": 64}
+    assert measured["calls"] == {"forwards": 72, "jvps": 48, "vjps": 104}
     assert measured["lipschitz"] == max(measured["norms"] + measured["ratios"])
     assert Image.open(tmp_path / "out" / "diagnosis.png").size[0] == 1040
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hypernoise.diagnostics.divergence import kl_lower_bound
 from hypernoise.diagnostics.kl import Estimate, KLReport, estimate_kl
+from hypernoise.diagnostics.linear import Calls
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, pairwise_ratios, spectral_norm
 from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.diagnostics.swap import Swap, swap_control
@@ -37,6 +38,7 @@ class Diagnosis:
     bands: f's power by frequency (None for noise that is no picture), low: its lowest band's share of ‖f‖² and of
     the dimensions. checks: of x + f against N(0, I).
     swap: None if there was a single prompt. moved: the pictures' divergence, from below (None if not asked).
+    calls: all network calls that it took.
     """
 
     dimensions: int
@@ -50,6 +52,7 @@ class Diagnosis:
     checks: list[Check]
     swap: Swap | None
     moved: Estimate | None
+    calls: Calls
 
     @property
     def lipschitz(self) -> float:
@@ -105,12 +108,14 @@ def diagnose(
     condition = generator.encode(texts)
     kl = estimate_kl(network, noise, condition, batch=batch, seed=seed)
     rows = [slice(start, start + batch) for start in range(0, noises, batch)]
-    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed) for part in rows])
+    calls = Calls(kl.calls.forwards, kl.calls.jvps, kl.calls.vjps)
+    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed, calls=calls) for part in rows])
     other = noise.roll(1, 0)
     ratios = torch.cat([pairwise_ratios(network, noise[part], other[part], condition[part]) for part in rows])
     with torch.no_grad():
         residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in rows])
-    picture_shaped = noise.ndim == 4
+    picture_shaped, swapped = noise.ndim == 4, len(set(texts)) > 1
+    calls.forwards += (3 + 2 * swapped) * noises + pictures  # two for the ratios, f itself, the swap, and the pictures
     return Diagnosis(
         dimensions=noise[0].numel(),
         kl=kl,
@@ -121,10 +126,9 @@ def diagnose(
         bands=band_powers(residual) if picture_shaped else None,
         low=low_frequency_share(residual) if picture_shaped else None,
         checks=white_checks(noise + residual),
-        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch)
-        if len(set(texts)) > 1
-        else None,
+        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch) if swapped else None,
         moved=_moved(generator, network, prompts, pictures, steps, seed, batch) if pictures else None,
+        calls=calls,
     )
 
 
@@ -137,7 +141,9 @@ def findings(found: Diagnosis) -> list[Finding]:
         lines.append(Finding("spectrum", True, text))
     if found.moved is not None:
         lines.append(_data_processing(found, found.moved))
-    return lines
+    spent = found.calls
+    text = f"{spent.forwards:,} network calls forward, {spent.jvps:,} in forward mode, {spent.vjps:,} backward"
+    return [*lines, Finding("cost", True, text)]
 
 
 def charts(found: Diagnosis, verdict: str) -> Image.Image:
