@@ -97,12 +97,37 @@ def test_verdict_on_a_specific_shift():
     assert found.low == (pytest.approx(1), 1 / 4)
 
 
+def test_a_single_prompt_is_diagnosed_without_the_swap():
+    found = diagnose(Mean(), Edit(0.2), asked, ["up"], noises=8, pictures=0)
+    assert found.swap is None
+    assert finding(found, "prompt").text.startswith("not asked: a swap needs at least two different prompts")
+    assert finding(found, "L2 term").text.startswith("to be trusted")
+    with pytest.raises(InputError, match="no prompt to diagnose on"):
+        diagnose(Mean(), Edit(0.2), asked, [], noises=8, pictures=0)
+
+
+@pytest.mark.parametrize(("pictures", "prompts"), [(16, PROMPTS), (0, PROMPTS), (16, ["up"])])
+def test_every_network_call_is_told(pictures, prompts):
+    class Counted(Edit):
+        samples = 0
+
+        def forward(self, noise, condition):
+            self.samples += len(noise)
+            return super().forward(noise, condition)
+
+    network = Counted(0.2)
+    found = diagnose(Mean(), network, asked, prompts, noises=8, pictures=pictures)
+    assert found.calls.forwards + found.calls.jvps == network.samples
+    assert found.calls.vjps == found.kl.calls.vjps + 5 * 8  # the power iteration's
+    assert finding(found, "cost").text.startswith(f"{found.calls.forwards:,} network calls forward")
+
+
 def test_verdict_on_a_generic_shift():
     found = look(Edit(0.4, specific=False), reward=lambda pixels, prompts: pixels.flatten(1).mean(1))
     assert found.constant == pytest.approx(1)
     assert finding(found, "prompt").text.startswith("generic: 0% of the gain")
     assert "a reward that reads the prompt" in finding(found, "prompt").advice
-    assert finding(found, "white").text.startswith("x + f is not white: mean is 0.3")
+    assert finding(found, "white").text.startswith("x + f is not white: mean square of the mean at each place")
 
 
 def test_too_few_noises_leave_the_swap_undecided():
@@ -131,6 +156,23 @@ def test_verdict_on_an_expansion():
     assert found.lipschitz == pytest.approx(1.5)
     assert not finding(found, "Lipschitz").good
     assert finding(found, "Lipschitz").text.startswith("1.5 seen, above 1 at 64 of 64 noises")
+
+
+def test_verdict_where_noises_may_fold():
+    found = look(Edit(0.2))
+    wide = dataclasses.replace(found, norms=[1.2])
+    turned = dataclasses.replace(found, kl=dataclasses.replace(found.kl, turned=1))
+    for folded in (wide, turned):
+        assert not finding(folded, "L2 term").good
+        assert "a lower bound, as x + f may fold noises onto each other: KL at least 0.16" in (
+            finding(folded, "L2 term").text
+        )
+        beyond = finding(dataclasses.replace(folded, moved=Estimate(5.0, 0.1)), "pictures")
+        assert beyond.good
+        assert "which cannot be" not in beyond.text
+    flat = finding(look(Edit(slope=-1.0)), "L2 term")
+    assert not flat.good
+    assert "the KL is infinite" in flat.text
 
 
 def test_verdict_when_the_error_is_too_great_and_when_data_processing_fails():
@@ -162,12 +204,13 @@ def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path,
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["name"] for row in summary["results"]] == [
-        "L2 term", "Lipschitz", "distance", "white", "prompt", "spectrum", "pictures"
+        "L2 term", "Lipschitz", "distance", "white", "prompt", "spectrum", "pictures", "cost"
     ]  # fmt: skip
     assert all(row["text"] in printed for row in summary["results"])
     measured = summary["measured"]
     assert measured["dimensions"] == 256
     assert measured["kl"]["calls"] == {"forwards": 8, "jvps": 0, "vjps": 64}
+    assert measured["calls"] == {"forwards": 72, "jvps": 48, "vjps": 104}
     assert measured["lipschitz"] == max(measured["norms"] + measured["ratios"])
     assert Image.open(tmp_path / "out" / "diagnosis.png").size[0] == 1040
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from hypernoise.diagnostics.kl import estimate_kl
-from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
+from hypernoise.diagnostics.lipschitz import kl_gap_bound, lipschitz_bound, spectral_norm
 from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.module import ModuleGenerator
+from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.limit import exact_gap
@@ -88,6 +90,17 @@ def test_a_clamped_run_keeps_its_bound_at_every_step(tmp_path):
     assert shift.norm() == pytest.approx((MIDDLE / (1 + ALPHA)).norm().item(), rel=0.02)  # the shift is free
 
 
+def test_the_average_of_a_clamped_run_keeps_the_bound_too():
+    """Three layers, each average of clamped ones: the product of their norms must be under the bound as well."""
+    bound, network = 0.3, ResidualNoise((1, 1, D), width=16, depth=2).double()
+    settings = TrainConfig(
+        steps=20, batch_size=16, lr=0.1, clip=100.0, lipschitz="clamp", lipschitz_bound=bound, ema=0.9
+    )
+    generator = linear_generator(torch.eye(D, dtype=torch.float64))
+    train(generator, network, reward, ["any"], settings, progress=False)
+    assert 0 < lipschitz_bound(network) <= bound * (1 + 1e-6)
+
+
 def test_a_penalised_run_ends_between_free_and_bound():
     network = trained(lipschitz="penalty", lipschitz_bound=0.3, lipschitz_weight=20.0)
     noise, condition = draws(20, 1, 1, D, seed=9)
@@ -110,6 +123,12 @@ def test_the_exact_kl_trains_to_the_tilted_noise_that_l2_misses(free):
     assert objective(matrix, shift, truth) < objective(*parts(free)) - 0.1
 
 
+def test_the_logged_kl_of_an_exact_run_is_the_whole(tmp_path):
+    trained(tmp_path, kl_term="exact", steps=60, batch_size=16, kl_limit=0)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] == pytest.approx(ALPHA * last["kl"] - last["reward"], rel=1e-5)
+
+
 def test_the_exact_gap_is_the_reports_and_its_gradient_right():
     network = ResidualNoise((3,), width=5, depth=1).double()
     disturb(network, 0.4)
@@ -125,6 +144,18 @@ def test_the_exact_gap_is_the_reports_and_its_gradient_right():
         values.append(exact_gap(network, noise, condition).sum().item())
     assert abs(gradient) > 1e-3
     assert gradient == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5)
+
+
+def test_the_exact_gap_of_a_pipeline_has_a_gradient(sd_pipeline):
+    """Attention's fused kernels have no second derivative, in fp32 on a CPU either."""
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    network = LoRANoise(generator, rank=2)
+    disturb(network, 0.05)
+    noise, _ = draws(1, *generator.noise_shape, dtype=torch.float32)
+    exact_gap(network, noise, generator.encode(["a ring"])).sum().backward()
+    gradients = [p.grad for p in network.trainable_parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert max(gradient.abs().max().item() for gradient in gradients) > 0
 
 
 def test_noise_too_large_for_the_exact_kl_is_refused():

@@ -143,6 +143,34 @@ def test_krylov_methods_stand_expansion_and_the_series_says_it_cannot():
         estimate_kl(affine(matrix), noise, condition, method="series")
 
 
+class Fold(nn.Module):
+    """x + f(x) = √(x² + 10⁻⁴): x and −x go to one place."""
+
+    def forward(self, noise, condition):
+        return (noise.square() + 1e-4).sqrt() - noise
+
+
+@pytest.mark.parametrize("method", ["exact", "arnoldi"])
+def test_a_fold_is_seen_where_the_kl_is_only_a_lower_bound(method):
+    noise, condition = draws(400, 1)
+    report = estimate_kl(Fold(), noise, condition, method=method)
+    assert report.kl.value + 3 * report.kl.error < math.log(2)  # the truth
+    assert report.turned == (noise <= 0).sum()
+    kept = affine(0.5 * torch.eye(3))
+    assert estimate_kl(kept, *draws(4, 3), method=method).turned == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["exact", "arnoldi", "lanczos"])
+@pytest.mark.parametrize("flattened", [3, 12])
+def test_flattened_noise_has_an_infinite_kl(method, dtype, flattened):
+    matrix = -torch.diag((torch.arange(12) < flattened).double())
+    noise, condition = draws(4, 12, dtype=dtype)
+    report = estimate_kl(affine(matrix).to(dtype), noise, condition, method=method)
+    assert report.kl.value == report.gap.value == math.inf
+    assert report.truncation == 0
+
+
 def test_truncation_is_told():
     """Forty dimensions in eight steps, and some of them nearly folded flat."""
     matrix = -torch.diag(torch.linspace(0, 0.99, 40, dtype=torch.float64))
@@ -199,6 +227,13 @@ def test_wrong_calls_are_said():
         estimate_kl(network, noise, condition, method="lanczo")
     with pytest.raises(InputError, match="needs a noise, a probe and a batch"):
         estimate_kl(network, noise, condition, probes=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_residual_that_is_not_finite_is_said(method):
+    network = affine(torch.full((3, 3), math.nan))
+    with pytest.raises(InputError, match="the residual is not finite"):
+        estimate_kl(network, *draws(2, 3), method=method)
 
 
 def test_a_residual_that_ignores_the_noise():

@@ -15,7 +15,7 @@ def named(noise, name):
 
 def test_white_noise_passes_and_its_scores_are_standard_normal():
     scores = torch.tensor([[check.z for check in white_checks(draws(8, 4, 8, 8, seed=s)[0])] for s in range(300)])
-    assert scores.shape == (300, 10)
+    assert scores.shape == (300, 11)
     assert scores.mean(0).abs().max() < 0.25
     assert (scores.std(0) - 1).abs().max() < 0.25
 
@@ -50,4 +50,18 @@ def test_powers_are_by_frequency_and_add_up():
 
 
 def test_flat_noise_has_no_spatial_statistics():
-    assert [check.name for check in white_checks(draws(8, 16)[0])] == ["mean", "variance", "variance of ‖z‖² / 2d"]
+    assert [check.name for check in white_checks(draws(8, 16)[0])] == [
+        "mean",
+        "variance",
+        "mean square of the mean at each place, times noises",
+        "variance of ‖z‖² / 2d",
+    ]
+
+
+def test_a_pattern_of_zero_mean_is_found():
+    """Too faint for the variance: 0.01 of it, at every noise the same."""
+    noise, _ = draws(200, 4, 8, 8)
+    pattern, _ = draws(1, 4, 8, 8, seed=1)
+    moved = noise + 0.1 * (pattern - pattern.mean()) / pattern.std()
+    assert named(moved, "mean square of the mean at each place, times noises").z > 10
+    assert max(abs(check.z) for check in white_checks(moved) if "each place" not in check.name) < 4

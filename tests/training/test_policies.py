@@ -1,11 +1,14 @@
 """Which noises a step sees, how many denoiser calls it takes, and which of them its gradient goes through."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from hypernoise.errors import InputError
+from hypernoise.training import noise as noise_keys
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.noise import keyed_noise, training_noise
 from hypernoise.training.optimizers import Average, make_optimizer, set_learning_rate
@@ -145,3 +148,12 @@ def test_fp16_scales_its_loss_and_leaves_out_what_overflows():
     assert result.finished
     assert result.history[-1]["kl"] > 0
     assert result.skipped == 0  # none is the reward's fault
+
+
+def test_no_two_uses_share_a_noise_key():
+    keys = [value for name, value in vars(noise_keys).items() if name.endswith("_STEP")]
+    assert len(keys) == len(set(keys)) == 7
+    assert min(keys) >= 10**9
+    package = Path(noise_keys.__file__).parents[1]
+    elsewhere = [file.name for file in package.rglob("*.py") if re.search(r"^\w+_STEP\s*=", file.read_text(), re.M)]
+    assert elsewhere == ["noise.py"]  # all in one place

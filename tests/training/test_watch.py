@@ -83,8 +83,9 @@ def test_watching_works_under_bf16(sd_pipeline, tmp_path):
     assert abs(half["kl_gap"] - whole["kl_gap"]) < whole["kl_gap_error"]
 
 
-def test_resuming_a_clamped_run_equals_no_interruption(sd_pipeline, tmp_path):
-    settings = dict(lipschitz="clamp", lipschitz_bound=0.02, checkpoint_every=2)
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resuming_a_clamped_run_equals_no_interruption(sd_pipeline, tmp_path, ema):
+    settings = dict(lipschitz="clamp", lipschitz_bound=0.02, checkpoint_every=2, ema=ema)
     _, whole = run(sd_pipeline, config(**settings))
     run(sd_pipeline, config(**{**settings, "steps": 4}), output=tmp_path)
     _, resumed = run(sd_pipeline, config(**settings), output=tmp_path)

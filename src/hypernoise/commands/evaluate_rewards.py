@@ -13,8 +13,6 @@ import tyro
 from hypernoise.errors import InputError
 from hypernoise.training.config import Weights
 
-DRAWING_STEP = 10**9 + 1  # noise key of this evaluation: no training step has it
-
 
 @dataclass(frozen=True)
 class EvaluateRewards:
@@ -156,7 +154,7 @@ class EvaluateRewards:
         import torch
         from PIL import Image
 
-        from hypernoise.training.noise import keyed_noise
+        from hypernoise.training.noise import DRAWING_STEP, keyed_noise
 
         asked = [prompt for prompt in prompts for _ in range(self.noises)]
         for start in range(0, len(asked), self.batch_size):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hypernoise.diagnostics.divergence import kl_lower_bound
 from hypernoise.diagnostics.kl import Estimate, KLReport, estimate_kl
+from hypernoise.diagnostics.linear import Calls
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, pairwise_ratios, spectral_norm
 from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.diagnostics.swap import Swap, swap_control
@@ -21,9 +22,8 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.rewards.base import RewardFunction
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import DIAGNOSIS_STEP, keyed_noise
 
-DIAGNOSIS_STEP = 10**9 + 2  # noise key: no training step has it, nor has the evaluation
 MISSED = 0.1  # share of the KL that the L2 term may miss and still be trusted
 GENERIC = 0.2  # share of the gain that another prompt's residual must lose for f to be called prompt-specific
 CERTAIN = 3.0  # standard errors
@@ -36,7 +36,9 @@ class Diagnosis:
     norms: ‖J‖₂ at each noise. ratios: ‖f(a) − f(b)‖/‖a − b‖ of unrelated noises under one prompt.
     distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for every noise and prompt.
     bands: f's power by frequency (None for noise that is no picture), low: its lowest band's share of ‖f‖² and of
-    the dimensions. checks: of x + f against N(0, I). moved: the pictures' divergence, from below (None if not asked).
+    the dimensions. checks: of x + f against N(0, I).
+    swap: None if there was a single prompt. moved: the pictures' divergence, from below (None if not asked).
+    calls: all network calls that it took.
     """
 
     dimensions: int
@@ -48,13 +50,19 @@ class Diagnosis:
     bands: list[Band] | None
     low: tuple[float, float] | None
     checks: list[Check]
-    swap: Swap
+    swap: Swap | None
     moved: Estimate | None
+    calls: Calls
 
     @property
     def lipschitz(self) -> float:
         """The greatest stretch seen: a lower bound of Lip(f)."""
         return max(*self.norms, *self.ratios)
+
+    @property
+    def may_fold(self) -> bool:
+        """Whether x + f may send two noises to one: the KL is then a lower bound."""
+        return self.lipschitz >= 1 or self.kl.turned > 0
 
     def as_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "lipschitz": self.lipschitz}
@@ -89,21 +97,25 @@ def diagnose(
         steps: denoiser calls per picture.
 
     Raises:
-        InputError: fewer than 8 noises, 1 to 15 pictures, or fewer than two different prompts.
+        InputError: fewer than 8 noises, 1 to 15 pictures, or no prompt.
     """
     if noises < 8 or 0 < pictures < 16:
         raise InputError(f"a diagnosis needs at least 8 noises and 16 pictures (or 0), not {noises} and {pictures}")
+    if not prompts:
+        raise InputError("no prompt to diagnose on")
     texts = _spread(prompts, noises)
     noise = _noise(generator, network, seed, range(noises))
     condition = generator.encode(texts)
     kl = estimate_kl(network, noise, condition, batch=batch, seed=seed)
     rows = [slice(start, start + batch) for start in range(0, noises, batch)]
-    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed) for part in rows])
+    calls = Calls(kl.calls.forwards, kl.calls.jvps, kl.calls.vjps)
+    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed, calls=calls) for part in rows])
     other = noise.roll(1, 0)
     ratios = torch.cat([pairwise_ratios(network, noise[part], other[part], condition[part]) for part in rows])
     with torch.no_grad():
         residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in rows])
-    picture_shaped = noise.ndim == 4
+    picture_shaped, swapped = noise.ndim == 4, len(set(texts)) > 1
+    calls.forwards += (3 + 2 * swapped) * noises + pictures  # two for the ratios, f itself, the swap, and the pictures
     return Diagnosis(
         dimensions=noise[0].numel(),
         kl=kl,
@@ -114,8 +126,9 @@ def diagnose(
         bands=band_powers(residual) if picture_shaped else None,
         low=low_frequency_share(residual) if picture_shaped else None,
         checks=white_checks(noise + residual),
-        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch),
+        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch) if swapped else None,
         moved=_moved(generator, network, prompts, pictures, steps, seed, batch) if pictures else None,
+        calls=calls,
     )
 
 
@@ -128,7 +141,9 @@ def findings(found: Diagnosis) -> list[Finding]:
         lines.append(Finding("spectrum", True, text))
     if found.moved is not None:
         lines.append(_data_processing(found, found.moved))
-    return lines
+    spent = found.calls
+    text = f"{spent.forwards:,} network calls forward, {spent.jvps:,} in forward mode, {spent.vjps:,} backward"
+    return [*lines, Finding("cost", True, text)]
 
 
 def charts(found: Diagnosis, verdict: str) -> Image.Image:
@@ -173,9 +188,25 @@ def _level(name: str, height: float, last: int) -> Line:
 
 def _trust(found: Diagnosis) -> Finding:
     kl, gap = found.kl.kl.value, found.kl.gap
-    text = f"KL {found.kl.kl} nats, of which ½‖f‖² is {found.kl.l2.value:.4g} and the terms left out {gap}"
+    if math.isinf(kl):
+        return Finding(
+            "L2 term",
+            False,
+            "not to be trusted: the KL is infinite, x + f flattens noise to fewer dimensions",
+            "train with --lipschitz clamp, or a greater --kl-weight",
+        )
+    least = "at least " if found.may_fold else ""
+    text = f"KL {least}{found.kl.kl} nats, of which ½‖f‖² is {found.kl.l2.value:.4g} and the terms left out {gap}"
     limit = MISSED * max(kl, found.kl.l2.value)
-    if abs(gap.value) + CERTAIN * gap.error <= limit:
+    small = abs(gap.value) + CERTAIN * gap.error <= limit
+    if small and found.may_fold:
+        return Finding(
+            "L2 term",
+            False,
+            f"a lower bound, as x + f may fold noises onto each other: {text}",
+            "train with --lipschitz clamp: below 1 nothing folds",
+        )
+    if small:
         return Finding("L2 term", True, f"to be trusted: {text}")
     if abs(gap.value) - CERTAIN * gap.error > limit:
         return Finding(
@@ -217,6 +248,8 @@ def _white(found: Diagnosis) -> Finding:
 
 def _prompt(found: Diagnosis) -> Finding:
     swap = found.swap
+    if swap is None:
+        return Finding("prompt", True, "not asked: a swap needs at least two different prompts, and there is one")
     text = f"reward {swap.own} over plain with its own prompt's f, {swap.swapped} with another's"
     if swap.own.value <= CERTAIN * swap.own.error:
         return Finding(
@@ -244,6 +277,8 @@ def _data_processing(found: Diagnosis, moved: Estimate) -> Finding:
     text = f"the pictures moved by at least {moved} nats, the noise by {found.kl.kl}"
     if moved.value - CERTAIN * moved.error <= found.kl.kl.value + CERTAIN * found.kl.kl.error:
         return Finding("pictures", True, text)
+    if found.may_fold:
+        return Finding("pictures", True, f"{text} or more: it is a lower bound, as x + f may fold")
     return Finding("pictures", False, f"{text}, which cannot be", "more --noises; one of the two is not yet right")
 
 

@@ -2,7 +2,11 @@
 
     KL = E[ ½‖f‖² + Tr J − log|det(I + J)| ],   J the Jacobian of f at x ~ N(0, I)
 
-(arXiv 2508.09968, section 3.) The objective keeps the first term; the rest is the *gap*. log|det| comes from
+(arXiv 2508.09968, section 3.) This is an equality if x ↦ x + f(x) is injective, as it is if Lip(f) < 1. Where it folds
+noises onto each other the right side is only a lower bound: it takes the density of one of the noises that
+meet for that of all. It is infinite where I + J is singular at noises of positive probability.
+
+The objective keeps the first term; the rest is the *gap*. log|det| comes from
 
     exact      the whole Jacobian and its LU: d backward passes a noise; for a few thousand dimensions at most
     series     Tr log(I + J) = Σ (−1)ᵏ⁺¹ Tr(Jᵏ)/k, traces by random probes (Hutchinson 1990), cut off without bias by
@@ -62,10 +66,13 @@ class Estimate:
 class KLReport:
     """What `estimate_kl` found, in nats.
 
-    kl: the whole. l2: E[½‖f‖²], what the objective keeps. gap: kl − l2, with its own, smaller, error.
+    kl: the whole, if x + f(x) is injective (as it is if Lip(f) < 1); else a lower bound of it.
+    l2: E[½‖f‖²], what the objective keeps. gap: kl − l2, with its own, smaller, error.
     one_sample: the whole again, with x·f in place of Tr J (Stein's lemma): agreement is a check of both.
     truncation: by how much the last Krylov step still moved the gap (0 for the other methods, which are unbiased);
     the standard errors do not know of it.
+    turned: noises at which det(I + J) ≤ 0 was seen (by "exact" for certain; by "arnoldi" if a probe shows it, which
+    proves ‖J‖ ≥ 1 there; 0 from the others, which cannot see it): where some are, x + f may fold.
     samples: noises. calls: network calls spent.
     """
 
@@ -74,6 +81,7 @@ class KLReport:
     gap: Estimate
     one_sample: Estimate
     truncation: float
+    turned: int
     method: str
     samples: int
     calls: Calls
@@ -100,7 +108,8 @@ def estimate_kl(
         seed: of the probes and the roulette.
 
     Raises:
-        InputError: an unknown method, or "series" where f is seen to expand (the series diverges).
+        InputError: an unknown method, "series" where f is seen to expand (the series diverges), or a
+            residual that is not finite.
     """
     if method not in ("exact", *PROBED):
         raise unknown("method", method, ["exact", *PROBED])
@@ -116,34 +125,44 @@ def estimate_kl(
             linear = Linearised(partial(network, condition=c), x, calls)
             parts.append(_probed(PROBED[method], linear, probes, draw))
     residual = torch.cat([found for found, _ in parts])
-    trace, volume, step = (torch.cat(values) for values in zip(*(terms for _, terms in parts), strict=True))
+    trace, volume, step, turned = (torch.cat(values) for values in zip(*(terms for _, terms in parts), strict=True))
     l2, gap, stein = l2_kl(residual).cpu().double(), trace - volume, _dot(noise.to(residual), residual)
     return KLReport(
         kl=Estimate.of(l2 + gap),
         l2=Estimate.of(l2),
         gap=Estimate.of(gap),
         one_sample=Estimate.of(l2 + stein - volume),
-        truncation=abs(step.mean().item()),
+        truncation=abs(step.nan_to_num(nan=0.0).mean().item()),  # ∞ − ∞ where all is flattened
+        turned=int((turned > 0).sum()),
         method=method,
         samples=len(noise),
         calls=calls,
     )
 
 
-Terms = tuple[Tensor, Tensor, Tensor]  # Tr J, log|det(I + J)|, and what the last step added to it; [B] each
+Terms = tuple[Tensor, Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, what the last step added to it,
+# and whether det(I + J) ≤ 0 is seen (1.0) or not (0.0)
 
 
 def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int, calls: Calls) -> tuple[Tensor, Terms]:
-    residuals, traces, volumes = [], [], []
+    residuals, traces, volumes, turned = [], [], [], []
     for i, x in enumerate(noise):
         copies = condition[torch.full((min(rows, x.numel()),), i)]
         linear = Linearised(partial(network, condition=copies), x.expand(len(copies), *x.shape), calls)
+        _check_finite(linear)
         j = jacobian(linear)
         residuals.append(linear.residual[:1])
         traces.append(j.trace())
-        volumes.append(torch.linalg.slogdet(torch.eye(len(j), dtype=j.dtype) + j).logabsdet)
+        sign, volume = torch.linalg.slogdet(torch.eye(len(j), dtype=j.dtype) + j)
+        volumes.append(volume)
+        turned.append((sign <= 0).to(volume))
     trace = torch.stack(traces)
-    return torch.cat(residuals), (trace, torch.stack(volumes), torch.zeros_like(trace))
+    return torch.cat(residuals), (trace, torch.stack(volumes), torch.zeros_like(trace), torch.stack(turned))
+
+
+def _check_finite(linear: Linearised) -> None:
+    if not linear.residual.isfinite().all():
+        raise InputError("the residual is not finite: the noise network has weights, or answers, that are not")
 
 
 def _probed(
@@ -152,9 +171,10 @@ def _probed(
     probes: int,
     draw: torch.Generator,
 ) -> tuple[Tensor, Terms]:
+    _check_finite(linear)
     found = [estimate(linear, _signs(linear.noise, draw), draw) for _ in range(probes)]
-    trace, volume, step = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
-    return linear.residual, (trace, volume, step)
+    trace, volume, step, turned = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
+    return linear.residual, (trace, volume, step, turned)
 
 
 def _signs(like: Tensor, draw: torch.Generator) -> Tensor:
@@ -175,7 +195,7 @@ def _series(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
         trace = moment if k == 1 else trace
         weight = GO_ON ** -max(0, k - TERMS) * (lengths >= k)
         volume = volume + (-1) ** (k + 1) / k * weight * moment
-    return trace, volume, torch.zeros_like(volume)
+    return trace, volume, torch.zeros_like(volume), torch.zeros_like(volume)
 
 
 def _check_contracts(before: Tensor, power: Tensor) -> None:
@@ -200,9 +220,11 @@ def _arnoldi(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
                 image = image - _scale(share, image) * vector
         _grow(basis, image, hessenberg[:, k + 1, k])
     square = hessenberg[:, :steps]
-    trace, volume = length.square() * square[:, 0, 0], length.square() * _log_corner(square)
-    shorter = length.square() * _log_corner(square[:, : steps - 1, : steps - 1]) if steps > 1 else volume
-    return trace, volume, volume - shorter
+    flat = torch.finfo(probe.dtype).eps
+    trace, volume = length.square() * square[:, 0, 0], length.square() * _log_corner(square, flat)
+    shorter = length.square() * _log_corner(square[:, : steps - 1, : steps - 1], flat) if steps > 1 else volume
+    turned = torch.linalg.det(torch.eye(steps).double() + square) <= 0
+    return trace, volume, volume - shorter, turned.double()
 
 
 def _grow(basis: list[Tensor], image: Tensor, norms: Tensor) -> None:
@@ -213,9 +235,15 @@ def _grow(basis: list[Tensor], image: Tensor, norms: Tensor) -> None:
     basis.append(image * _scale(torch.where(alive, 1 / norm, 0.0), image))
 
 
-def _log_corner(matrix: Tensor) -> Tensor:
-    """The real part of e₁ᵀ log(I + H) e₁ of small matrices H [B, k, k]."""
-    corners = [np.asarray(logm(np.eye(len(h)) + h))[0, 0].real for h in matrix.numpy()]
+def _log_corner(matrix: Tensor, flat: float) -> Tensor:
+    """The real part of e₁ᵀ log(I + H) e₁ of small matrices H [B, k, k]; −∞ if an eigenvalue of I + H is within `flat`
+    of 0."""
+    whole = torch.eye(matrix.shape[-1]).double() + matrix
+    least = torch.linalg.eigvals(whole).abs().amin(-1)
+    corners = [
+        np.asarray(logm(w))[0, 0].real if size > flat else -math.inf
+        for w, size in zip(whole.numpy(), least.tolist(), strict=True)
+    ]
     return torch.tensor(corners, dtype=torch.float64)
 
 
@@ -239,15 +267,21 @@ def _lanczos(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
         if k + 1 < steps:
             _grow(basis, image, tridiagonal[:, k, k + 1])
             tridiagonal[:, k + 1, k] = tridiagonal[:, k, k + 1]
-    volume = length.square() * _log_moment(tridiagonal)
-    shorter = length.square() * _log_moment(tridiagonal[:, : steps - 1, : steps - 1]) if steps > 1 else volume
-    return trace, volume, volume - shorter
+    flat = torch.finfo(probe.dtype).eps
+    volume = length.square() * _log_moment(tridiagonal, flat)
+    shorter = length.square() * _log_moment(tridiagonal[:, : steps - 1, : steps - 1], flat) if steps > 1 else volume
+    return trace, volume, volume - shorter, torch.zeros_like(volume)
 
 
-def _log_moment(tridiagonal: Tensor) -> Tensor:
-    """½ e₁ᵀ log(T) e₁ of symmetric positive definite T [B, k, k]; e₁ has no share in rows of zeros."""
+def _log_moment(tridiagonal: Tensor, flat: float) -> Tensor:
+    """½ e₁ᵀ log(T) e₁ of symmetric positive definite T [B, k, k]; e₁ has no share in rows of zeros.
+
+    −∞ if e₁ has a share in an eigenvalue of `flat` or less.
+    """
     values, vectors = torch.linalg.eigh(tridiagonal)
-    return 0.5 * (vectors[:, 0].square() * values.clamp_min(1e-30).log()).sum(-1)
+    shares = vectors[:, 0].square()
+    moment = 0.5 * (shares * values.clamp_min(1e-30).log()).sum(-1)
+    return torch.where(((values <= flat) & (shares > 1e-6)).any(-1), -math.inf, moment)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ def white_checks(noise: Tensor) -> list[Check]:
     checks = [
         _check("mean", values.mean(), 0, 1, count),
         _check("variance", values.square().mean(), 1, math.sqrt(2), count),
+        _check("mean square of the mean at each place, times noises", _pattern(values), 1, math.sqrt(2), size),
         _check("variance of ‖z‖² / 2d", _norm_variance(values), 1, math.sqrt(2 + 12 / size), len(values)),
     ]
     if values.ndim == 4:
@@ -80,6 +81,11 @@ def white_checks(noise: Tensor) -> list[Check]:
 def _check(name: str, found: float | Tensor, expected: float, deviation: float, count: int) -> Check:
     """A mean of `count` values, each with this standard deviation under N(0, I)."""
     return Check(name, expected, float(found), (float(found) - expected) * math.sqrt(count) / deviation)
+
+
+def _pattern(values: Tensor) -> Tensor:
+    """n·(mean over the n noises)² averaged over the d places: a χ² of d degrees over d, whatever n is."""
+    return len(values) * values.mean(0).square().mean()
 
 
 def _norm_variance(values: Tensor) -> Tensor:

@@ -30,9 +30,8 @@ from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.plain import Plain
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import EVALUATION_STEP, keyed_noise
 
-EVALUATION_STEP = 10**9  # noise key of evaluation, as in `evaluate scenes`: no training step has it
 BASE = Plain().name
 
 

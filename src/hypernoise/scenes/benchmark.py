@@ -17,10 +17,9 @@ from hypernoise.objective import l2_kl
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.scenes.judge import Verdict, judge, score
 from hypernoise.scenes.world import Request
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import EVALUATION_STEP, keyed_noise
 
 BATCH = 32
-EVALUATION_STEP = 10**9  # noise key of evaluation: no training step has it
 
 
 @dataclass(frozen=True)

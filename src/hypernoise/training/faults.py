@@ -137,8 +137,9 @@ def check_blow_up(config: TrainConfig, step: int, kl: float, dimensions: int, ri
     advice = "raise kl_weight, or lower lr or the rewards' weights"
     if config.kl_limit and kl > config.kl_limit * max(dimensions, FEWEST):
         few = ", as all noises of fewer count" if dimensions < FEWEST else ""
+        name = "the KL" if config.kl_term == "exact" else "½‖f‖²"
         raise InputError(
-            f"blown up at step {step}: ½‖f‖² is {kl:.4g} nats, over kl_limit {config.kl_limit:g} x "
+            f"blown up at step {step}: {name} is {kl:.4g} nats, over kl_limit {config.kl_limit:g} x "
             f"{max(dimensions, FEWEST)} dimensions{few} (a noise itself has {dimensions / 2:g}); {advice}"
         )
     if config.saturation_limit and risen > config.saturation_limit:

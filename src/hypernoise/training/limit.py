@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hypernoise.diagnostics.lipschitz import lipschitz_bound, most_stretched, spectral_norm
 from hypernoise.errors import InputError
@@ -36,7 +37,8 @@ def exact_gap(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Ten
     d backward passes, each kept for the gradient.
     """
     x = noise.detach().requires_grad_(True)
-    residual = network(x, condition).flatten(1)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+        residual = network(x, condition).flatten(1)
     rows = [
         torch.autograd.grad(column.sum(), x, create_graph=True, materialize_grads=True)[0].flatten(1)
         for column in residual.T

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-FIXED_STEP = 10**9 + 2  # noise key of the fixed set: no training step has it, nor have evaluation and watches
+# Noise keys of other uses than a training step's: no step is as late, and no two are the same.
+EVALUATION_STEP = 10**9
+WATCH_STEP = 10**9 + 1
+DIAGNOSIS_STEP = 10**9 + 2
+SAMPLE_STEP = 10**9 + 3
+FIXED_STEP = 10**9 + 4  # of the fixed set
+DRAWING_STEP = 10**9 + 5  # of what `evaluate rewards` draws
+WARM_STEP = 10**9 + 10**6  # of a warm start; its batch n has WARM_STEP + n
 
 
 def keyed_noise(shape: tuple[int, ...], *, seed: int, step: int, samples: Iterable[int]) -> Tensor:

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import SAMPLE_STEP, keyed_noise
 from hypernoise.training.prompts import spread
 
 COUNT = 8  # pictures in a row
-SAMPLE_STEP = 10**9 + 3  # noise key: no training step has it, nor has any other use
 GAP = 4  # px between pictures
 
 

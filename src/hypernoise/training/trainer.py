@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from hypernoise.errors import InputError
 from hypernoise.files import output_folder
-from hypernoise.generators.base import Generator
+from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl, limit_gradient, noise_objective
 from hypernoise.rewards.base import RewardFunction, check_callable
@@ -52,7 +52,7 @@ from hypernoise.training.samples import COUNT, draw_samples
 from hypernoise.training.signals import stop_requested
 from hypernoise.training.steps import autocast, gradient_through_last, steps_of
 from hypernoise.training.tracking import MetricsLog, begin_tracking, check_trackers, track
-from hypernoise.training.watch import NOISES, watch
+from hypernoise.training.watch import NOISES, watch, watched_noise
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,6 @@ def train(
                     "no gradient reaches the noise network: with these generator_steps and gradient_steps the "
                     "pictures do not depend on the noise through what is differentiated"
                 )
-            if config.lipschitz == "clamp":
-                _clamp(run, rounds[-1])
 
             base_saturation = row["saturated"] if base_saturation is None else base_saturation
             check_blow_up(config, step, row["kl"], dimensions, row["saturated"] - base_saturation)
@@ -208,9 +206,12 @@ def train(
                     folder, step, network, generator, optimizer, keep=config.keep, metric=metric, **state
                 )
                 saved, saved_at = len(history), time.monotonic()
-    finished = step >= config.steps or apart
-    if average is not None and finished:
-        network.load_trainable_state(average.state)
+        finished = step >= config.steps or apart
+        if average is not None and finished:
+            network.load_trainable_state(average.state)
+            if config.lipschitz == "clamp":  # layers each under a bound may have averages whose product is over it
+                noise, condition = watched_noise(generator, network, prompts, seed=config.seed, encode=encode)
+                _clamp(run, noise, condition)
     checkpoint = agreed(accelerator, checkpoint)  # which is then whole, in every process
     if config.trackers:
         for tracker in accelerator.trackers:
@@ -273,9 +274,10 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
                 seeds = [key_of(config.seed, step, sample) for sample in samples]
                 pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
         rewards = scored(run.reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
-        loss = noise_objective(residual, rewards, config.kl_weight).mean()
+        loss, kl = noise_objective(residual, rewards, config.kl_weight).mean(), l2_kl(residual).mean()
         if config.kl_term == "exact":
-            loss = loss + config.kl_weight * exact_gap(run.network, noise, condition).mean()
+            gap = exact_gap(run.network, noise, condition).mean()
+            loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
         if config.lipschitz == "penalty":
             with autocast(device, config):
                 excess = squared_excess(run.network, noise, condition, config.lipschitz_bound)
@@ -284,7 +286,7 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
             check_gradients(run.reward, rewards, pixels)
         accelerator.backward(run.scaler.scale(loss / config.accumulation))
     drawn = pixels.detach().to(noise.dtype)
-    means = {"loss": loss, "reward": rewards.mean(), "kl": l2_kl(residual).mean(), "saturated": saturation(drawn)}
+    means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "saturated": saturation(drawn)}
     if isinstance(run.reward, WeightedSum):
         means |= {f"reward/{name}": run.reward.last[name] for name in run.members}
     if run.watched is not None and watching:
@@ -309,6 +311,8 @@ def _update(run: _Run, step: int, rounds: list[Round], asked: int) -> tuple[dict
     if math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"]):
         set_learning_rate(run.optimizer, config, step)
         scaler.step(run.optimizer)
+        if config.lipschitz == "clamp":
+            _clamp(run, rounds[-1].noise, rounds[-1].condition)
         if run.average is not None:
             run.average.update()
     else:
@@ -336,10 +340,10 @@ def _agreed_row(
     return row, asked or (15 if signal else 0)
 
 
-def _clamp(run: _Run, seen: Round) -> None:
-    """Scales the residual down to the bound, by what the noises of a round show."""
+def _clamp(run: _Run, noise: torch.Tensor, condition: Condition) -> None:
+    """Scales the residual down to the bound, by what some noises show."""
     with autocast(run.generator.device, run.config):
-        stretch = lipschitz_seen(run.network, seen.noise, seen.condition)
+        stretch = lipschitz_seen(run.network, noise, condition)
     clamp(run.network, run.accelerator.gather(stretch).max().item(), run.config.lipschitz_bound)  # type: ignore[union-attr]
 
 

@@ -27,11 +27,10 @@ from hypernoise.objective import limit_gradient
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.noise import key_of, keyed_noise
+from hypernoise.training.noise import WARM_STEP, key_of, keyed_noise
 from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.steps import autocast, steps_of
 
-WARM_STEP = 10**9 + 10**6  # noise of batch n has key WARM_STEP + n: no training step has it
 RIDGE = 0.1  # of the features' mean square, added to E[h hᵀ]
 
 

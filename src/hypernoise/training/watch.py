@@ -10,17 +10,18 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.noise import keyed_noise
+from hypernoise.training.noise import WATCH_STEP, keyed_noise
 from hypernoise.training.prompts import spread
 
 NOISES = 4
-WATCH_STEP = 10**9 + 1  # noise key: no training step has it, nor has the evaluation
 
 
 def watch(
@@ -37,9 +38,7 @@ def watch(
     lipschitz: the greatest ‖J‖₂ seen, a lower bound of Lip(f); gap_bound: the most that the KL's dropped terms
     can be if it is the constant everywhere (absent from 1 on). kl_gap, kl_gap_error: what they are, in nats.
     """
-    noise = keyed_noise(generator.noise_shape, seed=seed, step=WATCH_STEP, samples=range(NOISES))
-    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
-    condition = (encode or generator.encode)(spread(prompts, NOISES))
+    noise, condition = watched_noise(generator, network, prompts, seed=seed, encode=encode)
     row: dict[str, float] = {}
     if "lipschitz" in names:
         row["lipschitz"] = spectral_norm(network, noise, condition).max().item()
@@ -50,6 +49,20 @@ def watch(
         gap = estimate_kl(network, noise, condition).gap
         row["kl_gap"], row["kl_gap_error"] = gap.value, gap.error
     return row
+
+
+def watched_noise(
+    generator: Generator,
+    network: NoiseNetwork,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    encode: Callable[[list[str]], Condition] | None = None,
+) -> tuple[Tensor, Condition]:
+    """The 4 noises that `watch` measures on, and their conditions."""
+    noise = keyed_noise(generator.noise_shape, seed=seed, step=WATCH_STEP, samples=range(NOISES))
+    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
+    return noise, (encode or generator.encode)(spread(prompts, NOISES))
 
 
 def stretch_warning(run: Path) -> str:
