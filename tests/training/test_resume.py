@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, damage, newest_whole
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.metrics import rows_of
+from hypernoise.training.signals import stop_requested
 from hypernoise.training.trainer import train
 from tests.training.ranks import on_ranks, start_ranks
 from tests.training.test_trainer import PROMPTS, build, config, same, state
@@ -139,6 +141,48 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
         return result.step, result.signal, str(result.checkpoint)
 
     assert on_ranks(2, run) == [(3, signal.SIGTERM, str(tmp_path / "checkpoint-000003"))] * 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_sigterm_while_saving_changes_nothing(tmp_path, monkeypatch, processes):
+    """A cluster signals every process, and torchrun passes it on again."""
+    from hypernoise.training import trainer
+
+    own = trainer.save_checkpoint
+
+    def slow(*args, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        return own(*args, **settings)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", slow)
+
+    def run():
+        def reward(pixels, prompts):
+            reward.calls += 1
+            if reward.calls == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if os.environ["RANK"] == "1":  # again, while it waits for the first process to save
+                    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            return pixels.flatten(1).mean(1)
+
+        reward.calls = 0
+        result = quick(tmp_path, reward, steps=50, checkpoint_every=100)[1]
+        return result.step, result.signal
+
+    assert on_ranks(processes, run) == [(3, signal.SIGTERM)] * processes
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-000003", [])
+
+
+def test_a_second_ctrl_c_ends_at_once_unless_a_launcher_passed_on_the_first(monkeypatch):
+    clock = iter([10.0, 10.1, 12.0])
+    monkeypatch.setattr("hypernoise.training.signals.time.monotonic", lambda: next(clock))
+    with stop_requested() as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert stop() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):

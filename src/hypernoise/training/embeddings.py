@@ -193,8 +193,8 @@ def size_of(condition: Condition) -> int:
 def fingerprint(generator: Generator) -> str:
     """What the embeddings depend on besides the text: encoders, tokenizers and their settings, and the precision.
 
-    Of the encoders' weights, names, shapes and three values of each are looked at; of the tokenizers all but the padding
-    and truncation that the last call asked for; of the pipeline's call what its `encode_prompt` takes.
+    Of the encoders' weights, names, shapes and three values of each are looked at; of the tokenizers all but the
+    padding and truncation of their last call; of the pipeline's call what its `encode_prompt` takes.
     """
     found = hashlib.sha256(generator.name.encode() if not isinstance(generator, DiffusionGenerator) else b"")
     resting = generator.resting_encoders if isinstance(generator, DiffusionGenerator) else {}

@@ -96,7 +96,7 @@ def train(
         output: where metrics.jsonl and checkpoints go; nothing is written if None.
         resume: go on from the newest whole checkpoint in `output`, if there is one; if False, they are removed.
 
-    Ctrl-C or SIGTERM ends the run after the step at hand, with a checkpoint, `finished` False; a second one at once.
+    Ctrl-C or SIGTERM ends the run after the step at hand, with a checkpoint, `finished` False; a second Ctrl-C at once.
 
     Raises:
         InputError: no prompt, a batch that processes and accumulation do not divide, a reward that raises or has no
@@ -208,10 +208,10 @@ def train(
                     folder, step, network, generator, optimizer, keep=config.keep, metric=metric, **state
                 )
                 saved, saved_at = len(history), time.monotonic()
+        checkpoint = agreed(accelerator, checkpoint)  # which is then whole, in every process
     finished = step >= config.steps or apart
     if average is not None and finished:
         network.load_trainable_state(average.state)
-    checkpoint = agreed(accelerator, checkpoint)  # which is then whole, in every process
     if config.trackers:
         for tracker in accelerator.trackers:
             tracker.finish()
