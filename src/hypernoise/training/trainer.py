@@ -28,7 +28,7 @@ from hypernoise.objective import l2_kl, limit_gradient, noise_objective
 from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint
+from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint, tidied, writing
 from hypernoise.training.config import TrainConfig, recognised
 from hypernoise.training.embeddings import Encoded, encoder
 from hypernoise.training.faults import (
@@ -125,6 +125,7 @@ def train(
         checkpoint = _found(folder, accelerator, resume)
         if checkpoint is not None:
             step = load_checkpoint(checkpoint, network, generator, optimizer, **state)
+            say(f"going on from {checkpoint} (delete {folder} to start anew)")
     if step > config.steps:
         raise InputError(f"{checkpoint} is at step {step}, beyond the {config.steps} asked for; give another --output")
     log = MetricsLog(folder, step) if folder is not None and main else None
@@ -188,8 +189,8 @@ def train(
                 with autocast(generator.device, config), average.in_place() if average is not None else nullcontext():
                     sheet = draw_samples(generator, network, prompts, encode, steps=calls, seed=config.seed)
                 if main:  # drawn by all: a base in shards cannot be called by one process alone
-                    output_folder(folder / "samples")
-                    sheet.save(folder / "samples" / f"step-{step:06d}.png")
+                    with writing("sample grid", "the checkpoints are whole"):
+                        sheet.save(output_folder(folder / "samples") / f"step-{step:06d}.png")
             history.append(row)
             shown_now = {"reward": f"{row.get('reward', math.nan):.4f}", "kl": f"{row.get('kl', math.nan):.3f}"}
             bar.set_postfix(shown_now | ({"skipped": skipped.count} if skipped.count else {}), refresh=False)
@@ -368,19 +369,21 @@ def _check(
     if config.best_by and config.best_by not in columns:
         raise InputError(f"best_by must be one of {', '.join(columns)}, not {config.best_by!r}")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        output_folder(folder)
 
 
 def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
     """The checkpoint to go on from, the same in every process; what is damaged is told. Others go if not `resume`."""
     found = None
+    if accelerator.is_main_process:
+        tidied(folder)
     if accelerator.is_main_process and resume:
         try:
             newest, broken = newest_whole(folder)
         except InputError as error:
             newest, broken = error, []
         for line in broken:
-            say(f"{line}; going on from {newest}")
+            say(line)
         found = newest
     elif accelerator.is_main_process:
         for old in checkpoints(folder):
