@@ -137,7 +137,7 @@ def _sum(tensors: Mapping[str, torch.Tensor], texts: str) -> str:
     found = hashlib.sha256(texts.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -26,8 +26,8 @@ MIXING = 2**31  # in the key of a mix's order: no source has this number
 def read_prompts(source: str) -> list[str]:
     """The prompts of a file, of a named set ("scenes"), or of a dataset on the Hub, in their order.
 
-    Files: .json, .jsonl, .csv, .tsv and .parquet, of which the column prompt, caption or text is read; any other is text
-    with a prompt a line. hf:DATASET[:SPLIT[:COLUMN]] is streamed and only the column kept, up to a million prompts.
+    Files: .json, .jsonl, .csv, .tsv and .parquet, of which the column prompt, caption or text is read; any other is
+    text with a prompt a line. hf:DATASET[:SPLIT[:COLUMN]] is streamed and only the column kept, up to a million.
 
     Raises:
         InputError: no such file, not its format, no such column, no prompt in it, or a package that is missing.
