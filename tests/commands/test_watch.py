@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import signal
 import threading
 import time
 
@@ -8,8 +10,10 @@ from PIL import Image
 
 from hypernoise.cli import main
 from hypernoise.errors import InputError
+from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.report import POINTS, curves, page, state_line, svg
 from hypernoise.training.tracking import check_trackers
+from tests.training.ranks import start_ranks
 from tests.training.test_resume import quick
 
 
@@ -88,6 +92,29 @@ def test_it_waits_until_the_run_is_done(tmp_path, capsys):
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "step 1, 0 h 0 min left"
     assert told[-2] == "step 2, done"
+
+
+@pytest.mark.parametrize("how", ["stopped", "blown up", "killed"])
+def test_it_ends_with_a_run_that_ended_before_its_last_step(tmp_path, capsys, how):
+    def reward(pixels, prompts):
+        reward.calls += 1
+        if reward.calls == 3:
+            os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGTERM)
+        return pixels.flatten(1).mean(1)
+
+    reward.calls = 0
+    if how == "blown up":
+        with pytest.raises(InputError, match="blown up"):
+            quick(tmp_path, WeightedSum({"redness": 500.0}), steps=200, lr=1.0, kl_weight=0.0, kl_limit=0.5)
+    elif how == "stopped":
+        quick(tmp_path, reward, steps=50)
+    else:
+        (rank,) = start_ranks(1, lambda: quick(tmp_path, reward, steps=50))
+        rank.join()
+    assert main(["watch", str(tmp_path), "--every", "0.1"]) == 0
+    told = capsys.readouterr().out.splitlines()[-2]
+    expected = {"stopped": "stopped by signal 15", "blown up": "blown up at step", "killed": "killed"}
+    assert expected[how] in told
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):

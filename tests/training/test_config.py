@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from hypernoise.errors import InputError
+from hypernoise.training import config
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -94,3 +95,15 @@ def test_a_missing_recipe_is_named(tmp_path):
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(InputError, match=re.escape(message)):
         TrainConfig(**values)
+
+
+def test_a_source_of_prompts_may_have_any_number_for_a_weight_and_is_named_once():
+    read = config._sources_from_flags
+    assert read(["a.txt=1e-1", "b.txt=.5", "c.txt", "d=e.txt"]) == {
+        "a.txt": 0.1,
+        "b.txt": 0.5,
+        "c.txt": 1,
+        "d=e.txt": 1,
+    }
+    with pytest.raises(InputError, match="prompts 'a.txt' are named twice"):
+        read(["a.txt=1", "a.txt"])

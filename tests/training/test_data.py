@@ -61,6 +61,8 @@ def test_prompt_files(tmp_path):
     ("name", "text"),
     [
         ("p.jsonl", '{"caption": "a ring", "id": 3}\n\n"a cross"\n{"prompt": "two, or three", "caption": "no"}\n'),
+        ("p.json", '[{"caption": "a ring"}, "a cross", {"text": "two, or three"}]'),
+        ("p.tsv", "id\tprompt\n1\ta ring\n2\ta cross\n3\ttwo, or three\n"),
         ("p.csv", 'id,prompt\n1,a ring\n2,a cross\n3,"two, or three"\n'),
         ("p.CSV", '\ufefftext\na ring\n a cross \n"two, or three"\n\n'),
     ],
@@ -79,6 +81,9 @@ def test_prompt_formats(tmp_path, name, text):
         ("p.jsonl", '{"prompt": 3}\n', r"line 1: prompt must be text, not 3"),
         ("p.csv", "id,words\n1,a ring\n", r"has no column prompt, caption, text; its columns: id, words"),
         ("p.csv", "id,prompt\n1,a ring\n2\n", r"line 3: prompt must be text, not None"),
+        ("p.csv", 'prompt\n"' + 2**18 * "a", r"p.csv' is not a table of prompts: field larger than field limit"),
+        ("p.json", '{"prompt": "a ring"}', r"must be a list of objects or strings; for a line each name it .jsonl"),
+        ("p.json", '["a ring", 3]', r"entry 2 must be an object or a string, not '3'"),
         ("p.csv", "", r"has no column prompt, caption, text; its columns: none"),
     ],
 )

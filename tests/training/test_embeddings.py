@@ -107,6 +107,43 @@ def test_another_encoder_or_setting_finds_nothing(sd_pipeline, tmp_path):
     assert missing_from(generator, tmp_path, ["a ring"]) == ["a ring"]
 
 
+def test_a_new_process_finds_what_an_earlier_one_encoded(sd_pipeline, tmp_path):
+    """The first call of a tokenizer leaves its padding and truncation behind."""
+    first, _ = build(sd_pipeline)
+    first.encode(["a ring"])
+    encode_to_disk(first, tmp_path, PROMPTS)
+    fresh, _ = build(sd_pipeline)
+    assert missing_from(fresh, tmp_path, PROMPTS) == []
+
+
+def test_settings_of_the_call_that_change_an_encoding_are_known(sd_pipeline):
+    def printed(**call):
+        return fingerprint(DiffusionGenerator(sd_pipeline(), call=call))
+
+    assert len({printed(), printed(clip_skip=1), printed(clip_skip=2)}) == 3
+    assert printed(eta=0.5) == printed()
+
+
+@pytest.mark.parametrize("how", ["cut short", "changed", "empty"])
+def test_a_damaged_file_is_told_and_encoded_again(sd_pipeline, tmp_path, capsys, how):
+    def run():
+        generator, network = build(sd_pipeline)
+        settings = config(steps=1, embeddings="disk", embeddings_folder=str(tmp_path))
+        train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, progress=False)
+        return state(network), capsys.readouterr().err
+
+    whole, _ = run()
+    (file,) = tmp_path.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-8] ^= 4
+    file.write_bytes({"cut short": content[:-8], "changed": content, "empty": b""}[how])
+    again, told = run()
+    assert f"embeddings: {file} is damaged; its prompts are encoded again" in told
+    assert "5 of 5 prompts to encode" in told
+    assert same(again, whole)
+    assert "0 of 5 prompts to encode" in run()[1]
+
+
 def test_encoders_that_rest_outside_the_pipeline_are_known_by_their_weights_too(sd_pipeline, tmp_path):
     def printed(change, **memory):
         pipeline = sd_pipeline()

@@ -1,6 +1,7 @@
 """Steps that go wrong are left out, counted and named; runs that go wrong end with advice."""
 
 import json
+import os
 import re
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import TrainConfig
+from hypernoise.training.ending import end_of
 from hypernoise.training.faults import Skipped, check_blow_up
 from hypernoise.training.trainer import train
+from tests.training.ranks import on_ranks
 from tests.training.test_resume import quick, small
 from tests.training.test_trainer import PROMPTS, same, state
 
@@ -99,7 +103,32 @@ def test_pictures_that_blow_up_stop_the_run_with_advice(tmp_path):
         train(generator, network, WeightedSum({"brightness": 50.0}), PROMPTS, settings, output=tmp_path, progress=False)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert 0 < rows[0]["saturated"] < 0.8
-    assert all(row["saturated"] - rows[0]["saturated"] <= 0.2 for row in rows)
+    assert [row["saturated"] - rows[0]["saturated"] <= 0.2 for row in rows] == [True] * (len(rows) - 1) + [False]
+    assert checkpoints(tmp_path)[-1].name == f"checkpoint-{rows[-2]['step']:06d}"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_reward_that_raises_leaves_the_last_good_step_to_go_on_from(tmp_path, processes):
+    def run(output, fails):
+        def reward(pixels, prompts):
+            reward.calls += 1
+            if 0 < fails <= reward.calls:
+                raise ValueError("no more")
+            return pixels.flatten(1).mean(1)
+
+        reward.calls = 0
+        member = WeightedSum({"own": 1.0}, {"own": reward}, normalise=True)
+        try:
+            return [row["loss"] for row in quick(output, member, steps=5)[1].history]
+        except Exception as error:
+            return str(error)
+
+    told = on_ranks(processes, lambda: run(tmp_path, 4 if os.environ["RANK"] == str(processes - 1) else 0))
+    assert "reward 'own' raised ValueError at step 3" in told[-1]
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-000003"]
+    assert end_of(tmp_path) == told[0].splitlines()[0]
+    if processes == 1:
+        assert on_ranks(1, lambda: run(tmp_path, 0))[0] == on_ranks(1, lambda: run(None, 0))[0][3:]
 
 
 @pytest.mark.parametrize(("dimensions", "limit"), [(1, 32.0), (64, 32.0), (1024, 512.0)])

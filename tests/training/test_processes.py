@@ -13,6 +13,7 @@ from hypernoise.training.config import TrainConfig
 from hypernoise.training.processes import own_device, samples_per_round
 from hypernoise.training.trainer import train
 from tests.training.ranks import free_port, on_ranks
+from tests.training.test_resume import quick
 from tests.training.test_trainer import PROMPTS, build, config
 
 PARENT = os.getpid()
@@ -85,6 +86,24 @@ def test_a_batch_that_does_not_divide_names_the_multiple(processes, accumulation
         message = f"must be a multiple of {processes * accumulation} .* the next that fits is {fits}"
         with pytest.raises(InputError, match=message):
             samples_per_round(settings, processes)
+
+
+def test_the_environment_of_accelerate_launch_changes_no_number():
+    """Its precision, accumulation and compiler are the recipe's to say."""
+
+    def norms(**env):
+        def run():
+            os.environ.update(env)
+            return [row["gradient_norm"] for row in quick(steps=2)[1].history]
+
+        return on_ranks(1, run)[0]
+
+    environment = {
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+    }
+    assert norms(**environment) == norms()
 
 
 def test_each_process_takes_its_own_accelerator(monkeypatch):

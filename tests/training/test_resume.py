@@ -1,9 +1,12 @@
 """Runs that end badly, and go on to the numbers of one that did not."""
 
+import errno
 import os
 import random
 import resource
+import shutil
 import signal
+import threading
 import time
 
 import pytest
@@ -17,6 +20,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, damage, newest_whole
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.metrics import rows_of
+from hypernoise.training.signals import stop_requested
 from hypernoise.training.trainer import train
 from tests.training.ranks import on_ranks, start_ranks
 from tests.training.test_trainer import PROMPTS, build, config, same, state
@@ -102,6 +106,66 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsy
     assert [damage(folder) for folder in checkpoints(tmp_path)] == [None, None]
 
 
+def test_folders_of_other_names_beside_checkpoints_are_passed_over(tmp_path):
+    quick(tmp_path, steps=2)
+    for name in ("checkpoint-best", "checkpoint-000003.bak"):
+        shutil.copytree(tmp_path / "checkpoint-000002", tmp_path / name)
+    assert quick(tmp_path, steps=3)[1].step == 3
+    assert (tmp_path / "checkpoint-best").is_dir()
+
+
+@pytest.mark.parametrize("sums", ["[]", "{}", "3"])
+def test_sums_that_do_not_name_every_file_are_damage(tmp_path, capsys, sums):
+    quick(tmp_path, steps=4, checkpoint_every=2)
+    (tmp_path / "checkpoint-000004" / "sha256.json").write_text(sums)
+    (tmp_path / "checkpoint-000004" / "optimizer.pt").write_bytes(b"")
+    _, result = quick(tmp_path, steps=5)
+    told = capsys.readouterr().err
+    assert "checkpoint-000004 is damaged (sha256.json" in told
+    assert f"going on from {tmp_path / 'checkpoint-000002'} (" in told
+    assert f"going on from {tmp_path / 'checkpoint-000004'}" not in told
+    assert result.history[0]["step"] == 3
+
+
+def test_metrics_that_are_no_rows_are_passed_over(tmp_path):
+    quick(tmp_path, steps=2)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n[1]\n3\n{"loss": 1}\n{"step": "4"}\n')
+    quick(tmp_path, steps=3)
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3]
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; name a directory"):
+        quick(tmp_path / "file")
+
+
+def test_what_a_killed_save_left_is_removed_and_what_it_had_moved_is_put_back(tmp_path):
+    quick(tmp_path, steps=4, checkpoint_every=2)
+    (tmp_path / ".checkpoint-000006-x1y2z3").mkdir()
+    shutil.copytree(tmp_path / "checkpoint-000002", tmp_path / ".checkpoint-000002.old")
+    (tmp_path / "checkpoint-000004").rename(tmp_path / ".checkpoint-000004.old")
+    _, result = quick(tmp_path, steps=5)
+    assert [row["step"] for row in result.history] == [5]
+    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.parametrize("what", ["sample grid", "metrics.jsonl"])
+def test_a_disk_that_is_full_for_anything_else_is_told_in_a_line(tmp_path, monkeypatch, what):
+    quick(tmp_path, steps=2)
+
+    def full(*args, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place = "PIL.Image.Image.save" if what == "sample grid" else "hypernoise.training.tracking.write_text"
+    monkeypatch.setattr(place, full)
+    with pytest.raises(InputError, match=rf"the {what} cannot be written \(No space left on device\); the checkpoints"):
+        quick(tmp_path, steps=4, samples_every=1)
+    assert tmp_path / "checkpoint-000002" in checkpoints(tmp_path)
+    assert all(damage(folder) is None for folder in checkpoints(tmp_path))
+
+
 def test_when_every_checkpoint_is_damaged_nothing_is_started_anew(tmp_path):
     quick(tmp_path, steps=2, checkpoint_every=1)
     for folder in checkpoints(tmp_path):
@@ -139,6 +203,48 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
         return result.step, result.signal, str(result.checkpoint)
 
     assert on_ranks(2, run) == [(3, signal.SIGTERM, str(tmp_path / "checkpoint-000003"))] * 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_sigterm_while_saving_changes_nothing(tmp_path, monkeypatch, processes):
+    """A cluster signals every process, and torchrun passes it on again."""
+    from hypernoise.training import trainer
+
+    own = trainer.save_checkpoint
+
+    def slow(*args, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        return own(*args, **settings)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", slow)
+
+    def run():
+        def reward(pixels, prompts):
+            reward.calls += 1
+            if reward.calls == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                if os.environ["RANK"] == "1":  # again, while it waits for the first process to save
+                    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            return pixels.flatten(1).mean(1)
+
+        reward.calls = 0
+        result = quick(tmp_path, reward, steps=50, checkpoint_every=100)[1]
+        return result.step, result.signal
+
+    assert on_ranks(processes, run) == [(3, signal.SIGTERM)] * processes
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-000003", [])
+
+
+def test_a_second_ctrl_c_ends_at_once_unless_a_launcher_passed_on_the_first(monkeypatch):
+    clock = iter([10.0, 10.1, 12.0])
+    monkeypatch.setattr("hypernoise.training.signals.time.monotonic", lambda: next(clock))
+    with stop_requested() as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert stop() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):

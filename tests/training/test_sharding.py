@@ -1,12 +1,15 @@
 """The frozen base in shards over two processes: the same losses, half the weights each, and the LoRA whole."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
 from hypernoise.cli import main
+from hypernoise.commands.train import Train
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.memory import Memory
@@ -14,6 +17,7 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe
 from hypernoise.training.metrics import rows_of
+from hypernoise.training.processes import samples_per_round
 from hypernoise.training.sharding import shard_base
 from hypernoise.training.trainer import train
 from tests.training.ranks import on_ranks
@@ -104,3 +108,11 @@ def test_one_process_has_nobody_to_share_with(sd_pipeline):
     network = LoRANoise(DiffusionGenerator(sd_pipeline(), name="tiny"), rank=4)
     with pytest.raises(InputError, match="shard_base needs several processes: start the run with torchrun"):
         shard_base(network, "denoiser", CPU)
+
+
+def test_the_documented_command_is_accepted():
+    (command,) = re.findall(
+        r"-m hypernoise.cli train (recipes/flux.*--shard-base .*)", Path("docs/running.md").read_text()
+    )
+    recipe = Train.parse(command.replace("FILE", "prompts.txt").split())
+    assert samples_per_round(recipe, 8) == 1

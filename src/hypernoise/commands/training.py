@@ -58,10 +58,7 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
 
         shard_base(network, recipe.shard_base, pick_device(place))
     generator.encode_ahead(list(prompts))
-    found = checkpoints(output)
-    if found:
-        say(f"going on from {found[-1]} (delete {output} to start anew)")
-    elif recipe.warm_rounds:
+    if recipe.warm_rounds and not checkpoints(output):
         rounds = warm_start(
             network,
             reward,

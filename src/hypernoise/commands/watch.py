@@ -20,13 +20,14 @@ class Watch:
     run_folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """What the run was given as --output."""
     every: float = 0.0
-    """Do it again every so many seconds, until the run is done; 0: once."""
+    """Do it again every so many seconds, until the run has ended, however it did; 0: once."""
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
         return tyro.cli(cls, args=arguments, prog="hypernoise watch")
 
     def run(self) -> int:
+        from hypernoise.training.ending import end_of
         from hypernoise.training.metrics import METRICS, rows_of
         from hypernoise.training.report import page, state_line
 
@@ -36,12 +37,15 @@ class Watch:
             raise InputError(f"{self.run_folder} has no {METRICS}: name the --output of a training run")
         report = self.run_folder / "report.html"
         while True:
+            ended = end_of(self.run_folder)
             rows = rows_of(self.run_folder)
+            if not rows and ended:
+                raise InputError(f"the run in {self.run_folder} ended before its first row: {ended}")
             if not rows and not self.every:
                 raise InputError(f"{self.run_folder / METRICS} has no row yet; --every 10 waits for them")
             if rows:
-                done = not rows[-1].get("eta_seconds", 0)
-                print(state_line(rows), flush=True)
+                done = bool(ended) if ended is not None else not rows[-1].get("eta_seconds", 0)
+                print(state_line(rows, ended or ""), flush=True)
                 write_text(report, page(self.run_folder, 0 if done else int(self.every)))
                 if done or not self.every:
                     print(report)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
-from hypernoise.adapters import check_base, read_about, read_weights, write_adapter
+from hypernoise.adapters import WEIGHTS, check_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, first_line
 from hypernoise.files import atomic_folder, write_json
 from hypernoise.generators.base import Generator
@@ -102,9 +102,21 @@ def _replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def tidied(output: Path) -> None:
+    """Removes what a save that was killed has left, and puts back a checkpoint that it was about to replace."""
+    for old in output.glob(".checkpoint-*.old"):
+        folder = output / old.name.removeprefix(".").removesuffix(".old")
+        if not folder.exists():
+            old.replace(folder)
+    for name in (".checkpoint-*", ".adapter-*"):
+        for left in output.glob(name):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    whole = [folder for folder in output.glob("checkpoint-*") if (folder / STATE).is_file()]
+    """The checkpoints of a run, oldest first; folders of other names beside them are passed over."""
+    named = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
+    whole = [folder for folder in named if (folder / STATE).is_file()]
     return sorted(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
 
@@ -132,10 +144,18 @@ def damage(folder: Path) -> str | None:
     try:
         state = json.loads((folder / STATE).read_text())
         if not (folder / SUMS).is_file():
-            return f"{SUMS} is missing" if "metric" in state else None  # there were no sums at first
+            return (
+                f"{SUMS} is missing" if not isinstance(state, dict) or "metric" in state else None
+            )  # there were no sums at first
         sums = json.loads((folder / SUMS).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         return f"not valid: {first_line(error)}"
+    for name, found in ((STATE, state), (SUMS, sums)):
+        if not isinstance(found, dict):
+            return f"{name} is not an object"
+    for name in (STATE, OPTIMIZER, WEIGHTS):
+        if name not in sums:
+            return f"{SUMS} does not name {name}"
     for name, expected in sums.items():
         file = folder / Path(name).name
         if not file.is_file():
@@ -153,7 +173,7 @@ def _sum(file: Path) -> str:
 def _metric(folder: Path) -> float | None:
     try:
         return json.loads((folder / STATE).read_text()).get("metric")
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         return None
 
 

@@ -64,13 +64,18 @@ Names = Annotated[tuple[str, ...], _words("NAME[,NAME ...]", _names_from_flags, 
 
 
 def _sources_from_flags(flags: list[str]) -> dict[str, float]:
-    weights = {}
+    weights: dict[str, float] = {}
     for flag in flags:
-        source, _, weight = flag.rpartition("=")
-        if source and weight.replace(".", "", 1).isdigit():
-            weights[source] = float(weight)
-        else:  # no weight; a path may hold a = of its own
-            weights[flag] = 1.0
+        source, _, number = flag.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = None
+        if not source or weight is None:  # no weight; a path may hold a = of its own
+            source, weight = flag, 1.0
+        if source in weights:
+            raise InputError(f"prompts {source!r} are named twice; give them one weight")
+        weights[source] = weight
     return weights
 
 

@@ -6,6 +6,7 @@ A prompt's embedding is a function of its text and the text encoder alone, whate
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -30,6 +31,7 @@ from hypernoise.training.processes import gathered, say
 
 MEMORY = 2**30  # bytes of embeddings that are kept in memory
 SHARD = 2**28  # bytes of a file on disk
+LAST_CALLS = {"padding": None, "truncation": None}  # of a fast tokenizer's state: they change with every call
 
 
 class Encoded:
@@ -79,20 +81,23 @@ class KeptInMemory(Encoded):
 class KeptOnDisk(Encoded):
     """All prompts' embeddings in safetensors files under `folder`, read as they are needed.
 
-    Files are named by what encodes and what is encoded, so that runs may share a folder and add to it.
+    Files are named by what encodes and what is encoded, so that runs may share a folder and add to it. Those that are
+    not what was written are `damaged` and not used.
 
     Raises:
-        InputError: a prompt is not there, or the folder cannot be read.
+        InputError: a prompt is not there.
     """
 
     def __init__(self, generator: Generator, folder: Path):
         super().__init__(generator)
         self.places: dict[str, tuple[Any, int]] = {}
         self.folder = folder
+        self.damaged: list[Path] = []
         for file in sorted(folder.glob(f"{fingerprint(generator)}-*.safetensors")):
-            opened: Any = safe_open(file, "pt")
-            for row, text in enumerate(json.loads(opened.metadata()["texts"])):
-                self.places[text] = opened, row
+            opened, texts = _whole(file)
+            if opened is None:
+                self.damaged.append(file)
+            self.places |= {text: (opened, row) for row, text in enumerate(texts)}
 
     def __call__(self, prompts: list[str]) -> Condition:
         rows = []
@@ -110,11 +115,35 @@ class KeptOnDisk(Encoded):
     def __contains__(self, prompt: str) -> bool:
         return _key(prompt) in self.places
 
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that are yet to be encoded, each once."""
+        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self]
+
+
+def _whole(file: Path) -> tuple[Any, list[str]]:
+    """A file of embeddings, opened, and the keys of its rows; (None, []) if it is not what was written."""
+    try:
+        opened: Any = safe_open(file, "pt")
+        about = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if about["sha256"] == _sum(tensors, about["texts"]):
+            return opened, json.loads(about["texts"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        pass
+    return None, []
+
+
+def _sum(tensors: Mapping[str, torch.Tensor], texts: str) -> str:
+    found = hashlib.sha256(texts.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
 
 def missing_from(generator: Generator, folder: Path, prompts: Sequence[str]) -> list[str]:
     """The prompts that are yet to be encoded, each once."""
-    kept = KeptOnDisk(generator, folder)
-    return [prompt for prompt in dict.fromkeys(prompts) if prompt not in kept]
+    return KeptOnDisk(generator, folder).missing(prompts)
 
 
 def bytes_needed(generator: Generator, prompts: Sequence[str]) -> int:
@@ -138,6 +167,7 @@ def encode_to_disk(generator: Generator, folder: Path, prompts: Sequence[str]) -
             "GiB left; give another --embeddings-folder, or take --embeddings off"
         )
     per_file = max(1, SHARD // (needed // len(prompts)))
+    encoders = fingerprint(generator)
     for start in range(0, len(prompts), per_file):
         texts = prompts[start : start + per_file]
         encoded = [generator.encode([text]).to("cpu") for text in texts]
@@ -146,11 +176,12 @@ def encode_to_disk(generator: Generator, folder: Path, prompts: Sequence[str]) -
         rows = _joined(encoded)
         keys = [_key(text) for text in texts]
         digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
-        file = folder / f"{fingerprint(generator)}-{digest}.safetensors"
+        file = folder / f"{encoders}-{digest}.safetensors"
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         with writing("embeddings", "those written before are whole"):
             tensors = {name: tensor.contiguous() for name, tensor in rows.tensors.items()}
-            save_file(tensors, temporary, metadata={"texts": json.dumps(keys)})
+            told = json.dumps(keys)
+            save_file(tensors, temporary, metadata={"texts": told, "sha256": _sum(tensors, told)})
             os.replace(temporary, file)
 
 
@@ -162,7 +193,8 @@ def size_of(condition: Condition) -> int:
 def fingerprint(generator: Generator) -> str:
     """What the embeddings depend on besides the text: encoders, tokenizers and their settings, and the precision.
 
-    Of the encoders' weights, names, shapes and three values of each are looked at.
+    Of the encoders' weights, names, shapes and three values of each are looked at; of the tokenizers all but the
+    padding and truncation of their last call; of the pipeline's call what its `encode_prompt` takes.
     """
     found = hashlib.sha256(generator.name.encode() if not isinstance(generator, DiffusionGenerator) else b"")
     resting = generator.resting_encoders if isinstance(generator, DiffusionGenerator) else {}
@@ -177,8 +209,12 @@ def fingerprint(generator: Generator) -> str:
                 found.update(f"{own} {list(weight.shape)} {weight.dtype} {values}".encode())
         else:
             fast = getattr(part, "backend_tokenizer", None)
-            words = fast.to_str() if fast is not None else json.dumps(part.get_vocab(), sort_keys=True)
-            found.update(f"{part.model_max_length} {words}".encode())
+            words = {**json.loads(fast.to_str()), **LAST_CALLS} if fast is not None else part.get_vocab()
+            found.update(f"{part.model_max_length} {json.dumps(words, sort_keys=True)}".encode())
+    if isinstance(generator, DiffusionGenerator):
+        taken = inspect.signature(generator.pipeline.encode_prompt).parameters
+        asked = {name: value for name, value in generator.call(1).items() if name in taken}
+        found.update(json.dumps(asked, sort_keys=True, default=str).encode())
     return found.hexdigest()[:16]
 
 
@@ -241,9 +277,16 @@ def encoder(
         everyones = partial(gathered, accelerator) if together else list
         yield KeptInMemory(generator, prompts, everyones=everyones) if kind == "memory" else Encoded(generator)
         return
-    missing = missing_from(generator, folder, prompts)
+    kept = KeptOnDisk(generator, folder)
+    missing = kept.missing(prompts)
+    for file in kept.damaged:
+        say(f"embeddings: {file} is damaged; its prompts are encoded again")
     gib = bytes_needed(generator, missing) / 2**30
     say(f"embeddings: {len(missing)} of {len(set(prompts))} prompts to encode, {gib:.3g} GiB in {folder}")
+    accelerator.wait_for_everyone()  # all have looked
+    if accelerator.is_main_process:
+        for file in kept.damaged:
+            file.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     encode_to_disk(generator, folder, missing[accelerator.process_index :: accelerator.num_processes])
     accelerator.wait_for_everyone()

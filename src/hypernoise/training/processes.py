@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 
 from hypernoise.errors import InputError
 from hypernoise.training.config import TrainConfig
@@ -39,9 +40,12 @@ def say(line: str) -> None:
 
 def start(device: torch.device, trackers: tuple[str, ...], folder: Path | None) -> Accelerator:
     """Joins the other processes, if there are any. Without being told, accelerate takes several CPU processes for
-    one each."""
+    one each, and the precision and accumulation of `accelerate launch`'s environment: the recipe alone decides."""
     several = launched()[1] > 1
     return Accelerator(
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the number alone would yield to it
+        dynamo_backend="no",
         device_placement=False,
         cpu=several and device.type == "cpu",
         log_with=list(trackers) or None,

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ MIXING = 2**31  # in the key of a mix's order: no source has this number
 def read_prompts(source: str) -> list[str]:
     """The prompts of a file, of a named set ("scenes"), or of a dataset on the Hub, in their order.
 
-    Files: .jsonl, .csv and .parquet, of which the column prompt, caption or text is read; any other is text with a
-    prompt a line. hf:DATASET[:SPLIT[:COLUMN]] is streamed and only the column kept, up to a million prompts.
+    Files: .json, .jsonl, .csv, .tsv and .parquet, of which the column prompt, caption or text is read; any other is
+    text with a prompt a line. hf:DATASET[:SPLIT[:COLUMN]] is streamed and only the column kept, up to a million.
 
     Raises:
         InputError: no such file, not its format, no such column, no prompt in it, or a package that is missing.
@@ -63,17 +63,36 @@ def _jsonl(source: str) -> Iterator[str]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"prompts {source!r}, line {number} is not JSON: {error.msg}") from error
-        if not isinstance(row, str | dict):
-            raise InputError(f"prompts {source!r}, line {number} must be an object or a string, not {line.strip()!r}")
-        yield row if isinstance(row, str) else _cell(row, _column(row, source), source, number)
+        yield _of(row, source, f"line {number}")
 
 
-def _csv(source: str) -> Iterator[str]:
-    with Path(source).open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        column = _column(rows.fieldnames or (), source)
-        for number, row in enumerate(rows, 2):
-            yield _cell(row, column, source, number)
+def _json(source: str) -> Iterator[str]:
+    """A list of objects with a column, or of strings."""
+    try:
+        rows = json.loads("\n".join(_text(source)))
+    except json.JSONDecodeError as error:
+        raise InputError(f"prompts {source!r} is not JSON: {first_line(error)}") from error
+    if not isinstance(rows, list):
+        raise InputError(f"prompts {source!r} must be a list of objects or strings; for a line each name it .jsonl")
+    for number, row in enumerate(rows, 1):
+        yield _of(row, source, f"entry {number}")
+
+
+def _of(row: Any, source: str, place: str) -> str:
+    if not isinstance(row, str | dict):
+        raise InputError(f"prompts {source!r}, {place} must be an object or a string, not {json.dumps(row)!r}")
+    return row if isinstance(row, str) else _cell(row, _column(row, source), source, place)
+
+
+def _csv(source: str, delimiter: str = ",") -> Iterator[str]:
+    try:
+        with Path(source).open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, delimiter=delimiter)
+            column = _column(rows.fieldnames or (), source)
+            for number, row in enumerate(rows, 2):
+                yield _cell(row, column, source, f"line {number}")
+    except csv.Error as error:  # such as a field of more than 131072 characters, where a quote is not closed
+        raise InputError(f"prompts {source!r} is not a table of prompts: {first_line(error)}") from error
 
 
 def _parquet(source: str) -> list[str]:
@@ -87,7 +106,13 @@ def _parquet(source: str) -> list[str]:
         raise InputError(f"prompts {source!r} is not a parquet file: {first_line(error)}") from error
 
 
-FORMATS: dict[str, Callable[[str], Iterable[str]]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+FORMATS: dict[str, Callable[[str], Iterable[str]]] = {
+    ".json": _json,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+    ".parquet": _parquet,
+}
 
 
 def _hub(source: str) -> Iterator[str]:
@@ -126,9 +151,9 @@ def _column(names: Iterable[str], source: str) -> str:
     )
 
 
-def _cell(row: Mapping[str, Any], column: str, source: str, number: int) -> str:
+def _cell(row: Mapping[str, Any], column: str, source: str, place: str) -> str:
     if not isinstance(row[column], str):
-        raise InputError(f"prompts {source!r}, line {number}: {column} must be text, not {row[column]!r}")
+        raise InputError(f"prompts {source!r}, {place}: {column} must be text, not {row[column]!r}")
     return row[column]
 
 

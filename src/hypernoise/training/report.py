@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hypernoise.training.ending import end_of
 from hypernoise.training.metrics import rows_of
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 200, 58, 24, 10  # px of a chart, and its margins
@@ -83,7 +84,7 @@ def svg(title: str, points: Sequence[tuple[float, float]], level: float | None =
     )
 
 
-def state_line(rows: Sequence[Mapping[str, Any]]) -> str:
+def state_line(rows: Sequence[Mapping[str, Any]], ended: str = "") -> str:
     """Where the run is, in a line."""
     last = rows[-1]
     told = [f"step {last['step']}"]
@@ -93,7 +94,7 @@ def state_line(rows: Sequence[Mapping[str, Any]]) -> str:
     skipped = sum(row.get("skipped", 0) for row in rows)
     told += [f"{skipped} steps skipped"] if skipped else []
     left = last.get("eta_seconds", 0)
-    told.append(f"{left // 3600:.0f} h {left % 3600 // 60:.0f} min left" if left else "done")
+    told.append(ended or (f"{left // 3600:.0f} h {left % 3600 // 60:.0f} min left" if left else "done"))
     return ", ".join(told)
 
 
@@ -109,10 +110,11 @@ def page(folder: Path, refresh: int = 0) -> str:
         for file in reversed(grids)
     )
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    told = state_line(rows, end_of(folder) or "")
     skipped = "<h2>Skipped</h2><pre>" + html.escape("\n".join(faults)) + "</pre>" if faults else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8">{again}<title>{html.escape(folder.name)}</title>'
         "<style>body{font:14px sans-serif;margin:24px}figure{display:inline-block;margin:0 16px 16px 0}"
         "svg text{font-size:11px}img{max-width:100%}</style>"
-        f"<h1>{html.escape(folder.name)}</h1><p>{html.escape(state_line(rows))}</p>{charts}{skipped}{pictures}</html>\n"
+        f"<h1>{html.escape(folder.name)}</h1><p>{html.escape(told)}</p>{charts}{skipped}{pictures}</html>\n"
     )

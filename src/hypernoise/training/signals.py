@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,19 +12,29 @@ from typing import Any
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
+AT_ONCE = 1.0  # seconds in which a further Ctrl-C is the same one, passed on by a launcher
+
+
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], int]]:
-    """Inside the block the first of the signals only raises a flag, its number; the next acts as usual."""
-    asked = 0
+    """Inside the block the signals only raise a flag, the first one's number.
+
+    A cluster may send SIGTERM to every process and the launcher once more: a further one changes nothing. A second
+    Ctrl-C acts as usual, if it does not come with the first signal.
+    """
+    asked, since = 0, 0.0
     if threading.current_thread() is not threading.main_thread():
         yield lambda: asked
         return
     before = {number: signal.getsignal(number) for number in ENDING}
 
     def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = number
-        give_back()
+        nonlocal asked, since
+        if not asked:
+            asked, since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - since > AT_ONCE:
+            give_back()
+            signal.raise_signal(number)
 
     def give_back() -> None:
         for number, handler in before.items():

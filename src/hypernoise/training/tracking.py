@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from hypernoise.errors import InputError
 from hypernoise.files import write_text
 from hypernoise.training.checkpoint import writing
-from hypernoise.training.metrics import METRICS
+from hypernoise.training.metrics import METRICS, rows_of
 
 PROJECT = "hypernoise"
 
@@ -23,21 +23,14 @@ class MetricsLog:
 
     def __init__(self, folder: Path, start: int):
         self.file = folder / METRICS
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        kept = [line for line in lines if _step(line) <= start]
-        write_text(self.file, "".join(line + "\n" for line in kept))
-        self.first = json.loads(kept[0]) if kept else {}
+        kept = [row for row in rows_of(folder) if row["step"] <= start]
+        with writing(METRICS, "the checkpoints are whole"):
+            write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
+        self.first = kept[0] if kept else {}
 
     def write(self, row: dict[str, Any]) -> None:
         with writing(METRICS, "the checkpoints are whole"), self.file.open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # a line cut short when the process was killed
-        return float("inf")
 
 
 def check_trackers(names: Sequence[str], folder: Path | None) -> None:

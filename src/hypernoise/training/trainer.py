@@ -8,8 +8,8 @@ import math
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from hypernoise.objective import l2_kl, limit_gradient, noise_objective
 from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint
+from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint, tidied, writing
 from hypernoise.training.config import TrainConfig, recognised
 from hypernoise.training.embeddings import Encoded, encoder
+from hypernoise.training.ending import running
 from hypernoise.training.faults import (
     NOT_THE_REWARDS,
     Round,
@@ -96,7 +97,7 @@ def train(
         output: where metrics.jsonl and checkpoints go; nothing is written if None.
         resume: go on from the newest whole checkpoint in `output`, if there is one; if False, they are removed.
 
-    Ctrl-C or SIGTERM ends the run after the step at hand, with a checkpoint, `finished` False; a second one at once.
+    Ctrl-C or SIGTERM ends the run after the step at hand, with a checkpoint, `finished` False; a second Ctrl-C at once.
 
     Raises:
         InputError: no prompt, a batch that processes and accumulation do not divide, a reward that raises or has no
@@ -125,6 +126,7 @@ def train(
         checkpoint = _found(folder, accelerator, resume)
         if checkpoint is not None:
             step = load_checkpoint(checkpoint, network, generator, optimizer, **state)
+            say(f"going on from {checkpoint} (delete {folder} to start anew)")
     if step > config.steps:
         raise InputError(f"{checkpoint} is at step {step}, beyond the {config.steps} asked for; give another --output")
     log = MetricsLog(folder, step) if folder is not None and main else None
@@ -141,13 +143,24 @@ def train(
     apart = parted(seen, config.patience)  # a run that has ended early does not go on
     signal, began, at_first = 0, time.perf_counter(), step
 
+    whole, begun, scales_before = True, step, {}
+
+    def keep_last_good() -> None:
+        if folder is None or not (main and whole) or step == 0 or folder / f"checkpoint-{step:06d}" == checkpoint:
+            return
+        if scales is not None and step == begun:  # the step that failed has moved them
+            scales.load_state(scales_before)
+        save_checkpoint(folder, step, network, generator, optimizer, keep=config.keep, **state)
+
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not (progress and main))
     embeddings = Path(config.embeddings_folder) if config.embeddings_folder else (folder or Path()) / "embeddings"
     asked = _asked(config, prompts, step) if config.embeddings == "disk" else prompts
     encoding = encoder(config.embeddings, generator, embeddings, accelerator, asked)
-    with encoding as encode, bar, stop_requested() as stop:
+    noted = running(folder if main else None)
+    with noted as note, encoding as encode, bar, stop_requested() as stop, _at_an_error(keep_last_good):
         run = _Run(config, generator, network, model, reward, watched, encode, accelerator, optimizer, scaler, average)
         while step < config.steps and not (signal or apart):
+            begun, scales_before = step, scales.state if scales is not None else {}
             started, calls = time.perf_counter(), steps_of(config, step)
             texts = prompts_of_step(prompts, step, config.batch_size, config.seed)
             watching = watched is not None and (step + 1) % config.watched_every == 0
@@ -155,20 +168,26 @@ def train(
                 _round(run, step, part, texts, watching=watching, check=not history)
                 for part in range(config.accumulation)
             ]
-            row, signal, faults = _update(run, step, rounds, stop())
-            step += 1
-            if faults:
-                say(f"step {step} skipped: {told(faults)}")
-            skipped.note(bool(faults), step, faults)
-            if step == 1 and row["gradient_norm"] == 0:
+            row, signal = _measured(run, rounds, stop())
+            if step == 0 and row["gradient_norm"] == 0:
                 raise InputError(
                     "no gradient reaches the noise network: with these generator_steps and gradient_steps the "
                     "pictures do not depend on the noise through what is differentiated"
                 )
-
             base_saturation = row["saturated"] if base_saturation is None else base_saturation
-            check_blow_up(config, step, row["kl"], dimensions, row["saturated"] - base_saturation)
-            row = {"step": step, **{name: value for name, value in row.items() if math.isfinite(value)}}
+            told_row = {"step": step + 1, **{name: value for name, value in row.items() if math.isfinite(value)}}
+            with _written_if_wrong(log, told_row):
+                check_blow_up(config, step + 1, row["kl"], dimensions, row["saturated"] - base_saturation)
+            whole = False
+            faults = _update(run, step, rounds, row)
+            step, whole = step + 1, True
+            if "skipped" in row:
+                told_row["skipped"] = 1
+            if faults:
+                say(f"step {step} skipped: {told(faults)}")
+            with _written_if_wrong(log, {**told_row, "faults": faults}):
+                skipped.note(bool(faults), step, faults)
+            row = told_row
             seconds = time.perf_counter() - started
             pace = (time.perf_counter() - began) / (step - at_first)
             row |= {
@@ -186,8 +205,8 @@ def train(
                 with autocast(generator.device, config), average.in_place() if average is not None else nullcontext():
                     sheet = draw_samples(generator, network, prompts, encode, steps=calls, seed=config.seed)
                 if main:  # drawn by all: a base in shards cannot be called by one process alone
-                    output_folder(folder / "samples")
-                    sheet.save(folder / "samples" / f"step-{step:06d}.png")
+                    with writing("sample grid", "the checkpoints are whole"):
+                        sheet.save(output_folder(folder / "samples") / f"step-{step:06d}.png")
             history.append(row)
             shown_now = {"reward": f"{row.get('reward', math.nan):.4f}", "kl": f"{row.get('kl', math.nan):.3f}"}
             bar.set_postfix(shown_now | ({"skipped": skipped.count} if skipped.count else {}), refresh=False)
@@ -212,11 +231,34 @@ def train(
             if config.lipschitz == "clamp":  # layers each under a bound may have averages whose product is over it
                 noise, condition = watched_noise(generator, network, prompts, seed=config.seed, encode=encode)
                 _clamp(run, noise, condition)
-    checkpoint = agreed(accelerator, checkpoint)  # which is then whole, in every process
+        checkpoint = agreed(accelerator, checkpoint)  # which is then whole, in every process
+        note["ended"] = f"stopped by signal {signal}" if signal else "ended early" if apart else "done"
     if config.trackers:
         for tracker in accelerator.trackers:
             tracker.finish()
     return TrainResult(step, finished, history, checkpoint, apart, signal, skipped.count)
+
+
+@contextmanager
+def _at_an_error(keep: Callable[[], None]) -> Iterator[None]:
+    """Keeps what a run has reached if the block raises."""
+    try:
+        yield
+    except Exception:
+        with suppress(InputError):  # a disk that is full: the error itself tells it, or comes first
+            keep()
+        raise
+
+
+@contextmanager
+def _written_if_wrong(log: MetricsLog | None, row: dict[str, Any]) -> Iterator[None]:
+    """Writes the row of a step that ends the run."""
+    try:
+        yield
+    except InputError:
+        if log is not None:
+            log.write(row)
+        raise
 
 
 @dataclass(frozen=True)
@@ -296,17 +338,18 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
     return Round(mine, noise, condition, drawn, rewards.detach(), means)
 
 
-def _update(run: _Run, step: int, rounds: list[Round], asked: int) -> tuple[dict[str, float], int, list[str]]:
-    """Takes the optimiser's step, unless a number is not finite.
-
-    Returns the step's row over all processes, the signal that any of them got, and what was at fault if it is left out.
-    """
-    scaler, config = run.scaler, run.config
-    scaler.unscale_(run.optimizer)
-    norm = nn.utils.clip_grad_norm_(run.network.trainable_parameters(), config.clip)
+def _measured(run: _Run, rounds: list[Round], asked: int) -> tuple[dict[str, float], int]:
+    """The step's row over all processes, with the norm of its clipped gradient, and the signal that any of them got."""
+    run.scaler.unscale_(run.optimizer)
+    norm = nn.utils.clip_grad_norm_(run.network.trainable_parameters(), run.config.clip)
     names = list(rounds[0].means)
     means = torch.stack([sum((seen.means[name] for seen in rounds), torch.zeros(())) for name in names])
-    row, signal = _agreed_row(run.accelerator, names, means / config.accumulation, norm, asked)
+    return _agreed_row(run.accelerator, names, means / run.config.accumulation, norm, asked)
+
+
+def _update(run: _Run, step: int, rounds: list[Round], row: dict[str, float]) -> list[str]:
+    """Takes the optimiser's step, unless a number is not finite: what was at fault then; the row notes it."""
+    scaler, config = run.scaler, run.config
     faults: list[str] = []
     if math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"]):
         set_learning_rate(run.optimizer, config, step)
@@ -322,7 +365,7 @@ def _update(run: _Run, step: int, rounds: list[Round], asked: int) -> tuple[dict
             faults = gathered(run.accelerator, faults_of(run.reward, rounds)) or [NOT_THE_REWARDS]
     scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return row, signal, faults
+    return faults
 
 
 def _agreed_row(
@@ -372,19 +415,21 @@ def _check(
     if config.best_by and config.best_by not in columns:
         raise InputError(f"best_by must be one of {', '.join(columns)}, not {config.best_by!r}")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        output_folder(folder)
 
 
 def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
     """The checkpoint to go on from, the same in every process; what is damaged is told. Others go if not `resume`."""
     found = None
+    if accelerator.is_main_process:
+        tidied(folder)
     if accelerator.is_main_process and resume:
         try:
             newest, broken = newest_whole(folder)
         except InputError as error:
             newest, broken = error, []
         for line in broken:
-            say(f"{line}; going on from {newest}")
+            say(line)
         found = newest
     elif accelerator.is_main_process:
         for old in checkpoints(folder):
