@@ -105,7 +105,13 @@ def test_generating_is_shared_by_shards_and_by_a_launchers_processes(tmp_path, t
     assert main([*call, "--output", str(tmp_path / "two"), "--shard", "1/2"]) == 0
     assert "3 pictures are left to other shards" in capsys.readouterr().err
     assert not (tmp_path / "two" / "summary.json").exists()
-    assert sorted(f.name for f in (tmp_path / "two").iterdir()) == ["000-seed1.png", "001-seed0.png", "001-seed2.png"]
+    assert sorted(f.name for f in (tmp_path / "two").glob("*.png")) == [
+        "000-seed1.png",
+        "001-seed0.png",
+        "001-seed2.png",
+    ]
+    assert main([*call, "--output", str(tmp_path / "two"), "--shard", "0/2", "--steps", "2"]) == 2
+    assert "two has pictures drawn with steps 1, not 2; give another --output" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([*call, "--output", str(tmp_path / "two")]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +14,7 @@ import tyro
 
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
+from hypernoise.files import write_json
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Generate(WithGenerator):
         if self.adapter is not None:
             attach(pipeline, self.adapter)
         output_folder(self.output)
+        self._note_settings(shared=count > 1)
         pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
         rows = [
             {"prompt": prompt, "seed": seed, "steps": self.steps, "file": f"{number:03d}-seed{seed}.png"}
@@ -83,3 +87,19 @@ class Generate(WithGenerator):
             return left_to_others(missing, "pictures")
         write_summary(self.output, "generate", self, generator.device, rows)
         return 0
+
+    def _note_settings(self, *, shared: bool) -> None:
+        """Notes in drawn.json what is drawn here; where shards share it, others' pictures must be of the same."""
+        aside = ("output", "shard", "device", "recipe")
+        fields = {own.name: getattr(self, own.name) for own in dataclasses.fields(self) if own.name not in aside}
+        settings = json.loads(json.dumps(fields, default=str))  # as the file has them
+        file = self.output / "drawn.json"
+        if shared and file.exists():
+            noted = json.loads(file.read_text())
+            for name, value in settings.items():
+                if noted.get(name) != value:
+                    raise InputError(
+                        f"{self.output} has pictures drawn with {name} {noted.get(name)!r}, not {value!r}; "
+                        "give another --output"
+                    )
+        write_json(file, settings)
