@@ -42,7 +42,7 @@ def write_report(
     """`--report`: report.html beside the summary; its place is said on stderr."""
     from hypernoise.evaluation.html import report
 
-    told = _told(command, generator=arguments.generator, **about)
+    told = _told(command, **{"generator": arguments.generator, **about})
     _write_page(arguments.output, report(told["command"], told, rows, examples))
 
 
