@@ -236,6 +236,15 @@ def test_a_second_sigterm_while_saving_changes_nothing(tmp_path, monkeypatch, pr
     assert newest_whole(tmp_path) == (tmp_path / "checkpoint-000003", [])
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to Ctrl-C, which a process started in the background does not inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_ends_at_once_unless_a_launcher_passed_on_the_first(monkeypatch):
     clock = iter([10.0, 10.1, 12.0])
     monkeypatch.setattr("hypernoise.training.signals.time.monotonic", lambda: next(clock))
