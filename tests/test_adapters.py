@@ -211,6 +211,17 @@ def test_a_residual_network_round_trips_on_its_module(tmp_path):
     assert network(noise, condition).abs().max() > 0
 
 
+def test_a_residual_network_is_refused_on_another_module(tmp_path):
+    torch.manual_seed(0)
+    save_adapter(
+        ResidualNoise((4,)), tmp_path / "f", generator=ModuleGenerator(torch.nn.Linear(4, 4), noise_shape=(4,))
+    )
+    with pytest.raises(InputError, match="the networks differ in architecture"):
+        load_adapter(ModuleGenerator(torch.nn.Linear(4, 5), noise_shape=(4,)), tmp_path / "f")
+    with pytest.raises(InputError, match="made for other weights"):
+        load_adapter(ModuleGenerator(torch.nn.Linear(4, 4), noise_shape=(4,)), tmp_path / "f")
+
+
 def test_a_residual_network_goes_on_its_own_kind_of_generator_alone(tmp_path, sd_pipeline):
     save_adapter(ResidualNoise((4,), width=8), tmp_path / "f")
     with pytest.raises(InputError, match=r"takes noise of \(4,\)"):

@@ -209,20 +209,21 @@ def _read_released(folder: Path) -> dict[str, Any]:
 
 
 def describe_base(generator: Generator) -> dict[str, Any]:
-    """What an adapter's base is recognised by: parameter names and shapes, and a few weights."""
+    """What an adapter's base is recognised by: its network's parameter names and shapes, and a few weights."""
     if isinstance(generator, DiffusionGenerator) and generator.described is not None:
         return generator.described
     about: dict[str, Any] = {"name": generator.name, "noise_shape": list(generator.noise_shape)}
-    if isinstance(generator, DiffusionGenerator):
+    network = getattr(generator, "denoiser", None) or getattr(generator, "module", None)
+    if network is not None:
         frozen = {
             name.replace(".base_layer", ""): parameter
-            for name, parameter in generator.denoiser.named_parameters()
+            for name, parameter in network.named_parameters()
             if ".lora_" not in name
         }
         layout = sorted((name, list(_shape(parameter))) for name, parameter in frozen.items())
         matrices = [parameter.detach() for parameter in frozen.values() if parameter.ndim > 1]
         spread = torch.linspace(0, len(matrices) - 1, min(PROBED, len(matrices))).long().tolist()
-        about["denoiser"] = type(generator.denoiser).__name__
+        about["denoiser"] = type(network).__name__
         about["fingerprint"] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
         about["probe"] = [None if _quantised(matrices[i]) else _middle(matrices[i]) for i in spread]
     return about
@@ -249,7 +250,7 @@ def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> Non
     if about["base"] is None:
         return
     saved, here = about["base"], describe_base(generator)
-    if saved.get("fingerprint") != here.get("fingerprint"):
+    if "fingerprint" in saved and saved["fingerprint"] != here.get("fingerprint"):
         raise InputError(
             f"the adapter {folder} was made for {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not "
             f"fit {here['name']!r}: the networks differ in architecture"

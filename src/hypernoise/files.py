@@ -40,8 +40,15 @@ def read_json(file: Path) -> Any:
 
 
 def write_text(file: Path, text: str) -> None:
+    with atomic_file(file) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """A temporary path whose file becomes `file`, in place of an earlier one, when the block ends well."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # processes may write the same file at once
-    temporary.write_text(text)
+    yield temporary
     os.replace(temporary, file)
 
 

@@ -120,7 +120,7 @@ def test_a_run_of_other_settings_is_not_taken_up(tmp_path):
 
 
 def test_redness_trains_both_alike_and_meets_them(run, tmp_path, capsys):
-    summary = run("redness", "--lrs", "1e-3", "1e-2", "--looks", "2")
+    summary = run("redness", "--lrs", "1e-3", "1e-2", "--looks", "1")
     rows = summary["results"]
     assert [r["method"] for r in rows] == ["plain", "hypernoise-1", "hypernoise-2", "finetune-1", "finetune-2"]
     assert all(len(r["runs"]) == 2 for r in rows[1:])
@@ -130,7 +130,7 @@ def test_redness_trains_both_alike_and_meets_them(run, tmp_path, capsys):
     assert f"verdict: {summary['verdict']}" in capsys.readouterr().out
     made = sorted(tmp_path.glob("out/training/*/checkpoint-*"))
     assert len(made) == 2 * 3 * 2  # kinds, learning rates and the second seed's run, two checkpoints each
-    assert run("redness", "--lrs", "1e-3", "1e-2", "--looks", "2")["results"] == rows  # all is found
+    assert run("redness", "--lrs", "1e-3", "1e-2", "--looks", "1")["results"] == rows  # all is found
     assert sorted(tmp_path.glob("out/training/*/checkpoint-*")) == made
 
 
@@ -168,7 +168,7 @@ def test_ablations_have_a_row_each(run):
         ([], "say which experiment: redness, amortisation"),
         (["rednes"], "unknown experiment 'rednes'; did you mean 'redness'"),
         (["redness", "--seeds", "1", "1"], "--seeds takes different numbers"),
-        (["redness", "--looks", "0"], "--lrs and --looks need at least one"),
+        (["redness", "--looks", "0"], "--looks takes numbers of updates from 1, not [0]"),
         (["redness", "--train-steps", "0"], "steps must be at least 1"),
         (["redness", "--judged", "0"], "--judged must be at least 1"),
         (["amortisation", "--against", "reno50"], "unknown method 'reno50'; did you mean 'reno-50'"),

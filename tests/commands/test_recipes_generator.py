@@ -10,6 +10,8 @@ from PIL import Image
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
 from hypernoise.commands.compare import Compare
+from hypernoise.commands.diagnose import Diagnose
+from hypernoise.commands.evaluate import Evaluate
 from hypernoise.commands.generate import Generate
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
@@ -109,3 +111,20 @@ def test_compare_takes_the_recipe_and_draws_anew_with_another_decoder(recipe, tm
 def test_a_recipe_that_is_not_there(capsys):
     assert main(["generate", "a ring", "--recipe", "nowhere.yaml"]) == 2
     assert "recipe nowhere.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_weights_are_drawn_in_what_they_are_published_for_unless_asked_otherwise(recipe):
+    assert Generate.parse(["a ring", "--generator", "flux-schnell"]).precision == "bfloat16"
+    assert Generate.parse(["a ring", "--generator", "flux-schnell", "--dtype", "float16"]).precision == "float16"
+    assert Generate.parse(["a ring"]).precision == "float32"
+    assert Generate.parse(["a ring", "--recipe", recipe(dtype="float16")]).precision == "float16"
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate", "scenes"], ["evaluate", "geneval"], ["evaluate", "questions"], ["diagnose"]]
+)
+def test_all_that_draws_takes_its_generator_from_a_recipe(command, recipe):
+    flags = ["--recipe", recipe(decode_slice=1, height=16), "--width", "24"]
+    asked = Evaluate.parse([command[1], *flags]) if len(command) > 1 else Diagnose.parse(flags)
+    assert (asked.decode_slice, asked.size) == (1, (16, 24))
+    assert asked.load().size == (16, 24)

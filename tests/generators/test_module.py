@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import redness
@@ -54,6 +55,55 @@ def test_a_noise_network_trains_on_any_module(make, shape, embed):
     assert result.history[0]["kl"] == 0
     assert last > first + 0.1
     assert not any(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("embed", [labels, lambda prompts: torch.eye(3)[labels(prompts)]], ids=["labels", "vectors"])
+def test_the_residual_may_depend_on_the_condition(embed):
+    # the reward asks for red where the prompt says so, and for anything but red elsewhere: one shift cannot serve both
+    generator = ModuleGenerator(Coloured(), noise_shape=(5,), embed=embed)
+    sign = {"red": 1.0, "green": -1.0, "blue": -1.0}
+
+    def asked(pixels, prompts):
+        return 10 * redness(pixels, prompts) * torch.tensor([sign[prompt] for prompt in prompts])
+
+    network = ResidualNoise((5,), condition_size=3, width=16, depth=1)
+    config = TrainConfig(steps=60, batch_size=12, kl_weight=0.01, lr=1e-2)
+    train(generator, network, asked, COLOURS, config, progress=False)
+    with torch.no_grad():
+        red, green, _ = network(torch.zeros(3, 5), generator.encode(COLOURS))
+    assert red[0] > 0.3
+    assert green[0] < -0.3
+
+
+class Coloured(nn.Module):
+    """A picture whose colour the noise alone decides."""
+
+    def forward(self, noise, condition):
+        return torch.sigmoid(noise[:, :3])[:, :, None, None].expand(-1, -1, 4, 4)
+
+
+def test_the_gradient_of_a_conditioned_residual_is_right():
+    network = ResidualNoise((2,), condition_size=3, width=4, depth=1).double()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    condition = Condition({"embedding": torch.tensor([0, 2])})
+    noise = torch.randn(2, 2, dtype=torch.float64)
+    names = [name for name, _ in network.named_parameters()]
+
+    def residual(*parameters):
+        return torch.func.functional_call(network, dict(zip(names, parameters, strict=True)), (noise, condition))
+
+    assert torch.autograd.gradcheck(residual, tuple(network.parameters()))
+
+
+def test_a_condition_of_another_size_is_refused():
+    noise, network = torch.zeros(2, 4), ResidualNoise((4,), condition_size=2)
+    with pytest.raises(InputError, match="there is a label 2: condition_size must be above it, not 2"):
+        network(noise, Condition({"embedding": torch.tensor([0, 2])}))
+    with pytest.raises(InputError, match="an embedding has 3 numbers: condition_size must be that, not 2"):
+        network(noise, Condition({"embedding": torch.zeros(2, 3)}))
+    with pytest.raises(InputError, match="this one has none"):
+        network(noise, ModuleGenerator(nn.Identity(), noise_shape=(4,)).encode(["", ""]))
 
 
 def test_conditions_reach_the_module_and_slice():

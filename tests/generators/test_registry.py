@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors.torch import save_file
 
 from hypernoise.errors import InputError
 from hypernoise.generators import hub, registry
@@ -152,6 +153,45 @@ def test_a_few_step_lora_is_fused_with_its_scheduler(sd_pipeline, tmp_path):
     assert not any("lora" in name for name, _ in generator.denoiser.named_modules())
     noise = torch.randn(1, *generator.noise_shape)
     assert generator.sample(noise, generator.encode(["a ring"]), steps=4, seed=0).shape == (1, 3, 16, 16)
+
+
+def kohya_file(folder, pipeline):
+    """A LoRA on attention, feed-forward and convolution layers as kohya's trainer names it, at half its strength.
+
+    So the LCM, Hyper-SD and Lightning LoRAs of SD and SDXL are published.
+    """
+    ends = ("to_q", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv_shortcut")
+    draw, state, change = torch.Generator().manual_seed(3), {}, {}
+    for name, layer in pipeline.unet.named_modules():
+        if name.endswith(ends) and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            down = torch.randn(2, *layer.weight.shape[1:], generator=draw)
+            up = torch.randn(layer.weight.shape[0], 2, *[1] * (layer.weight.ndim - 2), generator=draw)
+            stem = "lora_unet_" + name.replace(".", "_")
+            state |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+            state[f"{stem}.alpha"] = torch.tensor(1.0)
+            change[name] = layer.weight + 0.5 * torch.tensordot(up.flatten(1), down, 1)
+    assert {end for end in ends if any(name.endswith(end) for name in change)} == set(ends)
+    folder.mkdir()
+    save_file(state, folder / "few_steps.safetensors")
+    return folder / "few_steps.safetensors", change
+
+
+@pytest.mark.parametrize("family", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+@pytest.mark.parametrize("scheduler", ["lcm", "tcd", "euler-trailing", "ddim-trailing"])
+def test_a_few_step_lora_in_kohyas_names_is_fused(family, scheduler, tmp_path):
+    pipeline = build_pipeline(family, tmp_path)
+    file, change = kohya_file(tmp_path / "hyper", pipeline)
+    pipeline.save_pretrained(tmp_path / "base")
+    plain = {name: tensor.clone() for name, tensor in pipeline.unet.named_parameters()}
+    generator = load_generator(tmp_path / "base", device="cpu", lora=str(file), scheduler=scheduler, size=(16, 16))
+    fused = dict(generator.denoiser.named_parameters())
+    assert fused.keys() == plain.keys()
+    for name, weight in fused.items():
+        assert torch.allclose(weight, change.get(name.removesuffix(".weight"), plain[name]), atol=1e-5), name
+    noise = torch.randn(1, *generator.noise_shape, requires_grad=True)
+    generator.sample(noise, generator.encode(["a ring"]), steps=2, seed=0).sum().backward()
+    assert noise.grad is not None
+    assert noise.grad.abs().max() > 0
 
 
 def test_loras_that_do_not_fit_are_refused(sd_pipeline, tmp_path):

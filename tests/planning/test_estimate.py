@@ -178,7 +178,15 @@ def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
     assert "frozen: denoiser 5.6 M, autoencoder 1.8 M" in page
     assert "decode_slice: 1" in page
     assert (tmp_path / "out" / "summary.json").is_file()
+    assert "licence" not in page
     assert main(["plan", "r.yaml", "--generator", "sd-trubo"]) == 2
+
+
+def test_a_gated_generator_is_told_before_it_is_asked_for(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text("generator: flux-schnell\nbatch_size: 1\nrank: 2\nrewards: {redness: 1}\n")
+    assert main(["plan", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "out")]) == 0
+    asked = "licence      to be accepted first, at https://huggingface.co/black-forest-labs/FLUX.1-schnell"
+    assert asked in capsys.readouterr().out
 
 
 def test_training_that_runs_out_of_memory_is_told_the_plan(tmp_path, capsys, monkeypatch):

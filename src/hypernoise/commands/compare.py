@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from hypernoise.commands.drawing import fitting
+from hypernoise.commands.drawing import check_methods, fitting
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
@@ -81,12 +81,7 @@ class Compare(WithGenerator):
         given = Given(self.adapter, self.finetuned, self._rewriter(asked.world))
         methods = make_methods(list(dict.fromkeys(["plain", *self.methods])), given)
         generator = self.load()
-        for method in methods:  # all are looked at before the first takes minutes
-            adapter = getattr(method, "adapter", None)
-            if adapter is not None:
-                adapter.on(generator)
-        for steps in self.steps:
-            generator.check_steps(steps)
+        check_methods(generator, methods, self.steps)
         prompts, cut = fitting(generator, asked.prompts, self.long_prompts)
         generator.encode_ahead(prompts)
         output_folder(self.output)

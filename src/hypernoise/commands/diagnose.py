@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import tyro
-
+from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
 
 @dataclass(frozen=True)
-class Diagnose:
+class Diagnose(WithGenerator):
     """Is the KL term to be trusted, how far did the noise go, and does the residual know the prompt?
 
     Prints a verdict with what to change, and writes diagnosis.png and summary.json to --output.
@@ -22,8 +21,6 @@ class Diagnose:
 
     adapter: Path | None = None
     """An adapter directory."""
-    generator: str = "scenes"
-    """A registered name or a pipeline directory."""
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
     rewards: Weights = field(default_factory=dict)
@@ -38,12 +35,10 @@ class Diagnose:
     """Noises in memory at once."""
     seed: int = 0
     output: Path = Path("runs/diagnose")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
-        return tyro.cli(cls, args=arguments, prog="hypernoise diagnose")
+        return cls.parse_as("diagnose", arguments)
 
     def run(self) -> int:
         if self.adapter is None:
@@ -53,7 +48,6 @@ class Diagnose:
         from hypernoise.commands.common import write_summary
         from hypernoise.diagnostics.diagnosis import charts, diagnose, findings
         from hypernoise.files import output_folder
-        from hypernoise.generators.registry import load_generator
         from hypernoise.rewards.ensemble import WeightedSum
         from hypernoise.training.prompts import read_prompts
 
@@ -62,7 +56,7 @@ class Diagnose:
             raise InputError(f"{self.adapter} does not say its rewards; name them, such as --rewards redness=250")
         reward = WeightedSum(rewards)
         prompts = read_prompts(self.prompts)
-        generator = load_generator(self.generator, device=self.device)
+        generator = self.load()
         generator.check_prompts(prompts)
         network = load_adapter(generator, self.adapter)
         output_folder(self.output)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, TooLongError
 from hypernoise.training.config import Weights
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Drawing(WithGenerator):
     """The flags of every command that draws a benchmark's prompts."""
 
     count: int = 0
@@ -23,8 +24,6 @@ class Drawing:
     """Adapter directories, one per training run, for hypernoise (which is then drawn too) and hypernoise-reno."""
     finetuned: tuple[str, ...] = ()
     """Directories of fine-tuned LoRAs, for finetune."""
-    generator: str = "scenes"
-    """A registered name or a pipeline directory."""
     noises: int = 4
     """Pictures per prompt."""
     steps: tuple[int, ...] = (1,)
@@ -41,9 +40,6 @@ class Drawing:
     """k/n: this process does every n-th part of the work from the k-th on; all write to the same --output. Empty: as
     torchrun or accelerate launch has it, else all."""
     output: Path = Path("runs/drawn")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
@@ -52,15 +48,11 @@ def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
     Raises:
         InputError: what does not fit together, before anything is drawn.
     """
-    import torch
-
-    from hypernoise.generators.registry import load_generator
     from hypernoise.methods.finetune import FineTune
     from hypernoise.methods.hypernoise import HyperNoise
     from hypernoise.methods.plain import Plain
     from hypernoise.methods.registry import Given, make_methods
     from hypernoise.rewards.ensemble import WeightedSum
-    from hypernoise.training.processes import own_device
 
     named = ["plain", *arguments.methods, *(["hypernoise"] if arguments.adapter else [])]
     methods = make_methods(list(dict.fromkeys(named)), Given(arguments.adapter, arguments.finetuned))
@@ -68,15 +60,23 @@ def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
     if searching and not arguments.rewards:
         raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
     reward = WeightedSum(arguments.rewards) if arguments.rewards else None
-    dtype = getattr(torch, arguments.dtype)
-    generator = load_generator(arguments.generator, device=own_device(arguments.device), dtype=dtype)
-    for steps in arguments.steps:
-        generator.check_steps(steps)
-    for method in methods:  # all are looked at before the first takes minutes
+    generator = arguments.load()
+    check_methods(generator, methods, arguments.steps)
+    return generator, methods, reward
+
+
+def check_methods(generator: Any, methods: list[Any], steps: tuple[int, ...]) -> None:
+    """Looks at all that is to be drawn before the first takes minutes.
+
+    Raises:
+        InputError: the generator does not draw in so many steps, or an adapter is not its own.
+    """
+    for number in steps:
+        generator.check_steps(number)
+    for method in methods:
         adapter = getattr(method, "adapter", None)
         if adapter is not None:
             adapter.on(generator)
-    return generator, methods, reward
 
 
 def fitting(generator: Any, prompts: list[str], long_prompts: str) -> tuple[list[str], int]:

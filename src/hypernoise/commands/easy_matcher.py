@@ -7,7 +7,6 @@ the score of one picture from being higher than another's whatever the caption, 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hypernoise.files import atomic_file
 from hypernoise.scenes.lessons import EVALUATED, TRAINED, near_misses, to_tensor
 from hypernoise.scenes.networks import WORDS
 from hypernoise.scenes.world import Request, draw, sample_scene
@@ -73,9 +73,8 @@ def easy_matcher(file: Path, seed: int, *, steps: int, pictures: int) -> tuple[E
     else:
         _teach(model, seed, steps, pictures)
         accuracy = _accuracy(model, seed)
-        temporary = file.with_suffix(".tmp")
-        save_file(model.state_dict(), temporary, metadata={name: str(value) for name, value in accuracy.items()})
-        os.replace(temporary, file)
+        with atomic_file(file) as temporary:
+            save_file(model.state_dict(), temporary, metadata={name: str(value) for name, value in accuracy.items()})
     return model.eval().requires_grad_(False), accuracy
 
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import tyro
-
 from hypernoise.commands.common import TOLD, left_to_others, shard_of, tell_broken, write_report, write_summary
 from hypernoise.commands.drawing import Drawing, check_numbers, draw, fitting, made
 from hypernoise.errors import InputError
 
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
-DRAWN = ("count", "methods", "adapter", "finetuned", "generator", "noises", "steps", "rewards", "long_prompts")
+NOT_DRAWN = ("prompts", "pictures", "detections", "detector", "colors", "score", "report", "shard", "output", "device")
 SHOWN = 10  # prompts per category in the report
 
 
@@ -49,7 +47,7 @@ class EvaluateGeneval(Drawing):
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
-        return tyro.cli(cls, args=arguments, prog="hypernoise evaluate geneval")
+        return cls.parse_as("evaluate geneval", arguments)
 
     def run(self) -> int:
         shard = self._checked()
@@ -69,7 +67,8 @@ class EvaluateGeneval(Drawing):
 
     def _refuse_ignored(self) -> None:
         """Raises InputError for flags of drawing beside pictures that are there."""
-        given = [f.name for f in dataclasses.fields(self) if f.name in DRAWN and getattr(self, f.name) != _default(f)]
+        drawn = [field for field in dataclasses.fields(self) if field.name not in NOT_DRAWN]
+        given = [field.name for field in drawn if getattr(self, field.name) != _default(field)]
         if given:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             raise InputError(f"--pictures are judged as they are, and nothing is drawn: leave out {flags}")

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import tyro
-
 from hypernoise.commands.common import left_to_others, shard_of, write_report, write_summary
 from hypernoise.commands.drawing import Drawing, check_numbers, draw, fitting, made
 
@@ -36,7 +34,7 @@ class EvaluateQuestions(Drawing):
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
-        return tyro.cli(cls, args=arguments, prog="hypernoise evaluate questions")
+        return cls.parse_as("evaluate questions", arguments)
 
     def run(self) -> int:
         from hypernoise.evaluation.askers import load

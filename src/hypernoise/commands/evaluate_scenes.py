@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import tyro
-
+from hypernoise.commands.drawing import check_methods
+from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
@@ -18,7 +18,7 @@ BATCH = 32  # pictures drawn at once, as always in this benchmark: a stochastic 
 
 
 @dataclass(frozen=True)
-class EvaluateScenes:
+class EvaluateScenes(WithGenerator):
     """Judge the fixed evaluation prompts, each from the same noises, plain and with noise networks.
 
     Several adapters are taken as training runs of one recipe: their mean is reported, and the intervals are
@@ -27,8 +27,6 @@ class EvaluateScenes:
 
     adapter: tuple[str, ...] = ()
     """Adapter directories, one per training run; none: the plain generator alone."""
-    generator: str = "scenes"
-    """A registered name or a pipeline directory that draws the scenes world."""
     steps: tuple[int, ...] = (1, 2, 4, 8)
     """Denoiser calls per picture."""
     rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
@@ -43,13 +41,10 @@ class EvaluateScenes:
     """k/n: this process makes every n-th batch from the k-th on; all write to the same --output. Empty: as torchrun
     or accelerate launch has it, else all."""
     output: Path = Path("runs/evaluate-scenes")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
-        return tyro.cli(cls, args=arguments, prog="hypernoise evaluate scenes")
+        return cls.parse_as("evaluate scenes", arguments)
 
     def run(self) -> int:
         from hypernoise.commands.common import shard_of
@@ -59,7 +54,6 @@ class EvaluateScenes:
             raise InputError(f"--steps takes numbers from 1, such as 1 2 4 8, not {list(self.steps)}")
         shard = shard_of(self.shard)
         import numpy as np
-        import torch
         from tqdm import tqdm
 
         from hypernoise.commands.common import left_to_others, write_report, write_summary
@@ -67,18 +61,15 @@ class EvaluateScenes:
         from hypernoise.evaluation.compare import compare
         from hypernoise.evaluation.rows import pooled_row
         from hypernoise.files import output_folder
-        from hypernoise.generators.registry import load_generator
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.plain import Plain
         from hypernoise.rewards.ensemble import WeightedSum
         from hypernoise.scenes.prompts import evaluation_requests
-        from hypernoise.training.processes import own_device
 
         reward = WeightedSum(self.rewards)
-        generator = load_generator(self.generator, device=own_device(self.device), dtype=getattr(torch, self.dtype))
+        generator = self.load()
         runs = [HyperNoise(folder, name=f"hypernoise-{number}") for number, folder in enumerate(self.adapter, 1)]
-        for run in runs:  # all are looked at before the first takes minutes
-            run.adapter.on(generator)
+        check_methods(generator, runs, self.steps)
         output_folder(self.output)
         asked, requests = scenes_prompts(self.judged), evaluation_requests(self.judged)
         total = (1 + len(runs)) * len(self.steps) * len(requests) * self.noises

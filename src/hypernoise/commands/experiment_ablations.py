@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hypernoise.commands.experiment_base import Experiment, pooled
+from hypernoise.commands.experiment_base import RednessTrained, pooled
 from hypernoise.errors import InputError
-from hypernoise.training.config import Weights
 
 
 @dataclass(frozen=True)
-class Ablations(Experiment):
+class Ablations(RednessTrained):
     """The gain at several ranks, and with B drawn from N(0, --start²) instead of 0, all else alike.
 
     The paper's ranks are 8 to 128 on networks with layers of 1000 and more channels; the defaults are scaled to
@@ -21,12 +20,6 @@ class Ablations(Experiment):
 
     name: ClassVar[str] = "ablations"
     lr: float = 1e-3
-    train_steps: int = 200
-    kl_weight: float = 1.0
-    sample_clip: float = 0.0
-    batch_size: int = 16
-    warm_rounds: int = 0
-    rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
     ranks: tuple[int, ...] = (2, 4, 8, 16, 32)
     start: float = 0.02
 

@@ -41,10 +41,7 @@ class Amortisation(Experiment):
         names = list(dict.fromkeys(["plain", *self.searches, *self.against]))
         searches = make_methods(names, Given())
         bench = self.bench()
-        folders = list(self.adapter)
-        if not folders:
-            for seed in self.seeds:
-                folders += map(str, bench.adapters(f"seed{seed}", self.config(seed)).values())
+        folders = list(self.adapter) or bench.trained()
         ours = [HyperNoise(folder, name=f"hypernoise-{number}") for number, folder in enumerate(folders)]
         found = bench.compare([*searches, *ours])
         plain = found.rows[0]

@@ -95,6 +95,18 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class RednessTrained(Experiment):
+    """Flags of the experiments that train for redness, which Adam climbs without a warm start."""
+
+    train_steps: int = 200
+    kl_weight: float = 1.0
+    sample_clip: float = 0.0
+    batch_size: int = 16
+    warm_rounds: int = 0
+    rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
+
+
+@dataclass(frozen=True)
 class Bench:
     """What an experiment works with, loaded once."""
 
@@ -155,6 +167,14 @@ class Bench:
             save_adapter(network, points[point], training={"steps": point, "rewards": settings.rewards})
         network.remove()
         return points
+
+    def trained(self, run: str = "", **changes: Any) -> list[str]:
+        """The adapter directory of each seed's finished run, called `run` and the seed; see `adapters`."""
+        folders = []
+        for seed in self.settings.seeds:
+            (folder,) = self.adapters(f"{run}seed{seed}", self.settings.config(seed, **changes)).values()
+            folders.append(str(folder))
+        return folders
 
     def compare(self, methods: Sequence[Method], *, steps: Sequence[int] = (1,)) -> Comparison:
         """The methods on the held-out captions, judged."""

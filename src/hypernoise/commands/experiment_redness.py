@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hypernoise.commands.experiment_base import Bench, Experiment, pooled
+from hypernoise.commands.experiment_base import Bench, RednessTrained, pooled
 from hypernoise.errors import InputError
 from hypernoise.training.config import TrainConfig, Weights
 from hypernoise.training.metrics import mean_of, rows_of
@@ -21,7 +21,7 @@ AVERAGED = 20  # last updates whose mean loss a learning rate is chosen by
 
 
 @dataclass(frozen=True)
-class Redness(Experiment):
+class Redness(RednessTrained):
     """Reward against fidelity over training: hypernoise and fine-tuning at matched reward.
 
     Holds here if, at the reward that both reach, hypernoise's pictures score higher and have fewer artefacts for
@@ -29,27 +29,23 @@ class Redness(Experiment):
     """
 
     name: ClassVar[str] = "redness"
-    train_steps: int = 200
-    kl_weight: float = 1.0
-    sample_clip: float = 0.0
-    batch_size: int = 16
-    warm_rounds: int = 0
-    rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
     watched: Weights = field(default_factory=lambda: {"scenes": 1.0})
     lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
     """Learning rates tried for both, with the first seed."""
-    looks: int = 5
-    """At how many points of a run its pictures are judged."""
+    looks: tuple[int, ...] = (5, 10, 20, 40, 80, 120, 160, 200)
+    """Updates after which pictures are judged, beside the last: early ones too, as fine-tuning climbs at once."""
 
     def run(self) -> int:
-        if not self.lrs or self.looks < 1:
-            raise InputError(f"--lrs and --looks need at least one, not {list(self.lrs)} and {self.looks}")
+        if not self.lrs:
+            raise InputError("--lrs takes at least one learning rate, such as 1e-3")
+        if min(self.looks, default=1) < 1:
+            raise InputError(f"--looks takes numbers of updates from 1, not {list(self.looks)}")
         from hypernoise.methods.finetune import FineTune
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.plain import Plain
 
         bench = self.bench()
-        points = sorted({max(1, round(self.train_steps * i / self.looks)) for i in range(1, self.looks + 1)})
+        points = sorted({*(look for look in self.looks if look < self.train_steps), self.train_steps})
         rates = {kind: self._rate(bench, kind, points) for kind in KINDS}
         make = {"hypernoise": HyperNoise, "finetune": FineTune}
         methods: list[Any] = [Plain()]

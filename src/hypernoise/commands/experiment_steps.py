@@ -8,7 +8,7 @@ length; and how much of the one-step picture is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hypernoise.commands.experiment_base import Experiment, pooled
@@ -24,6 +24,8 @@ class Steps(Experiment):
     """
 
     name: ClassVar[str] = "steps"
+    adapter: tuple[str, ...] = ()
+    """Adapter directories of runs trained at one step, to be used instead of training --seeds at one step here."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Denoiser calls per picture that are drawn."""
     mixed: tuple[int, ...] = (1, 2, 4)
@@ -37,14 +39,15 @@ class Steps(Experiment):
         from hypernoise.methods.plain import Plain
 
         bench = self.bench()
-        ours: dict[str, list[Any]] = {"one": [], "mixed": []}
-        for seed in self.seeds:
-            config = self.config(seed)
-            (folder,) = bench.adapters(f"seed{seed}", config).values()
-            ours["one"].append(HyperNoise(folder, name=f"one-{seed}"))
-            config = replace(config, generator_steps=self.mixed)
-            (folder,) = bench.adapters(f"mixed-{'-'.join(map(str, self.mixed))}-seed{seed}", config).values()
-            ours["mixed"].append(HyperNoise(folder, name=f"mixed-{seed}"))
+        mixed = f"mixed-{'-'.join(map(str, self.mixed))}-"
+        folders = {
+            "one": list(self.adapter) or bench.trained(),
+            "mixed": bench.trained(mixed, generator_steps=self.mixed),
+        }
+        ours = {
+            kind: [HyperNoise(folder, name=f"{kind}-{number}") for number, folder in enumerate(own)]
+            for kind, own in folders.items()
+        }
         random = [RandomShift(method, f"random-{i}") for i, method in enumerate(ours["one"])]
         found = bench.compare([Plain(), *ours["one"], *ours["mixed"], *random], steps=self.steps)
         rows, influence = [], []

@@ -14,7 +14,7 @@ import tyro
 
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
-from hypernoise.files import write_json
+from hypernoise.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Generate(WithGenerator):
         fields = {own.name: getattr(self, own.name) for own in dataclasses.fields(self) if own.name not in aside}
         settings = json.loads(json.dumps(fields, default=str))  # as the file has them
         file = self.output / "drawn.json"
-        if shared and file.exists():
-            noted = json.loads(file.read_text())
+        noted = read_json(file) if shared else None
+        if noted is not None:
             for name, value in settings.items():
                 if noted.get(name) != value:
                     raise InputError(

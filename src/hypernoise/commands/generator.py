@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import tyro
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class WithGenerator(Loading):
     """The fields of a recipe that are about its generator, as flags, and a recipe to take them from."""
 
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the frozen weights. auto: what a registered generator is published to run in, float32 for a directory."""
     recipe: Path | None = None
     """A recipe: its generator is loaded as it says, and spared memory as it says; flags override it."""
     device: str = "auto"

@@ -69,11 +69,13 @@ def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans) 
     autoencoder = sum(p.numel() for p in generator.pipeline.vae.parameters())
     kinds = ", ".join(f"{kind} {_millions(count)}" for kind, count in sorted(trained.items(), key=lambda kv: -kv[1]))
     rewards, published = found.rewards.parameters, planned.preset.repository
+    licence = f"licence      to be accepted first, at https://huggingface.co/{published}"
     per = recipe.batch_size // recipe.accumulation
     lines = [
         f"{recipe.generator} at {generator.size[1]} x {generator.size[0]}, {recipe.dtype}; "
         f"{recipe.batch_size} pictures a step, {per} at once; rank {recipe.rank}",
-        *([f"weights      {planned.preset.repository}, revision {_revision(recipe, planned)}"] if published else []),
+        *([f"weights      {published}, revision {_revision(recipe, planned)}"] if published else []),
+        *([licence] if planned.preset.gated else []),
         f"parameters   frozen: denoiser {_millions(frozen)}, autoencoder {_millions(autoencoder)}, text encoders "
         f"{_millions(planned.text_parameters)}",
         f"             trained: {_millions(sum(trained.values()))} ({kinds})",

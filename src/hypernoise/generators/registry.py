@@ -114,7 +114,7 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
     return load_generator(
         loading.generator,
         device=device,
-        dtype=getattr(torch, loading.dtype),
+        dtype=getattr(torch, loading.precision),
         variant=loading.variant or None,
         revision=loading.revision or None,
         size=loading.size,

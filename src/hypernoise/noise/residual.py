@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
@@ -16,28 +17,37 @@ from hypernoise.noise.state import copy_state
 
 
 class ResidualNoise(nn.Module):
-    """A perceptron on the flattened noise whose last layer starts at zero; the condition is not used.
+    """A perceptron on the flattened noise and the condition's embedding, whose last layer starts at zero.
 
     Args:
         noise_shape: of one sample.
+        condition_size: numbers in a sample's embedding, or how many classes there are where conditions are labels;
+            0: f looks at the noise alone.
         width, depth: of the hidden layers; depth 0 is a plain affine map.
         seed: of the initial hidden weights.
     """
 
     kind: ClassVar[str] = "residual"
 
-    def __init__(self, noise_shape: Sequence[int], *, width: int = 256, depth: int = 2, seed: int = 0):
+    def __init__(
+        self, noise_shape: Sequence[int], *, condition_size: int = 0, width: int = 256, depth: int = 2, seed: int = 0
+    ):
         super().__init__()
         if not isinstance(noise_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in noise_shape):
             raise InputError(f"noise_shape is of one sample, such as (8,) or (4, 8, 8), not {noise_shape!r}")
-        if width < 1 or depth < 0:
-            raise InputError(f"width must be at least 1 and depth at least 0, not {width} and {depth}")
+        if width < 1 or depth < 0 or condition_size < 0:
+            raise InputError(
+                f"width must be at least 1, depth and condition_size at least 0, not {width}, {depth}, {condition_size}"
+            )
         self.noise_shape = tuple(noise_shape)
-        self.settings: dict[str, Any] = {"noise_shape": list(noise_shape), "width": width, "depth": depth}
+        self.condition_size = condition_size
+        self.settings: dict[str, Any] = {
+            "noise_shape": list(noise_shape), "condition_size": condition_size, "width": width, "depth": depth
+        }  # fmt: skip
         size = math.prod(noise_shape)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            widths = [size, *[width] * depth]
+            widths = [size + condition_size, *[width] * depth]
             hidden = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(widths)]
             last = nn.Linear(widths[-1], size)
         nn.init.zeros_(last.weight)
@@ -45,7 +55,25 @@ class ResidualNoise(nn.Module):
         self.network = nn.Sequential(*hidden, last)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
-        return self.network(noise.flatten(1)).unflatten(1, self.noise_shape)
+        seen = noise.flatten(1)
+        if self.condition_size:
+            seen = torch.cat([seen, self._embedded(condition).to(seen)], 1)
+        return self.network(seen).unflatten(1, self.noise_shape)
+
+    def _embedded(self, condition: Condition) -> Tensor:
+        """The condition as [B, condition_size]: labels as one-hot rows, embeddings flattened."""
+        embedding = condition.tensors.get("embedding")
+        if embedding is None:
+            raise InputError("condition_size is for a generator with an embedding of its prompts; this one has none")
+        if not embedding.is_floating_point() and embedding.ndim == 1:
+            most = int(embedding.max())
+            if most >= self.condition_size:
+                raise InputError(f"there is a label {most}: condition_size must be above it, not {self.condition_size}")
+            return one_hot(embedding.long(), self.condition_size)
+        size = embedding[0].numel()
+        if size != self.condition_size:
+            raise InputError(f"an embedding has {size} numbers: condition_size must be that, not {self.condition_size}")
+        return embedding.flatten(1)
 
     def scale_output(self, factor: float) -> None:
         """Multiplies what depends on the noise by `factor`, for good; the shift, the last layer's bias, stays."""

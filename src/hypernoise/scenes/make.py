@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 from transformers import CLIPTextModel
 
-from hypernoise.files import write_json
+from hypernoise.files import atomic_file, write_json
 from hypernoise.generators.registry import load_generator, pick_device
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes import networks
@@ -343,9 +343,8 @@ def _name_as_published(file: Path) -> None:
 
 
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = file.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
-    temporary.replace(file)
+    with atomic_file(file) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

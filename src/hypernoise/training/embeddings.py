@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hypernoise.errors import InputError
-from hypernoise.files import output_folder
+from hypernoise.files import atomic_file, output_folder
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.training.checkpoint import writing
@@ -177,12 +176,10 @@ def encode_to_disk(generator: Generator, folder: Path, prompts: Sequence[str]) -
         keys = [_key(text) for text in texts]
         digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
         file = folder / f"{encoders}-{digest}.safetensors"
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        with writing("embeddings", "those written before are whole"):
+        with writing("embeddings", "those written before are whole"), atomic_file(file) as temporary:
             tensors = {name: tensor.contiguous() for name, tensor in rows.tensors.items()}
             told = json.dumps(keys)
             save_file(tensors, temporary, metadata={"texts": told, "sha256": _sum(tensors, told)})
-            os.replace(temporary, file)
 
 
 def size_of(condition: Condition) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hypernoise.errors import first_line
-from hypernoise.files import write_json
+from hypernoise.files import read_json, write_json
 
 PROCESS = "process.json"
 
@@ -38,10 +37,10 @@ def _write(folder: Path | None, about: dict[str, Any]) -> None:
 
 def end_of(folder: Path) -> str | None:
     """How the run ended; empty while it may go on, None if it has not noted it."""
+    about = read_json(folder / PROCESS)
     try:
-        about = json.loads((folder / PROCESS).read_text())
         ended, host, pid = about["ended"], about["host"], about["pid"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (TypeError, KeyError):
         return None
     return ended or ("killed" if host == socket.gethostname() and not _alive(pid) else "")
 
