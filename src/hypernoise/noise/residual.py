@@ -65,12 +65,12 @@ class ResidualNoise(nn.Module):
         embedding = condition.tensors.get("embedding")
         if embedding is None:
             raise InputError("condition_size is for a generator with an embedding of its prompts; this one has none")
-        if not embedding.is_floating_point() and embedding.ndim == 1:
+        size = embedding[0].numel()
+        if not embedding.is_floating_point() and size == 1:
             most = int(embedding.max())
             if most >= self.condition_size:
                 raise InputError(f"there is a label {most}: condition_size must be above it, not {self.condition_size}")
-            return one_hot(embedding.long(), self.condition_size)
-        size = embedding[0].numel()
+            return one_hot(embedding.flatten().long(), self.condition_size)
         if size != self.condition_size:
             raise InputError(f"an embedding has {size} numbers: condition_size must be that, not {self.condition_size}")
         return embedding.flatten(1)
