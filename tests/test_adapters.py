@@ -211,20 +211,45 @@ def test_a_residual_network_round_trips_on_its_module(tmp_path):
     assert network(noise, condition).abs().max() > 0
 
 
-def test_a_residual_network_is_refused_on_another_module(tmp_path):
+class Buffer(torch.nn.Module):
+    """A module whose one weight is no parameter, and in one dimension."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("weight", torch.full((4,), value))
+
+    def forward(self, noise):
+        return noise * self.weight
+
+
+OTHERS = {
+    "shapes": (lambda: torch.nn.Linear(4, 4), lambda: torch.nn.Linear(4, 5), "differ in architecture"),
+    "weights": (lambda: torch.nn.Linear(4, 4), lambda: torch.nn.Linear(4, 4), "made for other weights"),
+    "buffers": (lambda: Buffer(1.0), lambda: Buffer(2.0), "made for other weights"),
+    "class": (torch.nn.Sigmoid, torch.nn.LogSigmoid, "differ in architecture"),
+}
+
+
+@pytest.mark.parametrize(("own", "other", "message"), OTHERS.values(), ids=OTHERS.keys())
+def test_a_residual_network_is_refused_on_another_module(own, other, message, tmp_path):
     torch.manual_seed(0)
-    save_adapter(
-        ResidualNoise((4,)), tmp_path / "f", generator=ModuleGenerator(torch.nn.Linear(4, 4), noise_shape=(4,))
-    )
-    with pytest.raises(InputError, match="the networks differ in architecture"):
-        load_adapter(ModuleGenerator(torch.nn.Linear(4, 5), noise_shape=(4,)), tmp_path / "f")
-    with pytest.raises(InputError, match="made for other weights"):
-        load_adapter(ModuleGenerator(torch.nn.Linear(4, 4), noise_shape=(4,)), tmp_path / "f")
+    generator = ModuleGenerator(own(), noise_shape=(4,))
+    save_adapter(ResidualNoise((4,)), tmp_path / "f", generator=generator)
+    load_adapter(generator, tmp_path / "f")
+    with pytest.raises(InputError, match=message):
+        load_adapter(ModuleGenerator(other(), noise_shape=(4,)), tmp_path / "f")
+
+
+def test_a_residual_network_is_not_saved_without_its_generator(tmp_path):
+    with pytest.raises(InputError, match="name the generator it was trained on"):
+        save_adapter(ResidualNoise((4,)), tmp_path / "f")
 
 
 def test_a_residual_network_goes_on_its_own_kind_of_generator_alone(tmp_path, sd_pipeline):
-    save_adapter(ResidualNoise((4,), width=8), tmp_path / "f")
+    save_adapter(
+        ResidualNoise((4,), width=8), tmp_path / "f", generator=ModuleGenerator(torch.nn.Identity(), noise_shape=(4,))
+    )
     with pytest.raises(InputError, match=r"takes noise of \(4,\)"):
         load_adapter(ModuleGenerator(torch.nn.Identity(), noise_shape=(8,)), tmp_path / "f")
-    with pytest.raises(InputError, match="a 'residual' noise network, which does not go on"):
+    with pytest.raises(InputError, match="does not fit 'pipeline'"):
         load_adapter(DiffusionGenerator(sd_pipeline()), tmp_path / "f")

@@ -32,6 +32,7 @@ from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.hub import HUB_ID, fetch_adapter
+from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise, adaptable_layers
 from hypernoise.noise.residual import ResidualNoise
@@ -54,7 +55,12 @@ def save_adapter(
     Args:
         generator: the base it was trained on; a LoRA knows its own.
         training: what is worth keeping of how it was made (objective, rewards, steps), JSON values.
+
+    Raises:
+        InputError: a stand-alone network without its generator: nothing could tell it from another's.
     """
+    if generator is None and not hasattr(network, "generator"):
+        raise InputError("name the generator it was trained on: save_adapter(network, folder, generator=generator)")
     place = output_folder(Path(folder))
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=place) as temporary:
         write_adapter(network, Path(temporary), generator=generator, training=training)
@@ -154,6 +160,8 @@ def _build(kind: str, settings: dict[str, Any], generator: Generator, folder: Pa
         raise InputError(
             f"{folder}/hypernoise.json has settings that a {kind!r} network does not take: {error}"
         ) from error
+    if kind == "finetune":
+        raise InputError(f"{folder} holds a fine-tuned LoRA, which is no noise network; --finetuned takes it")
     raise InputError(f"{folder} holds a {kind!r} noise network, which does not go on {generator.name!r}")
 
 
@@ -209,21 +217,28 @@ def _read_released(folder: Path) -> dict[str, Any]:
 
 
 def describe_base(generator: Generator) -> dict[str, Any]:
-    """What an adapter's base is recognised by: its network's parameter names and shapes, and a few weights."""
+    """What an adapter's base is recognised by: names and shapes, and a few weights of a denoiser or all of a module."""
     if isinstance(generator, DiffusionGenerator) and generator.described is not None:
         return generator.described
     about: dict[str, Any] = {"name": generator.name, "noise_shape": list(generator.noise_shape)}
-    network = getattr(generator, "denoiser", None) or getattr(generator, "module", None)
-    if network is not None:
+    if isinstance(generator, ModuleGenerator):
+        state = sorted(generator.module.state_dict().items())
+        layout = [type(generator.module).__name__, *((name, list(tensor.shape)) for name, tensor in state)]
+        values = hashlib.sha256()
+        for _, tensor in state:
+            values.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        about["fingerprint"] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+        about["weights"] = values.hexdigest()
+    if isinstance(generator, DiffusionGenerator):
         frozen = {
             name.replace(".base_layer", ""): parameter
-            for name, parameter in network.named_parameters()
+            for name, parameter in generator.denoiser.named_parameters()
             if ".lora_" not in name
         }
         layout = sorted((name, list(_shape(parameter))) for name, parameter in frozen.items())
         matrices = [parameter.detach() for parameter in frozen.values() if parameter.ndim > 1]
         spread = torch.linspace(0, len(matrices) - 1, min(PROBED, len(matrices))).long().tolist()
-        about["denoiser"] = type(network).__name__
+        about["denoiser"] = type(generator.denoiser).__name__
         about["fingerprint"] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
         about["probe"] = [None if _quantised(matrices[i]) else _middle(matrices[i]) for i in spread]
     return about
@@ -257,7 +272,8 @@ def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> Non
         )
     pairs = zip(saved.get("probe", []), here.get("probe", []), strict=False)
     known = [pair for pair in pairs if None not in pair]  # on a quantised base most are not
-    if not all(math.isclose(was, now, rel_tol=8e-3, abs_tol=1e-5) for was, now in known):  # bf16's rounding
+    close = all(math.isclose(was, now, rel_tol=8e-3, abs_tol=1e-5) for was, now in known)  # bf16's rounding
+    if not close or saved.get("weights") != here.get("weights", saved.get("weights")):
         raise InputError(
             f"the adapter {folder} was made for other weights ({saved['name']!r}) than those of {here['name']!r}"
         )

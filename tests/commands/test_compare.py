@@ -58,10 +58,10 @@ def test_methods_on_a_users_own_pipeline(tiny, tmp_path, capsys):
 
 def test_shards_end_with_the_table(tiny, tmp_path, capsys):
     assert main([*tiny, "--methods", "best-of-2", "--shard", "0/2"]) == 0
-    assert "2 batches are left to other shards" in capsys.readouterr().err
+    assert "4 batches are left to other shards" in capsys.readouterr().err
     assert not (tmp_path / "out" / "summary.json").exists()
     assert main([*tiny, "--methods", "best-of-2", "--shard", "1/2"]) == 0
-    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["results"]) == 2
+    assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["results"]) == 4
 
 
 @pytest.mark.slow
@@ -100,9 +100,11 @@ def test_on_scenes_the_judge_decides(tmp_path, capsys):
         (["--shard", "half"], "--shard takes k/n with k below n"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--rewards", "scene"], "unknown reward 'scene'; did you mean 'scenes'"),
-        (["--prompts", "nowhere.txt"], "prompts 'nowhere.txt' cannot be read"),
+        (["--prompts", "nowhere.txt", "--rewards", "redness"], "prompts 'nowhere.txt' cannot be read"),
         (["--rewriter", "http://localhost:1/v1"], "--rewriter-model names the model"),
         (["--methods", "hypernoise", "--adapter", "nowhere"], "no adapter at nowhere"),
+        (["--methods", "plain", "--adapter", "nowhere"], "no adapter at nowhere"),
+        (["--prompts", "README.md"], "name what the methods search by"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):

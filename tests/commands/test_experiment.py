@@ -56,8 +56,10 @@ def test_curves_meet_at_the_lower_final_reward():
 
 
 def test_the_verdict_needs_every_seed():
-    good = {"hypernoise": row(1, 0.6, 0.1), "finetune": row(1, 0.5, 0.2)}
-    bad = {"hypernoise": row(1, 0.6, 0.3), "finetune": row(1, 0.5, 0.2)}
+    met = {"reward": 1, "plain_reward": 0}
+    good = {**met, "hypernoise": row(1, 0.6, 0.1), "finetune": row(1, 0.5, 0.2)}
+    bad = {**met, "hypernoise": row(1, 0.6, 0.3), "finetune": row(1, 0.5, 0.2)}
+    assert verdict([good, {**good, "plain_reward": 1}]).startswith("undecided: one of them never raised")
     assert verdict([good, good]) == "holds"
     assert verdict([good, bad]) == "undecided"
     assert verdict([bad, bad]) == "does not hold"
@@ -126,7 +128,8 @@ def test_redness_trains_both_alike_and_meets_them(run, tmp_path, capsys):
     assert all(len(r["runs"]) == 2 for r in rows[1:])
     assert set(summary["learning_rates"]["finetune"]["losses"]) == {"0.001", "0.01"}
     assert [one["training_seed"] for one in summary["matched"]] == [0, 1]
-    assert summary["verdict"] in {"holds", "undecided", "does not hold"}
+    assert summary["verdict"].partition(":")[0] in {"holds", "undecided", "does not hold"}
+    assert (tmp_path / "out" / "sheet.png").is_file()
     assert f"verdict: {summary['verdict']}" in capsys.readouterr().out
     made = sorted(tmp_path.glob("out/training/*/checkpoint-*"))
     assert len(made) == 2 * 3 * 2  # kinds, learning rates and the second seed's run, two checkpoints each
@@ -175,6 +178,9 @@ def test_ablations_have_a_row_each(run):
         (["steps", "--mixed", "0"], "--mixed takes numbers from 1"),
         (["ablations", "--ranks", "0"], "--ranks takes numbers from 1"),
         (["ablations", "--start", "0"], "--start must be above 0"),
+        (["ablations", "--ranks", "4"], "--rank 32 must be among --ranks"),
+        (["redness", "--warm-rounds", "1"], "--warm-rounds must be 0 here"),
+        (["amortisation", "--against"], "--against takes at least one search"),
         (["ablations", "--warm-rounds", "1"], "--warm-rounds must be 0 here"),
     ],
 )

@@ -15,6 +15,8 @@ from hypernoise.diagnostics.lipschitz import (
     spectral_norm,
 )
 from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.memory import Memory
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from tests.conftest import disturb
@@ -45,6 +47,17 @@ def test_spectral_norm_of_a_lora_on_a_real_denoiser_is_its_jacobians(generator):
     assert truth > 0.1
     assert found[0].item() == pytest.approx(truth, rel=1e-2)
     assert found[0].item() <= truth * (1 + 1e-9)
+
+
+def test_layers_that_compute_again_give_the_same(sd_pipeline):
+    noise, norms = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), []
+    for checkpointing in (False, True):
+        generator = DiffusionGenerator(sd_pipeline(), memory=Memory(checkpointing=checkpointing))
+        network = LoRANoise(generator, rank=4)
+        disturb(network, 0.05)
+        norms.append(spectral_norm(network, noise, generator.encode(["a red circle", "two blue rings"])))
+    assert torch.allclose(*norms, rtol=1e-4)
+    assert norms[0].min() > 0
 
 
 def test_before_training_it_is_zero():

@@ -5,6 +5,7 @@ from torch import nn
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.module import ModuleGenerator
+from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import redness
 from hypernoise.training.config import TrainConfig
@@ -100,6 +101,18 @@ def test_a_condition_of_another_size_is_refused():
     noise, network = torch.zeros(2, 4), ResidualNoise((4,), condition_size=2)
     with pytest.raises(InputError, match="there is a label 2: condition_size must be above it, not 2"):
         network(noise, Condition({"embedding": torch.tensor([0, 2])}))
+    with pytest.raises(InputError, match="there is a label -1: labels begin at 0"):
+        network(noise, Condition({"embedding": torch.tensor([0, -1])}))
+    assert network(noise, Condition({"embedding": torch.tensor([[0], [1]])})).shape == (2, 4)
+    assert ResidualNoise((4,), condition_size=1)(noise, Condition({"embedding": torch.ones(2)})).shape == (2, 4)
+    with pytest.raises(InputError, match="condition_size must be a whole number of at least 0, not 3.0"):
+        ResidualNoise((4,), condition_size=3.0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"this network takes noise of \(4,\), not \(5,\)"):
+        network(torch.zeros(2, 5), Condition({"embedding": torch.tensor([0, 1])}))
+    with pytest.raises(InputError, match="noise_shape is of one sample"):
+        ModuleGenerator(nn.Identity(), noise_shape=4)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="has no denoiser to put a LoRA on: take ResidualNoise"):
+        LoRANoise(ModuleGenerator(nn.Identity(), noise_shape=(4,)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="an embedding has 3 numbers: condition_size must be that, not 2"):
         network(noise, Condition({"embedding": torch.zeros(2, 3)}))
     with pytest.raises(InputError, match="this one has none"):

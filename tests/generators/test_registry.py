@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import save_file
 
@@ -119,6 +119,7 @@ def test_a_scheduler_that_starts_elsewhere_is_warned_about(sd_pipeline):
     [
         ("FluxPipeline", lambda p: p.transformer.register_to_config(guidance_embeds=True), "takes a guidance scale"),
         ("Flux2KleinPipeline", lambda p: p.register_to_config(is_distilled=False), "is_distilled: false"),
+        ("StableDiffusionPipeline", lambda p: setattr(p, "scheduler", PNDMScheduler()), "takes no single step"),
     ],
 )
 def test_models_that_are_not_few_step_ones_are_warned_about(family, change, message, tmp_path):
@@ -204,6 +205,14 @@ def test_loras_that_do_not_fit_are_refused(sd_pipeline, tmp_path):
         fuse_lora(sd_pipeline(), "nowhere/lora.safetensors")
     with pytest.raises(InputError, match="unknown scheduler 'lmc'; did you mean 'lcm'"):
         load_generator("scenes", device="cpu", scheduler="lmc")
+    build_pipeline("SanaSprintPipeline", tmp_path).save_pretrained(tmp_path / "sana")
+    with pytest.raises(InputError, match="scheduler 'lcm' is for SD and SDXL; a SanaSprintPipeline keeps its own"):
+        load_generator(tmp_path / "sana", device="cpu", scheduler="lcm")
+
+
+def test_a_known_repository_is_named_by_its_own_name():
+    with pytest.raises(InputError, match="stabilityai/sd-turbo is called 'sd-turbo' here"):
+        load_generator("stabilityai/sd-turbo")
 
 
 @pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])

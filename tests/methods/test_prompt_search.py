@@ -90,7 +90,8 @@ def test_an_endpoint_is_asked_and_read(server, monkeypatch):
     url, asked, answers = server
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     said = {"choices": [{"message": {"content": "1. a scarlet circle\n2. one red disc"}}]}
-    answers += [(200, json.dumps(said)), (500, ""), (200, "{}"), (200, "no")]
+    parts = {"choices": [{"message": {"content": [{"type": "text", "text": "a"}]}}]}
+    answers += [(200, json.dumps(said)), (500, ""), (200, "{}"), (200, "no"), (200, json.dumps(parts))]
     ask = EndpointRewriter(url, "tiny")
     assert ask("a red circle", 2) == ["a scarlet circle", "one red disc"]
     ((path, key, body),) = asked
@@ -99,12 +100,16 @@ def test_an_endpoint_is_asked_and_read(server, monkeypatch):
     assert "2 different ways" in body["messages"][0]["content"]
     with pytest.raises(InputError, match="does not answer: HTTP Error 500"):
         ask("a", 1)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(InputError, match="does not answer as /chat/completions does"):
             ask("a", 1)
     assert EndpointRewriter(url, "tiny", key="").key == ""
     with pytest.raises(InputError, match="starts with http"):
         EndpointRewriter("file:///etc/passwd", "m")
+    with pytest.raises(InputError, match="does not answer: nonnumeric port"):
+        EndpointRewriter("http://localhost:port/v1", "m")("a", 1)
+    with pytest.raises(InputError, match="an endpoint starts with http"):
+        LocalRewriter("localhost:9/v1")
 
 
 def test_a_local_model_answers_the_same_twice(tmp_path):

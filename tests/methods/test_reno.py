@@ -3,9 +3,11 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem
+from hypernoise.methods.best_of_n import BestOfN
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.plain import Plain
 from hypernoise.methods.reno import UPDATES, ReNO, norm_penalty
+from hypernoise.methods.search import Search
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.pixel import redness
 from tests.conftest import disturb
@@ -180,8 +182,16 @@ def test_the_penalty_is_minus_the_log_density_of_the_norm():
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_a_reward_that_is_not_finite_is_named(problem, noise, iterations):
     broken = Problem(problem.generator, lambda pixels, prompts: reward(pixels, prompts) * float("nan"))
-    with pytest.raises(InputError, match="the reward is not finite at iteration 0"):
-        ReNO(iterations).generate(broken, PROMPTS, noise)
+    for method in (ReNO(iterations), BestOfN(2), Search(1, 1)):
+        with pytest.raises(InputError, match=f"the reward is nan for '{PROMPTS[0]}'"):
+            method.generate(broken, PROMPTS, noise)
+
+
+def test_a_reward_without_a_gradient_is_refused(problem, noise):
+    flat = Problem(problem.generator, lambda pixels, prompts: (pixels.mean((1, 2, 3)) > 0.5).float())
+    with pytest.raises(InputError, match="the reward has no gradient in the pixels"):
+        ReNO(2).generate(flat, PROMPTS, noise)
+    assert ReNO(1).generate(flat, PROMPTS, noise).spent.denoiser_backwards == 0  # one picture asks for none
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from hypernoise.commands.drawing import check_methods, fitting
+from hypernoise.commands.drawing import check_methods, fitting, named
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
@@ -29,9 +29,9 @@ class Compare(WithGenerator):
     """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS][-xSTARTS], white-reno..., hypernoise,
     hypernoise-reno..., finetune, prompt-search[-N]."""
     adapter: tuple[str, ...] = ()
-    """Adapter directories, one per training run, for hypernoise and hypernoise-reno."""
+    """Adapter directories, one per training run, for hypernoise (which is then drawn too) and hypernoise-reno."""
     finetuned: tuple[str, ...] = ()
-    """Directories of fine-tuned LoRAs, for finetune."""
+    """Directories of fine-tuned LoRAs, for finetune (which is then drawn too)."""
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's held-out captions, which are judged."""
     judged: int = 50
@@ -40,8 +40,8 @@ class Compare(WithGenerator):
     """Pictures per prompt."""
     steps: tuple[int, ...] = (1,)
     """Denoiser calls per picture."""
-    rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
-    """What the methods search by, and what is reported."""
+    rewards: Weights = field(default_factory=dict)
+    """What the methods search by, and what is reported; scenes for that world's captions if none is named."""
     watched: Weights = field(default_factory=dict)
     """Rewards that no method sees, reported beside."""
     rewriter: str = ""
@@ -75,11 +75,13 @@ class Compare(WithGenerator):
         from hypernoise.methods.registry import Given, make_methods
         from hypernoise.rewards.ensemble import WeightedSum
 
-        reward = WeightedSum(self.rewards)
+        if not self.rewards and self.prompts != "scenes":
+            raise InputError("name what the methods search by and are compared in, such as --rewards pickscore")
+        reward = WeightedSum(self.rewards or {"scenes": 1.0})
         watched = WeightedSum(self.watched) if self.watched else None
         asked = asked_for(self.prompts, self.judged)
-        given = Given(self.adapter, self.finetuned, self._rewriter(asked.world))
-        methods = make_methods(list(dict.fromkeys(["plain", *self.methods])), given)
+        given = Given(self.adapter, self.finetuned, self._rewriter(asked.prompts))
+        methods = make_methods(named(self), given)
         generator = self.load()
         check_methods(generator, methods, self.steps)
         prompts, cut = fitting(generator, asked.prompts, self.long_prompts)
@@ -147,7 +149,7 @@ class Compare(WithGenerator):
             raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
         return shard_of(self.shard)
 
-    def _rewriter(self, scenes: bool) -> Any:
+    def _rewriter(self, prompts: list[str]) -> Any:
         if self.rewriter.startswith(("http://", "https://")):
             from hypernoise.methods.rewriters import EndpointRewriter
 
@@ -158,11 +160,10 @@ class Compare(WithGenerator):
             from hypernoise.methods.rewriters import LocalRewriter
 
             return LocalRewriter(self.rewriter)
-        if scenes:
-            from hypernoise.scenes.rewriter import ScenesRewriter
+        from hypernoise.scenes.rewriter import ScenesRewriter
 
-            return ScenesRewriter()
-        return None
+        offline = ScenesRewriter()
+        return offline if all(prompt in offline.requests for prompt in prompts) else None
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,6 @@ class Asked:
     categories: list[str] | None
     judge: Any
     about: dict[str, Any]
-    world: bool  # the scenes world's captions
 
     def shown(self, number: int) -> list[int]:
         """Indices of the prompts on the sheet: the first of each category in turn, none picked by its looks."""
@@ -189,7 +189,7 @@ def asked_for(prompts: str, judged: int) -> Asked:
     from hypernoise.training.prompts import read_prompts
 
     found = read_prompts(prompts)
-    return Asked(found, None, None, {"file": prompts, "count": len(found)}, world=False)
+    return Asked(found, None, None, {"file": prompts, "count": len(found)})
 
 
 def scenes_prompts(judged: int) -> Asked:
@@ -207,4 +207,4 @@ def scenes_prompts(judged: int) -> Asked:
 
     about = {"version": EVALUATION_VERSION, "count": len(requests), "sha256": digest(requests)}
     categories = [request.category for request in requests]
-    return Asked([request.caption for request in requests], categories, judged_by, about, world=True)
+    return Asked([request.caption for request in requests], categories, judged_by, about)

@@ -58,6 +58,7 @@ class Diagnose(WithGenerator):
         prompts = read_prompts(self.prompts)
         generator = self.load()
         generator.check_prompts(prompts)
+        generator.encode_ahead(prompts)
         network = load_adapter(generator, self.adapter)
         output_folder(self.output)
         found = diagnose(

@@ -23,7 +23,7 @@ class Drawing(WithGenerator):
     adapter: tuple[str, ...] = ()
     """Adapter directories, one per training run, for hypernoise (which is then drawn too) and hypernoise-reno."""
     finetuned: tuple[str, ...] = ()
-    """Directories of fine-tuned LoRAs, for finetune."""
+    """Directories of fine-tuned LoRAs, for finetune (which is then drawn too)."""
     noises: int = 4
     """Pictures per prompt."""
     steps: tuple[int, ...] = (1,)
@@ -54,8 +54,7 @@ def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
     from hypernoise.methods.registry import Given, make_methods
     from hypernoise.rewards.ensemble import WeightedSum
 
-    named = ["plain", *arguments.methods, *(["hypernoise"] if arguments.adapter else [])]
-    methods = make_methods(list(dict.fromkeys(named)), Given(arguments.adapter, arguments.finetuned))
+    methods = make_methods(named(arguments), Given(arguments.adapter, arguments.finetuned))
     searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
     if searching and not arguments.rewards:
         raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
@@ -63,6 +62,12 @@ def made(arguments: Drawing) -> tuple[Any, list[Any], Any]:
     generator = arguments.load()
     check_methods(generator, methods, arguments.steps)
     return generator, methods, reward
+
+
+def named(arguments: Any) -> list[str]:
+    """Names of the methods, plain first; those that --adapter and --finetuned are for, whether named or not."""
+    more = [name for name, folders in (("hypernoise", arguments.adapter), ("finetune", arguments.finetuned)) if folders]
+    return list(dict.fromkeys(["plain", *arguments.methods, *more]))
 
 
 def check_methods(generator: Any, methods: list[Any], steps: tuple[int, ...]) -> None:
@@ -74,7 +79,7 @@ def check_methods(generator: Any, methods: list[Any], steps: tuple[int, ...]) ->
     for number in steps:
         generator.check_steps(number)
     for method in methods:
-        adapter = getattr(method, "adapter", None)
+        adapter = getattr(getattr(method, "start", None) or method, "adapter", None)
         if adapter is not None:
             adapter.on(generator)
 
@@ -108,6 +113,7 @@ def draw(
     from hypernoise.files import output_folder
 
     output_folder(arguments.output)
+    generator.encode_ahead(prompts)
     total = len(methods) * len(arguments.steps) * len(prompts) * arguments.noises
     with tqdm(total=-(-total // shard[1]), desc="drawing", unit="picture") as bar:
         drawn = compare(

@@ -24,7 +24,8 @@ class Evaluate:
         if not arguments:
             raise InputError(f"say what to evaluate: {', '.join(EVALUATIONS)}")
         if arguments[0] in ("-h", "--help"):
-            arguments = [next(iter(EVALUATIONS)), *arguments]
+            print(f"usage: hypernoise evaluate {{{','.join(EVALUATIONS)}}} [--help | flags]")
+            raise SystemExit(0)
         if arguments[0] not in EVALUATIONS:
             raise unknown("evaluation", arguments[0], EVALUATIONS)
         module, name = EVALUATIONS[arguments[0]]

@@ -61,6 +61,9 @@ class EvaluateGeneval(Drawing):
             self._refuse_ignored()
         if self.detections is not None and self.pictures is None:
             raise InputError("--detections are of given pictures: name their folder with --pictures")
+        detectors = [name for name in ("detector", "colors", "shard") if getattr(self, name) != _default_of(self, name)]
+        if self.detections is not None and detectors:
+            raise InputError(f"--detections are taken as they are, by one process: leave out --{detectors[0]}")
         if not self.score and self.pictures is not None:
             raise InputError("--pictures are there to be judged; leave out --no-score")
         return shard_of(self.shard)
@@ -69,6 +72,7 @@ class EvaluateGeneval(Drawing):
         """Raises InputError for flags of drawing beside pictures that are there."""
         drawn = [field for field in dataclasses.fields(self) if field.name not in NOT_DRAWN]
         given = [field.name for field in drawn if getattr(self, field.name) != _default(field)]
+        given = ["recipe"] if "recipe" in given else given  # the others may be its fields
         if given:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
             raise InputError(f"--pictures are judged as they are, and nothing is drawn: leave out {flags}")
@@ -212,6 +216,10 @@ class EvaluateGeneval(Drawing):
             told = {**given, "benchmark": detector.label, "detector": detector.name, "broken": str(len(broken))}
             write_report(self, "evaluate geneval", rows, examples(judged), **told)
         return 0
+
+
+def _default_of(settings: Any, name: str) -> Any:
+    return next(_default(field) for field in dataclasses.fields(settings) if field.name == name)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -72,6 +72,7 @@ class EvaluateScenes(WithGenerator):
         check_methods(generator, runs, self.steps)
         output_folder(self.output)
         asked, requests = scenes_prompts(self.judged), evaluation_requests(self.judged)
+        generator.encode_ahead(asked.prompts)
         total = (1 + len(runs)) * len(self.steps) * len(requests) * self.noises
         with tqdm(total=-(-total // shard[1]), desc="judging", unit="picture") as bar:
             found = compare(

@@ -23,7 +23,8 @@ class ExperimentCommand:
         if not arguments:
             raise InputError(f"say which experiment: {', '.join(EXPERIMENTS)}")
         if arguments[0] in ("-h", "--help"):
-            arguments = [next(iter(EXPERIMENTS)), *arguments]
+            print(f"usage: hypernoise experiment {{{','.join(EXPERIMENTS)}}} [--help | flags]")
+            raise SystemExit(0)
         if arguments[0] not in EXPERIMENTS:
             raise unknown("experiment", arguments[0], EXPERIMENTS)
         module, name = EXPERIMENTS[arguments[0]]

@@ -26,6 +26,8 @@ class Ablations(RednessTrained):
     def run(self) -> int:
         if not self.ranks or min(self.ranks) < 1:
             raise InputError(f"--ranks takes numbers from 1, such as 4 16, not {list(self.ranks)}")
+        if self.rank not in self.ranks:
+            raise InputError(f"--rank {self.rank} must be among --ranks: from it starts the one that is not at zero")
         if not self.start > 0:
             raise InputError(f"--start must be above 0, not {self.start}")
         if self.warm_rounds:

@@ -32,12 +32,14 @@ class Redness(RednessTrained):
     watched: Weights = field(default_factory=lambda: {"scenes": 1.0})
     lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
     """Learning rates tried for both, with the first seed."""
-    looks: tuple[int, ...] = (5, 10, 20, 40, 80, 120, 160, 200)
+    looks: tuple[int, ...] = (5, 10, 15, 20, 40, 80, 120, 160, 200)
     """Updates after which pictures are judged, beside the last: early ones too, as fine-tuning climbs at once."""
 
     def run(self) -> int:
         if not self.lrs:
             raise InputError("--lrs takes at least one learning rate, such as 1e-3")
+        if self.warm_rounds:
+            raise InputError("--warm-rounds must be 0 here: fine-tuning has no warm start, and both are to train alike")
         if min(self.looks, default=1) < 1:
             raise InputError(f"--looks takes numbers of updates from 1, not {list(self.looks)}")
         from hypernoise.methods.finetune import FineTune
@@ -67,7 +69,31 @@ class Redness(RednessTrained):
                 kind: [by_name["plain"], *(by_name[f"{kind}-{seed}-{point}"] for point in points)] for kind in KINDS
             }
             matched.append({"training_seed": seed, **at_matched_reward(curves["hypernoise"], curves["finetune"])})
+        self._sheet(bench, found, points)
         return bench.finish(rows, learning_rates=rates, matched=matched, verdict=verdict(matched))
+
+    def _sheet(self, bench: Bench, found: Any, points: Sequence[int]) -> None:
+        """sheet.png: the first caption of each category from its first noise, along the first seed's training."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        from hypernoise.scenes.contact_sheet import before_after
+
+        def shown(name: str) -> tuple[torch.Tensor, list[bool]]:
+            records = found.records[1, name]
+            pictures = [np.asarray(Image.open(records.files[i * self.noises]).convert("RGB")) for i in firsts]
+            pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+            return pixels, [bool(records.values["right"][i, 0]) for i in firsts]
+
+        names = bench.asked.categories
+        firsts = [names.index(name) for name in dict.fromkeys(names)]
+        rows = [("plain", *shown("plain"))]
+        for kind, label in zip(KINDS, ("hypernoise", "fine-tuning"), strict=True):
+            for point in points if kind == "finetune" else points[-1:]:
+                rows.append((f"{label}\n{point} updates", *shown(f"{kind}-{self.seeds[0]}-{point}")))
+        title = f"Trained with seed {self.seeds[0]}, from the same noises. Green frame: the judge finds what was asked."
+        before_after([bench.asked.prompts[i] for i in firsts], rows, title).save(self.output / "sheet.png")
 
     def _rate(self, bench: Bench, kind: str, points: Sequence[int]) -> dict[str, Any]:
         """The learning rate of least mean loss over the last updates of the first seed, and all that were tried."""
@@ -102,6 +128,7 @@ def at_matched_reward(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -
     measures = ("score", "artefacts", "watched_reward", "diversity")
     return {
         "reward": reward,
+        "plain_reward": ours[0]["reward"],
         **{
             kind: {name: _crossing(curve, reward, name) for name in measures}
             for kind, curve in (("hypernoise", ours), ("finetune", other))
@@ -120,6 +147,8 @@ def _crossing(curve: list[dict[str, Any]], reward: float, name: str) -> float | 
 
 
 def verdict(matched: list[dict[str, Any]]) -> str:
+    if any(one["reward"] <= one["plain_reward"] for one in matched):
+        return "undecided: one of them never raised the reward"
     better = [
         one["hypernoise"]["score"] > one["finetune"]["score"]
         and one["hypernoise"]["artefacts"] < one["finetune"]["artefacts"]

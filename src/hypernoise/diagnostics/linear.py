@@ -57,7 +57,8 @@ class Linearised:
         self.calls.vjps += len(direction)
         if not self._value.requires_grad:  # f does not look at the noise, nor at any weight
             return torch.zeros_like(direction)
-        (product,) = torch.autograd.grad(self._value, self.noise, direction, retain_graph=True, allow_unused=True)
+        with sdpa_kernel(SDPBackend.MATH):  # checkpointed layers compute their activations again, as they were
+            (product,) = torch.autograd.grad(self._value, self.noise, direction, retain_graph=True, allow_unused=True)
         return torch.zeros_like(direction) if product is None else product
 
 

@@ -39,7 +39,7 @@ BASE = Plain().name
 class Comparison:
     """What `compare` found.
 
-    rows: one per steps and method, in DESIGN's fields and with gains over plain; empty while batches are missing.
+    rows: one per steps and method, in summary.json's fields, with gains over plain; empty while batches are missing.
     records: by (steps, method), what was measured of every picture, and its file if an output was given.
     missing: batches that other shards have still to make.
     """
@@ -176,12 +176,6 @@ def _describe(generator: Generator) -> dict[str, Any]:
     changed = getattr(generator, "changed", None)
     if changed:
         about["changed"] = changed
-    module = getattr(generator, "module", None)
-    if module is not None:  # describe_base looks at a pipeline's weights only
-        digest = hashlib.sha256()
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        about["weights"] = digest.hexdigest()
     return about
 
 

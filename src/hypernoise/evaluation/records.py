@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -63,9 +64,12 @@ def measure(
     if result.kl is not None:
         scored["kl"] = result.kl
     columns = {name: scores.detach().float().cpu().tolist() for name, scores in scored.items()}
+    tried = None if result.scores is None else result.scores.detach().float().cpu().tolist()  # NaN: not drawn
     rows = []
     for i, prompt in enumerate(texts):
         row: dict[str, Any] = {"prompt": prompt, **{name: column[i] for name, column in columns.items()}}
+        if tried is not None:
+            row["scores"] = [score if math.isfinite(score) else None for score in tried[i]]
         if result.prompts[i] != prompt:
             row["drawn_as"] = result.prompts[i]
         if judge is not None:

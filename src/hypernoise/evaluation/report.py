@@ -9,16 +9,16 @@ from textwrap import wrap
 from typing import Any
 from xml.sax.saxutils import escape
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # heading, width, how a cell is written; a column no row has anything in is left out
 COLUMNS: list[tuple[str, int, str, str]] = [
     ("score", 7, "score", ".3f"),
     ("gain", 8, "gain", "+.3f"),
-    ("95 %", 18, "gain_ci95", "+.3f"),
+    ("95 %", 19, "gain_ci95", "+.3f"),
     ("reward", 9, "reward", ".3f"),
-    ("gain", 9, "reward_gain", "+.3f"),
-    ("95 %", 18, "reward_gain_ci95", "+.3f"),
+    ("in reward", 11, "reward_gain", "+.3f"),
+    ("95 %", 21, "reward_gain_ci95", "+.3f"),
     ("watched", 9, "watched_reward", ".3f"),
     ("artefacts", 10, "artefacts", ".3f"),
     ("diversity", 10, "diversity", ".3f"),
@@ -84,7 +84,7 @@ def pareto_svg(rows: Sequence[dict[str, Any]]) -> str:
     low, high = low - margin, high + margin
     decades = (
         math.floor(math.log10(min(x for x, _ in points))),
-        math.ceil(math.log10(max(x for x, _ in points)) + 0.1),
+        math.floor(math.log10(max(x for x, _ in points))) + 1,
     )
 
     def across(calls: float) -> float:
@@ -112,16 +112,28 @@ def pareto_svg(rows: Sequence[dict[str, Any]]) -> str:
     path = "L".join(f"{across(points[i][0]):.1f} {down(points[i][1]):.1f}" for i in best)
     drawn.append(f'<path d="M{path}" stroke="{FRONT}" stroke-width="1.5" fill="none"/>')
     several = len({row["steps"] for row in rows}) > 1
+    heights = _apart([(across(calls), down(value)) for calls, value in points])
     for i, (row, (calls, value), bar) in enumerate(zip(rows, points, bars, strict=True)):
         x, y, colour = across(calls), down(value), FRONT if i in best else INK
         name = f"{row['method']}, {row['steps']} steps" if several else row["method"]
         drawn.append(f'<path d="M{x:.1f} {down(bar[0]):.1f}V{down(bar[1]):.1f}" stroke="{colour}"/>')
         drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        drawn.append(f'<text x="{x + 7:.1f}" y="{y + 4:.1f}" fill="{colour}">{escape(name)}</text>')
+        drawn.append(f'<text x="{x + 7:.1f}" y="{heights[i] + 4:.1f}" fill="{colour}">{escape(name)}</text>')
     return "\n".join([*drawn, "</svg>\n"])
 
 
-TILE, PAD, LABEL, HEAD = 128, 6, 150, 30  # px
+def _apart(places: Sequence[tuple[float, float]], near: float = 60, line: float = 13) -> list[float]:
+    """Heights of labels at these (x, y), moved down where they would lie on one another."""
+    heights = [y for _, y in places]
+    order = sorted(range(len(places)), key=lambda i: places[i][1])
+    for done, i in enumerate(order):
+        for other in order[:done]:
+            if abs(places[i][0] - places[other][0]) < near:
+                heights[i] = max(heights[i], heights[other] + line)
+    return heights
+
+
+TILE, PAD, LABEL, HEAD = 128, 6, 150, 42  # px
 
 
 def contact_sheet(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[Path]]], title: str) -> Image.Image:
@@ -137,10 +149,12 @@ def contact_sheet(prompts: Sequence[str], columns: Sequence[tuple[str, Sequence[
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for column, (name, files) in enumerate(columns):
         left = LABEL + column * (TILE + PAD)
-        pen.text((left + TILE // 2, HEAD - 8), name, INK, font, anchor="md")
+        heading = "\n".join(wrap(name, 18))
+        pen.multiline_text((left + TILE // 2, HEAD - 6), heading, INK, font, anchor="md", align="center", spacing=1)
         for row, file in enumerate(files):
             with Image.open(file) as picture:
-                sheet.paste(picture.convert("RGB").resize((TILE, TILE)), (left, HEAD + row * (TILE + PAD)))
+                shown = ImageOps.contain(picture.convert("RGB"), (TILE, TILE))
+                sheet.paste(shown, (left, HEAD + row * (TILE + PAD)))
     for row, prompt in enumerate(prompts):
         text = "\n".join(wrap(prompt, 20)[:6])
         pen.multiline_text((PAD, HEAD + row * (TILE + PAD) + 8), text, INK, font, spacing=3)

@@ -29,7 +29,7 @@ def empty_row(method: str) -> dict[str, Any]:
 
 
 def result_row(method: str, steps: int, found: Records, base: Records | None, categories: np.ndarray) -> dict[str, Any]:
-    """DESIGN's fields, with gains over `base` prompt by prompt; what does not apply is None.
+    """A row of summary.json's results, with gains over `base` prompt by prompt; what does not apply is None.
 
     Calls and seconds are means per picture. `kl` is in nats. `categories` [prompts].
     """

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,9 +64,23 @@ def checkpoint_blocks(generator: DiffusionGenerator) -> None:
     def run(block: nn.Module, *arguments: Any) -> Any:
         network: Any = generator.network
         again = network.as_now() if network is not None else nullcontext
-        return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _Each(again)))
 
     denoiser.enable_gradient_checkpointing(run)
+
+
+class _Each(AbstractContextManager):
+    """A context made anew each time it is entered: of a graph that is kept, layers run again at every pass."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager]):
+        self.make = make
+
+    def __enter__(self) -> Any:
+        self.inner = self.make()
+        return self.inner.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.inner.__exit__(*error)
 
 
 def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
@@ -105,7 +119,9 @@ def take_tiny_decoder(pipeline: Any, source: str) -> None:
             f"tiny_decoder cannot take the place of a {type(pipeline).__name__}'s autoencoder, whose statistics the "
             "pipeline reads; leave it out (decode_slice: 1 and checkpointing: true save memory)"
         )
-    if not Path(source).is_dir() and HUB_ID.fullmatch(source):
+    if not Path(source).is_dir():
+        if not HUB_ID.fullmatch(source):
+            raise InputError(f"no tiny_decoder at {source}: it is not a directory, nor a Hub repository")
         for file in ("config.json", "diffusion_pytorch_model.safetensors"):
             fetch(source, file)  # its refusals are clearer than the loader's
     try:

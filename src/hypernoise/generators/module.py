@@ -34,7 +34,9 @@ class ModuleGenerator:
         name: str = "module",
     ):
         self.module = module.requires_grad_(False).eval()
-        self.noise_shape = noise_shape
+        if not isinstance(noise_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in noise_shape):
+            raise InputError(f"noise_shape is of one sample, such as (8,) or (4, 8, 8), not {noise_shape!r}")
+        self.noise_shape = tuple(noise_shape)
         self.to_pixels = to_pixels or (lambda output: output)
         self.embed = embed
         self.name = name

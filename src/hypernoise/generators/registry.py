@@ -25,6 +25,7 @@ from hypernoise.generators.memory import NO_SAVING, Memory, check_can_quantise, 
 from hypernoise.generators.presets import PRESETS, SCHEDULERS, Preset
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
+SCHEDULED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # that published few-step LoRAs are for
 LOADING = (OSError, ValueError, SafetensorError)
 
 
@@ -76,7 +77,8 @@ def load_generator(
     preset = PRESETS.get(name)
     if preset is None:
         if not Path(source).is_dir():
-            raise unknown("generator", name, PRESETS)
+            known = next((own for own, preset in PRESETS.items() if preset.repository == name), None)
+            raise InputError(f"{name} is called {known!r} here") if known else unknown("generator", name, PRESETS)
         preset, location = Preset(_check_directory(Path(source))), name
     elif preset.packaged:
         location = str(files("hypernoise").joinpath(preset.packaged))
@@ -93,6 +95,8 @@ def load_generator(
         if memory.tiny_decoder:
             take_tiny_decoder(pipeline, memory.tiny_decoder)
     if scheduler:
+        if preset.family not in SCHEDULED:
+            raise InputError(f"scheduler {scheduler!r} is for SD and SDXL; a {preset.family} keeps its own")
         cls, settings = SCHEDULERS[scheduler]
         pipeline.scheduler = getattr(diffusers, cls).from_config({**pipeline.scheduler.config, **settings})
     if memory.quantise != "none":

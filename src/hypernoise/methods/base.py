@@ -112,10 +112,15 @@ class Meter:
         pixels = problem.generator.sample(noise, condition, steps=problem.steps, seed=problem.seed)
         return pixels if pixels.dtype == torch.float64 else pixels.float()
 
-    def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """Rewards [B], differentiable in the pixels."""
+    def score(self, pixels: Tensor, prompts: list[str], hint: str = "") -> Tensor:
+        """Rewards [B], differentiable in the pixels. InputError, with the hint, for one that no choice can go by."""
         self.reward_calls += len(pixels)
-        return self.problem.reward(pixels, prompts)
+        scores = self.problem.reward(pixels, prompts)
+        finite = torch.isfinite(scores)
+        if not finite.all():
+            place = int((~finite).nonzero()[0, 0])
+            raise InputError(f"the reward is {scores[place].item()} for {prompts[place]!r}{hint}")
+        return scores
 
     def spent(self) -> Spent:
         return Spent(self.forwards, self.backwards, self.decodes, self.reward_calls, self.seconds, self.peak_bytes)

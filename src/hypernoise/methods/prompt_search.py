@@ -48,7 +48,8 @@ class PromptSearch:
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         generator = problem.generator
         with metered(problem) as meter:
-            wordings = [self._wordings(generator, prompt) for prompt in prompts]
+            found = {prompt: self._wordings(generator, prompt) for prompt in dict.fromkeys(prompts)}
+            wordings = [found[prompt] for prompt in prompts]
             scores = torch.full((len(prompts), self.n), math.nan, device=noise.device)
             best = torch.full((len(prompts),), -math.inf, device=noise.device)
             drawn_with, best_pixels = list(prompts), None

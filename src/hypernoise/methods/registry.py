@@ -41,7 +41,8 @@ def _noise_networks(given: Given) -> list[HyperNoise]:
 def _reno(found: re.Match[str], given: Given) -> list[Method]:
     starts: Sequence[HyperNoise | None] = _noise_networks(given) if found[1] else [None]
     iterations, begun = int(found[3] or 50), int(found[4] or 1)
-    return [ReNO(iterations, starts=begun, update=found[2], start=start) for start in starts]
+    patience = int(found[5]) if found[5] else None
+    return [ReNO(iterations, starts=begun, patience=patience, update=found[2], start=start) for start in starts]
 
 
 def _prompt_search(found: re.Match[str], given: Given) -> list[Method]:
@@ -54,7 +55,7 @@ METHODS: list[tuple[str, str, Callable[[re.Match[str], Given], list[Method]]]] =
     (r"plain", "plain", lambda found, given: [Plain()]),
     (r"best-of-(\d+)", "best-of-8", lambda found, given: [BestOfN(int(found[1]))]),
     (r"search-(\d+)x(\d+)", "search-7x4", lambda found, given: [Search(int(found[1]), int(found[2]))]),
-    (r"(hypernoise-)?(white-reno|reno)(?:-(\d+))?(?:-x(\d+))?", "reno-50", _reno),
+    (r"(hypernoise-)?(white-reno|reno)(?:-(\d+))?(?:-x(\d+))?(?:-p(\d+))?", "reno-50", _reno),
     (r"prompt-search(?:-(\d+))?", "prompt-search-8", _prompt_search),
     (r"hypernoise", "hypernoise", lambda found, given: [*_noise_networks(given)]),
     (

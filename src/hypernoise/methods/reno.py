@@ -77,7 +77,9 @@ class ReNO:
     def name(self) -> str:
         start = f"{self.start.name}-" if self.start else ""
         starts = f"-x{self.starts}" if self.starts > 1 else ""
-        return f"{start}{self.update}-{self.iterations}{starts}"
+        patience = f"-p{self.patience}" if self.patience is not None else ""
+        lr = f"-lr{self.lr:g}" if self.lr is not None else ""
+        return f"{start}{self.update}-{self.iterations}{starts}{patience}{lr}"
 
     def settings(self) -> dict[str, Any]:
         start = self.start.settings() if self.start else None
@@ -121,9 +123,12 @@ class ReNO:
             with torch.set_grad_enabled(not last):
                 x = torch.stack([rows[i] for i in active.tolist()])
                 pixels = meter.draw(x, condition[active])
-                score = meter.score(pixels, [prompts[i] for i in active.tolist()])
-            if not torch.isfinite(score).all():
-                raise InputError(f"the reward is not finite at iteration {iteration}; lower lr")
+                hint = f" at iteration {iteration}; lower lr"
+                score = meter.score(pixels, [prompts[i] for i in active.tolist()], hint if iteration else "")
+            if not last and not score.requires_grad:
+                raise InputError(
+                    "the reward has no gradient in the pixels, which reno climbs; search and best-of do without"
+                )
             scores[active, iteration] = score.detach().to(scores.dtype)
             if best_pixels is None:
                 best_pixels = torch.zeros_like(pixels.detach())
@@ -133,7 +138,7 @@ class ReNO:
             best_noise[won], best_pixels[won] = x.detach()[better], pixels.detach()[better]
             since += 1
             since[won] = 0
-            if last:
+            if last or (self.patience is not None and bool((since[active] >= self.patience).all())):
                 break
             loss = norm_penalty(x, update.norm_weight) - score
             gradients = torch.autograd.grad(loss.sum(), x)[0]
@@ -147,8 +152,6 @@ class ReNO:
             optimizer.step()
             if self.patience is not None:
                 active = active[since[active] < self.patience]
-                if not len(active):
-                    break
         assert best_pixels is not None
         return best_pixels, best_noise, scores
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 
 REQUEST = (
     "Rewrite the following prompt of a text-to-image model in {number} different ways that say more clearly what is to "
@@ -55,12 +55,14 @@ class EndpointRewriter:
         request = urllib.request.Request(f"{self.url}/chat/completions", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                content = json.load(answer)["choices"][0]["message"]["content"]
-        except (urllib.error.URLError, TimeoutError) as error:
-            raise InputError(f"the rewriter at {self.url} does not answer: {error}") from error
-        except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+                content = json.load(answer)["choices"][0]["message"]["content"] or ""
+                if not isinstance(content, str):
+                    raise TypeError(content)
+        except (OSError, HTTPException) as error:
+            raise InputError(f"the rewriter at {self.url} does not answer: {error or type(error).__name__}") from error
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(f"the rewriter at {self.url} does not answer as /chat/completions does") from error
-        return parse_lines(content or "", number)
+        return parse_lines(content, number)
 
 
 class LocalRewriter:
@@ -74,12 +76,15 @@ class LocalRewriter:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if not Path(folder).is_dir():
-            raise InputError(f"no language model at {folder}: it is not a directory")
+            hint = (
+                "" if "/" in str(folder) and ":" not in str(folder) else "; an endpoint starts with http:// or https://"
+            )
+            raise InputError(f"no language model at {folder}: it is not a directory{hint}")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder} holds no language model: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"{folder} holds no language model: {first_line(error)}") from error
         self.model = model.to(device).eval()
         self.longest = longest
         self.name = str(folder)

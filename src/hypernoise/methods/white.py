@@ -3,7 +3,8 @@
 The real vector's Fourier coefficients, freed of their symmetry, are N/2 complex numbers that are
 independent CN(0, 1) exactly when the vector is N(0, I). In blocks of B neighbouring frequencies they are
 held to the norms that such numbers have on average: ‖y‖₁ = B √π/2 and ‖y‖₂² = B. So neither the energy nor
-the flatness of the spectrum can drift.
+the flatness of a projected vector's spectrum can drift. `reno` projects the gradients of a search, as the paper's
+later versions say: each step is white, the sum of many is not held to white noise's length.
 """
 
 from __future__ import annotations

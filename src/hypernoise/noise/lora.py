@@ -61,6 +61,8 @@ class LoRANoise(nn.Module):
             raise InputError(f"rank must be a whole number of at least 1, not {rank}")
         if not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
             raise InputError(f"alpha must be a positive number, not {alpha}")
+        if not hasattr(generator, "denoiser"):
+            raise InputError(f"{generator.name!r} has no denoiser to put a LoRA on: take ResidualNoise")
         if isinstance(generator.network, LoRANoise):
             generator.network.remove()
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}

@@ -35,10 +35,9 @@ class ResidualNoise(nn.Module):
         super().__init__()
         if not isinstance(noise_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in noise_shape):
             raise InputError(f"noise_shape is of one sample, such as (8,) or (4, 8, 8), not {noise_shape!r}")
-        if width < 1 or depth < 0 or condition_size < 0:
-            raise InputError(
-                f"width must be at least 1, depth and condition_size at least 0, not {width}, {depth}, {condition_size}"
-            )
+        for name, value, least in (("width", width, 1), ("depth", depth, 0), ("condition_size", condition_size, 0)):
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
         self.noise_shape = tuple(noise_shape)
         self.condition_size = condition_size
         self.settings: dict[str, Any] = {
@@ -55,6 +54,8 @@ class ResidualNoise(nn.Module):
         self.network = nn.Sequential(*hidden, last)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        if tuple(noise.shape[1:]) != self.noise_shape:
+            raise InputError(f"this network takes noise of {self.noise_shape}, not {tuple(noise.shape[1:])}")
         seen = noise.flatten(1)
         if self.condition_size:
             seen = torch.cat([seen, self._embedded(condition).to(seen)], 1)
@@ -67,13 +68,15 @@ class ResidualNoise(nn.Module):
             raise InputError("condition_size is for a generator with an embedding of its prompts; this one has none")
         size = embedding[0].numel()
         if not embedding.is_floating_point() and size == 1:
-            most = int(embedding.max())
+            least, most = int(embedding.min()), int(embedding.max())
+            if least < 0:
+                raise InputError(f"there is a label {least}: labels begin at 0")
             if most >= self.condition_size:
                 raise InputError(f"there is a label {most}: condition_size must be above it, not {self.condition_size}")
             return one_hot(embedding.flatten().long(), self.condition_size)
         if size != self.condition_size:
             raise InputError(f"an embedding has {size} numbers: condition_size must be that, not {self.condition_size}")
-        return embedding.flatten(1)
+        return embedding.reshape(len(embedding), size)
 
     def scale_output(self, factor: float) -> None:
         """Multiplies what depends on the noise by `factor`, for good; the shift, the last layer's bias, stays."""

@@ -49,7 +49,7 @@ def evaluate(
 ) -> Evaluation:
     """Draws every request from `seeds` noises, the same for every network, and judges the pictures.
 
-    The row has DESIGN's fields. `kl` is the mean of ½‖f‖² in nats; `diversity` the mean RMS distance between
+    The row has summary.json's fields. `kl` is the mean of ½‖f‖² in nats; `diversity` the mean RMS distance between
     pixels of pictures of one request; `score_ci95` a bootstrap over requests; `seconds_per_image` is the
     time of noise network, denoiser and decoder, in batches of 32, after one batch to warm up.
     """

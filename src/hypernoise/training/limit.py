@@ -39,10 +39,10 @@ def exact_gap(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Ten
     x = noise.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
         residual = network(x, condition).flatten(1)
-    rows = [
-        torch.autograd.grad(column.sum(), x, create_graph=True, materialize_grads=True)[0].flatten(1)
-        for column in residual.T
-    ]
+        rows = [
+            torch.autograd.grad(column.sum(), x, create_graph=True, materialize_grads=True)[0].flatten(1)
+            for column in residual.T
+        ]
     jacobian = torch.stack(rows, 1)  # [B, d, d]
     volume = torch.linalg.slogdet(torch.eye(len(rows)).to(jacobian) + jacobian).logabsdet
     return jacobian.diagonal(dim1=1, dim2=2).sum(1) - volume
