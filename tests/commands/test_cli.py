@@ -14,6 +14,8 @@ from PIL import Image
 
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import COMMANDS, main
+from hypernoise.commands.evaluate import EVALUATIONS
+from hypernoise.commands.experiment import EXPERIMENTS
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 
@@ -55,6 +57,14 @@ def test_every_commands_help_explains(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
+    within = {"evaluate": EVALUATIONS, "experiment": EXPERIMENTS}.get(command)
+    if within is not None:
+        for name in within:
+            assert f"  {name} " in printed
+            with pytest.raises(SystemExit):
+                main([command, name, "--help"])
+            assert "--output" in capsys.readouterr().out
+        return
     if command == "watch":  # which only reads a run's folder
         assert "--every" in printed
         return

@@ -1,10 +1,11 @@
-"""What every command writes."""
+"""What commands share: what they write, and how those with others inside list them."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,3 +103,12 @@ def left_to_others(number: int, what: str) -> int:
     """Says on stderr that other shards have still to make so many; the exit code of a shard that ends so."""
     print(f"{number} {what} are left to other shards; any of them ends with the table", file=sys.stderr)
     return 0
+
+
+def listing(command: str, table: Mapping[str, tuple[str, str]]) -> str:
+    """What a command that takes another's name first can take: a line each, from their docstrings."""
+    lines = [f"usage: hypernoise {command} NAME [flags]; hypernoise {command} NAME --help has its flags"]
+    for name, (module, cls) in table.items():
+        told = getattr(import_module(f"hypernoise.commands.{module}"), cls).__doc__.splitlines()[0]
+        lines.append(f"  {name:<14}{told}")
+    return "\n".join(lines)

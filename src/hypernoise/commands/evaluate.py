@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from hypernoise.commands.common import listing
 from hypernoise.errors import InputError, unknown
 
 EVALUATIONS = {
@@ -24,7 +25,7 @@ class Evaluate:
         if not arguments:
             raise InputError(f"say what to evaluate: {', '.join(EVALUATIONS)}")
         if arguments[0] in ("-h", "--help"):
-            print(f"usage: hypernoise evaluate {{{','.join(EVALUATIONS)}}} [--help | flags]")
+            print(listing("evaluate", EVALUATIONS))
             raise SystemExit(0)
         if arguments[0] not in EVALUATIONS:
             raise unknown("evaluation", arguments[0], EVALUATIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from hypernoise.commands.common import listing
 from hypernoise.errors import InputError, unknown
 
 EXPERIMENTS = {
@@ -23,7 +24,7 @@ class ExperimentCommand:
         if not arguments:
             raise InputError(f"say which experiment: {', '.join(EXPERIMENTS)}")
         if arguments[0] in ("-h", "--help"):
-            print(f"usage: hypernoise experiment {{{','.join(EXPERIMENTS)}}} [--help | flags]")
+            print(listing("experiment", EXPERIMENTS))
             raise SystemExit(0)
         if arguments[0] not in EXPERIMENTS:
             raise unknown("experiment", arguments[0], EXPERIMENTS)
