@@ -265,7 +265,7 @@ def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> Non
     if about["base"] is None:
         return
     saved, here = about["base"], describe_base(generator)
-    if "fingerprint" in saved and saved["fingerprint"] != here.get("fingerprint"):
+    if saved.get("fingerprint") != here.get("fingerprint"):
         raise InputError(
             f"the adapter {folder} was made for {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not "
             f"fit {here['name']!r}: the networks differ in architecture"
@@ -273,7 +273,7 @@ def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> Non
     pairs = zip(saved.get("probe", []), here.get("probe", []), strict=False)
     known = [pair for pair in pairs if None not in pair]  # on a quantised base most are not
     close = all(math.isclose(was, now, rel_tol=8e-3, abs_tol=1e-5) for was, now in known)  # bf16's rounding
-    if not close or saved.get("weights") != here.get("weights", saved.get("weights")):
+    if not close or saved.get("weights") != here.get("weights"):
         raise InputError(
             f"the adapter {folder} was made for other weights ({saved['name']!r}) than those of {here['name']!r}"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypernoise
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, unknown
 from hypernoise.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -105,10 +105,30 @@ def left_to_others(number: int, what: str) -> int:
     return 0
 
 
-def listing(command: str, table: Mapping[str, tuple[str, str]]) -> str:
-    """What a command that takes another's name first can take: a line each, from their docstrings."""
+def parse_within(
+    command: str, table: Mapping[str, tuple[str, str]], arguments: list[str], *, kind: str, ask: str
+) -> Any:
+    """Hands the flags to the command of `table` (name: module and class) that is named first.
+
+    Args:
+        kind: what such a name is of; ask: what is said where none is given.
+    """
+    if not arguments:
+        raise InputError(f"{ask}: {', '.join(table)}")
+    if arguments[0] in ("-h", "--help"):
+        print(_listing(command, table))
+        raise SystemExit(0)
+    if arguments[0] not in table:
+        raise unknown(kind, arguments[0], table)
+    return _class_of(*table[arguments[0]]).parse(arguments[1:])
+
+
+def _listing(command: str, table: Mapping[str, tuple[str, str]]) -> str:
+    """A line for each name, from the docstrings."""
     lines = [f"usage: hypernoise {command} NAME [flags]; hypernoise {command} NAME --help has its flags"]
-    for name, (module, cls) in table.items():
-        told = getattr(import_module(f"hypernoise.commands.{module}"), cls).__doc__.splitlines()[0]
-        lines.append(f"  {name:<14}{told}")
+    lines += [f"  {name:<14}{_class_of(*place).__doc__.splitlines()[0]}" for name, place in table.items()]
     return "\n".join(lines)
+
+
+def _class_of(module: str, name: str) -> Any:
+    return getattr(import_module(f"hypernoise.commands.{module}"), name)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-from hypernoise.commands.common import listing
-from hypernoise.errors import InputError, unknown
+from hypernoise.commands.common import parse_within
 
 EVALUATIONS = {
     "scenes": ("evaluate_scenes", "EvaluateScenes"),
@@ -22,12 +20,4 @@ class Evaluate:
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Any:
-        if not arguments:
-            raise InputError(f"say what to evaluate: {', '.join(EVALUATIONS)}")
-        if arguments[0] in ("-h", "--help"):
-            print(listing("evaluate", EVALUATIONS))
-            raise SystemExit(0)
-        if arguments[0] not in EVALUATIONS:
-            raise unknown("evaluation", arguments[0], EVALUATIONS)
-        module, name = EVALUATIONS[arguments[0]]
-        return getattr(import_module(f"hypernoise.commands.{module}"), name).parse(arguments[1:])
+        return parse_within("evaluate", EVALUATIONS, arguments, kind="evaluation", ask="say what to evaluate")

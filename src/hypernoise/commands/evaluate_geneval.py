@@ -61,7 +61,7 @@ class EvaluateGeneval(Drawing):
             self._refuse_ignored()
         if self.detections is not None and self.pictures is None:
             raise InputError("--detections are of given pictures: name their folder with --pictures")
-        detectors = [name for name in ("detector", "colors", "shard") if getattr(self, name) != _default_of(self, name)]
+        detectors = [name for name in _given(self) if name in ("detector", "colors", "shard")]
         if self.detections is not None and detectors:
             raise InputError(f"--detections are taken as they are, by one process: leave out --{detectors[0]}")
         if not self.score and self.pictures is not None:
@@ -70,8 +70,7 @@ class EvaluateGeneval(Drawing):
 
     def _refuse_ignored(self) -> None:
         """Raises InputError for flags of drawing beside pictures that are there."""
-        drawn = [field for field in dataclasses.fields(self) if field.name not in NOT_DRAWN]
-        given = [field.name for field in drawn if getattr(self, field.name) != _default(field)]
+        given = [name for name in _given(self) if name not in NOT_DRAWN]
         given = ["recipe"] if "recipe" in given else given  # the others may be its fields
         if given:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -218,12 +217,11 @@ class EvaluateGeneval(Drawing):
         return 0
 
 
-def _default_of(settings: Any, name: str) -> Any:
-    return next(_default(field) for field in dataclasses.fields(settings) if field.name == name)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+def _given(settings: Any) -> list[str]:
+    """Names of the fields that are not what they are by default."""
+    default = type(settings)()
+    names = [field.name for field in dataclasses.fields(settings)]
+    return [name for name in names if getattr(settings, name) != getattr(default, name)]
 
 
 def tell_absent(detector: Any, requests: list[Any]) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
-from hypernoise.commands.common import listing
-from hypernoise.errors import InputError, unknown
+from hypernoise.commands.common import parse_within
 
 EXPERIMENTS = {
     "redness": ("experiment_redness", "Redness"),
@@ -21,12 +19,4 @@ class ExperimentCommand:
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Any:
-        if not arguments:
-            raise InputError(f"say which experiment: {', '.join(EXPERIMENTS)}")
-        if arguments[0] in ("-h", "--help"):
-            print(listing("experiment", EXPERIMENTS))
-            raise SystemExit(0)
-        if arguments[0] not in EXPERIMENTS:
-            raise unknown("experiment", arguments[0], EXPERIMENTS)
-        module, name = EXPERIMENTS[arguments[0]]
-        return getattr(import_module(f"hypernoise.commands.{module}"), name).parse(arguments[1:])
+        return parse_within("experiment", EXPERIMENTS, arguments, kind="experiment", ask="say which experiment")

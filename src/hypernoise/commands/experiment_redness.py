@@ -74,23 +74,21 @@ class Redness(RednessTrained):
 
     def _sheet(self, bench: Bench, found: Any, points: Sequence[int]) -> None:
         """sheet.png: the first caption of each category from its first noise, along the first seed's training."""
-        import numpy as np
         import torch
-        from PIL import Image
 
+        from hypernoise.evaluation.html import first_of_each
+        from hypernoise.evaluation.rewards import read_picture
         from hypernoise.scenes.contact_sheet import before_after
 
         def shown(name: str) -> tuple[torch.Tensor, list[bool]]:
             records = found.records[1, name]
-            pictures = [np.asarray(Image.open(records.files[i * self.noises]).convert("RGB")) for i in firsts]
-            pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+            pixels = torch.stack([read_picture(records.files[i * self.noises]) for i in firsts])
             return pixels, [bool(records.values["right"][i, 0]) for i in firsts]
 
-        names = bench.asked.categories
-        firsts = [names.index(name) for name in dict.fromkeys(names)]
+        firsts = first_of_each(bench.asked.categories, 1)
         rows = [("plain", *shown("plain"))]
-        for kind, label in zip(KINDS, ("hypernoise", "fine-tuning"), strict=True):
-            for point in points if kind == "finetune" else points[-1:]:
+        for kind, label, looks in (("hypernoise", "hypernoise", points[-1:]), ("finetune", "fine-tuning", points)):
+            for point in looks:
                 rows.append((f"{label}\n{point} updates", *shown(f"{kind}-{self.seeds[0]}-{point}")))
         title = f"Trained with seed {self.seeds[0]}, from the same noises. Green frame: the judge finds what was asked."
         before_after([bench.asked.prompts[i] for i in firsts], rows, title).save(self.output / "sheet.png")
