@@ -6,6 +6,8 @@ from hypernoise.scenes.lessons import (
     EVALUATED,
     FORBIDDEN,
     TRAINED,
+    _bent,
+    _two_tone,
     is_false,
     lesson,
     near_misses,
@@ -75,6 +77,28 @@ def test_mild_corruptions_keep_what_is_shown_and_breaking_does_not():
     assert np.mean([judge(x.pixels, x.request).correct for x in mild]) > 0.6
     assert np.mean([judge(x.pixels, x.request).correct for x in broken]) < 0.2
     assert all(len(x.false_captions) == 2 for x in mild)
+
+
+def test_what_is_broken_is_seen_to_be_and_where():
+    rng = np.random.default_rng(1)
+    requests = [group[rng.integers(len(group))] for group in TRAINED.values() for _ in range(20)]
+    for request in requests:
+        assert not lesson(request, FORBIDDEN, 0, rng).flawed.any()
+        broken = lesson(request, FORBIDDEN, 0, rng, broken=True)
+        far = np.linalg.norm(broken.pixels - draw(broken.scene), axis=-1) > 0.12
+        assert broken.flawed.reshape(8, 8)[4, 2] == far[32:40, 16:24].any()
+        assert broken.flawed.any()
+
+
+@pytest.mark.parametrize("flaw", [_bent, _two_tone])
+def test_one_object_is_flawed_and_the_other_left_alone(flaw):
+    scene = Scene((Placed("ring", "blue", 16.0, 16.0, 9.0), Placed("square", "red", 46.0, 46.0, 9.0)))
+    rng, told = np.random.default_rng(0), set()
+    for _ in range(20):
+        far = np.abs(flaw(scene, scene, rng) - draw(scene)).max(-1) > 1e-3
+        sides = far[:32, :32].any(), far[32:, 32:].any()
+        told.add(sides)
+    assert told == {(True, False), (False, True)}
 
 
 def test_the_same_seed_gives_the_same_lesson():

@@ -17,6 +17,7 @@ from hypernoise.training.noise import keyed_noise
 from tests.rewards.gradients import assert_gradient_is_right
 
 KINDS = ["clip", "matcher"]
+NAMES = ["scenes-match", "scenes-clip"]
 PROMPTS = ["a red ring and a blue square", "three crosses"]
 ACCURACY = 0.9  # below what docs/scenes.md reports
 SMALL = dict(device="cpu", steps=4, batch_size=6, misses=2, checkpoint_every=2, tested=2)
@@ -99,16 +100,17 @@ def test_truncation_is_told_once_and_counted(untrained, kind):
     assert (len(told), scorer.windows.truncated) == (1, 2)
 
 
-def test_settings_reach_the_shipped_matcher():
+def test_settings_reach_the_shipped_scorers():
     reward = load_reward("scenes", RewardSettings(long_prompts="chunk-mean", dtype="bfloat16"))
     scores = reward(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)), [LONG])
-    member = reward.members["scenes-match"]
-    assert (member.model.dtype, scores.dtype, reward.truncated) == (torch.bfloat16, torch.float32, {"scenes-match": 0})
-    assert member.windows.policy == "chunk-mean"
+    assert (scores.dtype, reward.truncated) == (torch.float32, dict.fromkeys(NAMES, 0))
+    for member in (reward.members[name] for name in NAMES):
+        assert (member.model.dtype, member.windows.policy) == (torch.bfloat16, "chunk-mean")
 
 
-def test_recomputed_activations_change_neither_score_nor_gradient():
-    plain, saving = (load_reward("scenes-match", RewardSettings(checkpointing=on)) for on in (False, True))
+@pytest.mark.parametrize("name", NAMES)
+def test_recomputed_activations_change_neither_score_nor_gradient(name):
+    plain, saving = (load_reward(name, RewardSettings(checkpointing=on)) for on in (False, True))
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     captions = ["a ring", "a red square"]
     expected, found = plain(pixels, captions), saving(pixels, captions)
@@ -141,9 +143,10 @@ def test_the_worst_picture_is_as_far_as_asked_and_scored_worse(untrained):
 
 
 @pytest.mark.slow
-def test_the_shipped_scorer_prefers_the_truth_to_near_misses():
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_scorers_prefer_the_truth_to_near_misses(name):
     """On new pictures of evaluation captions, which trained nothing; docs/scenes.md has each category."""
-    scorer, rng = load_reward("scenes-match"), np.random.default_rng(7)
+    scorer, rng = load_reward(name), np.random.default_rng(7)
     right = []
     for group in EVALUATED.values():
         batch = [lesson(group[rng.integers(len(group))], frozenset(), 2, rng) for _ in range(30)]

@@ -27,7 +27,10 @@ from hypernoise.scenes.world import (
 )
 
 PATCH = 8  # px; where(...) names what each patch of this side shows
-LEAST_BLEND = 0.3  # a second scene this visible in a picture makes it broken; up to half of it is a mild corruption
+LEAST_BLEND = 0.3  # a second scene this visible in a picture makes it broken; up to a third of it is a mild corruption
+LEAST_FLAW = (
+    0.12  # Euclidean in RGB; a patch with a pixel this far from the drawn truth is where a broken picture is so
+)
 PREFIXES = ("a picture of ", "a photo of ", "a drawing of ")
 
 
@@ -39,6 +42,7 @@ class Lesson:
     scene: Scene
     broken: bool
     pixels: np.ndarray  # [H, W, 3], mildly corrupted, or broken: no clean picture of anything
+    flawed: np.ndarray  # [patches], where it is broken
     misses: tuple[Request, ...]
     prefix: str  # of all its captions' wording, the true one's and the false ones'
 
@@ -113,11 +117,16 @@ def lesson(
     false = near_misses(request, forbidden)
     chosen = tuple(false[i] for i in rng.integers(len(false), size=misses))
     prefix = "" if rng.random() < 0.8 else PREFIXES[rng.integers(len(PREFIXES))]
+    clean = draw(scene)
+    pixels = _break(scene, request, rng) if broken else _corrupt(clean, request, rng)
+    while broken and not _flawed(pixels, clean).any():  # a flaw that nobody sees is none
+        pixels = _break(scene, request, rng)
     return Lesson(
         request=request,
         scene=scene,
         broken=broken,
-        pixels=_break(scene, request, rng) if broken else _corrupt(draw(scene), request, rng),
+        pixels=pixels,
+        flawed=_flawed(pixels, clean) & broken,
         misses=chosen,
         prefix=prefix,
     )
@@ -129,7 +138,7 @@ def _corrupt(clean: np.ndarray, request: Request, rng: np.random.Generator) -> n
     if rng.random() < 0.5:
         picture = gaussian_filter(picture, (*[rng.uniform(0, 1.2)] * 2, 0))
     if rng.random() < 0.3:
-        picture = picture + rng.uniform(0, LEAST_BLEND / 2) * (draw(sample_scene(request, rng)) - picture)
+        picture = picture + rng.uniform(0, LEAST_BLEND / 3) * (draw(sample_scene(request, rng)) - picture)
     if rng.random() < 0.5:
         picture = picture + rng.normal(0, rng.uniform(0, 0.08), picture.shape)
     if rng.random() < 0.3:
@@ -166,10 +175,32 @@ def _between_shapes(scene: Scene, request: Request, rng: np.random.Generator) ->
 
 def _between_colors(scene: Scene, request: Request, rng: np.random.Generator) -> np.ndarray:
     flawed, others = _one_apart(scene, rng)
-    other = str(rng.choice([color for color in COLORS if color != flawed.color]))
+    other = _other_color(flawed.color, rng)
     mix = rng.uniform(0.35, 0.65)
     color = (1 - mix) * _rgb(flawed.color) + mix * _rgb(other)
     return _drawn_over(draw(others), _distance(flawed, flawed.shape), color)
+
+
+def _two_tone(scene: Scene, request: Request, rng: np.random.Generator) -> np.ndarray:
+    """One object that passes from one colour into another: over all of it, or at one end."""
+    flawed, others = _one_apart(scene, rng)
+    other = _other_color(flawed.color, rng)
+    turn, middle = rng.uniform(0, 2 * np.pi), rng.uniform(-0.6, 0.6) * flawed.radius
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    along = (x - flawed.x) * np.cos(turn) + (y - flawed.y) * np.sin(turn) - middle
+    mix = np.clip(0.5 + along / (rng.uniform(0.2, 2.0) * flawed.radius), 0, 1)[..., None]
+    color = (1 - mix) * _rgb(flawed.color) + mix * _rgb(other)
+    return _drawn_over(draw(others), _distance(flawed, flawed.shape), color)
+
+
+def _other_color(color: str, rng: np.random.Generator) -> str:
+    """Any other colour, or, half of the time, one of the two nearest, which generators confuse most."""
+    others = sorted((name for name in COLORS if name != color), key=lambda name: _apart_by(name, color))
+    return others[rng.integers(2 if rng.random() < 0.5 else len(others))]
+
+
+def _apart_by(a: str, b: str) -> float:
+    return float(np.linalg.norm(_rgb(a) - _rgb(b)))
 
 
 def _bitten(scene: Scene, request: Request, rng: np.random.Generator) -> np.ndarray:
@@ -200,7 +231,23 @@ def _warped(scene: Scene, request: Request, rng: np.random.Generator) -> np.ndar
     return np.stack([map_coordinates(picture[..., c], at, order=1, mode="nearest") for c in range(3)], -1)
 
 
-FLAWS = (_ghost, _blur, _patchwork, _between_shapes, _between_colors, _bitten, _faded, _warped)
+def _bent(scene: Scene, request: Request, rng: np.random.Generator) -> np.ndarray:
+    """One object out of shape, the others as they were."""
+    flawed, others = _one_apart(scene, rng)
+    alone = _warped(replace(scene, objects=(flawed,)), request, rng)
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    near = np.clip(2 - np.hypot(x - flawed.x, y - flawed.y) / flawed.radius, 0, 1)[..., None]
+    return draw(others) + near * (alone - np.asarray(scene.ground))
+
+
+FLAWS = (_ghost, _blur, _patchwork, _between_shapes, _between_colors, _bitten, _faded, _warped, _bent, *[_two_tone] * 4)
+
+
+def _flawed(pixels: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """The patches in which some pixel is far from the drawn truth [patches]."""
+    far = np.square(pixels - clean).sum(-1) > LEAST_FLAW**2
+    cells = SIZE // PATCH
+    return far.reshape(cells, PATCH, cells, PATCH).any((1, 3)).ravel()
 
 
 def _one_apart(scene: Scene, rng: np.random.Generator) -> tuple[Placed, Scene]:

@@ -46,7 +46,7 @@ class RewardConfig:
     """Share of the matcher's pictures that are broken, and so match nothing."""
     misses: int = 3
     """False captions per picture."""
-    radius: float = 2.0
+    radius: float = 0.5
     """Each picture is moved by up to so much, as a Euclidean norm over its pixels, to where it is scored worst."""
     checkpoint_every: int = 250
     tested: int = 200
@@ -107,6 +107,7 @@ class Reader(nn.Module):
         self.patch = nn.Linear(scorers.WIDTH, 1 + len(SHAPES) + 1 + len(COLORS))
         self.place = nn.Linear(scorers.WIDTH, 2)
         self.layout = nn.Linear(scorers.WIDTH, 2 * len(SHAPES))
+        self.flaw = nn.Linear(scorers.WIDTH, 1)
 
     def patches_error(self, patches: Tensor, batch: list[lessons.Lesson]) -> Tensor:
         """Of the shape, the colour and the place of what is at each patch [B, patches, width]."""
@@ -118,6 +119,11 @@ class Reader(nn.Module):
         shape_read, color_read = self.patch(patches).float().split([1 + len(SHAPES), 1 + len(COLORS)], -1)
         astray = (self.place(patches[there]).float() - place[there]).square().mean()
         return cross_entropy(shape_read.mT, shape) + cross_entropy(color_read.mT, color) + astray
+
+    def flaws_error(self, patches: Tensor, batch: list[lessons.Lesson]) -> Tensor:
+        """Of which patches [B, patches, width] a broken picture is broken in."""
+        flawed = torch.from_numpy(np.stack([x.flawed for x in batch])).to(patches.device)
+        return binary_cross_entropy_with_logits(self.flaw(patches)[..., 0].float(), flawed.float())
 
     def layout_error(self, features: Tensor, batch: list[lessons.Lesson]) -> Tensor:
         """Of where each shape's one object is, read off a picture's unit feature [B, width]."""
@@ -201,9 +207,10 @@ def clip_loss(model: Any, reader: Reader, tokenizer: Any, batch: list[lessons.Le
     right = (across.diagonal()[:, None] > near).float().mean()
     reading = reader.patches_error(patches, batch)
     asked = [x.request for x in batch] + [miss for x in batch for miss in x.misses]
-    layout = reader.layout_error(pictures, batch) + reader.asked_layout_error(texts, asked)
-    loss = by_picture + 0.5 * by_text + hard + reading + 2 * layout
-    return loss, {"loss": by_picture, "near": hard, "right": right, "reading": reading, "layout": layout}
+    layout, asked_layout = reader.layout_error(pictures, batch), reader.asked_layout_error(texts, asked)
+    loss = by_picture + 0.5 * by_text + hard + reading + 2 * layout + 20 * asked_layout
+    logged = {"loss": by_picture, "near": hard, "right": right, "reading": reading, "layout": layout}
+    return loss, {**logged, "asked_layout": asked_layout}
 
 
 def matcher_loss(model: Any, reader: Reader, tokenizer: Any, batch: list[lessons.Lesson], pixels: Tensor) -> Losses:
@@ -223,6 +230,7 @@ def matcher_loss(model: Any, reader: Reader, tokenizer: Any, batch: list[lessons
     clean = [x for x in batch if not x.broken]
     noun_ids = {shape: tokenizer(shape).input_ids[1] for shape in SHAPES}
     reading = reader.patches_error(pictures[whole, 1:], clean)
+    flaws = reader.flaws_error(pictures[:, 1:], batch)
     # after the first layer, so that the others can compare what the nouns have found
     nouns = reader.nouns_error(words[1][:n][whole], tokens.input_ids[:n][whole], noun_ids, clean)
     asked = [(x.request, x.scene) for x in batch] + [(miss, x.scene) for x in batch for miss in x.misses]
@@ -234,10 +242,11 @@ def matcher_loss(model: Any, reader: Reader, tokenizer: Any, batch: list[lessons
         "right": right,
         "whole_over_broken": told,
         "reading": reading,
+        "flaws": flaws,
         "nouns": nouns,
         "relations": relations,
     }
-    return matching + reading + nouns + relations, logged
+    return matching + reading + flaws + nouns + relations, logged
 
 
 def _tokens(tokenizer: Any, captions: list[str], device: torch.device) -> Any:

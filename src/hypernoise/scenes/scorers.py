@@ -1,8 +1,7 @@
 """The scenes benchmark's two rewards: a small CLIP, and a matcher in which words look at the picture.
 
-Both are real transformers classes at miniature size, trained by `make_rewards.py` on drawn pictures. The
-matcher's weights come with the package; CLIP's do not tell relations well enough yet.
-They read pictures of the world's size as the autoencoder does, in [-1, 1].
+Both are real transformers classes at miniature size, trained by `make_rewards.py` on drawn pictures; their
+weights come with the package. They read pictures of the world's size as the autoencoder does, in [-1, 1].
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ WIDTH, PATCH = 128, 8
 PLACES_SEEN = 10  # times the usual start of the position embeddings, which a patch's colours would drown
 LONGEST = 24  # tokens, start and end marks included
 SOFTNESS = {"clip": 0.01, "matcher": 0.1}  # of the soft minimum over a long prompt's windows, in scores
+TEMPERATURE = 3  # of P(matches): the log-odds are sure enough that a wrong picture would have no slope left to climb
 WEIGHTS = Path(str(files("hypernoise").joinpath("scenes/weights")))
 
 
@@ -119,9 +119,12 @@ def match_logit(model: BlipForImageTextRetrieval, words: Tensor) -> Tensor:
     return scores[:, 1] - scores[:, 0]
 
 
+KINDS = {"scenes-match": "matcher", "scenes-clip": "clip"}
+
+
 def load(name: str, settings: RewardSettings) -> Scorer:
-    """The shipped matcher as the reward `name`."""
-    return Scorer(name, "matcher", settings=settings)
+    """The shipped scorer that is the reward `name`."""
+    return Scorer(name, KINDS[name], settings=settings)
 
 
 class Scorer:
@@ -153,9 +156,8 @@ class Scorer:
             scores = (pictures * self._text_features(texts)).sum(-1)
         else:
             pictures = matcher_pictures(self.model, seen).repeat_interleave(repeats, 0)
-            scores = torch.sigmoid(
-                match_logit(self.model, matcher_words(self.model, pictures, self._tokens(texts))[-1])
-            )
+            words = matcher_words(self.model, pictures, self._tokens(texts))[-1]
+            scores = torch.sigmoid(match_logit(self.model, words) / TEMPERATURE)
         return combined(scores, counts, self.settings.long_prompts, SOFTNESS[self.kind]).to(pixels.device)
 
     def _ready(self, device: torch.device) -> None:
