@@ -32,18 +32,18 @@ class Experiment:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Training seeds; results are over all of them."""
-    train_steps: int = 50
-    """Updates of each training run."""
-    batch_size: int = 32
-    lr: float = 2e-4
-    kl_weight: float = 0.05
+    train_steps: int = 1
+    """Updates of each training run, after its warm start."""
+    batch_size: int = 64
+    lr: float = 1e-5
+    kl_weight: float = 0.15
     sample_clip: float = 5.0
     rank: int = 32
     alpha: float = 64.0
-    warm_rounds: int = 4
+    warm_rounds: int = 1
     """Of the noise networks' warm start, before the first update (docs/training.md); 0: none."""
-    warm_samples: int = 3072
-    warm_step: float = 1.2
+    warm_samples: int = 12288
+    warm_step: float = 1.5
     rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
     """What is trained for and searched by."""
     watched: Weights = field(default_factory=dict)
@@ -99,9 +99,10 @@ class RednessTrained(Experiment):
     """Flags of the experiments that train for redness, which Adam climbs without a warm start."""
 
     train_steps: int = 200
+    batch_size: int = 16
+    lr: float = 2e-4
     kl_weight: float = 1.0
     sample_clip: float = 0.0
-    batch_size: int = 16
     warm_rounds: int = 0
     rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
 

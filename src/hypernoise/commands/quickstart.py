@@ -21,11 +21,17 @@ class Quickstart(Recipe):
     on from the last checkpoint, or only draws and judges again if the training is done.
     """
 
-    steps: int = 200
-    batch_size: int = 16
-    lr: float = 1e-3
-    decay: bool = True
-    rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
+    rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
+    rank: int = 32
+    alpha: float = 64.0
+    sample_clip: float = 5.0
+    kl_weight: float = 0.15
+    warm_rounds: int = 1
+    warm_samples: int = 6144
+    warm_step: float = 1.5
+    steps: int = 1
+    batch_size: int = 64
+    lr: float = 1e-5
     checkpoint_every: int = 50
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     generator: tyro.conf.Suppress[str] = "scenes"
