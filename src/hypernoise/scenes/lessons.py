@@ -28,9 +28,7 @@ from hypernoise.scenes.world import (
 
 PATCH = 8  # px; where(...) names what each patch of this side shows
 LEAST_BLEND = 0.3  # a second scene this visible in a picture makes it broken; up to a third of it is a mild corruption
-LEAST_FLAW = (
-    0.12  # Euclidean in RGB; a patch with a pixel this far from the drawn truth is where a broken picture is so
-)
+LEAST_FLAW = 0.12  # Euclidean in RGB; a broken picture is broken in the patches with a pixel this far from the truth
 PREFIXES = ("a picture of ", "a photo of ", "a drawing of ")
 
 
