@@ -26,7 +26,7 @@ TRAINED = ["--train-steps", "1", "--batch-size", "1", "--rank", "1", "--seeds", 
 EXPERIMENT = ["--judged", "1", "--noises", "1", *TRAINED]
 WARM = ["--warm-rounds", "1", "--warm-samples", "2"]
 SHORTENED = {
-    "quickstart": [*QUICK, "--judged", "1"],
+    "quickstart": [*QUICK, "--warm-samples", "2", "--judged", "1"],
     "train": [*QUICK, "--warm-samples", "2"],
     "watch": [],
     "generate": [],
