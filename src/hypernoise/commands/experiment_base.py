@@ -40,6 +40,8 @@ class Experiment:
     sample_clip: float = 5.0
     rank: int = 32
     alpha: float = 64.0
+    frequencies: int = 2
+    """Of the residual, kept each way; 0: all."""
     warm_rounds: int = 1
     """Of the noise networks' warm start, before the first update (docs/training.md); 0: none."""
     warm_samples: int = 12288
@@ -103,6 +105,7 @@ class RednessTrained(Experiment):
     lr: float = 2e-4
     kl_weight: float = 1.0
     sample_clip: float = 0.0
+    frequencies: int = 0
     warm_rounds: int = 0
     rewards: Weights = field(default_factory=lambda: {"redness": 250.0})
 
@@ -149,13 +152,15 @@ class Bench:
         warm = {"rounds": settings.warm_rounds, "samples": settings.warm_samples, "step": settings.warm_step}
         known = {"kind": kind, "rank": rank, "alpha": alpha, "start": start, "rewards": self.reward.weights}
         known |= {"warm": warm if kind == "hypernoise" and settings.warm_rounds else None}
+        low = {"frequencies": settings.frequencies} if kind == "hypernoise" else {}
+        known |= {"frequencies": low.get("frequencies") or None}
         same_run(folder, {**recognised(config), **known, "steps": None, "generator": self.generator.name})
         points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.steps])}
         missing = [point for point, place in points.items() if not (place / "hypernoise.json").exists()]
         if not missing:
             return points
         make, climb = {"hypernoise": (LoRANoise, train), "finetune": (LoRATune, finetune)}[kind]
-        network = make(self.generator, rank=rank, alpha=alpha, seed=config.seed)
+        network = make(self.generator, rank=rank, alpha=alpha, seed=config.seed, **low)
         disturb(network, start, config.seed)
         if known["warm"] and not checkpoints(folder):
             warm_start(network, self.reward, self.prompts, config, **warm)

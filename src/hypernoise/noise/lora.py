@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
+from hypernoise.noise.frequencies import low_frequencies
 from hypernoise.noise.state import copy_state
 
 ADAPTER = "hypernoise"
@@ -38,10 +39,11 @@ class LoRANoise(nn.Module):
         layers: names of the layers to adapt, the output layer among them; every Linear and Conv layer if None.
         unscaled: f is given the noise itself, not what the pipeline's scheduler makes of it for the generator, as
             the paper's authors train SD-Turbo's (0.2 % apart; see `Family.released`).
+        frequencies: of the residual, kept each way (`low_frequencies`); 0: all.
 
     Raises:
-        InputError: the denoiser carries another adapter, rank < 1, alpha not a positive number, or layers that
-            are not there.
+        InputError: the denoiser carries another adapter, rank < 1, alpha not a positive number, layers that are not
+            there, or frequencies of a noise that is no picture of channels (packed into tokens).
     """
 
     kind: ClassVar[str] = "lora"
@@ -55,12 +57,17 @@ class LoRANoise(nn.Module):
         seed: int = 0,
         layers: Sequence[str] | None = None,
         unscaled: bool = False,
+        frequencies: int = 0,
     ):
         super().__init__()
         if not isinstance(rank, int) or rank < 1:
             raise InputError(f"rank must be a whole number of at least 1, not {rank}")
         if not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
             raise InputError(f"alpha must be a positive number, not {alpha}")
+        if not isinstance(frequencies, int) or frequencies < 0:
+            raise InputError(f"frequencies must be a whole number of at least 0, not {frequencies}")
+        if frequencies and len(generator.noise_shape) != 3:
+            raise InputError(f"frequencies are of noise [C, H, W]; {generator.name!r} takes {generator.noise_shape}")
         if not hasattr(generator, "denoiser"):
             raise InputError(f"{generator.name!r} has no denoiser to put a LoRA on: take ResidualNoise")
         if isinstance(generator.network, LoRANoise):
@@ -74,7 +81,9 @@ class LoRANoise(nn.Module):
             self.settings["layers"] = names
         if unscaled:
             self.settings["unscaled"] = True
-        self._unscaled = unscaled
+        if frequencies:
+            self.settings["frequencies"] = frequencies
+        self._unscaled, self._frequencies = unscaled, frequencies
         self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
         self._trainable_before = [p for p in generator.denoiser.parameters() if p.requires_grad]
         self.layers: dict[str, LoraLayer] = _inject(generator.denoiser, names, rank, alpha, seed)
@@ -94,7 +103,8 @@ class LoRANoise(nn.Module):
         if self.generator.network is not self:
             raise InputError("this noise network was removed from its generator; make or load it again")
         with self.adapted():
-            return self.generator.denoise_first(noise, condition)
+            residual = self.generator.denoise_first(noise, condition)
+        return low_frequencies(residual, self._frequencies) if self._frequencies else residual
 
     @contextmanager
     def adapted(self) -> Iterator[None]:
