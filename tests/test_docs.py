@@ -69,8 +69,9 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
             assert main([*words[1:], *SHORTENED[name], *device]) == 0, line
         elif "hypernoise.scenes.make" in words:
             tiny = make.MakeConfig(
-                device="cpu", autoencoder_steps=1, generator_steps=1, decoder_steps=1, batch_size=4, judged=1
+                device="cpu", autoencoder_steps=1, pairs=32, generator_steps=1, batch_size=2, judged=1
             )
+            monkeypatch.setattr(make, "CHUNK", 32)
             make.main(
                 tyro.cli(
                     make.MakeConfig, default=tiny, args=[w for w in words[3:] if not w.isdigit() and "steps" not in w]

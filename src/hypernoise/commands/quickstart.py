@@ -24,8 +24,9 @@ class Quickstart(Recipe):
     rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
     rank: int = 32
     alpha: float = 64.0
-    sample_clip: float = 5.0
-    kl_weight: float = 0.15
+    frequencies: int = 2
+    sample_clip: float = 1.0
+    kl_weight: float = 0.03
     warm_rounds: int = 1
     warm_samples: int = 6144
     warm_step: float = 1.5

@@ -1,7 +1,8 @@
-"""Make the embedded generator from nothing: autoencoder, one-step generator, the generator's decoder.
+"""Make the embedded generator from nothing: autoencoder, coupled pairs, one-step generator.
 
     python -m hypernoise.scenes.make --output runs/scenes            # two cores: about two and a half hours
-    python -m hypernoise.scenes.make --output runs/tiny --judged 1 --autoencoder-steps 9 --generator-steps 9
+    python -m hypernoise.scenes.make --output runs/tiny --pairs 512 --judged 1 \
+        --autoencoder-steps 9 --generator-steps 9
 
 Each stage saves itself under --output and resumes from there: interrupt it and start it again with the
 same arguments, and it goes on from the last checkpoint to the same weights. `metrics.jsonl` has the
@@ -12,7 +13,9 @@ curves. The finished pipeline is `--output`/pipeline, a directory that
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +35,12 @@ from hypernoise.scenes import networks
 from hypernoise.scenes.benchmark import evaluate
 from hypernoise.scenes.coupling import CELLS, CHANNELS, couple, extremes
 from hypernoise.scenes.critic import Critic, adversarial
-from hypernoise.scenes.path import LAST, EulerPath
+from hypernoise.scenes.path import FEW_STEP_TIMES, LAST, EulerPath
 from hypernoise.scenes.prompts import evaluation_requests, split
-from hypernoise.scenes.settling import Settling
 from hypernoise.scenes.training import TrainState
-from hypernoise.scenes.world import CATEGORIES, COLORS, Request, Scene, draw, sample_scene
+from hypernoise.scenes.world import CATEGORIES, COLORS, Request, draw, sample_scene
 
-DECODED = 10**7  # the first step, in keys of random numbers, of the decoder's training
+CHUNK = 2048  # pairs per file
 SHARES = [1 / 8, 1 / 8, 3 / 8, 1 / 8, 1 / 8, 1 / 8]  # of the categories: three and four objects are hard to place
 
 
@@ -55,24 +57,20 @@ class MakeConfig:
     """A finished pipeline to go on from: its autoencoder is kept, its generator trained further."""
     autoencoder_steps: int = 1100
     autoencoder_lr: float = 2e-3
+    pairs: int = 98304
+    """Noise-picture pairs to draw and encode."""
     generator_steps: int = 6300
     generator_lr: float = 1e-3
     batch_size: int = 64
     one_step_share: float = 0.4
     """Share of the generator's batch at t = 999, where one-step drawing happens."""
     own_answer_share: float = 0.35
-    """Share that goes on from the generator's own drawings in 2, 4 or 8 steps, wherever they are on their way; the
-    rest goes on from true pictures, at all t."""
+    """Share that goes on from the generator's own one-step answers, as drawing in several steps does; the rest
+    goes on from true pictures, at all t."""
     reading_weight: float = 0.2
     """Of naming the free colours that a noise stands for, beside drawing them."""
-    settle_from: int = 4500
-    """The step from which an answer to noise is held to the scene in the free colours that it all but draws."""
-    hold: float = 0.25
-    """How fast the coupling's own free colours are, then (`settling.Settling`)."""
     adversary: float = 0.2
     """Pull of the critic on the generator's answers, in units of the distance's own; 0: none."""
-    decoder_steps: int = 400
-    decoder_lr: float = 5e-4
     checkpoint_every: int = 250
     judged: int = 50
     """Evaluation prompts per category that the finished generator is judged on, four noises each."""
@@ -84,8 +82,8 @@ def main(config: MakeConfig) -> None:
     _check_same_run(config)
     torch.manual_seed(config.seed)
     autoencoder = train_autoencoder(config)
-    unet, text_encoder = train_generator(config, autoencoder)
-    train_decoder(config, autoencoder, unet, text_encoder)
+    pairs = make_pairs(config, autoencoder)
+    unet, text_encoder = train_generator(config, pairs)
     save_pipeline(config, autoencoder, unet, text_encoder)
     report(config)
 
@@ -106,7 +104,8 @@ def random_pictures(seed: int, step: int, count: int) -> Tensor:
     """Pictures [count, 3, H, W] in [-1, 1] of random requests, a function of (seed, step) alone."""
     rng = np.random.default_rng([seed, 1, step])
     requests = [_random_request(rng) for _ in range(count)]
-    return _pictures([sample_scene(request, rng) for request in requests])
+    pictures = np.stack([draw(sample_scene(request, rng)) for request in requests])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
 
 
 def _random_request(rng: np.random.Generator) -> Request:
@@ -159,30 +158,50 @@ def _normalise_latents(autoencoder: Any, config: MakeConfig) -> None:
     quant.bias[CHANNELS:] -= 2 * scale.log()
 
 
-# --- stage 2: the generator ---------------------------------------------------------------------------------
+# --- stage 2: noises with their pictures, encoded once ------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Captions, noises [B, 16, 8, 8], and the scene of its caption that each noise stands for."""
-
-    requests: list[Request]
-    captions: list[str]
-    noises: Tensor
-    scenes: list[Scene]
+Pairs = tuple[Tensor, Tensor, Tensor]  # latents and noises [N, 16, 8, 8], tokens [N, T]
 
 
-def draw_pairs(seed: int, step: int, count: int) -> Pairs:
-    """Random pairs, a function of (seed, step) alone."""
-    rng = np.random.default_rng([seed, 2, step])
-    noises = rng.standard_normal((count, CHANNELS, CELLS, CELLS), np.float32)
-    requests = [_random_request(rng) for _ in range(count)]
-    scenes = [couple(request, noise) for request, noise in zip(requests, noises, strict=True)]
-    captions = [("a picture of " if rng.random() < 0.1 else "") + request.caption for request in requests]
-    return Pairs(requests, captions, torch.from_numpy(noises), scenes)
+def make_pairs(config: MakeConfig, autoencoder: Any) -> Pairs:
+    """Latents and noises [N, 16, 8, 8] fp16 and caption tokens [N, T]; written in chunks, resumable."""
+    folder = config.output / "pairs"
+    folder.mkdir(exist_ok=True)
+    tokenizer = networks.build_tokenizer(config.output / "tokenizer")
+    files = [folder / f"{i:04d}.safetensors" for i in range(math.ceil(config.pairs / CHUNK))]
+    missing = [(i, file) for i, file in enumerate(files) if not file.exists()]
+    with ProcessPoolExecutor() as pool:
+        drawn = pool.map(_draw_chunk, [(config.seed, i) for i, _ in missing])
+        for (_, file), (captions, noises, pictures) in zip(missing, drawn, strict=True):
+            batches = torch.from_numpy(pictures).permute(0, 3, 1, 2).split(256)
+            with torch.no_grad(), torch.autocast(torch.device(config.device).type, torch.bfloat16):
+                encoded = [autoencoder.encode(b.to(config.device) / 127.5 - 1).latent_dist.mean for b in batches]
+            tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            chunk = {"latents": torch.cat(encoded).half().cpu(), "noises": torch.from_numpy(noises), "tokens": tokens}
+            _save(file, chunk)
+            print(f"pairs: {file.name}", flush=True)
+    chunks = [load_file(file) for file in files]
+    latents, noises, tokens = (
+        torch.cat([c[k] for c in chunks])[: config.pairs] for k in ("latents", "noises", "tokens")
+    )
+    return latents, noises, tokens
 
 
-def train_generator(config: MakeConfig, autoencoder: Any) -> tuple[Any, Any]:
+def _draw_chunk(key: tuple[int, int]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    rng = np.random.default_rng([key[0], 2, key[1]])
+    noises = rng.standard_normal((CHUNK, CHANNELS, CELLS, CELLS)).astype(np.float16)
+    requests = [_random_request(rng) for _ in range(CHUNK)]
+    scenes = [couple(r, z.astype(np.float32)) for r, z in zip(requests, noises, strict=True)]
+    pictures = np.stack([np.round(draw(scene) * 255).astype(np.uint8) for scene in scenes])
+    prefixes = ["a picture of " if rng.random() < 0.1 else "" for _ in requests]
+    return [p + r.caption for p, r in zip(prefixes, requests, strict=True)], noises, pictures
+
+
+# --- stage 3: the generator ---------------------------------------------------------------------------------
+
+
+def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
     """The UNet and the text encoder."""
     tokenizer = networks.build_tokenizer(config.output / "tokenizer")
     text_encoder: Any = networks.build_text_encoder(tokenizer)
@@ -194,35 +213,29 @@ def train_generator(config: MakeConfig, autoencoder: Any) -> tuple[Any, Any]:
     unet.to(config.device)
     reader = Reader(unet).to(config.device)
     critic = Critic(networks.WIDTH).to(config.device)
-    settling = Settling(config.hold).to(config.device)
-    modules = [unet, text_encoder, reader, critic, settling]
+    modules = [unet, text_encoder, reader, critic]
     state = TrainState(config, "generator", modules, config.generator_lr, config.generator_steps)
     path = EulerPath(networks.build_scheduler(), config.device)
     pure, own = (round(share * config.batch_size) for share in (config.one_step_share, config.own_answer_share))
-    owned = torch.arange(own) % pure  # a drawing may be gone on with at several times
+    owned = torch.arange(own) % pure  # an answer may be gone on from at several times
     again = torch.cat([owned, torch.arange(pure, config.batch_size - own)])
-    last = torch.full((pure,), LAST, device=config.device)
     while state.step < config.generator_steps:
-        # `pure` rows are answered from noise alone; `own` of these drawings are gone on with, somewhere down their
-        # way in 2, 4 or 8 steps, beside rows on the way to the true picture
-        pairs = draw_pairs(config.seed, state.step, config.batch_size - own)
+        # `pure` rows are answered from noise alone; then `own` of them again, further down the path to their
+        # own answers, beside rows on the path to the true picture
         draw_from = torch.Generator().manual_seed(config.seed * 10**6 + state.step)
-        anywhere = torch.randint(LAST + 1, (len(again) - own,), generator=draw_from).to(config.device)
-        tokens = tokenizer(pairs.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        noise = pairs.noises.to(config.device)
-        scenes = pairs.scenes
+        rows = torch.randint(len(pairs[0]), (config.batch_size - own,), generator=draw_from)
+        target, noise, token = (part[rows].to(config.device) for part in pairs)
+        target, noise = target.float(), noise.float()
+        anywhere = torch.randint(LAST + 1, (len(rows) - pure,), generator=draw_from)
+        few = torch.tensor(FEW_STEP_TIMES)[torch.randint(len(FEW_STEP_TIMES), (own,), generator=draw_from)]
+        t = torch.cat([few, anywhere]).to(config.device)
+        last = torch.full((pure,), LAST, device=config.device)
         with state.autocast():
-            embeds = text_encoder(tokens.to(config.device))[0]
-            first = path.answer(unet, path.scaled(path.sigma[LAST] * noise[:pure], last), last, embeds[:pure])
+            embeds = text_encoder(token)[0]
+            first = path.answer(unet, path.noised(target[:pure], noise[:pure], last), last, embeds[:pure])
             reading = reader.error(noise[:pure])
-            if state.step >= config.settle_from:
-                with torch.no_grad():
-                    shown = autoencoder.decode(first.detach()).sample
-                scenes = _chosen(settling, pairs, shown)
-            target = _latents(autoencoder, scenes, config)
-            way, t = path.rollout(unet, noise[owned], first[owned].detach(), embeds[owned], draw_from)
-            noised = torch.cat([way, path.noised(target[pure:], noise[pure:], anywhere)])
-            later = path.answer(unet, noised, torch.cat([t, anywhere]), embeds[again])
+            towards = torch.cat([first[owned].detach(), target[pure:]])
+            later = path.answer(unet, path.noised(towards, noise[again], t), t, embeds[again])
         answers, truths = torch.cat([first, later]), torch.cat([target[:pure], target[again]])
         loss = distance(answers, truths).mean()
         with torch.no_grad():
@@ -247,25 +260,6 @@ def train_generator(config: MakeConfig, autoencoder: Any) -> tuple[Any, Any]:
         state.update(loss + config.reading_weight * reading, logged)
     state.load_average()
     return unet.requires_grad_(False), text_encoder.requires_grad_(False)
-
-
-def _chosen(settling: Settling, pairs: Pairs, shown: Tensor) -> list[Scene]:
-    """The pairs' scenes, the first of them in the free colours that pictures [n, 3, H, W] in [-1, 1] all but show."""
-    pictures = (shown.detach().float() / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
-    seen = zip(pairs.requests, pairs.noises.numpy(), pairs.scenes, pictures, strict=False)
-    chosen = [settling.choose(*each) for each in seen]
-    return chosen + pairs.scenes[len(chosen) :]
-
-
-def _pictures(scenes: list[Scene]) -> Tensor:
-    """Drawn scenes [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
-
-
-@torch.no_grad()
-def _latents(autoencoder: Any, scenes: list[Scene], config: MakeConfig) -> Tensor:
-    """Latents [B, 16, 8, 8] of the drawn scenes."""
-    return autoencoder.encode(_pictures(scenes).to(config.device)).latent_dist.mean.float()
 
 
 class Reader(nn.Module):
@@ -298,42 +292,6 @@ def distance(answer: Tensor, target: Tensor) -> Tensor:
     """
     squared = (answer - target).square().mean(1, keepdim=True)
     return (avg_pool2d(squared, 3, 1, 1, count_include_pad=False) + 1e-3).sqrt().mean((1, 2, 3))
-
-
-# --- stage 3: its decoder -----------------------------------------------------------------------------------
-
-
-def train_decoder(config: MakeConfig, autoencoder: Any, unet: Any, text_encoder: Any) -> None:
-    """Trains the autoencoder's decoder, in place, to draw the generator's answers as the scenes they all but are.
-
-    Half of a batch are answers to noise, a quarter answers further down drawings in several steps, and a quarter true
-    latents, which it draws as before.
-    """
-    decoder = nn.ModuleList([autoencoder.post_quant_conv, autoencoder.decoder]).requires_grad_(True)
-    state = TrainState(config, "decoder", [decoder], config.decoder_lr, config.decoder_steps)
-    tokenizer = networks.build_tokenizer(config.output / "tokenizer")
-    path, settling = EulerPath(networks.build_scheduler(), config.device), Settling(0, step=0)
-    drawn, further = 3 * config.batch_size // 4, config.batch_size // 4
-    last = torch.full((drawn,), LAST, device=config.device)
-    while state.step < config.decoder_steps:
-        pairs = draw_pairs(config.seed, DECODED + state.step, config.batch_size)
-        draw_from = torch.Generator().manual_seed(config.seed * 10**6 + DECODED + state.step)
-        tokens = tokenizer(pairs.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        noise = pairs.noises.to(config.device)
-        with state.autocast():
-            with torch.no_grad():
-                embeds = text_encoder(tokens.to(config.device))[0]
-                first = path.answer(unet, path.scaled(path.sigma[LAST] * noise[:drawn], last), last, embeds[:drawn])
-                way, t = path.rollout(unet, noise[:further], first[:further], embeds[:further], draw_from)
-                first[:further] = path.answer(unet, way, t, embeds[:further])
-                latents = torch.cat([first, _latents(autoencoder, pairs.scenes[drawn:], config)])
-            decoded = autoencoder.decode(latents).sample.float()
-        scenes = _chosen(settling, pairs, decoded[:drawn])
-        error = decoded - _pictures(scenes).to(config.device)
-        rows = {"answers": error[:drawn].abs().mean(), "true": error[drawn:].abs().mean()}
-        state.update(error.abs().mean() + error.square().mean(), rows)
-    state.load_average()
-    decoder.requires_grad_(False)
 
 
 def save_pipeline(config: MakeConfig, autoencoder: Any, unet: Any, text_encoder: Any) -> None:

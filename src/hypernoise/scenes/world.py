@@ -184,15 +184,9 @@ def _clearly(objects: tuple[Placed, ...], relation: str) -> bool:
     return relation_between(a.x, a.y, *sizes[:2], b.x, b.y, *sizes[2:]) == {relation}
 
 
-def pixel_centres() -> tuple[np.ndarray, np.ndarray]:
-    """x and y [H, W] of each pixel's centre."""
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
-    return x, y
-
-
 def draw(scene: Scene) -> np.ndarray:
     """Pixels of a scene: float32 [H, W, 3] in [0, 1], edges anti-aliased over one pixel."""
-    x, y = pixel_centres()
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
     picture = np.broadcast_to(np.asarray(scene.ground, np.float32), (SIZE, SIZE, 3)).copy()
     for thing in scene.objects:
         distance = SHAPES[thing.shape](x - thing.x, y - thing.y, thing.radius)
