@@ -95,7 +95,7 @@ class Attached:
         latents: Tensor = prepared[0] if isinstance(prepared, tuple) else prepared
         family = network.generator.family
         rows = slice(None, len(latents)) if family.guided_first else slice(-len(latents), None)
-        residual = family.answer(answer[0][rows], tuple(latents.shape))
+        residual = network.residual(family.answer(answer[0][rows], tuple(latents.shape)))
         better = latents + (residual * _latent_scale(self)).to(latents.dtype)
         results["prepare_latents"][0] = (better, *prepared[1:]) if isinstance(prepared, tuple) else better
         with replaced(self, {name: _replaying(kept) for name, kept in results.items()}):

@@ -10,6 +10,7 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import noise_objective
 from hypernoise.rewards.pixel import redness
 from tests.conftest import disturb
+from tests.families import build_pipeline, size_of
 
 PROMPTS = ["a red circle", "two blue rings"]
 
@@ -211,6 +212,12 @@ def test_the_gradient_through_low_frequencies_is_that_of_finite_differences(gene
         below = loss().item()
     assert abs(expected) > 1e-6
     assert (above - below) / (2 * h) == pytest.approx(expected, rel=1e-5)
+
+
+def test_packed_noise_has_no_frequencies_here(tmp_path):
+    generator = DiffusionGenerator(build_pipeline("FluxPipeline", tmp_path), size=size_of("FluxPipeline"))
+    with pytest.raises(InputError, match=r"frequencies are of noise \[C, H, W\]"):
+        LoRANoise(generator, frequencies=2)
 
 
 @pytest.mark.parametrize("frequencies", [-1, 1.5])

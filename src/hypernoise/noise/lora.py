@@ -103,8 +103,12 @@ class LoRANoise(nn.Module):
         if self.generator.network is not self:
             raise InputError("this noise network was removed from its generator; make or load it again")
         with self.adapted():
-            residual = self.generator.denoise_first(noise, condition)
-        return low_frequencies(residual, self._frequencies) if self._frequencies else residual
+            answer = self.generator.denoise_first(noise, condition)
+        return self.residual(answer)
+
+    def residual(self, answer: Tensor) -> Tensor:
+        """f, of what the adapted denoiser answers [B, *noise_shape]."""
+        return low_frequencies(answer, self._frequencies) if self._frequencies else answer
 
     @contextmanager
     def adapted(self) -> Iterator[None]:

@@ -312,6 +312,8 @@ class Recipe(TrainConfig, Loading):
                 "text_encoders: drop keeps the prompts' embeddings in memory and embeddings: disk keeps them on disk, "
                 "each without the encoders; take one of the two"
             )
+        if self.frequencies < 0:
+            raise InputError(f"frequencies must be 0 or more, not {self.frequencies}")
         if self.warm_rounds < 0:
             raise InputError(f"warm_rounds must be 0 or more, not {self.warm_rounds}")
         if not (self.warm_step > 0 and math.isfinite(self.warm_step)):
