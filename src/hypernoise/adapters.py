@@ -18,6 +18,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from hypernoise.generators.base import Generator
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.hub import HUB_ID, fetch_adapter
 from hypernoise.generators.module import ModuleGenerator
+from hypernoise.generators.presets import PRESETS
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise, adaptable_layers
 from hypernoise.noise.residual import ResidualNoise
@@ -95,8 +97,8 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
     """The noise network saved in `folder`, on `generator`.
 
     Args:
-        folder: a directory written by `save_adapter`, one in the format that the paper's authors released, or a
-            Hub repository of either, "owner/name" or "owner/name@revision".
+        folder: a directory written by `save_adapter`, one in the format that the paper's authors released, a
+            Hub repository of either, "owner/name" or "owner/name@revision", or "scenes" for the packaged one.
 
     Raises:
         InputError: no adapter there, a broken or pickled weights file, a newer format, or another base.
@@ -120,11 +122,14 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
 
 
 def adapter_folder(source: str | Path) -> Path:
-    """The directory of an adapter: itself, or the local copy of a Hub repository, downloaded if need be.
+    """The directory of an adapter: itself, what comes with this package, or the local copy of a Hub repository.
 
-    Only safetensors and JSON files are downloaded, and their size is told on stderr first.
+    A repository is downloaded if need be: only safetensors and JSON files, and their size is told on stderr first.
     """
     folder = Path(source)
+    preset = PRESETS.get(str(source))
+    if preset is not None and preset.adapter and not folder.exists():
+        return Path(str(files("hypernoise").joinpath(preset.adapter)))
     if folder.exists() or not HUB_ID.fullmatch(str(source)):
         return folder
     repository, _, revision = str(source).partition("@")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import COMMANDS, main
@@ -107,6 +108,18 @@ def test_train_then_generate(recipe, tmp_path, tiny, capsys):
     assert Image.open(drawn / "000-seed0.png").size == (16, 16)
     rows = json.loads((drawn / "summary.json").read_text())["results"]
     assert [row["prompt"] for row in rows] == ["a ring", "a ring", "a cross", "a cross"]
+
+
+def test_training_few_layers_and_low_frequencies(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    few = ["--layers", "conv_in,conv_out", "--frequencies", "2", "--steps", "1", *FAST]
+    assert main(["train", str(recipe), "--output", str(out), *few]) == 0
+    names = load_file(out / "adapter" / "adapter_model.safetensors").keys()
+    assert {name.split(".")[2] for name in names} == {"conv_in", "conv_out"}
+    settings = json.loads((out / "adapter" / "hypernoise.json").read_text())["settings"]
+    assert (settings["layers"], settings["frequencies"]) == (["conv_in", "conv_out"], 2)
+    assert main(["train", str(recipe), "--output", str(tmp_path / "none"), "--layers", "conv_in", *FAST]) == 2
+    assert "layers leave out 'conv_out'" in capsys.readouterr().err
 
 
 def test_generating_is_shared_by_shards_and_by_a_launchers_processes(tmp_path, tiny, capsys, monkeypatch):

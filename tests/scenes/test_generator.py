@@ -9,9 +9,12 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
+import hypernoise
+from hypernoise.adapters import adapter_folder, load_adapter
 from hypernoise.generators.registry import load_generator
+from hypernoise.noise.frequencies import low_frequencies
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.objective import noise_objective
+from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes.benchmark import evaluate
 from hypernoise.scenes.judge import judge, score
@@ -80,6 +83,28 @@ def test_the_autoencoder_is_no_ceiling(scenes):
     assert result["score"] >= 0.98, result
     assert latents.mean().abs() < 0.1
     assert abs(latents.std() - 1) < 0.1
+
+
+def test_the_adapter_that_ships_is_small_and_goes_on_by_its_name(scenes):
+    folder = adapter_folder("scenes")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 5e5
+    assert {file.suffix for file in folder.iterdir()} == {".json", ".safetensors"}
+    pipeline = DiffusionPipeline.from_pretrained(FOLDER)
+    pipeline.set_progress_bar_config(disable=True)
+    call = dict(num_inference_steps=1, output_type="np")
+    plain = pipeline("two squares", generator=torch.Generator().manual_seed(0), **call).images
+    hypernoise.attach(pipeline, "scenes")
+    improved = pipeline("two squares", generator=torch.Generator().manual_seed(0), **call).images
+    assert abs(improved - plain).max() > 0.1
+    network = load_adapter(scenes, "scenes")
+    try:
+        noise = keyed_noise(scenes.noise_shape, seed=0, step=0, samples=range(16))
+        with torch.no_grad():
+            residual = network(noise, scenes.encode(["two squares", "a ring above a cross"] * 8))
+        assert 0.3 < l2_kl(residual).mean() < 2
+        assert torch.allclose(low_frequencies(residual, 2), residual, atol=1e-5)
+    finally:
+        network.remove()
 
 
 def test_gradient_through_the_shipped_generator_and_its_noise_network(scenes):

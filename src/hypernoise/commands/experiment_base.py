@@ -36,15 +36,15 @@ class Experiment:
     """Updates of each training run, after its warm start."""
     batch_size: int = 64
     lr: float = 1e-5
-    kl_weight: float = 0.03
-    sample_clip: float = 1.0
+    kl_weight: float = 0.15
+    sample_clip: float = 5.0
     rank: int = 32
     alpha: float = 64.0
     frequencies: int = 2
     """Of the residual, kept each way; 0: all."""
     warm_rounds: int = 1
     """Of the noise networks' warm start, before the first update (docs/training.md); 0: none."""
-    warm_samples: int = 20480
+    warm_samples: int = 12288
     warm_step: float = 1.5
     rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
     """What is trained for and searched by."""

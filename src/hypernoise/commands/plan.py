@@ -36,7 +36,9 @@ class Plan(Train):
 
         output_folder(self.output)
         planned = plan_generator(self)
-        network = meta_network(planned, rank=self.rank, alpha=self.alpha, dtype=planned.generator.dtype)
+        network = meta_network(
+            planned, rank=self.rank, alpha=self.alpha, dtype=planned.generator.dtype, layers=self.layers
+        )
         trained = lora_parameters(network)
         network.remove()
         found = plan_rows(self)

@@ -10,7 +10,7 @@ from typing import Literal, Self
 import tyro
 
 from hypernoise.errors import at_least_one
-from hypernoise.training.config import Recipe, Sources, Weights
+from hypernoise.training.config import Names, Recipe, Sources, Weights
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class Quickstart(Recipe):
     """
 
     rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
-    rank: int = 32
-    alpha: float = 64.0
+    layers: Names = ("conv_out",)
+    rank: int = 16
+    alpha: float = 16.0
     frequencies: int = 2
-    sample_clip: float = 1.0
-    kl_weight: float = 0.03
+    sample_clip: float = 5.0
+    kl_weight: float = 0.15
     warm_rounds: int = 1
     warm_samples: int = 6144
     warm_step: float = 1.5

@@ -53,7 +53,12 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     generator.check_prompts(list(prompts))
     output_folder(output)
     network = LoRANoise(
-        generator, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed, frequencies=recipe.frequencies
+        generator,
+        rank=recipe.rank,
+        alpha=recipe.alpha,
+        seed=recipe.seed,
+        layers=recipe.layers or None,
+        frequencies=recipe.frequencies,
     )
     if sharded:
         from hypernoise.training.sharding import shard_base  # not every build of torch has it

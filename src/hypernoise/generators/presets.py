@@ -27,7 +27,7 @@ class Part:
 class Preset:
     """A named generator.
 
-    repository: on the Hub; packaged: a folder inside this package instead.
+    repository: on the Hub; packaged: a folder inside this package instead, and adapter: one with an adapter for it.
     family: class of its pipeline, a row of `families.FAMILIES`.
     revision: the commit that is loaded; None: the newest.
     size: height and width in pixels it is drawn at; None: the pipeline's own.
@@ -44,6 +44,7 @@ class Preset:
     family: str
     repository: str | None = None
     packaged: str | None = None
+    adapter: str | None = None
     revision: str | None = None
     size: tuple[int, int] | None = None
     steps: int = 1
@@ -61,7 +62,12 @@ class Preset:
 _DMD = "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512"
 
 PRESETS: dict[str, Preset] = {
-    "scenes": Preset("StableDiffusionPipeline", packaged="scenes/weights/generator", dtype="float32"),
+    "scenes": Preset(
+        "StableDiffusionPipeline",
+        packaged="scenes/weights/generator",
+        adapter="scenes/weights/adapter",
+        dtype="float32",
+    ),
     "sd-turbo": Preset(
         "StableDiffusionPipeline",
         "stabilityai/sd-turbo",

@@ -7,14 +7,14 @@ through the pipeline's own call: memory and arithmetic are counted, not modelled
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
@@ -234,8 +234,12 @@ def lora_parameters(network: LoRANoise) -> dict[str, int]:
 
 def packed_parameters(network: LoRANoise) -> int:
     """How many of the denoiser's weights quantising packs: those of linear layers but for the output layer."""
-    layers = {name: layer.get_base_layer() for name, layer in network.layers.items() if name != network.output_layer}
-    return sum(cast(Tensor, base.weight).numel() for base in layers.values() if isinstance(base, nn.Linear))
+    linears = {
+        name.removesuffix(".base_layer"): module.weight
+        for name, module in network.generator.denoiser.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+    return sum(weight.numel() for name, weight in linears.items() if name != network.output_layer)
 
 
 def quantising_saves(network: LoRANoise, bits: int) -> int:
@@ -341,10 +345,12 @@ def _marked_decoder(generator: DiffusionGenerator, mark: Callable[[str], None]) 
         hook.remove()
 
 
-def meta_network(planned: Planned, *, rank: int, alpha: float, dtype: torch.dtype) -> LoRANoise:
+def meta_network(
+    planned: Planned, *, rank: int, alpha: float, dtype: torch.dtype, layers: Sequence[str] = ()
+) -> LoRANoise:
     """A noise network on the planned generator, without data, in the dtype that its layers compute in."""
     with torch.device("meta"):
-        network = LoRANoise(planned.generator, rank=rank, alpha=alpha)
+        network = LoRANoise(planned.generator, rank=rank, alpha=alpha, layers=layers or None)
     network.lora.to("meta", dtype)
     return network
 

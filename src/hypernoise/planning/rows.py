@@ -66,7 +66,9 @@ def plan_rows(recipe: Recipe) -> Plans:
         training["reward_dtype: bfloat16"] = _train(recipe, planned, less, batch)
     if recipe.text_encoders == "stay":
         training["text_encoders: drop"] = _without(asked, "text encoders")
-    network = meta_network(planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype)
+    network = meta_network(
+        planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype, layers=recipe.layers
+    )
     for kind, bits in (("int8", 8), ("nf4", 4)):
         if recipe.quantise == "none":
             training[f"quantise: {kind}"] = _without(asked, "denoiser", quantising_saves(network, bits))
@@ -91,7 +93,9 @@ def plan_rewards(recipe: Recipe) -> PlannedRewards:
 
 
 def _train(recipe: Recipe, planned: Planned, rewards: PlannedRewards, batch: int) -> Estimate:
-    network = meta_network(planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype)
+    network = meta_network(
+        planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype, layers=recipe.layers
+    )
     found = estimate(
         planned,
         network,

@@ -294,6 +294,8 @@ class Recipe(TrainConfig, Loading):
     rank: int = 16
     alpha: float = 32.0
     """The LoRA's update is scaled by alpha / rank."""
+    layers: Names = ()
+    """Of the denoiser, that get a LoRA, the output layer among them; none: every Linear and Conv layer."""
     frequencies: int = 0
     """Of the residual, kept each way: 2 are its mean, its slopes and their product in each channel; 0: all."""
     warm_rounds: int = 0
