@@ -12,7 +12,13 @@ from hypernoise.cli import main
 from hypernoise.generators.memory import Memory
 from hypernoise.generators.registry import load_generator
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.planning.estimate import estimate, meta_network, planned_generator
+from hypernoise.planning.estimate import (
+    estimate,
+    lora_parameters,
+    meta_network,
+    packed_parameters,
+    planned_generator,
+)
 from hypernoise.planning.live import Live
 from hypernoise.planning.rewards import clip_scores, planned_rewards
 from hypernoise.planning.rows import plan_rows
@@ -160,6 +166,16 @@ def test_live_follows_storages_until_they_are_dropped():
         assert live.bytes == 4000
         del c
     assert (live.bytes, live.peak) == (0, 8000)
+
+
+def test_fewer_layers_are_fewer_parameters_to_train_and_no_fewer_to_pack():
+    planned = planned_generator("scenes", dtype=torch.float32)
+    some = meta_network(planned, rank=4, alpha=4.0, dtype=torch.float32, layers=["conv_out"])
+    trained, packed = lora_parameters(some), packed_parameters(some)
+    some.remove()
+    every = meta_network(planned, rank=4, alpha=4.0, dtype=torch.float32)
+    assert trained == {"conv": 4 * (128 * 9 + 16)}
+    assert packed == packed_parameters(every) > 1e6
 
 
 def test_flops_count_a_multiply_add_as_two():
