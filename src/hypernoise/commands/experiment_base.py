@@ -152,15 +152,15 @@ class Bench:
         warm = {"rounds": settings.warm_rounds, "samples": settings.warm_samples, "step": settings.warm_step}
         known = {"kind": kind, "rank": rank, "alpha": alpha, "start": start, "rewards": self.reward.weights}
         known |= {"warm": warm if kind == "hypernoise" and settings.warm_rounds else None}
-        low = {"frequencies": settings.frequencies} if kind == "hypernoise" else {}
-        known |= {"frequencies": low.get("frequencies") or None}
+        frequencies = settings.frequencies if kind == "hypernoise" else 0
+        known |= {"frequencies": frequencies or None}  # runs of before noted none
         same_run(folder, {**recognised(config), **known, "steps": None, "generator": self.generator.name})
         points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.steps])}
         missing = [point for point, place in points.items() if not (place / "hypernoise.json").exists()]
         if not missing:
             return points
         make, climb = {"hypernoise": (LoRANoise, train), "finetune": (LoRATune, finetune)}[kind]
-        network = make(self.generator, rank=rank, alpha=alpha, seed=config.seed, **low)
+        network = make(self.generator, rank=rank, alpha=alpha, seed=config.seed, frequencies=frequencies)
         disturb(network, start, config.seed)
         if known["warm"] and not checkpoints(folder):
             warm_start(network, self.reward, self.prompts, config, **warm)

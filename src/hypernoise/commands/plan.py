@@ -31,14 +31,12 @@ class Plan(Train):
     def run(self) -> int:
         from hypernoise.commands.common import write_summary
         from hypernoise.files import output_folder
-        from hypernoise.planning.estimate import lora_parameters, meta_network
-        from hypernoise.planning.rows import plan_generator, plan_rows
+        from hypernoise.planning.estimate import lora_parameters
+        from hypernoise.planning.rows import plan_generator, plan_rows, planned_network
 
         output_folder(self.output)
         planned = plan_generator(self)
-        network = meta_network(
-            planned, rank=self.rank, alpha=self.alpha, dtype=planned.generator.dtype, layers=self.layers
-        )
+        network = planned_network(self, planned)
         trained = lora_parameters(network)
         network.remove()
         found = plan_rows(self)

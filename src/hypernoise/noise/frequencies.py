@@ -6,9 +6,18 @@ its KL, on details of the noise that the picture hardly depends on; left out, th
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
-from hypernoise.noise.transfer import cosine_basis
+
+def cosine_basis(size: int) -> Tensor:
+    """The orthonormal DCT-II matrix [size, size] in fp64: row k is the k-th frequency."""
+    places, frequencies = torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64)[:, None]
+    basis = torch.cos(math.pi * (places + 0.5) * frequencies / size) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis
 
 
 def low_frequencies(residual: Tensor, kept: int) -> Tensor:

@@ -14,22 +14,14 @@ noise itself, so that the noise the network sees is white too.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
+from hypernoise.noise.frequencies import cosine_basis
 from hypernoise.noise.state import in_double
-
-
-def cosine_basis(size: int) -> Tensor:
-    """The orthonormal DCT-II matrix [size, size] in fp64: row k is the k-th frequency."""
-    places, frequencies = torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64)[:, None]
-    basis = torch.cos(math.pi * (places + 0.5) * frequencies / size) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis
 
 
 class NoiseMap:

@@ -234,12 +234,13 @@ def lora_parameters(network: LoRANoise) -> dict[str, int]:
 
 def packed_parameters(network: LoRANoise) -> int:
     """How many of the denoiser's weights quantising packs: those of linear layers but for the output layer."""
-    linears = {
-        name.removesuffix(".base_layer"): module.weight
+    linears = [
+        module
         for name, module in network.generator.denoiser.named_modules()
         if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
-    return sum(weight.numel() for name, weight in linears.items() if name != network.output_layer)
+        if name.removesuffix(".base_layer") != network.output_layer
+    ]
+    return sum(module.weight.numel() for module in linears)
 
 
 def quantising_saves(network: LoRANoise, bits: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hypernoise.generators.memory import Memory
+from hypernoise.noise.lora import LoRANoise
 from hypernoise.planning.estimate import Estimate, Planned, estimate, meta_network, planned_generator, quantising_saves
 from hypernoise.planning.rewards import PlannedRewards, planned_rewards
 from hypernoise.rewards.base import RewardSettings
@@ -66,9 +67,7 @@ def plan_rows(recipe: Recipe) -> Plans:
         training["reward_dtype: bfloat16"] = _train(recipe, planned, less, batch)
     if recipe.text_encoders == "stay":
         training["text_encoders: drop"] = _without(asked, "text encoders")
-    network = meta_network(
-        planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype, layers=recipe.layers
-    )
+    network = planned_network(recipe, planned)
     for kind, bits in (("int8", 8), ("nf4", 4)):
         if recipe.quantise == "none":
             training[f"quantise: {kind}"] = _without(asked, "denoiser", quantising_saves(network, bits))
@@ -92,10 +91,15 @@ def plan_rewards(recipe: Recipe) -> PlannedRewards:
     return dataclasses.replace(found, bytes=0, score=None) if recipe.reward_device else found
 
 
-def _train(recipe: Recipe, planned: Planned, rewards: PlannedRewards, batch: int) -> Estimate:
-    network = meta_network(
+def planned_network(recipe: Recipe, planned: Planned) -> LoRANoise:
+    """A recipe's noise network on the planned generator, without data."""
+    return meta_network(
         planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype, layers=recipe.layers
     )
+
+
+def _train(recipe: Recipe, planned: Planned, rewards: PlannedRewards, batch: int) -> Estimate:
+    network = planned_network(recipe, planned)
     found = estimate(
         planned,
         network,
