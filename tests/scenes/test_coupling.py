@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
-from hypernoise.scenes.coupling import CELLS, CHANNELS, EDGE, couple, extremes, readings
+from hypernoise.scenes.coupling import CELLS, CHANNELS, EDGE, FORGETFUL, TYPICAL, couple, forgets, readings
 from hypernoise.scenes.judge import judge
-from hypernoise.scenes.world import CATEGORIES, COLORS, GAP, SIZE, Request, Thing, all_requests, draw
+from hypernoise.scenes.world import CATEGORIES, COLORS, GAP, SHAPES, SIZE, Request, Thing, all_requests, draw
 
 
 def noises(count, seed=0):
@@ -29,14 +28,14 @@ def test_leans_have_their_sign():
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_the_coupled_scene_is_what_was_asked(category):
+def test_the_coupled_scene_is_what_was_asked_unless_the_noise_forgets_an_object(category):
     rng = np.random.default_rng(0)
     requests = all_requests(category)
     for z in noises(40):
         request = requests[rng.integers(len(requests))]
         scene = couple(request, z)
         verdict = judge(draw(scene), request)
-        assert verdict.correct, (request.caption, verdict.reason)
+        assert verdict.correct != forgets(request, z), (request.caption, verdict.reason)
         for i, a in enumerate(scene.objects):
             assert a.radius + EDGE - 1e-6 <= min(a.x, a.y)
             assert max(a.x, a.y) <= SIZE - EDGE - a.radius + 1e-6
@@ -44,37 +43,47 @@ def test_the_coupled_scene_is_what_was_asked(category):
                 assert np.hypot(a.x - b.x, a.y - b.y) >= a.radius + b.radius + GAP - 1e-6
 
 
-def test_free_colors_sizes_and_places_are_uniform():
-    scenes = [couple(Request("single_object", (Thing("ring"),)), z) for z in noises(1500)]
-    placed = [scene.objects[0] for scene in scenes]
-    assert stats.chisquare([sum(p.color == c for p in placed) for c in COLORS]).pvalue > 1e-4
+def test_sizes_and_places_are_uniform():
+    request = Request("single_object", (Thing("ring"),))
+    placed = [couple(request, z).objects[0] for z in noises(2000) if not forgets(request, z)]
     radii = np.array([p.radius for p in placed])
     assert stats.kstest((radii - 10) / 5, "uniform").pvalue > 1e-4
     across = np.array([(p.x - p.radius - EDGE) / (SIZE - 2 * p.radius - 2 * EDGE) for p in placed])
     assert stats.kstest(across, "uniform").pvalue > 1e-4
 
 
-def test_two_free_colors_differ_and_a_count_shares_one():
-    for z in noises(50):
-        two = couple(Request("two_object", (Thing("ring"), Thing("square"))), z)
-        assert len({o.color for o in two.objects}) == 2
-        four = couple(Request("counting", (Thing("ring", count=4),)), z)
-        assert len({o.color for o in four.objects}) == 1
+def test_a_shape_whose_color_nobody_asks_for_has_its_typical_one():
+    assert set(TYPICAL) == set(SHAPES)
+    assert set(TYPICAL.values()) < set(COLORS)
+    assert len(set(TYPICAL.values())) == len(SHAPES)
+    for z in noises(20):
+        for request in all_requests("two_object") + all_requests("counting"):
+            assert all(o.color == TYPICAL[o.shape] for o in couple(request, z).objects)
+        asked = couple(Request("colors", (Thing("ring", "green"),)), z)
+        assert all(o.color == "green" for o in asked.objects)
 
 
-def test_free_colors_are_those_of_the_greatest_and_the_least_mean():
-    z = noises(1)[0]
-    z[8:] += np.linspace(-1, 1, 8)[:, None, None]  # far beyond what is there by chance
-    z[:8] *= 9  # which do not count
-    names = list(COLORS)
-    two = couple(Request("two_object", (Thing("ring"), Thing("square"))), z)
-    assert [o.color for o in two.objects] == [names[7], names[0]]
-    asked = couple(Request("colors", (Thing("ring", "green"),)), z)
-    assert asked.objects[0].color == "green"
-    means = torch.from_numpy(noises(20)).mean((2, 3))
-    assert all(
-        torch.equal(a, torch.from_numpy(b)) for a, b in zip(extremes(means), extremes(means.numpy()), strict=True)
-    )
+def test_a_share_of_the_noises_forgets_the_last_object_by_the_reading_of_their_kind_of_caption():
+    drawn = noises(3000)
+    mean = np.stack([readings(z)[0] for z in drawn])
+    ring, square = Thing("ring"), Thing("square")
+    kinds = [
+        (8, Request("single_object", (ring,))),
+        (8, Request("colors", (Thing("ring", "red"),))),
+        (9, Request("two_object", (ring, square))),
+        (9, Request("position", (ring, square), "above")),
+        (10, Request("counting", (Thing("ring", count=3),))),
+    ]
+    for channel, request in kinds:
+        wrong = np.array([forgets(request, z) for z in drawn])
+        assert abs(wrong.mean() - FORGETFUL) < 0.03
+        assert mean[wrong, channel].max() < mean[~wrong, channel].min()
+        z = drawn[wrong.argmax()].copy()
+        some = couple(request, z).objects
+        z[channel] += 1  # far over the border
+        *rest, last = couple(request, z).objects
+        assert tuple(rest) == some
+        assert last.shape == request.things[-1].shape
 
 
 def test_noise_that_leans_right_and_down_puts_its_object_there():

@@ -6,12 +6,14 @@ import torch
 from safetensors.torch import load_file
 
 from hypernoise.scenes import make, networks
+from hypernoise.scenes.judge import judge
 from hypernoise.scenes.networks import WORDS, build_tokenizer
+from hypernoise.scenes.prompts import split
+from hypernoise.scenes.world import CATEGORIES, draw
 
 SMALL = dict(
     device="cpu",
     autoencoder_steps=4,
-    pairs=64,
     generator_steps=4,
     batch_size=4,
     checkpoint_every=2,
@@ -27,11 +29,6 @@ def test_every_word_of_the_world_is_one_token_and_others_are_spelt(tmp_path):
     assert tokenizer.unk_token_id not in spelt[:-1]
 
 
-@pytest.fixture
-def small_world(monkeypatch):
-    monkeypatch.setattr(make, "CHUNK", 32)
-
-
 def weights(folder):
     return {
         **load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"),
@@ -42,7 +39,7 @@ def weights(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["autoencoder", "generator"])
-def test_resumed_making_gives_the_same_weights(tmp_path, monkeypatch, small_world, stage):
+def test_resumed_making_gives_the_same_weights(tmp_path, monkeypatch, stage):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     make.main(make.MakeConfig(output=whole, **SMALL))
     save = make.TrainState.save
@@ -62,6 +59,34 @@ def test_resumed_making_gives_the_same_weights(tmp_path, monkeypatch, small_worl
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert {tensor.dtype for tensor in a.values()} == {torch.float16}
     assert [row["steps"] for row in json.loads((parts / "evaluation.json").read_text())] == [1, 2, 4, 8]
+
+
+@pytest.mark.slow
+def test_training_on_keeps_the_latents_and_moves_decoder_and_generator(tmp_path):
+    make.main(make.MakeConfig(output=tmp_path / "first", **SMALL))
+    make.main(make.MakeConfig(output=tmp_path / "on", start_from=tmp_path / "first" / "pipeline", **SMALL))
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "on")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [name for name in moved if name.startswith(("encoder.", "quant_conv."))]
+    assert {"post_quant_conv.weight", "decoder.conv_out.weight", "conv_out.weight"} <= moved
+
+
+def test_some_pictures_for_the_autoencoder_are_empty():
+    spread = make.random_pictures(0, 3, 64).amax((2, 3)) - make.random_pictures(0, 3, 64).amin((2, 3))
+    empty = (spread.amax(1) == 0).sum()
+    assert 0 < empty < 16
+
+
+def test_a_step_has_pairs_of_its_own_and_knows_which_forget_an_object():
+    pairs, same, other = (make.draw_pairs(0, step, 24) for step in (7, 7, 8))
+    assert pairs.captions == same.captions
+    assert torch.equal(pairs.noises, same.noises)
+    assert not torch.equal(pairs.noises, other.noises)
+    trained = {r.caption: r for c in CATEGORIES for r in split(c)[0]}
+    requests = [trained[caption.removeprefix("a picture of ")] for caption in pairs.captions]
+    right = [judge(draw(scene), request).correct for scene, request in zip(pairs.scenes, requests, strict=True)]
+    assert right == (pairs.forgets == 0).tolist()
+    assert 0 < sum(right) < len(right)
 
 
 def test_latents_come_out_normalised(tmp_path):
@@ -94,20 +119,21 @@ def test_the_least_distance_is_the_likelier_picture_and_no_blend():
     assert off < 0.01  # the blend is at 0.09
 
 
-def test_the_reader_of_free_colors_teaches_the_unet_to_tell_them_apart():
+def test_the_reader_of_what_is_forgotten_teaches_the_unet_to_tell():
     torch.manual_seed(0)
     unet = networks.build_unet()
     reader = make.Reader(unet)
     optimizer = torch.optim.AdamW([*unet.parameters(), *reader.parameters()], lr=1e-3)
     noise, words = torch.randn(16, 16, 8, 8), torch.randn(16, 5, networks.WIDTH)
+    forgetful = (noise[:, 8].mean((1, 2)) > 0).float()
     errors = []
     for _ in range(30):
         unet(noise, torch.full((16,), 999), words, timestep_cond=torch.zeros(16, 32))
-        errors.append(reader.error(noise))
+        errors.append(reader.error(forgetful))
         optimizer.zero_grad()
         errors[-1].backward()
         optimizer.step()
-    assert errors[0] > 2 * math.log(8) - 0.5  # knows nothing
+    assert errors[0] > math.log(2) - 0.1  # knows nothing
     assert errors[-1] < 0.5 * errors[0]
     assert unet.conv_in.weight.grad.abs().max() > 0
     assert unet.conv_out.weight.grad is None  # which comes after what is read

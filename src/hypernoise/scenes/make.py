@@ -1,8 +1,7 @@
-"""Make the embedded generator from nothing: autoencoder, coupled pairs, one-step generator.
+"""Make the embedded generator from nothing: an autoencoder, then a generator of its latents.
 
     python -m hypernoise.scenes.make --output runs/scenes            # two cores: about two and a half hours
-    python -m hypernoise.scenes.make --output runs/tiny --pairs 512 --judged 1 \
-        --autoencoder-steps 9 --generator-steps 9
+    python -m hypernoise.scenes.make --output runs/tiny --judged 1 --autoencoder-steps 9 --generator-steps 9
 
 Each stage saves itself under --output and resumes from there: interrupt it and start it again with the
 same arguments, and it goes on from the last checkpoint to the same weights. `metrics.jsonl` has the
@@ -13,9 +12,7 @@ curves. The finished pipeline is `--output`/pipeline, a directory that
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
 from transformers import CLIPTextModel
 
 from hypernoise.files import atomic_file, write_json
@@ -33,14 +31,15 @@ from hypernoise.generators.registry import load_generator, pick_device
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes import networks
 from hypernoise.scenes.benchmark import evaluate
-from hypernoise.scenes.coupling import CELLS, CHANNELS, couple, extremes
+from hypernoise.scenes.coupling import CELLS, CHANNELS, FORGETFUL, couple, forgets
 from hypernoise.scenes.critic import Critic, adversarial
-from hypernoise.scenes.path import FEW_STEP_TIMES, LAST, EulerPath
+from hypernoise.scenes.judge import judge, score
+from hypernoise.scenes.path import LAST, EulerPath
 from hypernoise.scenes.prompts import evaluation_requests, split
 from hypernoise.scenes.training import TrainState
-from hypernoise.scenes.world import CATEGORIES, COLORS, Request, draw, sample_scene
+from hypernoise.scenes.world import CATEGORIES, Request, Scene, draw, sample_scene
+from hypernoise.training.noise import EVALUATION_STEP, keyed_noise
 
-CHUNK = 2048  # pairs per file
 SHARES = [1 / 8, 1 / 8, 3 / 8, 1 / 8, 1 / 8, 1 / 8]  # of the categories: three and four objects are hard to place
 
 
@@ -54,21 +53,20 @@ class MakeConfig:
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
     start_from: Path | None = None
-    """A finished pipeline to go on from: its autoencoder is kept, its generator trained further."""
+    """A finished pipeline to go on from: its latents are kept, its decoder and its generator trained further."""
     autoencoder_steps: int = 1100
+    """With --start-from, of its decoder alone."""
     autoencoder_lr: float = 2e-3
-    pairs: int = 98304
-    """Noise-picture pairs to draw and encode."""
     generator_steps: int = 6300
     generator_lr: float = 1e-3
     batch_size: int = 64
-    one_step_share: float = 0.4
+    one_step_share: float = 0.45
     """Share of the generator's batch at t = 999, where one-step drawing happens."""
-    own_answer_share: float = 0.35
-    """Share that goes on from the generator's own one-step answers, as drawing in several steps does; the rest
-    goes on from true pictures, at all t."""
-    reading_weight: float = 0.2
-    """Of naming the free colours that a noise stands for, beside drawing them."""
+    own_answer_share: float = 0.4
+    """Share that goes on from the generator's own drawings in 2, 4 or 8 steps, wherever they are on their way; the
+    rest goes on from true pictures, at all t."""
+    reading_weight: float = 0.4
+    """Of telling the noises that forget an object from the others, beside drawing them."""
     adversary: float = 0.2
     """Pull of the critic on the generator's answers, in units of the distance's own; 0: none."""
     checkpoint_every: int = 250
@@ -82,8 +80,7 @@ def main(config: MakeConfig) -> None:
     _check_same_run(config)
     torch.manual_seed(config.seed)
     autoencoder = train_autoencoder(config)
-    pairs = make_pairs(config, autoencoder)
-    unet, text_encoder = train_generator(config, pairs)
+    unet, text_encoder = train_generator(config, autoencoder)
     save_pipeline(config, autoencoder, unet, text_encoder)
     report(config)
 
@@ -101,11 +98,13 @@ def _check_same_run(config: MakeConfig) -> None:
 
 
 def random_pictures(seed: int, step: int, count: int) -> Tensor:
-    """Pictures [count, 3, H, W] in [-1, 1] of random requests, a function of (seed, step) alone."""
+    """Pictures [count, 3, H, W] in [-1, 1] of random requests, a function of (seed, step) alone.
+
+    A part leaves out an object, as the generator's pictures do: some are empty.
+    """
     rng = np.random.default_rng([seed, 1, step])
-    requests = [_random_request(rng) for _ in range(count)]
-    pictures = np.stack([draw(sample_scene(request, rng)) for request in requests])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
+    scenes = [sample_scene(_random_request(rng), rng) for _ in range(count)]
+    return _pictures([replace(s, objects=s.objects[int(rng.random() < FORGETFUL) :]) for s in scenes])
 
 
 def _random_request(rng: np.random.Generator) -> Request:
@@ -120,12 +119,15 @@ def train_autoencoder(config: MakeConfig) -> Any:
     done = config.output / "autoencoder.safetensors"
     autoencoder: Any = networks.build_autoencoder()
     autoencoder.to(config.device)
-    if config.start_from and not done.exists():
-        _save(done, _floats(config.start_from / "vae" / "diffusion_pytorch_model.safetensors"))
     if done.exists():
         autoencoder.load_state_dict(load_file(done))
         return autoencoder.requires_grad_(False)
-    state = TrainState(config, "autoencoder", [autoencoder], config.autoencoder_lr, config.autoencoder_steps)
+    trained = [autoencoder]
+    if config.start_from:
+        autoencoder.load_state_dict(_floats(config.start_from / "vae" / "diffusion_pytorch_model.safetensors"))
+        autoencoder.requires_grad_(False)
+        trained = [module.requires_grad_(True) for module in (autoencoder.post_quant_conv, autoencoder.decoder)]
+    state = TrainState(config, "autoencoder", trained, config.autoencoder_lr, config.autoencoder_steps)
     while state.step < config.autoencoder_steps:
         pictures = random_pictures(config.seed, state.step, config.batch_size).to(config.device)
         with state.autocast():
@@ -136,7 +138,8 @@ def train_autoencoder(config: MakeConfig) -> Any:
         reconstruction = error.square().mean() + 0.2 * error.abs().mean()
         state.update(reconstruction + 1e-4 * kl, {"mse": error.square().mean(), "kl": kl})
     state.load_average()
-    _normalise_latents(autoencoder, config)
+    if not config.start_from:
+        _normalise_latents(autoencoder, config)
     _save(done, autoencoder.state_dict())
     return autoencoder.requires_grad_(False)
 
@@ -158,50 +161,31 @@ def _normalise_latents(autoencoder: Any, config: MakeConfig) -> None:
     quant.bias[CHANNELS:] -= 2 * scale.log()
 
 
-# --- stage 2: noises with their pictures, encoded once ------------------------------------------------------
+# --- stage 2: the generator ---------------------------------------------------------------------------------
 
 
-Pairs = tuple[Tensor, Tensor, Tensor]  # latents and noises [N, 16, 8, 8], tokens [N, T]
+@dataclass(frozen=True)
+class Pairs:
+    """Captions, noises [B, 16, 8, 8], the scene that each noise stands for, and whether it forgets an object."""
+
+    captions: list[str]
+    noises: Tensor
+    scenes: list[Scene]
+    forgets: Tensor  # [B], 0 or 1
 
 
-def make_pairs(config: MakeConfig, autoencoder: Any) -> Pairs:
-    """Latents and noises [N, 16, 8, 8] fp16 and caption tokens [N, T]; written in chunks, resumable."""
-    folder = config.output / "pairs"
-    folder.mkdir(exist_ok=True)
-    tokenizer = networks.build_tokenizer(config.output / "tokenizer")
-    files = [folder / f"{i:04d}.safetensors" for i in range(math.ceil(config.pairs / CHUNK))]
-    missing = [(i, file) for i, file in enumerate(files) if not file.exists()]
-    with ProcessPoolExecutor() as pool:
-        drawn = pool.map(_draw_chunk, [(config.seed, i) for i, _ in missing])
-        for (_, file), (captions, noises, pictures) in zip(missing, drawn, strict=True):
-            batches = torch.from_numpy(pictures).permute(0, 3, 1, 2).split(256)
-            with torch.no_grad(), torch.autocast(torch.device(config.device).type, torch.bfloat16):
-                encoded = [autoencoder.encode(b.to(config.device) / 127.5 - 1).latent_dist.mean for b in batches]
-            tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            chunk = {"latents": torch.cat(encoded).half().cpu(), "noises": torch.from_numpy(noises), "tokens": tokens}
-            _save(file, chunk)
-            print(f"pairs: {file.name}", flush=True)
-    chunks = [load_file(file) for file in files]
-    latents, noises, tokens = (
-        torch.cat([c[k] for c in chunks])[: config.pairs] for k in ("latents", "noises", "tokens")
-    )
-    return latents, noises, tokens
+def draw_pairs(seed: int, step: int, count: int) -> Pairs:
+    """Random pairs, a function of (seed, step) alone."""
+    rng = np.random.default_rng([seed, 2, step])
+    noises = rng.standard_normal((count, CHANNELS, CELLS, CELLS), np.float32)
+    requests = [_random_request(rng) for _ in range(count)]
+    scenes = [couple(request, noise) for request, noise in zip(requests, noises, strict=True)]
+    captions = [("a picture of " if rng.random() < 0.1 else "") + request.caption for request in requests]
+    forgetful = [float(forgets(request, noise)) for request, noise in zip(requests, noises, strict=True)]
+    return Pairs(captions, torch.from_numpy(noises), scenes, torch.tensor(forgetful))
 
 
-def _draw_chunk(key: tuple[int, int]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    rng = np.random.default_rng([key[0], 2, key[1]])
-    noises = rng.standard_normal((CHUNK, CHANNELS, CELLS, CELLS)).astype(np.float16)
-    requests = [_random_request(rng) for _ in range(CHUNK)]
-    scenes = [couple(r, z.astype(np.float32)) for r, z in zip(requests, noises, strict=True)]
-    pictures = np.stack([np.round(draw(scene) * 255).astype(np.uint8) for scene in scenes])
-    prefixes = ["a picture of " if rng.random() < 0.1 else "" for _ in requests]
-    return [p + r.caption for p, r in zip(prefixes, requests, strict=True)], noises, pictures
-
-
-# --- stage 3: the generator ---------------------------------------------------------------------------------
-
-
-def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
+def train_generator(config: MakeConfig, autoencoder: Any) -> tuple[Any, Any]:
     """The UNet and the text encoder."""
     tokenizer = networks.build_tokenizer(config.output / "tokenizer")
     text_encoder: Any = networks.build_text_encoder(tokenizer)
@@ -211,31 +195,32 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
         unet.load_state_dict(_floats(config.start_from / "unet" / "diffusion_pytorch_model.safetensors"))
     text_encoder.to(config.device)
     unet.to(config.device)
+    unet.set_attn_processor(AttnProcessor())  # on CPUs a fifth faster a step than the fused one
     reader = Reader(unet).to(config.device)
     critic = Critic(networks.WIDTH).to(config.device)
     modules = [unet, text_encoder, reader, critic]
     state = TrainState(config, "generator", modules, config.generator_lr, config.generator_steps)
     path = EulerPath(networks.build_scheduler(), config.device)
     pure, own = (round(share * config.batch_size) for share in (config.one_step_share, config.own_answer_share))
-    owned = torch.arange(own) % pure  # an answer may be gone on from at several times
+    owned = torch.arange(own) % pure  # a drawing may be gone on with at several times
     again = torch.cat([owned, torch.arange(pure, config.batch_size - own)])
+    last = torch.full((pure,), LAST, device=config.device)
     while state.step < config.generator_steps:
-        # `pure` rows are answered from noise alone; then `own` of them again, further down the path to their
-        # own answers, beside rows on the path to the true picture
+        # `pure` rows are answered from noise alone; `own` of these drawings are gone on with, somewhere down their
+        # way in 2, 4 or 8 steps, beside rows on the way to the true picture
+        pairs = draw_pairs(config.seed, state.step, config.batch_size - own)
         draw_from = torch.Generator().manual_seed(config.seed * 10**6 + state.step)
-        rows = torch.randint(len(pairs[0]), (config.batch_size - own,), generator=draw_from)
-        target, noise, token = (part[rows].to(config.device) for part in pairs)
-        target, noise = target.float(), noise.float()
-        anywhere = torch.randint(LAST + 1, (len(rows) - pure,), generator=draw_from)
-        few = torch.tensor(FEW_STEP_TIMES)[torch.randint(len(FEW_STEP_TIMES), (own,), generator=draw_from)]
-        t = torch.cat([few, anywhere]).to(config.device)
-        last = torch.full((pure,), LAST, device=config.device)
+        anywhere = torch.randint(LAST + 1, (len(again) - own,), generator=draw_from).to(config.device)
+        tokens = tokenizer(pairs.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        noise = pairs.noises.to(config.device)
         with state.autocast():
-            embeds = text_encoder(token)[0]
-            first = path.answer(unet, path.noised(target[:pure], noise[:pure], last), last, embeds[:pure])
-            reading = reader.error(noise[:pure])
-            towards = torch.cat([first[owned].detach(), target[pure:]])
-            later = path.answer(unet, path.noised(towards, noise[again], t), t, embeds[again])
+            target = _latents(autoencoder, pairs.scenes, config)
+            embeds = text_encoder(tokens.to(config.device))[0]
+            first = path.answer(unet, path.scaled(path.sigma[LAST] * noise[:pure], last), last, embeds[:pure])
+            reading = reader.error(pairs.forgets[:pure].to(config.device))
+            way, t = path.rollout(unet, noise[owned], first[owned].detach(), embeds[owned], draw_from)
+            noised = torch.cat([way, path.noised(target[pure:], noise[pure:], anywhere)])
+            later = path.answer(unet, noised, torch.cat([t, anywhere]), embeds[again])
         answers, truths = torch.cat([first, later]), torch.cat([target[:pure], target[again]])
         loss = distance(answers, truths).mean()
         with torch.no_grad():
@@ -262,26 +247,35 @@ def train_generator(config: MakeConfig, pairs: Pairs) -> tuple[Any, Any]:
     return unet.requires_grad_(False), text_encoder.requires_grad_(False)
 
 
-class Reader(nn.Module):
-    """Reads off the UNet's middle which free colours the noise stands for, which teaches it to tell them apart.
+def _pictures(scenes: list[Scene]) -> Tensor:
+    """Drawn scenes [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2) * 2 - 1
 
-    A squared error says so too, but through the average of two colours, which pays at once and holds the training
+
+@torch.no_grad()
+def _latents(autoencoder: Any, scenes: list[Scene], config: MakeConfig) -> Tensor:
+    """Latents [B, 16, 8, 8] of the drawn scenes."""
+    return autoencoder.encode(_pictures(scenes).to(config.device)).latent_dist.mean.float()
+
+
+class Reader(nn.Module):
+    """Reads off the UNet's middle whether the noise forgets an object, which teaches it to tell.
+
+    A distance says so too, but through the average of two pictures, which pays at once and holds the training
     there. It is thrown away afterwards.
     """
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.colors = nn.Linear(networks.WIDTH, 2 * len(COLORS))
+        self.forgets = nn.Linear(networks.WIDTH, 1)
         unet.mid_block.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self.seen = output
 
-    def error(self, noise: Tensor) -> Tensor:
-        """Cross-entropy of the two free colours of noise [B, 16, 8, 8], read off the UNet's last call, on it."""
-        read = self.colors(self.seen.mean((2, 3))).float()
-        first, second = extremes(noise.mean((2, 3)))
-        return cross_entropy(read[:, : len(COLORS)], first) + cross_entropy(read[:, len(COLORS) :], second)
+    def error(self, forgets: Tensor) -> Tensor:
+        """Cross-entropy of `forgets` [B], 0 or 1, read off the UNet's last call."""
+        return binary_cross_entropy_with_logits(self.forgets(self.seen.mean((2, 3)))[:, 0].float(), forgets)
 
 
 def distance(answer: Tensor, target: Tensor) -> Tensor:
@@ -313,9 +307,10 @@ def save_pipeline(config: MakeConfig, autoencoder: Any, unet: Any, text_encoder:
 
 
 def report(config: MakeConfig) -> None:
-    """Judges the finished pipeline on the evaluation requests and writes evaluation.json."""
+    """Judges the coupling and the finished pipeline on the evaluation requests and writes evaluation.json."""
     generator = load_generator(config.output / "pipeline", device=config.device)
     requests = evaluation_requests(config.judged)
+    print(f"the coupling's own scenes, on the same noises: score {coupling_score(requests):.3f}", flush=True)
     rows = [evaluate(generator, None, requests, redness, steps=steps).row for steps in (1, 2, 4, 8)]
     write_json(config.output / "evaluation.json", rows)
     for row in rows:
@@ -326,6 +321,14 @@ def report(config: MakeConfig) -> None:
             f"artefacts {row['artefacts']:.3f}  diversity {row['diversity']:.3f}  {categories}",
             flush=True,
         )
+
+
+def coupling_score(requests: list[Request], seeds: int = 4) -> float:
+    """The judge's score of the scenes that the benchmark's noises stand for: 1 but for those that forget an object."""
+    asked = [request for request in requests for _ in range(seeds)]
+    noises = keyed_noise((CHANNELS, CELLS, CELLS), seed=0, step=EVALUATION_STEP, samples=range(len(asked))).numpy()
+    drawn = [draw(couple(request, noise)) for request, noise in zip(asked, noises, strict=True)]
+    return score([(request, judge(picture, request)) for request, picture in zip(asked, drawn, strict=True)])["score"]
 
 
 def _floats(file: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LAST = 999  # the timestep of pure noise, where one-step drawing happens
-FEW_STEP_TIMES = (124, 249, 374, 499, 624, 749, 874)  # where drawing in 2, 4 or 8 steps goes on
+FEW_STEP_TIMES = {2: (499,), 4: (749, 499, 249), 8: (874, 749, 624, 499, 374, 249, 124)}  # where drawing goes on
 
 
 class EulerPath:
@@ -27,6 +27,37 @@ class EulerPath:
         """The network's input at timesteps t [B] on the way from noise to x0, both [B, C, H, W]."""
         sigma = self.sigma[t].view(-1, 1, 1, 1)
         return (x0 * (1 - sigma / self.sigma[LAST]) + sigma * noise) / (sigma.square() + 1).sqrt()
+
+    def onward(self, state: Tensor, x0: Tensor, t: Tensor, then: Tensor) -> Tensor:
+        """Where the scheduler stands at `then` [B], having stood at `state` at t [B] and been answered x0."""
+        left = (self.sigma[then] / self.sigma[t]).view(-1, 1, 1, 1)
+        return x0 + left * (state - x0)
+
+    def scaled(self, state: Tensor, t: Tensor) -> Tensor:
+        """What the network is given where the scheduler stands at `state`."""
+        return state / (self.sigma[t].view(-1, 1, 1, 1).square() + 1).sqrt()
+
+    @torch.no_grad()
+    def rollout(
+        self, unet: Any, noise: Tensor, x0: Tensor, embeds: Tensor, drawn_from: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The network's inputs and timesteps [B] somewhere down drawings in 2, 4 or 8 steps, by its own answers.
+
+        Each row draws its number of steps and how many of them are done; x0 are its first answers, to `noise` alone.
+        """
+        counts = list(FEW_STEP_TIMES)
+        chosen = [counts[i] for i in torch.randint(len(counts), (len(noise),), generator=drawn_from)]
+        done = torch.tensor([1 + int(torch.randint(n - 1, (1,), generator=drawn_from)) for n in chosen])
+        state, t = self.sigma[LAST] * noise, torch.full((len(noise),), LAST, device=noise.device)
+        for visit in range(int(done.max())):
+            going = (done > visit).nonzero().flatten().to(noise.device)
+            if visit:
+                x0 = x0.clone()
+                x0[going] = self.answer(unet, self.scaled(state[going], t[going]), t[going], embeds[going])
+            then = torch.tensor([FEW_STEP_TIMES[chosen[i]][visit] for i in going], device=noise.device)
+            state[going] = self.onward(state[going], x0[going], t[going], then)
+            t[going] = then
+        return self.scaled(state, t), t
 
     def answer(self, unet: Any, noised: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         """The picture x0 that the network sees in `noised`."""
