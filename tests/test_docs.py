@@ -68,15 +68,8 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
             device = [] if name in ("prompts", "watch") else ["--device", "cpu"]
             assert main([*words[1:], *SHORTENED[name], *device]) == 0, line
         elif "hypernoise.scenes.make" in words:
-            tiny = make.MakeConfig(
-                device="cpu", autoencoder_steps=1, pairs=32, generator_steps=1, batch_size=2, judged=1
-            )
-            monkeypatch.setattr(make, "CHUNK", 32)
-            make.main(
-                tyro.cli(
-                    make.MakeConfig, default=tiny, args=[w for w in words[3:] if not w.isdigit() and "steps" not in w]
-                )
-            )
+            tiny = make.MakeConfig(device="cpu", autoencoder_steps=1, generator_steps=1, batch_size=4, judged=1)
+            make.main(tyro.cli(make.MakeConfig, default=tiny, args=words[3:]))
         elif "hypernoise.scenes.make_rewards" in words:
             tiny_rewards = make_rewards.RewardConfig(device="cpu", steps=1, batch_size=6, tested=1)
             make_rewards.main(tyro.cli(make_rewards.RewardConfig, default=tiny_rewards, args=words[3:]))
