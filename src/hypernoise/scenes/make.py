@@ -281,7 +281,7 @@ class Reader(nn.Module):
 def distance(answer: Tensor, target: Tensor) -> Tensor:
     """Mean Euclidean distance [B] of 3 x 3 windows of latents [B, C, H, W], about an object each.
 
-    Where a noise says one colour or another, the least squared error is their blend; the least distance is
+    Where a noise may be one scene or another, the least squared error is their blend; the least distance is
     the likelier of the two.
     """
     squared = (answer - target).square().mean(1, keepdim=True)
