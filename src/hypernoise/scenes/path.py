@@ -25,8 +25,7 @@ class EulerPath:
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The network's input at timesteps t [B] on the way from noise to x0, both [B, C, H, W]."""
-        sigma = self.sigma[t].view(-1, 1, 1, 1)
-        return (x0 * (1 - sigma / self.sigma[LAST]) + sigma * noise) / (sigma.square() + 1).sqrt()
+        return self.scaled(self.onward(self.sigma[LAST] * noise, x0, torch.full_like(t, LAST), t), t)
 
     def onward(self, state: Tensor, x0: Tensor, t: Tensor, then: Tensor) -> Tensor:
         """Where the scheduler stands at `then` [B], having stood at `state` at t [B] and been answered x0."""
