@@ -1,5 +1,7 @@
 import json
 import math
+from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypernoise.scenes import make, networks
 from hypernoise.scenes.judge import judge
 from hypernoise.scenes.networks import WORDS, build_tokenizer
 from hypernoise.scenes.prompts import split
-from hypernoise.scenes.world import CATEGORIES, draw
+from hypernoise.scenes.world import CATEGORIES, COLORS, Request, all_requests, draw
 
 SMALL = dict(
     device="cpu",
@@ -77,13 +79,29 @@ def test_some_pictures_for_the_autoencoder_are_empty():
     assert 0 < empty < 16
 
 
+def dressed_requests(category: str) -> list[Request]:
+    """The category's requests, with every choice of colours."""
+    plain = all_requests(category)
+    colors = [list(permutations(COLORS, len(request.things))) for request in plain]
+    return [_with_colors(request, chosen) for request, choices in zip(plain, colors, strict=True) for chosen in choices]
+
+
+def _with_colors(request: Request, colors: tuple[str, ...]) -> Request:
+    things = [replace(thing, color=color) for thing, color in zip(request.things, colors, strict=True)]
+    return replace(request, things=tuple(things))
+
+
 def test_a_step_has_pairs_of_its_own_and_knows_which_forget_an_object():
     pairs, same, other = (make.draw_pairs(0, step, 24) for step in (7, 7, 8))
     assert pairs.captions == same.captions
     assert torch.equal(pairs.noises, same.noises)
     assert not torch.equal(pairs.noises, other.noises)
-    trained = {r.caption: r for c in CATEGORIES for r in split(c)[0]}
-    requests = [trained[caption.removeprefix("a picture of ")] for caption in pairs.captions]
+    plain = {r.caption: r for c in CATEGORIES for r in split(c)[0]}
+    dressed = {r.caption: r for r in dressed_requests("counting") + dressed_requests("position")}
+    captions = [caption.removeprefix("a picture of ") for caption in pairs.captions]
+    requests = [{**plain, **dressed}[caption] for caption in captions]
+    assert set(captions) & plain.keys()
+    assert set(captions) & dressed.keys()
     right = [judge(draw(scene), request).correct for scene, request in zip(pairs.scenes, requests, strict=True)]
     assert right == (pairs.forgets == 0).tolist()
     assert 0 < sum(right) < len(right)

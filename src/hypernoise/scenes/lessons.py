@@ -5,6 +5,7 @@ Everything is a function of the drawn truth and of training captions; the judge 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,9 +59,12 @@ EVALUATED = {category: split(category)[1] for category in CATEGORIES}
 FORBIDDEN = frozenset(combination(request) for group in EVALUATED.values() for request in group)
 
 
-def taught_request(rng: np.random.Generator) -> Request:
-    """A training request; half of the relations and counts are dressed, whatever their shapes."""
-    category = CATEGORIES[rng.integers(len(CATEGORIES))]
+def taught_request(rng: np.random.Generator, shares: Sequence[float] | None = None) -> Request:
+    """A training request; half of the relations and counts are dressed, whatever their shapes.
+
+    `shares` are those of the categories, in their order; without, they are equal.
+    """
+    category = str(rng.choice(CATEGORIES, p=shares))
     if category in ("position", "counting") and rng.random() < 0.5:
         group = TRAINED[category] + EVALUATED[category]
         return dressed(group[rng.integers(len(group))], rng)

@@ -34,10 +34,11 @@ from hypernoise.scenes.benchmark import evaluate
 from hypernoise.scenes.coupling import CELLS, CHANNELS, FORGETFUL, couple, forgets
 from hypernoise.scenes.critic import Critic, adversarial
 from hypernoise.scenes.judge import judge, score
+from hypernoise.scenes.lessons import taught_request
 from hypernoise.scenes.path import LAST, EulerPath
-from hypernoise.scenes.prompts import evaluation_requests, split
+from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.training import TrainState
-from hypernoise.scenes.world import CATEGORIES, Request, Scene, draw, sample_scene
+from hypernoise.scenes.world import Request, Scene, draw, sample_scene
 from hypernoise.training.noise import EVALUATION_STEP, keyed_noise
 
 SHARES = [1 / 8, 1 / 8, 3 / 8, 1 / 8, 1 / 8, 1 / 8]  # of the categories: three and four objects are hard to place
@@ -103,16 +104,8 @@ def random_pictures(seed: int, step: int, count: int) -> Tensor:
     A part leaves out an object, as the generator's pictures do: some are empty.
     """
     rng = np.random.default_rng([seed, 1, step])
-    scenes = [sample_scene(_random_request(rng), rng) for _ in range(count)]
+    scenes = [sample_scene(taught_request(rng, SHARES), rng) for _ in range(count)]
     return _pictures([replace(s, objects=s.objects[int(rng.random() < FORGETFUL) :]) for s in scenes])
-
-
-def _random_request(rng: np.random.Generator) -> Request:
-    options = _REQUESTS[rng.choice(CATEGORIES, p=SHARES)]
-    return options[rng.integers(len(options))]
-
-
-_REQUESTS = {category: split(category)[0] for category in CATEGORIES}  # an evaluation caption trains nothing
 
 
 def train_autoencoder(config: MakeConfig) -> Any:
@@ -178,7 +171,7 @@ def draw_pairs(seed: int, step: int, count: int) -> Pairs:
     """Random pairs, a function of (seed, step) alone."""
     rng = np.random.default_rng([seed, 2, step])
     noises = rng.standard_normal((count, CHANNELS, CELLS, CELLS), np.float32)
-    requests = [_random_request(rng) for _ in range(count)]
+    requests = [taught_request(rng, SHARES) for _ in range(count)]
     scenes = [couple(request, noise) for request, noise in zip(requests, noises, strict=True)]
     captions = [("a picture of " if rng.random() < 0.1 else "") + request.caption for request in requests]
     forgetful = [float(forgets(request, noise)) for request, noise in zip(requests, noises, strict=True)]
