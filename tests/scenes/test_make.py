@@ -73,6 +73,15 @@ def test_training_on_keeps_the_latents_and_moves_decoder_and_generator(tmp_path)
     assert {"post_quant_conv.weight", "decoder.conv_out.weight", "conv_out.weight"} <= moved
 
 
+def test_a_wrong_start_or_another_runs_folder_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"nothing: no finished pipeline is there"):
+        make.main(make.MakeConfig(output=tmp_path / "on", start_from=tmp_path / "nothing", **SMALL))
+    assert not (tmp_path / "on").exists()
+    (tmp_path / "begun.json").write_text('{"seed": 3, "start_from": "None"}')
+    with pytest.raises(SystemExit, match=r"was begun with {'seed': 3.*; give another --output"):
+        make.main(make.MakeConfig(output=tmp_path, seed=4, **SMALL))
+
+
 def test_some_pictures_for_the_autoencoder_are_empty():
     pictures = make.random_pictures(0, 3, 64)
     empty = (pictures.amax((2, 3)) == pictures.amin((2, 3))).all(1).sum()

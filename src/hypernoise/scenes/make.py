@@ -77,8 +77,7 @@ class MakeConfig:
 
 def main(config: MakeConfig) -> None:
     config = replace(config, device=str(pick_device(config.device)))
-    config.output.mkdir(parents=True, exist_ok=True)
-    _check_same_run(config)
+    _begin(config)
     torch.manual_seed(config.seed)
     autoencoder = train_autoencoder(config)
     unet, text_encoder = train_generator(config, autoencoder)
@@ -86,13 +85,16 @@ def main(config: MakeConfig) -> None:
     report(config)
 
 
-def _check_same_run(config: MakeConfig) -> None:
-    """A folder begun with one seed, or from one pipeline, is not gone on with from another."""
+def _begin(config: MakeConfig) -> None:
+    """Makes the output folder; one begun with another seed, or from another pipeline, is not gone on with."""
+    if config.start_from and not (config.start_from / "model_index.json").is_file():
+        raise SystemExit(f"--start-from {config.start_from}: no finished pipeline is there (no model_index.json)")
+    config.output.mkdir(parents=True, exist_ok=True)
     file, here = config.output / "begun.json", {"seed": config.seed, "start_from": str(config.start_from)}
     if not file.exists():
         write_json(file, here)
-    elif json.loads(file.read_text()) != here:
-        raise SystemExit(f"{config.output} was begun with {file.read_text().strip()}; give another --output")
+    elif (begun := json.loads(file.read_text())) != here:
+        raise SystemExit(f"{config.output} was begun with {begun}; give another --output")
 
 
 # --- stage 1: the autoencoder -------------------------------------------------------------------------------
