@@ -22,7 +22,6 @@ from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import draw, sample_scene
 from hypernoise.training.noise import keyed_noise
 
-MINIMUM = 0.4  # below what docs/scenes.md reports, so that other machines' rounding passes
 FOLDER = Path(str(files("hypernoise").joinpath("scenes/weights/generator")))
 
 
@@ -64,9 +63,25 @@ def test_guidance_changes_nothing(scenes):
 
 @pytest.mark.slow
 def test_one_step_pictures_are_recognised_by_the_judge(scenes):
+    """As the benchmark asks of a generator: neither hopeless nor finished, and clear."""
     found = evaluate(scenes, None, evaluation_requests(15), redness, seeds=2)
-    assert found.row["score"] >= MINIMUM, found.row
+    assert 0.45 <= found.row["score"] <= 0.80, found.row
+    assert found.row["artefacts"] <= 0.10, found.row
     assert found.row["diversity"] > 0.1
+
+
+@pytest.mark.slow
+def test_the_adapter_that_ships_meets_the_benchmarks_targets(scenes):
+    requests = evaluation_requests(25)
+    plain = evaluate(scenes, None, requests, redness, seeds=2).row
+    network = load_adapter(scenes, "scenes")
+    try:
+        ours = evaluate(scenes, network, requests, redness, seeds=2).row
+    finally:
+        network.remove()
+    assert ours["score"] >= plain["score"] + 0.10, (plain, ours)
+    assert ours["artefacts"] <= plain["artefacts"] + 0.01, (plain, ours)
+    assert ours["diversity"] >= 0.95 * plain["diversity"], (plain, ours)
 
 
 @pytest.mark.slow
@@ -101,7 +116,7 @@ def test_the_adapter_that_ships_is_small_and_goes_on_by_its_name(scenes):
         noise = keyed_noise(scenes.noise_shape, seed=0, step=0, samples=range(16))
         with torch.no_grad():
             residual = network(noise, scenes.encode(["two squares", "a ring above a cross"] * 8))
-        assert 0.3 < l2_kl(residual).mean() < 2
+        assert 0.3 < l2_kl(residual).mean() < 6
         assert torch.allclose(low_frequencies(residual, 2), residual, atol=1e-5)
     finally:
         network.remove()

@@ -19,7 +19,7 @@ from tests.rewards.gradients import assert_gradient_is_right
 KINDS = ["clip", "matcher"]
 NAMES = ["scenes-match", "scenes-clip"]
 PROMPTS = ["a red ring and a blue square", "three crosses"]
-ACCURACY = 0.9  # below what docs/scenes.md reports
+ACCURACY = 0.95  # that the benchmark asks for, of each in every category
 SMALL = dict(device="cpu", steps=4, batch_size=6, misses=2, checkpoint_every=2, tested=2)
 
 
@@ -147,14 +147,15 @@ def test_the_worst_picture_is_as_far_as_asked_and_scored_worse(untrained):
 def test_the_shipped_scorers_prefer_the_truth_to_near_misses(name):
     """On new pictures of evaluation captions, which trained nothing; docs/scenes.md has each category."""
     scorer, rng = load_reward(name), np.random.default_rng(7)
-    right = []
-    for group in EVALUATED.values():
-        batch = [lesson(group[rng.integers(len(group))], frozenset(), 2, rng) for _ in range(30)]
+    right = {}
+    for category, group in EVALUATED.items():
+        batch = [lesson(group[rng.integers(len(group))], frozenset(), 2, rng) for _ in range(60)]
         pixels = to_tensor([x.pixels for x in batch])
         with torch.no_grad():
             own = scorer(pixels, [x.caption for x in batch])
-            right += [(own > scorer(pixels, [x.false_captions[i] for x in batch])).float().mean() for i in range(2)]
-    assert torch.stack(right).mean() >= ACCURACY
+            false = [scorer(pixels, [x.false_captions[i] for x in batch]) for i in range(2)]
+        right[category] = torch.stack([own > one for one in false]).float().mean().item()
+    assert min(right.values()) >= ACCURACY, right
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
-from hypernoise.training.config import TrainConfig
+from hypernoise.training.config import Recipe, TrainConfig
 from hypernoise.training.trainer import train
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross", "a ring", "a black square"]
@@ -100,6 +101,14 @@ def test_resuming_with_other_settings_is_refused(sd_pipeline, tmp_path):
     run(sd_pipeline, config(steps=2), output=tmp_path)
     with pytest.raises(InputError, match=r"was trained with lr = 0.01, not 0.5"):
         run(sd_pipeline, config(lr=0.5), output=tmp_path)
+
+
+def test_resuming_with_another_warm_start_is_refused(sd_pipeline, tmp_path):
+    recipe = Recipe(**vars(config(steps=2)), warm_rounds=1, warm_samples=4)
+    run(sd_pipeline, recipe, output=tmp_path)
+    run(sd_pipeline, replace(recipe, steps=3), output=tmp_path)
+    with pytest.raises(InputError, match=r"was trained with warm_samples = 4, not 8"):
+        run(sd_pipeline, replace(recipe, warm_samples=8), output=tmp_path)
 
 
 def test_fewer_steps_than_the_checkpoint_has_are_refused(sd_pipeline, tmp_path):

@@ -52,6 +52,9 @@ class EvaluateScenes(WithGenerator):
         at_least_one(self, "judged", "noises", flags=True)
         if not self.steps or min(self.steps) < 1:
             raise InputError(f"--steps takes numbers from 1, such as 1 2 4 8, not {list(self.steps)}")
+        for flag, given in (("--steps", self.steps), ("--adapter", self.adapter)):
+            if len(set(given)) < len(given):
+                raise InputError(f"{flag} takes each once, not {' '.join(map(str, given))}")
         shard = shard_of(self.shard)
         import numpy as np
         from tqdm import tqdm

@@ -45,7 +45,7 @@ class Experiment:
     warm_rounds: int = 1
     """Of the noise networks' warm start, before the first update (docs/training.md); 0: none."""
     warm_samples: int = 12288
-    warm_step: float = 1.5
+    warm_step: float = 3.0
     rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
     """What is trained for and searched by."""
     watched: Weights = field(default_factory=dict)

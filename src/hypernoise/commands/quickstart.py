@@ -30,7 +30,7 @@ class Quickstart(Recipe):
     kl_weight: float = 0.15
     warm_rounds: int = 1
     warm_samples: int = 6144
-    warm_step: float = 1.5
+    warm_step: float = 3.0
     steps: int = 1
     batch_size: int = 64
     lr: float = 1e-5

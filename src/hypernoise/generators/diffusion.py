@@ -116,7 +116,10 @@ class DiffusionGenerator:
         return len(self._call_of_model.get("timesteps") or [1])
 
     def check_steps(self, steps: int) -> None:
-        """Refuses another number of steps than that of timesteps which the model fixes and would draw anyway."""
+        """Refuses more steps than were trained on, and another number than that of timesteps which the model fixes."""
+        most = self.pipeline.scheduler.config.get("num_train_timesteps")
+        if most is not None and steps > most:
+            raise InputError(f"{self.name} knows {most} timesteps, so it draws in at most as many steps, not {steps}")
         fixed = self._call_of_model.get("timesteps")
         if fixed is not None and steps != len(fixed):  # they would override num_inference_steps
             told = f"timesteps {', '.join(map(str, fixed))}"

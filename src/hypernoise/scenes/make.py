@@ -1,6 +1,6 @@
 """Make the embedded generator from nothing: an autoencoder, then a generator of its latents.
 
-    python -m hypernoise.scenes.make --output runs/scenes            # two cores: about two and a half hours
+    python -m hypernoise.scenes.make --output runs/scenes            # two cores: two to three hours
     python -m hypernoise.scenes.make --output runs/tiny --judged 1 --autoencoder-steps 9 --generator-steps 9
 
 Each stage saves itself under --output and resumes from there: interrupt it and start it again with the

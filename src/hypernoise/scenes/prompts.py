@@ -1,7 +1,9 @@
 """The scenes world's prompts, split so that no combination trained on is ever evaluated on.
 
 A combination is what is asked, however it is worded: "a circle and a square" is "a square and a circle",
-and "left of" turned round is "right of". The split is fixed by a hash, the same on every machine.
+and "left of" turned round is "right of". The split is fixed by a hash, the same on every machine. The lessons
+of rewards and generator also dress training counts and relations in colours, and so may show two coloured shapes
+side by side whose pair is an evaluation caption, under a caption that says something else of them (docs/scenes.md).
 """
 
 from __future__ import annotations

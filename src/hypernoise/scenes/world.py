@@ -133,10 +133,11 @@ def all_requests(category: str) -> list[Request]:
 def relation_between(
     ax: float, ay: float, aw: float, ah: float, bx: float, by: float, bw: float, bh: float
 ) -> set[str]:
-    """GenEval's rule for where A lies relative to B, from their boxes' centres and sizes (px).
+    """Where A lies relative to B, by GenEval's margin, from their boxes' centres and sizes (px).
 
-    Offsets are first shrunk by a tenth of the summed sizes; a direction holds if it makes up more than
-    half of the shrunken offset's length (djghosh13/geneval, evaluation/evaluate_images.py).
+    Offsets are first shrunk by a tenth of the summed sizes; a direction holds if it makes up more than half of
+    the shrunken offset's length. GenEval (djghosh13/geneval, evaluation/evaluate_images.py) asks for half of the
+    whole offset's, which few pictures tell apart (docs/yardsticks.md).
     """
     offset = np.array([ax - bx, ay - by])
     margin = 0.1 * np.array([aw + bw, ah + bh])

@@ -250,6 +250,9 @@ def recognised(config: TrainConfig) -> dict[str, Any]:
         if own.name not in FREE:
             value = getattr(config, own.name)
             values[own.name] = None if own.name in LATER and value == own.default else value
+    if isinstance(config, Recipe):  # where there was no warm start, its settings decide nothing
+        warm = ("warm_rounds", "warm_samples", "warm_step")
+        values |= {name: getattr(config, name) if config.warm_rounds else None for name in warm}
     return values
 
 

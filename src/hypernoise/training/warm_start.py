@@ -7,7 +7,9 @@ frozen denoiser's own features. To first order in the reward the objective is th
 
 a ridge regression of the gradients on the features, Newton's step where Adam averages thousands of noisy ones and
 sees the features through a random A. A round measures both expectations at z = x0 + W h, and moves W towards the
-minimum there, as far as the straight line can be trusted. Training goes on from W with every layer.
+minimum there. Where that move is shorter than allowed, the objective itself, on noises of its own, says whether to go
+farther along it: a reward whose gradients were cut, or that steepens on the way, has its minimum beyond the straight
+line's. Training goes on from W with every layer.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 from hypernoise.errors import InputError
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.objective import limit_gradient
+from hypernoise.objective import limit_gradient, noise_objective
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
@@ -32,6 +34,8 @@ from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.steps import autocast, steps_of
 
 RIDGE = 0.1  # of the features' mean square, added to E[h hᵀ]
+FACTORS = (1.0, 2**0.5, 2.0, 8**0.5, 4.0)  # by which a round's move is tried
+TRIED = 16  # a round's pictures over those that each factor is tried on
 
 
 def warm_start(
@@ -49,7 +53,8 @@ def warm_start(
 
     Args:
         rounds, samples: of so many pictures each, drawn `config.batch_size` at a time.
-        step: how far a round may move f: the greatest root mean square, over samples, of ‖Δf‖.
+        step: how far a round may move f: the greatest root mean square, over samples, of ‖Δf‖. A shorter move is
+            tried at up to four times its length too, on a 16th as many pictures each.
         config: its kl_weight (α), sample_clip, dtype, seed, batch_size and generator_steps are used.
 
     Raises:
@@ -79,10 +84,43 @@ def warm_start(
         best = torch.linalg.solve(second + ridge, products.T.double() / samples).T / config.kl_weight
         move = best - weight
         length = math.sqrt((move @ second * move).sum())
-        weight = (weight + min(1.0, step / length) * move).to(weight) if length else weight
+        factors = sorted({min(factor, step / length) for factor in FACTORS}) if length else [0.0]
+        trials = range(batch, batch + max(1, samples // (TRIED * config.batch_size))) if len(factors) > 1 else ()
+        objectives = []
+        for factor in factors:
+            network.set_output((weight + factor * move).to(weight).view(layer.weight.shape))
+            objectives.append(sum(_objective(network, reward, prompts, config, trial) for trial in trials))
+        batch += len(trials)
+        factor = factors[objectives.index(min(objectives))]
+        weight = (weight + factor * move).to(weight)
         network.set_output(weight.view(layer.weight.shape))
-        rows.append({"round": number + 1, "reward": total / samples, "newton_step": length})
+        rows.append({"round": number + 1, "reward": total / samples, "newton_step": length, "factor": factor})
     return rows
+
+
+@torch.no_grad()
+def _objective(
+    network: LoRANoise, reward: RewardFunction, prompts: Sequence[str], config: TrainConfig, batch: int
+) -> float:
+    """The objective's sum over a batch, as things are."""
+    generator = network.generator
+    texts, noise = _drawn(network, prompts, config, batch, config.batch_size)
+    condition = generator.encode(texts)
+    with autocast(generator.device, config):
+        residual = network(noise, condition)
+        steps, seed = steps_of(config, batch), key_of(config.seed, batch)
+        pixels = generator.sample(noise + residual, condition, steps=steps, seed=seed)
+    return noise_objective(residual, reward(pixels.to(noise.dtype), texts), config.kl_weight).sum().item()
+
+
+def _drawn(
+    network: LoRANoise, prompts: Sequence[str], config: TrainConfig, batch: int, count: int
+) -> tuple[list[str], Tensor]:
+    """Prompts and noises [count, *noise_shape] of a batch."""
+    generator = network.generator
+    texts = prompts_of_step(prompts, batch, config.batch_size, config.seed)[:count]
+    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=WARM_STEP + batch, samples=range(count))
+    return texts, noise.to(generator.device, network.trainable_parameters()[0].dtype)
 
 
 def _measure(
@@ -95,9 +133,7 @@ def _measure(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of a batch: gradients of the rewards' sum [rows, out], features [rows, in], rewards [count]."""
     generator = network.generator
-    texts = prompts_of_step(prompts, batch, config.batch_size, config.seed)[:count]
-    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=WARM_STEP + batch, samples=range(count))
-    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
+    texts, noise = _drawn(network, prompts, config, batch, count)
     condition = generator.encode(texts)
     with autocast(generator.device, config), _at_output(network) as kept:
         improved = noise + network(noise, condition)
