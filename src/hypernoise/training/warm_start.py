@@ -86,13 +86,14 @@ def warm_start(
         length = math.sqrt((move @ second * move).sum())
         factors = sorted({min(factor, step / length) for factor in FACTORS}) if length else [0.0]
         trials = range(batch, batch + max(1, samples // (TRIED * config.batch_size))) if len(factors) > 1 else ()
-        objectives = []
+        moved = {factor: (weight + factor * move).to(weight) for factor in factors}
+        objectives = {}
         for factor in factors:
-            network.set_output((weight + factor * move).to(weight).view(layer.weight.shape))
-            objectives.append(sum(_objective(network, reward, prompts, config, trial) for trial in trials))
+            network.set_output(moved[factor].view(layer.weight.shape))
+            objectives[factor] = sum(_objective(network, reward, prompts, config, trial) for trial in trials)
         batch += len(trials)
-        factor = factors[objectives.index(min(objectives))]
-        weight = (weight + factor * move).to(weight)
+        factor = min(factors, key=objectives.__getitem__)
+        weight = moved[factor]
         network.set_output(weight.view(layer.weight.shape))
         rows.append({"round": number + 1, "reward": total / samples, "newton_step": length, "factor": factor})
     return rows
