@@ -24,6 +24,7 @@ import torch
 import tyro
 from transformers import CLIPConfig, CLIPModel
 
+from dev.scenes.networks import build_tokenizer
 from hypernoise.files import write_json
 from hypernoise.generators.registry import pick_device
 from hypernoise.rewards import image_reward
@@ -32,7 +33,6 @@ from hypernoise.rewards.clip import CLIPS, H14, ClipReward
 from hypernoise.rewards.ensemble import ENSEMBLES, WeightedSum
 from hypernoise.rewards.image_reward import ImageReward, ImageRewardNetwork
 from hypernoise.rewards.network import prepared
-from hypernoise.scenes.networks import build_tokenizer
 
 WEIGHTS = ENSEMBLES["human-preference"]
 PROMPTS = ["a red ring left of a blue square", "three green crosses", "a black diamond and a yellow circle", "a ring"]

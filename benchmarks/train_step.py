@@ -41,6 +41,7 @@ from diffusers import (
 )
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model
 
+from dev.scenes.networks import build_tokenizer
 from hypernoise.files import write_json
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
 from hypernoise.generators.memory import NO_SAVING, Memory
@@ -49,7 +50,6 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import noise_objective
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.scenes.networks import build_tokenizer
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.noise import keyed_noise
 from hypernoise.training.prompts import prompts_of_step

@@ -13,8 +13,8 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dev.scenes.networks import build_tokenizer
 from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.scenes.networks import build_tokenizer
 
 torch.set_num_threads(1)  # the networks here are too small to share
 

@@ -51,7 +51,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from hypernoise.scenes.networks import build_tokenizer
+from dev.scenes.networks import build_tokenizer
 from tests.conftest import build_sd_pipeline
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"  # the text alone: the chat marks are the model's

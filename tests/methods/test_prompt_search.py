@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dev.scenes.networks import build_tokenizer
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem
 from hypernoise.methods.plain import Plain
 from hypernoise.methods.prompt_search import PromptSearch
 from hypernoise.methods.rewriters import EndpointRewriter, LocalRewriter, parse_lines
 from hypernoise.rewards.pixel import redness
-from hypernoise.scenes.networks import build_tokenizer
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
+from dev.scenes.networks import build_tokenizer
 from hypernoise.errors import InputError
 from hypernoise.rewards import clip
 from hypernoise.rewards.base import RewardSettings
@@ -17,7 +18,6 @@ from hypernoise.rewards.clip import CLIPS, ClipReward
 from hypernoise.rewards.openclip import from_openclip
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
 from hypernoise.rewards.weights import filled
-from hypernoise.scenes.networks import build_tokenizer
 from tests.rewards import layouts
 from tests.rewards.gradients import assert_gradient_is_right
 

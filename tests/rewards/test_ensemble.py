@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
+from dev.scenes.networks import build_tokenizer
 from hypernoise.errors import InputError
 from hypernoise.rewards import ensemble
 from hypernoise.rewards.base import RewardSettings
@@ -14,7 +15,6 @@ from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.ensemble import ENSEMBLES, NETWORKS, WeightedSum, load_reward
 from hypernoise.rewards.pixel import PIXEL_REWARDS, brightness, redness
 from hypernoise.rewards.preprocess import Resize
-from hypernoise.scenes.networks import build_tokenizer
 from tests.rewards.test_clip import small_config
 
 PROMPTS = ["a red ring and a blue square", "three crosses"]

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dev.scenes.lessons import EVALUATED, TRAINED, near_misses, to_tensor
+from dev.scenes.networks import WORDS
 from hypernoise.files import atomic_file
-from hypernoise.scenes.lessons import EVALUATED, TRAINED, near_misses, to_tensor
-from hypernoise.scenes.networks import WORDS
 from hypernoise.scenes.world import Request, draw, sample_scene
 
 BATCH = 48

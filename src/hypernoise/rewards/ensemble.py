@@ -19,7 +19,6 @@ from hypernoise.rewards.scale import RunningScale
 
 NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the weights
     "scenes-match": "hypernoise.scenes.scorers",
-    "scenes-clip": "hypernoise.scenes.scorers",
     "clip": "hypernoise.rewards.clip",
     "pickscore": "hypernoise.rewards.clip",
     "hpsv2.1": "hypernoise.rewards.clip",
@@ -32,7 +31,7 @@ NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the w
     "vqascore-small": "hypernoise.rewards.vqa",
 }
 ENSEMBLES: dict[str, dict[str, float]] = {
-    "scenes": {"scenes-match": 20.0, "scenes-clip": 5.0},
+    "scenes": {"scenes-match": 20.0},
     "human-preference": {"imagereward": 1.0, "hpsv2.1": 5.0, "pickscore": 0.05, "clip": 0.01},  # arXiv 2508.09968
 }
 

@@ -1,7 +1,7 @@
-"""The scenes benchmark's two rewards: a small CLIP, and a matcher in which words look at the picture.
+"""The scenes reward: a matcher in which words look at the picture, BLIP's image-text matching at miniature size.
 
-Both are real transformers classes at miniature size, trained by `make_rewards.py` on drawn pictures; their
-weights come with the package. They read pictures of the world's size as the autoencoder does, in [-1, 1].
+Its weights come with the package; `dev/scenes/reward.py` made them from drawn pictures. It reads pictures of the
+world's size.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     BlipConfig,
     BlipForImageTextRetrieval,
     BlipTextConfig,
     BlipVisionConfig,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
     CLIPTokenizer,
-    CLIPVisionConfig,
 )
 
 from hypernoise.errors import InputError
@@ -35,24 +31,12 @@ from hypernoise.scenes.world import SIZE
 WIDTH, PATCH = 128, 8
 PLACES_SEEN = 10  # times the usual start of the position embeddings, which a patch's colours would drown
 LONGEST = 24  # tokens, start and end marks included
-SOFTNESS = {"clip": 0.01, "matcher": 0.1}  # of the soft minimum over a long prompt's windows, in scores
+SOFTNESS = 0.1  # of the soft minimum over a long prompt's windows, in scores
 TEMPERATURE = 3  # of P(matches): the log-odds are sure enough that a wrong picture would have no slope left to climb
 WEIGHTS = Path(str(files("hypernoise").joinpath("scenes/weights")))
 
 
-def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Two towers that meet in one cosine (Radford et al. 2021, arXiv 2103.00020)."""
-    size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "projection_dim": WIDTH}
-    text = CLIPTextConfig(
-        **size, num_hidden_layers=3, vocab_size=len(tokenizer), max_position_embeddings=LONGEST, **_marks(tokenizer)
-    )
-    vision = CLIPVisionConfig(**size, num_hidden_layers=4, image_size=SIZE, patch_size=PATCH)
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH))
-    model.vision_model.embeddings.position_embedding.weight.data.mul_(PLACES_SEEN)
-    return model
-
-
-def build_matcher(tokenizer: CLIPTokenizer) -> BlipForImageTextRetrieval:
+def build_matcher(tokenizer: CLIPTokenizer, layers: int = 2) -> BlipForImageTextRetrieval:
     """Words that attend to the picture's patches, and a matched-or-not head (BLIP's ITM, arXiv 2201.12086)."""
     size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
     text = BlipTextConfig(
@@ -68,7 +52,7 @@ def build_matcher(tokenizer: CLIPTokenizer) -> BlipForImageTextRetrieval:
     )
     vision = BlipVisionConfig(
         **size,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         image_size=SIZE,
         patch_size=PATCH,
         initializer_range=0.02,  # the default, 1e-10, is for weights that are loaded, and hardly trains
@@ -85,19 +69,6 @@ def _marks(tokenizer: CLIPTokenizer) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-
-
-def clip_pictures(model: CLIPModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit features [B, D] of pixels [B, 3, H, W] in [0, 1], and the patches' states [B, patches, width]."""
-    seen = model.vision_model(pixel_values=pixels * 2 - 1)
-    features = model.visual_projection(seen.pooler_output).float()
-    return nn.functional.normalize(features, dim=-1), seen.last_hidden_state[:, 1:]
-
-
-def clip_texts(model: CLIPModel, tokens: Any) -> Tensor:
-    """Unit features [B, D] of tokenised captions."""
-    features = model.text_projection(model.text_model(**tokens).pooler_output).float()
-    return nn.functional.normalize(features, dim=-1)
 
 
 def matcher_pictures(model: BlipForImageTextRetrieval, pixels: Tensor) -> Tensor:
@@ -119,28 +90,24 @@ def match_logit(model: BlipForImageTextRetrieval, words: Tensor) -> Tensor:
     return scores[:, 1] - scores[:, 0]
 
 
-KINDS = {"scenes-match": "matcher", "scenes-clip": "clip"}
-
-
 def load(name: str, settings: RewardSettings) -> Scorer:
-    """The shipped scorer that is the reward `name`."""
-    return Scorer(name, KINDS[name], settings=settings)
+    """The shipped matcher, as the reward `name`."""
+    return Scorer(name, settings=settings)
 
 
 class Scorer:
-    """One trained scorer as a reward; loads its weights, frozen, on first use, to the pictures' device."""
+    """A matcher as a reward; loads its weights, frozen, on first use, to the pictures' device."""
 
-    def __init__(self, name: str, kind: str, folder: Path | None = None, settings: RewardSettings | None = None):
-        self.name, self.kind, self.settings = name, kind, settings or RewardSettings()
-        self.folder = folder or WEIGHTS / kind
+    def __init__(self, name: str, folder: Path | None = None, settings: RewardSettings | None = None):
+        self.name, self.settings = name, settings or RewardSettings()
+        self.folder = folder or WEIGHTS / "matcher"
         self.model: Any = None
         self.tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer")
         self.windows = Windows(name, self.tokenizer, LONGEST, self.settings.long_prompts)
         self._split: dict[str, list[str]] = {}
-        self._texts: dict[str, Tensor] = {}
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] of pixels [B, 3, 64, 64] in [0, 1]: a cosine (clip), or P(matches) (matcher)."""
+        """P(matches) [B] of pixels [B, 3, 64, 64] in [0, 1], at a temperature of 3."""
         if pixels.shape[1:] != (3, SIZE, SIZE):
             raise InputError(f"reward {self.name!r} reads {SIZE}x{SIZE} pictures, not {list(pixels.shape[2:])}")
         self._ready(torch.empty(0, device=self.settings.device or pixels.device).device)
@@ -150,33 +117,16 @@ class Scorer:
         counts = [len(self._split[prompt]) for prompt in prompts]
         texts = [window for prompt in prompts for window in self._split[prompt]]
         seen = pixels.to(self.model.device, self.model.dtype)
-        repeats = torch.tensor(counts, device=seen.device)
-        if self.kind == "clip":
-            pictures = clip_pictures(self.model, seen)[0].repeat_interleave(repeats, 0)
-            scores = (pictures * self._text_features(texts)).sum(-1)
-        else:
-            pictures = matcher_pictures(self.model, seen).repeat_interleave(repeats, 0)
-            words = matcher_words(self.model, pictures, self._tokens(texts))[-1]
-            scores = torch.sigmoid(match_logit(self.model, words) / TEMPERATURE)
-        return combined(scores, counts, self.settings.long_prompts, SOFTNESS[self.kind]).to(pixels.device)
+        pictures = matcher_pictures(self.model, seen).repeat_interleave(torch.tensor(counts, device=seen.device), 0)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        words = matcher_words(self.model, pictures, tokens.to(seen.device))[-1]
+        scores = torch.sigmoid(match_logit(self.model, words) / TEMPERATURE)
+        return combined(scores, counts, self.settings.long_prompts, SOFTNESS).to(pixels.device)
 
     def _ready(self, device: torch.device) -> None:
         if self.model is None:
-            loaded: Any = CLIPModel if self.kind == "clip" else BlipForImageTextRetrieval
+            loaded: Any = BlipForImageTextRetrieval
             model = loaded.from_pretrained(self.folder).float().eval().requires_grad_(False)
             self.model = prepared(model, self.settings)
         if self.model.device != device:
             self.model.to(device)
-            self._texts.clear()
-
-    def _tokens(self, texts: list[str]) -> Any:
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        return tokens.to(self.model.device)
-
-    def _text_features(self, texts: list[str]) -> Tensor:
-        """Features [texts, D]; each text is encoded once."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if new:
-            with torch.no_grad():
-                self._texts.update(zip(new, clip_texts(self.model, self._tokens(new)), strict=True))
-        return torch.stack([self._texts[text] for text in texts])

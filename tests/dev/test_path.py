@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hypernoise.scenes.networks import build_scheduler
-from hypernoise.scenes.path import FEW_STEP_TIMES, LAST, EulerPath
+from dev.scenes.networks import build_scheduler
+from dev.scenes.path import FEW_STEP_TIMES, LAST, EulerPath
 
 
 def times(steps):

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from hypernoise.scenes.judge import judge
-from hypernoise.scenes.lessons import (
+from dev.scenes.lessons import (
     EVALUATED,
     FORBIDDEN,
     TRAINED,
@@ -14,6 +13,7 @@ from hypernoise.scenes.lessons import (
     shown,
     taught_request,
 )
+from hypernoise.scenes.judge import judge
 from hypernoise.scenes.prompts import combination, evaluation_requests
 from hypernoise.scenes.world import CATEGORIES, COLORS, SHAPES, Placed, Request, Scene, Thing, draw, sample_scene
 

@@ -8,15 +8,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from hypernoise.scenes.coupling import CELLS, CHANNELS
-from hypernoise.scenes.world import COLORS, NUMBERS, SHAPES, SIZE, plural
+from hypernoise.scenes.world import COLORS, NUMBERS, SHAPES, plural
 
-WIDTH = 128
+CELLS, CHANNELS = 8, 4
+WIDTH = 128  # of the text encoder
 SIGMAS = (0.002, 14.6146)  # at t = 0 and t = 999
-SHIFT = 1 / 8
 MAX_TOKENS = 24  # with the start and the end mark
 FILLERS = """a an and of the left right above below to picture photo drawing with on in small large
 top bottom under over next beside between no not many any other same each"""
@@ -82,30 +81,16 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def build_autoencoder() -> AutoencoderKL:
-    channels = (16, 32, 64, 96)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        block_out_channels=channels,
-        layers_per_block=1,
-        latent_channels=CHANNELS,
-        norm_num_groups=8,
-        sample_size=SIZE,
-        scaling_factor=1.0,
-    )
-
-
 def build_unet() -> UNet2DConditionModel:
-    """One resolution, attention at every layer: 64 positions that all see each other and the caption."""
+    """Convolutions at 8 x 8; at 4 x 4, where the picture is laid out, attention to the caption too."""
     unet = UNet2DConditionModel(
         sample_size=CELLS,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        block_out_channels=(WIDTH,),
-        layers_per_block=2,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 96),
+        layers_per_block=1,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
@@ -121,12 +106,11 @@ def build_unet() -> UNet2DConditionModel:
 def build_scheduler() -> EulerDiscreteScheduler:
     """Trailing, so that one step starts at t = 999, at SD-Turbo's sigma of 14.6; v-prediction.
 
-    Below, sigma is a rectified flow's u / (1 - u), an eighth of it: 8 x 8 cells say less against the same noise than
-    SD-Turbo's 64 x 64 do, in the ratio of their sides (Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
+    Sigma is a rectified flow's u / (1 - u), u growing evenly with t.
     """
-    first, last = (sigma / (SHIFT + sigma) for sigma in SIGMAS)
+    first, last = (sigma / (1 + sigma) for sigma in SIGMAS)
     u = np.linspace(first, last, 1000)
-    kept = 1 / (1 + (SHIFT * u / (1 - u)) ** 2)
+    kept = 1 / (1 + (u / (1 - u)) ** 2)
     betas = 1 - kept / np.concatenate([[1], kept[:-1]])
     return EulerDiscreteScheduler(
         trained_betas=betas.tolist(),
@@ -137,7 +121,7 @@ def build_scheduler() -> EulerDiscreteScheduler:
 
 
 def build_pipeline(
-    autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+    autoencoder: AutoencoderTiny, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae=autoencoder,

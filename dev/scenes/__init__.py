@@ -1,0 +1,1 @@
+"""The making of the scenes world's generator and rewards."""

@@ -1,0 +1,97 @@
+"""Stage 5: the finished parts as a StableDiffusionPipeline directory, judged on training captions.
+
+python -m dev.scenes.pipeline --output runs/scenes
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from dev.scenes import lessons, networks
+from dev.scenes.autoencoder import build_autoencoder
+from dev.scenes.flow import TEXT_ENCODER
+from hypernoise.files import atomic_file, write_json
+from hypernoise.generators.registry import load_generator
+from hypernoise.rewards.ensemble import load_reward
+from hypernoise.scenes.benchmark import evaluate
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    output: Path = Path("runs/scenes")
+    text_encoder: Path = TEXT_ENCODER
+    weights: str = "generator"
+    """generator, or the checkpoint of it: generator.checkpoint.pt."""
+    captions: int = 40
+    """Training captions of each category that it is judged on, two noises each."""
+    steps: tuple[int, ...] = (1, 2, 4)
+
+
+def save_pipeline(config: PipelineConfig) -> Path:
+    tokenizer = networks.build_tokenizer(config.output / "tokenizer")
+    text_encoder: Any = CLIPTextModel.from_pretrained(config.text_encoder)
+    unet: Any = networks.build_unet()
+    if config.weights.endswith(".pt"):
+        saved = torch.load(config.output / config.weights, weights_only=True)
+        trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        for parameter, average in zip(trained, saved["average"], strict=False):  # the critic comes after
+            parameter.data.copy_(average)
+    else:
+        unet.load_state_dict(load_file(config.output / f"{config.weights}.safetensors"))
+    autoencoder = build_autoencoder()
+    final = config.output / "autoencoder-final.safetensors"
+    autoencoder.load_state_dict(load_file(final if final.exists() else config.output / "autoencoder.safetensors"))
+    folder = config.output / "pipeline"
+    parts = [module.half() for module in (autoencoder, text_encoder, unet)]
+    networks.build_pipeline(parts[0], parts[1], tokenizer, parts[2]).save_pretrained(folder, safe_serialization=True)
+    vae = folder / "vae" / "config.json"  # AutoencoderTiny writes a field that it does not read, and warns of it
+    write_json(
+        vae, {name: value for name, value in json.loads(vae.read_text()).items() if name != "block_out_channels"}
+    )
+    for name in ("vocab.json", "merges.txt"):  # what transformers before 5 reads a CLIP tokenizer from
+        shutil.copy(config.output / "tokenizer" / name, folder / "tokenizer")
+    _name_as_published(folder / "text_encoder" / "model.safetensors")
+    settings = folder / "text_encoder" / "config.json"
+    # transformers loads at the dtype named here, diffusers its own models in fp32: without this they would not match
+    write_json(settings, {**json.loads(settings.read_text()), "dtype": "float32"})
+    return folder
+
+
+def report(config: PipelineConfig, folder: Path) -> None:
+    generator = load_generator(folder, device="cpu")
+    rng = np.random.default_rng(7)
+    requests = [group[i] for group in lessons.TRAINED.values() for i in rng.integers(len(group), size=config.captions)]
+    for steps in config.steps:
+        row = evaluate(generator, None, requests, load_reward("scenes"), seeds=2, steps=steps).row
+        categories = "  ".join(f"{name} {value:.2f}" for name, value in row["categories"].items())
+        print(
+            f"{steps} steps: score {row['score']:.3f}  artefacts {row['artefacts']:.3f}  reward {row['reward']:.2f}  "
+            f"diversity {row['diversity']:.3f}  {1e3 * row['seconds_per_image']:.2f} ms  {categories}",
+            flush=True,
+        )
+
+
+def _name_as_published(file: Path) -> None:
+    """Gives a CLIP text encoder's weights the prefix of every published checkpoint.
+
+    transformers 5 saves without it and reads both; transformers 4 reads only this one, and would silently
+    start from random weights.
+    """
+    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()}
+    with atomic_file(file) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in named.items()}, temporary, metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    settings = tyro.cli(PipelineConfig, description=__doc__)
+    report(settings, save_pipeline(settings))
