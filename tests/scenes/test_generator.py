@@ -31,9 +31,11 @@ def scenes():
 
 
 def test_it_is_a_small_safe_pipeline_directory():
-    weights = [file for file in FOLDER.rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in weights) <= 16e6
+    weights = [file for file in FOLDER.parent.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in weights) <= 9e6  # generator, reward and adapter together
     assert {file.suffix for file in weights} <= {".json", ".safetensors", ".txt"}
+    unet = load_file(FOLDER / "unet" / "diffusion_pytorch_model.safetensors")
+    assert sum(tensor.numel() for tensor in unet.values()) <= 2e6
 
 
 def test_the_text_encoder_has_the_names_that_every_transformers_reads():
@@ -62,12 +64,21 @@ def test_guidance_changes_nothing(scenes):
 
 
 @pytest.mark.slow
-def test_one_step_pictures_are_recognised_by_the_judge(scenes):
-    """As the benchmark asks of a generator: neither hopeless nor finished, and clear."""
-    found = evaluate(scenes, None, evaluation_requests(15), redness, seeds=2)
-    assert 0.45 <= found.row["score"] <= 0.80, found.row
-    assert found.row["artefacts"] <= 0.10, found.row
-    assert found.row["diversity"] > 0.1
+def test_it_draws_as_the_benchmark_asks_of_a_generator(scenes):
+    """Neither hopeless nor finished, clear, of one prompt different pictures, and no worse in more steps."""
+    rows = [evaluate(scenes, None, evaluation_requests(15), redness, seeds=2, steps=steps).row for steps in (1, 2, 4)]
+    assert 0.45 <= rows[0]["score"] <= 0.80, rows
+    assert rows[0]["artefacts"] <= 0.15, rows
+    assert rows[0]["diversity"] > 0.1
+    assert min(row["score"] for row in rows) >= rows[0]["score"] - 0.05, rows  # 0.02 on the whole benchmark
+
+
+@pytest.mark.slow
+def test_its_noise_matters(scenes):
+    """The best of eight noises by the judge is right at least 0.15 more often than one."""
+    found = evaluate(scenes, None, evaluation_requests(10), redness, seeds=8)
+    right = np.array([verdict.correct for verdict in found.verdicts]).reshape(-1, 8)
+    assert right.max(1).mean() >= right.mean() + 0.15
 
 
 @pytest.mark.slow
@@ -92,7 +103,7 @@ def test_the_autoencoder_is_no_ceiling(scenes):
     drawn = np.stack([draw(sample_scene(request, rng)) for request in requests])
     vae = scenes.pipeline.vae
     with torch.no_grad():
-        latents = vae.encode(torch.from_numpy(drawn).permute(0, 3, 1, 2) * 2 - 1).latent_dist.mean
+        latents = vae.encode(torch.from_numpy(drawn).permute(0, 3, 1, 2) * 2 - 1).latents
         decoded = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     result = score([(request, judge(picture, request)) for request, picture in zip(requests, decoded, strict=True)])
     assert result["score"] >= 0.98, result
