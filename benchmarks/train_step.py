@@ -27,6 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hypernoise.waiting import wait_passively
+
+wait_passively()
+
 import torch
 import tyro
 from diffusers import (

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from hypernoise import __version__
 from hypernoise.errors import InputError, out_of_memory, unknown
+from hypernoise.waiting import wait_passively
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help expla
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    wait_passively()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of image processors that nothing here uses
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     if not arguments or arguments[0] in ("-h", "--help"):
