@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -50,8 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
     arguments = sys.argv[1:] if arguments is None else arguments
     wait_passively()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of image processors that nothing here uses
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
