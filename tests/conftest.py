@@ -22,6 +22,12 @@ from hypernoise.scenes.networks import build_tokenizer
 torch.set_num_threads(1)  # the networks here are too small to share
 
 
+@pytest.fixture(autouse=True)
+def no_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mixed_precision: auto` is fp32, as on most machines: the same numbers and the same pace on every one."""
+    monkeypatch.setattr("hypernoise.precision.native_bf16", lambda device: False)
+
+
 def build_sd_pipeline(folder: Path, *, seed: int = 0, width: int = 8, dtype: torch.dtype = torch.float32):
     """SD-Turbo's layout at 8 x 8 latents and 16 x 16 pixels: epsilon prediction, trailing, no guidance input."""
     tokenizer = build_tokenizer(folder / "tokenizer")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from hypernoise import __version__
-from hypernoise.errors import InputError, out_of_memory, unknown
+from hypernoise.errors import InputError, out_of_memory, renamed_flag, unknown
 from hypernoise.waiting import wait_passively
 
 
@@ -37,7 +37,7 @@ COMMANDS = {
 
 TOO_LITTLE_MEMORY = (
     "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, decode_slice: 1), set "
-    "text_encoders: offload, or take another device or dtype (hypernoise plan says what each saves)"
+    "text_encoders: offload, or take another device or mixed_precision (hypernoise plan says what each saves)"
 )
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
+        renamed_flag(arguments)
         entry = COMMANDS[arguments[0]]
         command = getattr(import_module(f"hypernoise.commands.{entry.module}"), entry.name)
         return command.parse(arguments[1:]).run()

@@ -13,7 +13,7 @@ SAYS_IT = "transformers.utils.import_utils"
 
 
 def without_torchvision_advice() -> None:
-    """transformers 5 no longer warns of image processors that diffusers' pipelines import and nothing here uses.
+    """Drops transformers 5's advice on image processors, which diffusers' pipelines import and nothing here uses.
 
     Of the logger that says it, one message is dropped; its level, its handlers and every other line stay.
     """

@@ -22,6 +22,7 @@ from hypernoise.generators.hub import explained, fetch, hub_cause
 from hypernoise.generators.loading import Loading
 from hypernoise.generators.memory import NO_SAVING, Memory, check_can_quantise, quantise_linears, take_tiny_decoder
 from hypernoise.generators.presets import PRESETS, SCHEDULERS, Preset
+from hypernoise.precision import resolve
 from hypernoise.quiet import no_loading_bars
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
@@ -118,7 +119,7 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
     return load_generator(
         loading.generator,
         device=device,
-        dtype=getattr(torch, loading.precision),
+        dtype=resolve(loading.mixed_precision, pick_device(device)).dtype,
         variant=loading.variant or None,
         revision=loading.revision or None,
         size=loading.size,
