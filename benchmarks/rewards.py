@@ -20,6 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hypernoise.waiting import wait_passively
+
+wait_passively()
+
 import torch
 import tyro
 from transformers import CLIPConfig, CLIPModel

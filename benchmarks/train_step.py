@@ -27,6 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hypernoise.waiting import wait_passively
+
+wait_passively()
+
 import torch
 import tyro
 from diffusers import (
@@ -215,9 +219,14 @@ def steps_of(config: Benchmark) -> int:
 
 
 def settings_of(config: Benchmark, dtype: torch.dtype) -> TrainConfig:
-    short: Any = str(dtype).removeprefix("torch.")
+    mixed: Any = "bf16" if dtype == torch.bfloat16 else "no"
     return TrainConfig(
-        steps=steps_of(config), batch_size=config.batch_size, warmup=0, dtype=short, kl_limit=0, saturation_limit=0
+        steps=steps_of(config),
+        batch_size=config.batch_size,
+        warmup=0,
+        mixed_precision=mixed,
+        kl_limit=0,
+        saturation_limit=0,
     )
 
 

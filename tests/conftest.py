@@ -6,7 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from hypernoise.waiting import wait_passively
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub; read when the libraries are imported
+wait_passively()  # read when torch is
 
 import pytest
 import torch
@@ -17,6 +20,12 @@ from dev.scenes.networks import build_tokenizer
 from hypernoise.generators.diffusion import DiffusionGenerator
 
 torch.set_num_threads(1)  # the networks here are too small to share
+
+
+@pytest.fixture(autouse=True)
+def no_bf16_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mixed_precision: auto` is fp32, as on most machines: the same numbers and the same pace on every one."""
+    monkeypatch.setattr("hypernoise.precision.native_bf16", lambda device: False)
 
 
 def build_sd_pipeline(folder: Path, *, seed: int = 0, width: int = 8, dtype: torch.dtype = torch.float32):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
 
 from hypernoise import __version__
-from hypernoise.errors import InputError, out_of_memory, unknown
+from hypernoise.errors import InputError, out_of_memory, renamed_flag, unknown
+from hypernoise.waiting import wait_passively
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ COMMANDS = {
 
 TOO_LITTLE_MEMORY = (
     "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, decode_slice: 1), set "
-    "text_encoders: offload, or take another device or dtype (hypernoise plan says what each saves)"
+    "text_encoders: offload, or take another device or mixed_precision (hypernoise plan says what each saves)"
 )
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
@@ -48,8 +48,7 @@ USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help expla
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of image processors that nothing here uses
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    wait_passively()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -59,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
+        renamed_flag(arguments)
         entry = COMMANDS[arguments[0]]
         command = getattr(import_module(f"hypernoise.commands.{entry.module}"), entry.name)
         return command.parse(arguments[1:]).run()

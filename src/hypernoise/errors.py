@@ -51,6 +51,20 @@ def finite_weights(weights: Mapping[str, float]) -> None:
             raise InputError(f"the weight of reward {name!r} must be a number, not {weight!r}")
 
 
+RENAMED = {  # a field or a flag of before: its name now, and its values
+    "dtype": ("mixed_precision", "auto, no (was float32), bf16 (was bfloat16) or fp16 (was float16)"),
+}
+
+
+def renamed_flag(arguments: Iterable[str]) -> None:
+    """Raises InputError for a flag that has another name now."""
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag[2:] in RENAMED:
+            name, values = RENAMED[flag[2:]]
+            raise InputError(f"{flag} is --{name.replace('_', '-')} now: {values}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not in a table, with the nearest one that is."""
     options = sorted(known)

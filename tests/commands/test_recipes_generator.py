@@ -46,7 +46,9 @@ def generate(output, *flags):
 
 
 def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
-    fields = dict(dtype="bfloat16", height=32, decode_slice=2, text_encoders="offload", quantise="nf4", variant="fp16")
+    fields = dict(
+        mixed_precision="bf16", height=32, decode_slice=2, text_encoders="offload", quantise="nf4", variant="fp16"
+    )
     file = recipe(checkpointing=True, revision="abc", few_step_lora="l.safetensors", scheduler="lcm", **fields)
     for command in (Generate, Compare):
         asked = command.parse(["--recipe", file, "--scheduler", "tcd", "--width", "64"])
@@ -113,11 +115,12 @@ def test_a_recipe_that_is_not_there(capsys):
     assert "recipe nowhere.yaml cannot be read" in capsys.readouterr().err
 
 
-def test_weights_are_drawn_in_what_they_are_published_for_unless_asked_otherwise(recipe):
-    assert Generate.parse(["a ring", "--generator", "flux-schnell"]).precision == "bfloat16"
-    assert Generate.parse(["a ring", "--generator", "flux-schnell", "--dtype", "float16"]).precision == "float16"
-    assert Generate.parse(["a ring"]).precision == "float32"
-    assert Generate.parse(["a ring", "--recipe", recipe(dtype="float16")]).precision == "float16"
+def test_weights_are_in_what_was_asked_for(recipe):
+    assert Generate.parse(["a ring"]).mixed_precision == "auto"
+    asked = Generate.parse(["a ring", "--recipe", recipe(mixed_precision="fp16"), "--device", "cpu"])
+    assert asked.load().dtype == torch.float16
+    asked = Generate.parse(["a ring", "--recipe", recipe(mixed_precision="fp16"), "--mixed-precision", "no"])
+    assert asked.load().dtype == torch.float32
 
 
 @pytest.mark.parametrize(

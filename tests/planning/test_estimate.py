@@ -193,6 +193,7 @@ def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
     page = capsys.readouterr().out
     assert "frozen: denoiser 5.6 M, autoencoder 1.8 M" in page
     assert "decode_slice: 1" in page
+    assert "mixed precision: bf16 (as on a GPU from Ampere on)" in page
     assert (tmp_path / "out" / "summary.json").is_file()
     assert "licence" not in page
     assert main(["plan", "r.yaml", "--generator", "sd-trubo"]) == 2
@@ -219,7 +220,7 @@ def test_training_that_runs_out_of_memory_is_told_the_plan(tmp_path, capsys, mon
 
 @pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("nf4", 4)])
 def test_quantising_saves_on_the_layers_that_are_packed(kind, bits):
-    recipe = Recipe(batch_size=1)
+    recipe = Recipe(batch_size=1, mixed_precision="no")
     whole, packed = plan_rows(recipe).training, plan_rows(dataclasses.replace(recipe, quantise=kind)).training
     denoiser = load_generator("scenes", device="cpu").denoiser
     layers = [module for module in denoiser.modules() if isinstance(module, nn.Linear)]  # its output layer is a conv

@@ -144,7 +144,9 @@ def test_an_optimizer_that_is_not_installed_is_told():
 
 def test_fp16_scales_its_loss_and_leaves_out_what_overflows():
     """With the loss scaled by 1024 the first gradients are beyond fp16, and the scale is halved until they fit."""
-    _, result = quick(None, lambda pixels, prompts: 4e3 * pixels.mean((1, 2, 3)), steps=12, dtype="float16", lr=1e-4)
+    _, result = quick(
+        None, lambda pixels, prompts: 4e3 * pixels.mean((1, 2, 3)), steps=12, mixed_precision="fp16", lr=1e-4
+    )
     assert result.finished
     assert result.history[-1]["kl"] > 0
     assert result.skipped == 0  # none is the reward's fault

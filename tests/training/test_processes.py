@@ -123,7 +123,7 @@ def test_two_launchers_with_two_ranks_each_meet_and_give_the_same_losses(sd_pipe
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\nrewards: {{redness: 20}}\n"
-        "steps: 3\nbatch_size: 4\nlr: 1e-2\nkl_weight: 0.1\nwarmup: 2\nrank: 4\n"
+        "steps: 3\nbatch_size: 4\nlr: 1e-2\nkl_weight: 0.1\nwarmup: 2\nrank: 4\nmixed_precision: no\n"
     )
 
     def command(output):

@@ -177,7 +177,7 @@ def test_trains_outside_the_main_thread(sd_pipeline):
 
 
 def test_bf16_autocast_keeps_the_lora_in_fp32(sd_pipeline):
-    _, network, result = run(sd_pipeline, config(dtype="bfloat16", steps=3))
+    _, network, result = run(sd_pipeline, config(mixed_precision="bf16", steps=3))
     assert {p.dtype for p in network.trainable_parameters()} == {torch.float32}
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in result.history)
     assert result.history[-1]["kl"] > 0

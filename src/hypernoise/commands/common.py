@@ -25,11 +25,19 @@ def write_summary(
 ) -> None:
     """`output`/summary.json: what was run, with what, its result rows, and what `more` the command has to say."""
     fields = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
+    computed = {}
+    if "mixed_precision" in fields:
+        import torch
+
+        from hypernoise.precision import resolve
+
+        computed["mixed_precision"] = resolve(fields["mixed_precision"], torch.device(device)).name
     summary = {
         "command": command,
         "version": hypernoise.__version__,
         "seed": fields.get("seed"),
         "device": str(device),
+        **computed,
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()},
         **more,
         "results": list(results),

@@ -87,6 +87,7 @@ class Compare(WithGenerator):
         prompts, cut = fitting(generator, asked.prompts, self.long_prompts)
         generator.encode_ahead(prompts)
         output_folder(self.output)
+        self.tell_precision()
         total = len(methods) * len(self.steps) * len(asked.prompts) * self.noises
         with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
             found = compare(

@@ -61,6 +61,7 @@ class Diagnose(WithGenerator):
         generator.encode_ahead(prompts)
         network = load_adapter(generator, self.adapter)
         output_folder(self.output)
+        self.tell_precision()
         found = diagnose(
             generator,
             network,

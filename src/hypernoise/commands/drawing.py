@@ -113,6 +113,7 @@ def draw(
     from hypernoise.files import output_folder
 
     output_folder(arguments.output)
+    arguments.tell_precision()
     generator.encode_ahead(prompts)
     total = len(methods) * len(arguments.steps) * len(prompts) * arguments.noises
     with tqdm(total=-(-total // shard[1]), desc="drawing", unit="picture") as bar:

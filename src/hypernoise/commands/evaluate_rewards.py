@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import tyro
 
 from hypernoise.errors import InputError
+from hypernoise.precision import MixedPrecision
 from hypernoise.training.config import Weights
 
 
@@ -50,7 +51,8 @@ class EvaluateRewards:
     output: Path = Path("runs/evaluate-rewards")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mixed_precision: MixedPrecision = "auto"
+    """Of the frozen weights. auto: bf16 where the device has units for it, else no, which is fp32."""
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
@@ -93,8 +95,10 @@ class EvaluateRewards:
         for told, adapter in zip(rows, (None, *self.adapter), strict=True):
             told.update(adapter=adapter, steps=self.steps if given is None else None)
         write_scores(self.output / "scores.csv", scored)
-        cut = tell_cut_prompts(reward)
-        write_summary(self.output, "evaluate rewards", self, device, rows, truncated_prompts=cut)
+        more: dict[str, Any] = {"truncated_prompts": tell_cut_prompts(reward)}
+        if given is not None:  # nothing was drawn
+            more["mixed_precision"] = None
+        write_summary(self.output, "evaluate rewards", self, device, rows, **more)
         print(table(rows))
         if self.report:
             drawn_by = self.generator if given is None else f"none: {self.pictures} was given"
@@ -120,21 +124,24 @@ class EvaluateRewards:
         return [("pictures", found)]
 
     def _drawn(self, reward: Any) -> list[tuple[str, Any]]:
-        import torch
         from tqdm import tqdm
 
         from hypernoise.evaluation.rewards import score
         from hypernoise.files import output_folder
-        from hypernoise.generators.registry import load_generator
+        from hypernoise.generators.registry import load_generator, pick_device
+        from hypernoise.precision import resolve
+        from hypernoise.training.processes import say_once
         from hypernoise.training.prompts import read_prompts
 
         prompts = read_prompts(self.prompts)
         prompts = prompts[: self.count] if self.count else prompts
-        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
+        precision = resolve(self.mixed_precision, pick_device(self.device))
+        generator = load_generator(self.generator, device=self.device, dtype=precision.dtype)
         generator.check_prompts(prompts)
         for adapter in self.adapter:  # all are looked at before the first takes minutes
             _loaded(generator, adapter).remove()
         output_folder(self.output)
+        say_once(precision.line)
         scored = []
         with tqdm(total=(1 + len(self.adapter)) * len(prompts) * self.noises, desc="scoring", unit="picture") as bar:
             for number, adapter in enumerate([None, *self.adapter]):

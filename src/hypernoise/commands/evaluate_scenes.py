@@ -74,6 +74,7 @@ class EvaluateScenes(WithGenerator):
         runs = [HyperNoise(folder, name=f"hypernoise-{number}") for number, folder in enumerate(self.adapter, 1)]
         check_methods(generator, runs, self.steps)
         output_folder(self.output)
+        self.tell_precision()
         asked, requests = scenes_prompts(self.judged), evaluation_requests(self.judged)
         generator.encode_ahead(asked.prompts)
         total = (1 + len(runs)) * len(self.steps) * len(requests) * self.noises

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import tyro
 
 from hypernoise.errors import InputError, at_least_one
+from hypernoise.precision import MixedPrecision
 from hypernoise.training.config import TrainConfig, Weights, recognised
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ class Experiment:
     output: Path = Path("runs/experiment")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen weights; what trains is always fp32."""
+    mixed_precision: MixedPrecision = "auto"
+    """Of the frozen weights and of autocast; what trains is always fp32. auto: bf16 where the device has units for it,
+    else no, which is fp32."""
 
     name: ClassVar[str]
 
@@ -75,23 +77,26 @@ class Experiment:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"--seeds takes different numbers, such as 0 1 2, not {list(self.seeds)}")
         self.config(self.seeds[0])
-        import torch
-
         from hypernoise.commands.compare import scenes_prompts
         from hypernoise.files import output_folder
-        from hypernoise.generators.registry import load_generator
+        from hypernoise.generators.registry import load_generator, pick_device
+        from hypernoise.precision import resolve
         from hypernoise.rewards.ensemble import WeightedSum
+        from hypernoise.training.processes import say_once
         from hypernoise.training.prompts import read_prompts
 
         reward = WeightedSum(self.rewards)
         watched = WeightedSum(self.watched) if self.watched else None
-        generator = load_generator(self.generator, device=self.device, dtype=getattr(torch, self.dtype))
+        precision = resolve(self.mixed_precision, pick_device(self.device))
+        generator = load_generator(self.generator, device=self.device, dtype=precision.dtype)
         output_folder(self.output)
-        return Bench(self, generator, reward, watched, read_prompts("scenes"), scenes_prompts(self.judged))
+        say_once(precision.line)
+        own = dataclasses.replace(self, mixed_precision=precision.name)  # by which its runs are found again
+        return Bench(own, generator, reward, watched, read_prompts("scenes"), scenes_prompts(self.judged))
 
     def config(self, seed: int, **changes: Any) -> TrainConfig:
         """Without decay, so that a run can be looked at on its way and go on."""
-        names = ("batch_size", "lr", "kl_weight", "sample_clip", "dtype")
+        names = ("batch_size", "lr", "kl_weight", "sample_clip", "mixed_precision")
         own = {name: getattr(self, name) for name in names}
         return TrainConfig(**{**own, "steps": self.train_steps, "seed": seed, **changes})
 

@@ -61,6 +61,8 @@ class Generate(WithGenerator):
         if self.adapter is not None:
             attach(pipeline, self.adapter)
         output_folder(self.output)
+        if self.precision().slow:
+            self.tell_precision()
         self._note_settings(shared=count > 1)
         pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
         rows = [
@@ -92,6 +94,7 @@ class Generate(WithGenerator):
         """Notes in drawn.json what is drawn here; where shards share it, others' pictures must be of the same."""
         aside = ("output", "shard", "device", "recipe")
         fields = {own.name: getattr(self, own.name) for own in dataclasses.fields(self) if own.name not in aside}
+        fields["mixed_precision"] = self.precision().name  # "auto" may be another on another machine
         settings = json.loads(json.dumps(fields, default=str))  # as the file has them
         file = self.output / "drawn.json"
         noted = read_json(file) if shared else None

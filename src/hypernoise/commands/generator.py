@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import tyro
 
@@ -14,14 +14,13 @@ from hypernoise.training.config import read_recipe
 
 if TYPE_CHECKING:
     from hypernoise.generators.diffusion import DiffusionGenerator
+    from hypernoise.precision import Precision
 
 
 @dataclass(frozen=True)
 class WithGenerator(Loading):
     """The fields of a recipe that are about its generator, as flags, and a recipe to take them from."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the frozen weights. auto: what a registered generator is published to run in, float32 for a directory."""
     recipe: Path | None = None
     """A recipe: its generator is loaded as it says, and spared memory as it says; flags override it."""
     device: str = "auto"
@@ -41,3 +40,17 @@ class WithGenerator(Loading):
         from hypernoise.training.processes import own_device
 
         return load_as(self, device=own_device(self.device))
+
+    def precision(self) -> Precision:
+        """What the generator computes in."""
+        from hypernoise.generators.registry import pick_device
+        from hypernoise.precision import resolve
+        from hypernoise.training.processes import own_device
+
+        return resolve(self.mixed_precision, pick_device(own_device(self.device)))
+
+    def tell_precision(self) -> None:
+        """Says on stderr what the generator computes in, once all else is known to be right."""
+        from hypernoise.training.processes import say_once
+
+        say_once(self.precision().line)

@@ -64,6 +64,10 @@ class Plan(Train):
 
 
 def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans) -> str:
+    import torch
+
+    from hypernoise.precision import resolve
+
     generator, as_asked = planned.generator, found.training["as in the recipe"]
     frozen = sum(p.numel() for n, p in generator.denoiser.named_parameters() if ".lora_" not in n)
     autoencoder = sum(p.numel() for p in generator.pipeline.vae.parameters())
@@ -72,7 +76,8 @@ def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans) 
     licence = f"licence      to be accepted first, at https://huggingface.co/{published}"
     per = recipe.batch_size // recipe.accumulation
     lines = [
-        f"{recipe.generator} at {generator.size[1]} x {generator.size[0]}, {recipe.dtype}; "
+        f"{recipe.generator} at {generator.size[1]} x {generator.size[0]}, "
+        f"{resolve(recipe.mixed_precision, torch.device('meta')).line}; "
         f"{recipe.batch_size} pictures a step, {per} at once; rank {recipe.rank}",
         *([f"weights      {published}, revision {_revision(recipe, planned)}"] if published else []),
         *([licence] if planned.preset.gated else []),

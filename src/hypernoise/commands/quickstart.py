@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import tyro
 
@@ -35,7 +35,6 @@ class Quickstart(Recipe):
     batch_size: int = 64
     lr: float = 1e-5
     checkpoint_every: int = 50
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     generator: tyro.conf.Suppress[str] = "scenes"
     prompts: tyro.conf.Suppress[Sources] = field(default_factory=lambda: {"scenes": 1.0})
     output: Path = Path("runs/quickstart")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,14 +47,18 @@ class Train(Recipe):
     def run(self) -> int:
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
-        from hypernoise.training.processes import launched
+        from hypernoise.generators.registry import pick_device
+        from hypernoise.precision import resolve
+        from hypernoise.training.processes import launched, own_device
 
         try:
             started = train_recipe(self, self.output, self.device)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            raise InputError(_too_little(self)) from error
+            precision = resolve(self.mixed_precision, pick_device(own_device(self.device)))
+            asked = dataclasses.replace(self, mixed_precision=precision.name)
+            raise InputError(_too_little(asked)) from error
         if not started.result.finished:
             return 128 + started.result.signal  # as a shell tells what ended a command: 130 after Ctrl-C
         if launched()[0] > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
 from hypernoise.training.metrics import METRICS
 from hypernoise.training.parting import best_stretch, readings
-from hypernoise.training.processes import launched, leave, own_device, say
+from hypernoise.training.processes import launched, leave, own_device, say, say_once
 from hypernoise.training.prompts import read_mix
 from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
@@ -47,11 +49,14 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     watched = WeightedSum(recipe.watched, settings=settings) if recipe.watched else None
     prompts = read_mix(recipe.prompts)
     place, sharded = own_device(device), recipe.shard_base != "none"
+    precision = resolve(recipe.mixed_precision, pick_device(place))  # which "auto" would not be of weights on their way
+    recipe = dataclasses.replace(recipe, mixed_precision=precision.name)
     generator = load_as(recipe, device="cpu" if sharded else place)
     for steps in recipe.step_counts:
         generator.check_steps(steps)
     generator.check_prompts(list(prompts))
     output_folder(output)
+    say_once(precision.line)
     network = LoRANoise(
         generator,
         rank=recipe.rank,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import tyro
 
 from hypernoise.errors import InputError, at_least_one
+from hypernoise.precision import MixedPrecision
 from hypernoise.training.config import Weights
 
 
@@ -43,7 +44,8 @@ class Transfer:
     output: Path = Path("runs/transfer")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mixed_precision: MixedPrecision = "auto"
+    """Of the frozen weights. auto: bf16 where the device has units for it, else no, which is fp32."""
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
@@ -55,24 +57,23 @@ class Transfer:
             raise InputError("name an adapter and generators: hypernoise transfer --adapter DIR --to DIR [DIR ...]")
         if self.own and len(self.own) != len(self.to):
             raise InputError(f"--own takes an adapter for each of the {len(self.to)} of --to, not {len(self.own)}")
-        import torch
         from tqdm import tqdm
 
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.compare import asked_for
         from hypernoise.evaluation.compare import compare
         from hypernoise.files import output_folder
-        from hypernoise.generators.registry import load_generator
+        from hypernoise.generators.registry import load_generator, pick_device
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.plain import Plain
         from hypernoise.methods.transfer import Transfer as Driven
+        from hypernoise.precision import resolve
         from hypernoise.rewards.ensemble import WeightedSum
+        from hypernoise.training.processes import say_once
 
+        precision = resolve(self.mixed_precision, pick_device(self.device))
         asked, reward = asked_for(self.prompts, self.judged), WeightedSum(self.rewards)
-        loaded = [
-            load_generator(name, device=self.device, dtype=getattr(torch, self.dtype))
-            for name in (self.source, *self.to)
-        ]
+        loaded = [load_generator(name, device=self.device, dtype=precision.dtype) for name in (self.source, *self.to)]
         source = loaded[0]
         driven: list[list[Any]] = [[Plain(), HyperNoise(self.adapter)]]
         driven += [[Plain(), Driven(self.adapter, source)] for _ in self.to]
@@ -86,6 +87,7 @@ class Transfer:
                     method.between(generator)
                 method.adapter.on(source if isinstance(method, Driven) else generator)
         output_folder(self.output)
+        say_once(precision.line)
         rows: list[dict[str, Any]] = []
         total = sum(map(len, driven)) * len(asked.prompts) * self.noises
         with tqdm(total=total, unit="picture") as bar:

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.quiet import no_loading_bars
 
 
 def pretrained(architecture: Any, source: str, called: str, kind: str, device: torch.device | str) -> Any:
@@ -20,7 +21,8 @@ def pretrained(architecture: Any, source: str, called: str, kind: str, device: t
         InputError: weights that cannot be had or do not fit.
     """
     try:
-        model, told = architecture.from_pretrained(source, use_safetensors=True, output_loading_info=True)
+        with no_loading_bars():
+            model, told = architecture.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{called} {source} cannot be loaded: {first_line(error)}") from error
     wrong = sorted(str(name) for keys in ("missing_keys", "mismatched_keys") for name in told[keys])

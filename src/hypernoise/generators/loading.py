@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hypernoise.errors import InputError
-from hypernoise.generators.presets import PRESETS
+from hypernoise.precision import MixedPrecision
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Loading:
 
     generator: str = "scenes"
     """A registered name or a pipeline directory."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen weights."""
+    mixed_precision: MixedPrecision = "auto"
+    """Of the frozen weights and of autocast. auto: bf16 where the device has units for it, else no, which is fp32."""
     variant: str = ""
     """Of the weight files, such as fp16; empty: the registered generator's, or the plain ones of a directory."""
     revision: str = ""
@@ -45,13 +45,6 @@ class Loading:
         for name in ("height", "width", "decode_slice"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
-
-    @property
-    def precision(self) -> str:
-        """The dtype's name: what a registered generator is published to run in, or float32, if it is auto."""
-        if self.dtype != "auto":
-            return self.dtype
-        return PRESETS[self.generator].dtype if self.generator in PRESETS else "float32"
 
     @property
     def size(self) -> tuple[int, int] | None:

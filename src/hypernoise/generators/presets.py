@@ -33,7 +33,7 @@ class Preset:
     size: height and width in pixels it is drawn at; None: the pipeline's own.
     steps: denoiser calls it was distilled for.
     first_timestep: what its denoiser is told at the first step.
-    variant: of the weight files; dtype: they are published to run in.
+    variant: of the weight files.
     parts: components from elsewhere; lora: a few-step LoRA ("owner/name/file") that is fused into the base.
     scheduler: settings over those of the pipeline's own.
     call: `__call__` arguments over the family's.
@@ -50,7 +50,6 @@ class Preset:
     steps: int = 1
     first_timestep: float = 999.0
     variant: str | None = None
-    dtype: str = "bfloat16"
     parts: Mapping[str, Part] = field(default_factory=dict)
     lora: str | None = None
     scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -66,7 +65,6 @@ PRESETS: dict[str, Preset] = {
         "StableDiffusionPipeline",
         packaged="scenes/weights/generator",
         adapter="scenes/weights/adapter",
-        dtype="float32",
     ),
     "sd-turbo": Preset(
         "StableDiffusionPipeline",

@@ -11,7 +11,6 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from diffusers import DiffusionPipeline
 from packaging.version import Version
 from safetensors import SafetensorError
@@ -23,6 +22,8 @@ from hypernoise.generators.hub import explained, fetch, hub_cause
 from hypernoise.generators.loading import Loading
 from hypernoise.generators.memory import NO_SAVING, Memory, check_can_quantise, quantise_linears, take_tiny_decoder
 from hypernoise.generators.presets import PRESETS, SCHEDULERS, Preset
+from hypernoise.precision import resolve
+from hypernoise.quiet import no_loading_bars
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
 SCHEDULED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # that published few-step LoRAs are for
@@ -88,7 +89,7 @@ def load_generator(
     at = revision or preset.revision if preset.repository else None
     if preset.repository:
         fetch(location, "model_index.json", at)  # its refusals are clearer than the pipeline's
-    with _no_loading_bars():
+    with no_loading_bars():
         pipeline = _pipeline(name, preset, location, at, dtype, variant or preset.variant)
         if lora or preset.lora:
             fuse_lora(pipeline, lora or str(preset.lora))
@@ -118,7 +119,7 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
     return load_generator(
         loading.generator,
         device=device,
-        dtype=getattr(torch, loading.precision),
+        dtype=resolve(loading.mixed_precision, pick_device(device)).dtype,
         variant=loading.variant or None,
         revision=loading.revision or None,
         size=loading.size,
@@ -194,19 +195,6 @@ def fuse_lora(pipeline: Any, source: str) -> None:
         raise InputError(f"lora {source!r} changes no weight of this {type(pipeline).__name__}: another architecture's")
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
-
-
-@contextmanager
-def _no_loading_bars() -> Iterator[None]:
-    """Reading weights off the disk shows no bar; a download shows the hub's own."""
-    libraries = [log for log in (diffusers.utils.logging, transformers.utils.logging) if log.is_progress_bar_enabled()]
-    for log in libraries:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in libraries:
-            log.enable_progress_bar()
 
 
 def _check_directory(folder: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.quiet import no_loading_bars
 
 REQUEST = (
     "Rewrite the following prompt of a text-to-image model in {number} different ways that say more clearly what is to "
@@ -82,7 +83,8 @@ class LocalRewriter:
             raise InputError(f"no language model at {folder}: it is not a directory{hint}")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            with no_loading_bars():
+                model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} holds no language model: {first_line(error)}") from error
         self.model = model.to(device).eval()

@@ -12,6 +12,7 @@ from hypernoise.generators.memory import Memory
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.planning.estimate import Estimate, Planned, estimate, meta_network, planned_generator, quantising_saves
 from hypernoise.planning.rewards import PlannedRewards, planned_rewards
+from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.training.config import Recipe
 
@@ -31,7 +32,7 @@ def plan_generator(recipe: Recipe, **memory: Any) -> Planned:
     """A recipe's generator without data, with other memory options than the recipe's if named."""
     return planned_generator(
         recipe.generator,
-        dtype=getattr(torch, recipe.dtype),
+        dtype=resolve(recipe.mixed_precision, torch.device("meta")).dtype,
         size=recipe.size,
         memory=dataclasses.replace(
             Memory(recipe.checkpointing, recipe.decode_slice, tiny_decoder=recipe.tiny_decoder), **memory

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.quiet import no_loading_bars
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import NetworkReward, prepared, wide
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Resize, normalise
@@ -63,13 +64,14 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
     """
     row = VLMS[name]
     try:
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            row.repository,
-            dtype=getattr(torch, settings.dtype),
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
-            output_loading_info=True,
-        )
+        with no_loading_bars():
+            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+                row.repository,
+                dtype=getattr(torch, settings.dtype),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
+                output_loading_info=True,
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"reward {name!r}: {row.repository} cannot be loaded: {first_line(error)} "

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hypernoise.errors import InputError
+from hypernoise.quiet import no_loading_bars
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import prepared
 from hypernoise.rewards.text import Windows, combined
@@ -126,7 +127,8 @@ class Scorer:
     def _ready(self, device: torch.device) -> None:
         if self.model is None:
             loaded: Any = BlipForImageTextRetrieval
-            model = loaded.from_pretrained(self.folder).float().eval().requires_grad_(False)
+            with no_loading_bars():
+                model = loaded.from_pretrained(self.folder).float().eval().requires_grad_(False)
             self.model = prepared(model, self.settings)
         if self.model.device != device:
             self.model.to(device)

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from hypernoise.errors import InputError, at_least_one, finite_weights, unknown
+from hypernoise.errors import RENAMED, InputError, at_least_one, finite_weights, unknown
 from hypernoise.generators.loading import Loading
+from hypernoise.precision import MixedPrecision
 
 
 def _words(
@@ -173,8 +174,9 @@ class TrainConfig:
     """Readings in a stretch: training ends when over a stretch the watched reward has fallen from its best while
     the trained one has not. 0: never."""
     seed: int = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen weights and the autocast; what trains is always fp32."""
+    mixed_precision: MixedPrecision = "auto"
+    """Of the frozen weights and of autocast; what trains is always fp32. auto: bf16 where the device has units for it,
+    else no, which is fp32."""
     watch: Names = ()
     """lipschitz, kl: measured on a few noises of their own every watch_every updates, into metrics.jsonl."""
     watch_every: int = 50
@@ -364,6 +366,8 @@ def read_recipe(file: str | Path) -> Recipe:
     hints = typing.get_type_hints(Recipe)
     names = [f.name for f in dataclasses.fields(Recipe)]
     for name, value in values.items():
+        if name in RENAMED:
+            raise InputError("recipe {}: {} is {} now: {}".format(file, name, *RENAMED[name]))
         if name not in names:
             raise unknown(f"field in recipe {file}:", str(name), names)
         values[name] = _checked(name, value, hints[name], file)
@@ -374,6 +378,7 @@ def _checked(name: str, value: Any, hint: Any, file: str | Path) -> Any:
     """The value as the field's type, or InputError. YAML reads 1e-3 as a word: numbers may be given so."""
     options = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
     if options is not None:
+        value = "no" if value is False and "no" in options else value  # as YAML reads the word
         if value not in options:
             raise InputError(f"recipe {file}: {name} must be one of {', '.join(options)}, not {value!r}")
         return value

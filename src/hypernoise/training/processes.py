@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def say(line: str) -> None:
     """A line on stderr, from the first process only."""
     if launched()[0] == 0:
         print(line, file=sys.stderr)
+
+
+@cache
+def say_once(line: str) -> None:
+    """As `say`; a line that was said already is not said again."""
+    say(line)
 
 
 def start(device: torch.device, trackers: tuple[str, ...], folder: Path | None) -> Accelerator:

@@ -11,6 +11,7 @@ from torch import nn
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
+from hypernoise.precision import resolve
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.noise import key_of
 
@@ -24,9 +25,10 @@ def steps_of(config: TrainConfig, step: int) -> int:
 
 
 def autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
-    """Inside the block matrix products are in the run's `dtype`, if that is a short one."""
-    precision = torch.float16 if config.dtype == "float16" else torch.bfloat16
-    return torch.autocast(device.type, precision, enabled=config.dtype != "float32")
+    """Inside the block matrix products are in the run's mixed precision, if there is any."""
+    precision = resolve(config.mixed_precision, device)
+    mixed = precision.name != "no"
+    return torch.autocast(device.type, precision.dtype if mixed else None, enabled=mixed)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ from hypernoise.files import output_folder
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl, limit_gradient, noise_objective
+from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
@@ -47,7 +49,7 @@ from hypernoise.training.metrics import METRICS, mean_of
 from hypernoise.training.noise import key_of, training_noise
 from hypernoise.training.optimizers import Average, make_optimizer, set_learning_rate
 from hypernoise.training.parting import Reading, parted, readings
-from hypernoise.training.processes import agreed, gathered, samples_per_round, say, start
+from hypernoise.training.processes import agreed, gathered, samples_per_round, say, say_once, start
 from hypernoise.training.prompts import PromptMix, prompts_of_step, spread
 from hypernoise.training.samples import COUNT, draw_samples
 from hypernoise.training.signals import stop_requested
@@ -105,6 +107,10 @@ def train(
             other settings or of a later step, a disk that is full, or a clamp on a network that cannot be scaled.
     """
     folder = Path(output) if output is not None else None
+    precision = resolve(config.mixed_precision, generator.device)
+    if precision.slow:
+        say_once(precision.line)
+    config = dataclasses.replace(config, mixed_precision=precision.name)
     _check(config, network, reward, watched, prompts, folder)
     if config.kl_term == "exact":
         check_exact(generator.noise_shape)
@@ -114,7 +120,7 @@ def train(
     if isinstance(network, nn.Module):
         network.to(generator.device)
     optimizer = make_optimizer(network.trainable_parameters(), config)
-    scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=config.dtype == "float16")
+    scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=precision.name == "fp16")
     average = Average(network, config.ema) if config.ema else None
     scales = reward if isinstance(reward, WeightedSum) else None
     if scales is not None:

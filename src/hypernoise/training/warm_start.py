@@ -55,7 +55,7 @@ def warm_start(
         rounds, samples: of so many pictures each, drawn `config.batch_size` at a time.
         step: how far a round may move f: the greatest root mean square, over samples, of ‖Δf‖. A shorter move is
             tried at up to four times its length too, on a 16th as many pictures each.
-        config: its kl_weight (α), sample_clip, dtype, seed, batch_size and generator_steps are used.
+        config: its kl_weight (α), sample_clip, mixed_precision, seed, batch_size and generator_steps are used.
 
     Raises:
         InputError: a network that is trained already, a reward without gradient, or a denoiser whose output layer

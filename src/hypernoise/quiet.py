@@ -1,0 +1,40 @@
+"""What other libraries say of things that no user of this one can act on: silenced one by one, never as a whole."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+TORCHVISION = "requires torchvision (not installed); falling back to"
+SAYS_IT = "transformers.utils.import_utils"
+
+
+def without_torchvision_advice() -> None:
+    """Drops transformers 5's advice on image processors, which diffusers' pipelines import and nothing here uses.
+
+    Of the logger that says it, one message is dropped; its level, its handlers and every other line stay.
+    """
+    logger = logging.getLogger(SAYS_IT)
+    if _other_than_that not in logger.filters:
+        logger.addFilter(_other_than_that)
+
+
+def _other_than_that(record: logging.LogRecord) -> bool:
+    return TORCHVISION not in record.getMessage()
+
+
+@contextmanager
+def no_loading_bars() -> Iterator[None]:
+    """Inside the block reading weights off the disk shows no bar; a download shows the hub's own."""
+    loaded: list[Any] = [sys.modules[name] for name in ("diffusers", "transformers") if name in sys.modules]
+    libraries = [library.utils.logging for library in loaded if library.utils.logging.is_progress_bar_enabled()]
+    for log in libraries:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in libraries:
+            log.enable_progress_bar()

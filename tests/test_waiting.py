@@ -1,0 +1,68 @@
+"""Idle threads sleep: said before torch is imported, which is when libgomp reads it, and never over the user's word."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hypernoise.waiting import wait_passively
+
+ROOT = Path(__file__).parents[1]
+WORDS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+STARTS = [ROOT / "tests" / "conftest.py", *sorted((ROOT / "benchmarks").glob("*.py"))]
+
+
+def run(code, **more):
+    """A process of its own, in which the user has said nothing of it."""
+    plain = {name: value for name, value in os.environ.items() if name not in WORDS}
+    return subprocess.run([sys.executable, "-c", code], env=plain | more, capture_output=True, text=True, check=True)
+
+
+def test_libgomp_has_read_what_the_command_line_says():
+    """It prints its settings itself, when torch loads it."""
+    code = "from hypernoise.cli import main; main(['--version']); import torch"
+    lines = run(code, OMP_DISPLAY_ENV="VERBOSE").stderr.splitlines()
+    settings = dict(line.strip().removeprefix("[host] ").split(" = ", 1) for line in lines if " = " in line)
+    if not settings:
+        pytest.skip("this torch is not on libgomp")
+    assert (settings["OMP_WAIT_POLICY"], settings["GOMP_SPINCOUNT"]) == ("'PASSIVE'", "'0'")
+
+
+def test_the_library_leaves_the_environment_alone():
+    code = f"import os, hypernoise; print([name for name in {WORDS} if name in os.environ])"
+    assert run(code).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("file", STARTS, ids=lambda file: file.name)
+def test_what_imports_torch_says_it_first(file):
+    """Tests and benchmarks; one that only starts commands leaves it to them."""
+    torches, said = [], []
+    for number, line in enumerate(ast.parse(file.read_text()).body):
+        if isinstance(line, ast.Import | ast.ImportFrom):
+            names = [line.module or ""] if isinstance(line, ast.ImportFrom) else [name.name for name in line.names]
+            bare = {"hypernoise.waiting", "__future__"} | set(sys.stdlib_module_names)
+            torches += [number for name in names if name not in bare and name.partition(".")[0] not in bare]
+        elif ast.unparse(line) == "wait_passively()":
+            said.append(number)
+    assert not torches or said[0] < torches[0]
+
+
+def test_it_is_said_here():
+    assert any(name in os.environ for name in WORDS)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "1000"}, {"GOMP_SPINCOUNT": "1000"}),
+    ],
+)
+def test_the_users_word_stays(before, after, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(before))
+    wait_passively()
+    assert os.environ == after
