@@ -6,11 +6,13 @@ Left out are the lines that install and `make test` itself, which CI runs.
 import importlib.util
 import re
 import shlex
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from experiments.base import main as run_experiment
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
 from hypernoise.generators.registry import load_generator
@@ -21,28 +23,29 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = ["--steps", "2", "--batch-size", "2"]
 EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
 COMPARED = ["--judged", "1", "--noises", "1", "--methods", "best-of-2"]
-TRAINED = ["--train-steps", "1", "--batch-size", "1", "--rank", "1", "--seeds", "0"]
-EXPERIMENT = ["--judged", "1", "--noises", "1", *TRAINED]
-WARM = ["--warm-rounds", "1", "--warm-samples", "2"]
 SHORTENED = {
     "quickstart": [*QUICK, "--warm-samples", "2", "--judged", "1"],
     "train": [*QUICK, "--warm-samples", "2"],
     "watch": [],
     "generate": [],
     "plan": ["--batch-size", "2"],
-    "transfer": ["--judged", "1", "--noises", "1"],
     "evaluate scenes": EVALUATED,
     "evaluate rewards": ["--count", "2"],
     "evaluate geneval": ["--count", "1", "--noises", "2"],
     "evaluate diversity": [],
     "prompts": [],
     "compare": COMPARED,
-    "experiment redness": [*EXPERIMENT, "--lrs", "1e-3", "--looks", "1"],
-    "experiment amortisation": [*EXPERIMENT, *WARM, "--searches", "best-of-2", "--against", "reno-2"],
-    "experiment steps": [*EXPERIMENT, *WARM, "--steps", "1", "2"],
-    "experiment ablations": [*EXPERIMENT, "--ranks", "1"],
-    "failures": ["--steps", "1", "--batch-size", "2", "--judged", "1", "--points", "8", "--modes", "discontinuous"],
     "diagnose": ["--noises", "8", "--pictures", "16"],
+}
+EXPERIMENT = ["--judged", "1", "--noises", "1", "--device", "cpu"]
+RUN = [*EXPERIMENT, "--seeds", "0", "--pictures", "64"]
+EXPERIMENTS = {
+    "redness": [*EXPERIMENT, "--seeds", "0", "--rates", "1", "--looks", "1"],
+    "amortisation": RUN,
+    "steps": [*RUN, "--inference-steps", "1", "2"],
+    "ablations": [*RUN, "--ranks", "1"],
+    "transfer": RUN,
+    "failures": [*EXPERIMENT, "--noises", "2", "--updates", "1", "--modes", "discontinuous"],
 }
 
 
@@ -66,6 +69,10 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
             name = words[1] if words[1] in SHORTENED else " ".join(words[1:3])
             device = [] if name in ("prompts", "watch") else ["--device", "cpu"]
             assert main([*words[1:], *SHORTENED[name], *device]) == 0, line
+        elif words[1:2] == ["-m"] and words[2].startswith("experiments."):
+            name = words[2].partition(".")[2]
+            experiment = getattr(import_module(words[2]), name.capitalize())
+            assert run_experiment(experiment, [*words[3:], *EXPERIMENTS[name]]) == 0, line
         else:
             assert words[0] in {"make", "pip", "python3", "python", "git"}, line
             if words[1:3][:1] == ["-m"]:

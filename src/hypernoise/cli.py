@@ -27,12 +27,9 @@ COMMANDS = {
     "watch": Command("watch", "Watch", "where a training run is, and its curves as a page"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
     "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
-    "transfer": Command("transfer", "Transfer", "drive one generator with the noise network of another, as a table"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
     "prompts": Command("prompts", "Prompts", "write a benchmark's prompts to a file"),
-    "experiment": Command("experiment", "ExperimentCommand", "run one of the experiments, to its table and verdict"),
     "diagnose": Command("diagnose", "Diagnose", "what an adapter does to the noise: KL, Lipschitz constant, prompts"),
-    "failures": Command("failures", "Failures", "break noise networks in known ways, and see what gives first"),
 }
 
 TOO_LITTLE_MEMORY = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -24,11 +24,20 @@ class Line:
     dots: bool = False
 
 
-def line_chart(lines: Sequence[Line], *, title: str, across: str = "", with_zero: bool = True) -> Image.Image:
-    """Curves over common axes. `across` names the horizontal one; the vertical one holds 0, or only the points."""
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    across: str = "",
+    with_zero: bool = True,
+    marks: Mapping[float, str] | None = None,
+) -> Image.Image:
+    """Curves over common axes. `across` names the horizontal one, `marks` its ticks where they are no round numbers,
+    as on a log axis; the vertical one holds 0, or only the points."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_ticks, y_ticks = _ticks(min(xs), max(xs)), _ticks(min(ys + [0.0] * with_zero), max(ys))
+    marks = marks or {x: f"{x:g}" for x in _ticks(min(xs), max(xs))}
+    x_ticks, y_ticks = sorted(marks), _ticks(min(ys + [0.0] * with_zero), max(ys))
     low_x, high_x = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
     low_y, high_y = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
 
@@ -43,7 +52,7 @@ def line_chart(lines: Sequence[Line], *, title: str, across: str = "", with_zero
         pen.line((place(low_x, y), place(high_x, y)), FAINT)
         pen.text((LEFT - 6, place(low_x, y)[1]), f"{y:g}", INK, small, anchor="rm")
     for x in x_ticks:
-        pen.text((place(x, low_y)[0], HEIGHT - BOTTOM + 6), f"{x:g}", INK, small, anchor="ma")
+        pen.text((place(x, low_y)[0], HEIGHT - BOTTOM + 6), marks[x], INK, small, anchor="ma")
     pen.line((place(low_x, low_y), place(high_x, low_y)), INK)
     pen.text((WIDTH - RIGHT, HEIGHT - BOTTOM + 20), across, INK, small, anchor="ra")
     left = LEFT

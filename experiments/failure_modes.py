@@ -1,6 +1,6 @@
 """Ways to break a noise network, one at a time, and the limits by which a break is told.
 
-Every mode starts from the same sound run, redness on the embedded generator, and changes one thing.
+Every mode starts from the same sound run, a recipe that trains for redness, and changes one thing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.rewards.pixel import redness
 
-STRENGTH = 250.0  # of the quickstart's redness
-STRENGTHS = (25.0, 250.0, 2500.0, 25000.0)
-HELD = 2500.0  # of the runs whose Lipschitz constant is held down, beside the free one of this strength
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # times the recipe's weight
+HELD = 10.0  # the strength of the runs whose Lipschitz constant is held down, beside the free one
 ROUGH = 40.0  # radians per unit of redness
-NOISE = 5.0  # nats, the standard deviation of the noisy reward; redness itself varies by about as much
+SPREAD = 0.02  # the standard deviation of the noisy reward; redness itself varies by about as much
 WITHOUT_NEAR_MISSES = "easy-matcher"  # a reward that is trained when it is first asked for
+MATCHER_WEIGHT = 50.0
 
 
 def bumpy(pixels: Tensor, prompts: list[str]) -> Tensor:
@@ -34,7 +34,7 @@ def noisy(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Redness read through noise: its slope is multiplied by a random factor, its value moved."""
     red = redness(pixels, prompts)
     factor, offset = torch.randn(2, len(red)).to(red)
-    return (1 + 2 * factor) * red + NOISE / STRENGTH * offset
+    return (1 + 2 * factor) * red + SPREAD * offset
 
 
 def stepped(pixels: Tensor, prompts: list[str]) -> Tensor:
@@ -62,37 +62,39 @@ class Mode:
 
 
 def strength_mode(strength: float) -> str:
-    return f"strength-{strength:g}"
+    return f"strength-x{strength:g}"
 
 
-MODES: dict[str, Mode] = {
-    **{
-        strength_mode(strength): Mode("redness, from a tenth of the quickstart's weight up", {"redness": strength})
+def modes(weight: float, lr: float) -> dict[str, Mode]:
+    """The modes, of a recipe that gives redness this weight and trains at this learning rate."""
+    red = {"redness": weight}
+    strong = {"redness": HELD * weight}
+    held = {"lipschitz_bound": 0.5}
+    sweep = {
+        strength_mode(strength): Mode(f"{strength:g} times the recipe's weight", {"redness": strength * weight})
         for strength in STRENGTHS
-    },
-    f"clamped-{HELD:g}": Mode(
-        "a strong one, clamped under a Lipschitz bound of 0.5",
-        {"redness": HELD},
-        {"lipschitz": "clamp", "lipschitz_bound": 0.5},
-    ),
-    f"penalised-{HELD:g}": Mode(
-        "as strong, penalised beyond a Lipschitz bound of 0.5",
-        {"redness": HELD},
-        {"lipschitz": "penalty", "lipschitz_bound": 0.5},
-    ),
-    "local-optima": Mode("a reward with a wave on it", {"bumpy": STRENGTH}),
-    "conflicting": Mode("two rewards that pull against each other", {"redness": STRENGTH, "greenness": STRENGTH}),
-    "noisy": Mode("a reward whose slope is mostly chance", {"noisy": STRENGTH}),
-    "discontinuous": Mode("a reward in steps", {"stepped": STRENGTH}),
-    "hackable": Mode(
-        "a matcher that was trained without hard negatives",
-        {WITHOUT_NEAR_MISSES: 50.0},
-        {"patience": 6, "watched_every": 2},
-        watched={"scenes": 1.0},
-    ),
-    "nonzero-start": Mode("weights that start away from zero", {"redness": STRENGTH}, start=0.02),
-    "large-step": Mode("thirty times the learning rate", {"redness": STRENGTH}, {"lr": 3e-2}),
-}
+    }
+    return {
+        **sweep,
+        f"clamped-x{HELD:g}": Mode(
+            "a strong one, clamped under a Lipschitz bound of 0.5", strong, {"lipschitz": "clamp", **held}
+        ),
+        f"penalised-x{HELD:g}": Mode(
+            "as strong, penalised beyond a Lipschitz bound of 0.5", strong, {"lipschitz": "penalty", **held}
+        ),
+        "local-optima": Mode("a reward with a wave on it", {"bumpy": weight}),
+        "conflicting": Mode("two rewards that pull against each other", {"redness": weight, "greenness": weight}),
+        "noisy": Mode("a reward whose slope is mostly chance", {"noisy": weight}),
+        "discontinuous": Mode("a reward in steps", {"stepped": weight}),
+        "hackable": Mode(
+            "a matcher that was trained without hard negatives",
+            {WITHOUT_NEAR_MISSES: MATCHER_WEIGHT},
+            {"patience": 6, "watched_every": 2},
+            watched={"scenes": 1.0},
+        ),
+        "nonzero-start": Mode("weights that start away from zero", red, start=0.02),
+        "large-step": Mode("thirty times the learning rate", red, {"lr": 30 * lr}),
+    }
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,16 @@
-import json
-
 import pytest
 import torch
 
-from hypernoise.adapters import save_adapter
-from hypernoise.cli import main
+from experiments.base import main
+from experiments.noise_map import NoiseMap, cosine_basis
+from experiments.transfer import Driven, Transfer, verdict
 from hypernoise.errors import InputError
-from hypernoise.evaluation.compare import EVALUATION_STEP
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.transfer import Transfer
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.state import in_double
-from hypernoise.noise.transfer import NoiseMap, cosine_basis
 from hypernoise.rewards.pixel import redness
-from hypernoise.training.noise import keyed_noise
 from tests.conftest import disturb
 from tests.families import build_pipeline
 
@@ -40,7 +35,7 @@ def test_the_map_keeps_white_noise_white_exactly(source, target, monkeypatch):
     A and B are what the map itself answers to unit vectors, of the noise and of what it draws fresh.
     """
     between, drawn = NoiseMap(source, target), {}
-    monkeypatch.setattr("hypernoise.noise.transfer._fresh", lambda noise, shape, seed: drawn["fresh"])
+    monkeypatch.setattr("experiments.noise_map._fresh", lambda noise, shape, seed: drawn["fresh"])
     sizes = [int(torch.tensor(shape).prod()) for shape in (source, target)]
 
     def answer(x, fresh):
@@ -109,7 +104,7 @@ def test_one_layout_shares_its_noise(sd_pipeline):
     source, network, target = generators(sd_pipeline, (16, 16))
     noise = torch.randn(2, *target.noise_shape, generator=torch.Generator().manual_seed(0))
     prompts = ["a ring", "a cross"]
-    driven = Transfer(network, source).generate(Problem(target, redness), prompts, noise)
+    driven = Driven(network, source).generate(Problem(target, redness), prompts, noise)
     own = HyperNoise(network).generate(Problem(source, redness), prompts, noise)
     assert torch.equal(driven.noise, own.noise)
     assert (driven.pixels - own.pixels).abs().max() > 1e-2
@@ -121,7 +116,7 @@ def test_another_layout_goes_by_the_map(sd_pipeline):
     source, network, target = generators(sd_pipeline, (32, 32))
     noise = torch.randn(2, *target.noise_shape, generator=torch.Generator().manual_seed(0))
     prompts = ["a ring", "a cross"]
-    result = Transfer(network, source).generate(Problem(target, redness), prompts, noise)
+    result = Driven(network, source).generate(Problem(target, redness), prompts, noise)
     between = NoiseMap((4, 16, 16), (4, 8, 8))
     with torch.no_grad():
         residual = between.adjoint(network(between(noise), source.encode(prompts)))
@@ -130,62 +125,41 @@ def test_another_layout_goes_by_the_map(sd_pipeline):
     assert result.pixels.shape == (2, 3, 32, 32)
 
 
-def test_the_command_prints_a_table(sd_pipeline, tmp_path, capsys):
-    source, network, target = generators(sd_pipeline, (16, 16))
-    save_adapter(network, tmp_path / "adapter")
-    network.remove()
-    own = LoRANoise(target, rank=4)
-    disturb(own, seed=2)
-    save_adapter(own, tmp_path / "own")
-    own.remove()
-    source.pipeline.save_pretrained(tmp_path / "first")
-    target.pipeline.save_pretrained(tmp_path / "second")
-    (tmp_path / "prompts.txt").write_text("a ring\na cross\n")
-    flags = ["transfer", "--adapter", str(tmp_path / "adapter"), "--source", str(tmp_path / "first"), "--device", "cpu"]
-    flags += ["--to", str(tmp_path / "second"), "--rewards", "redness=10", "--output", str(tmp_path / "out")]
-    asked = ["--own", str(tmp_path / "own"), "--prompts", str(tmp_path / "prompts.txt")]
-    assert main([*flags, *asked]) == 0
-    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
-    assert [(r["generator"][-6:], r["method"]) for r in rows] == [
-        ("/first", "plain"),
-        ("/first", "hypernoise"),
-        ("second", "plain"),
-        ("second", "hypernoise"),
+def test_its_calls_of_the_source_are_counted(sd_pipeline):
+    source, network, target = generators(sd_pipeline, (32, 32))
+    noise = torch.randn(2, *target.noise_shape)
+    spent = Driven(network, source).generate(Problem(target, redness), ["a ring", "a cross"], noise).spent
+    assert (spent.denoiser_forwards, spent.decodes) == (4, 2)
+
+
+def test_the_verdict_goes_by_the_driven_gains_interval():
+    own, driven = {"reward_gain": 2.0}, {"reward_gain": 0.5, "reward_gain_ci95": [0.1, 0.9]}
+    assert verdict(own, driven) == "carries over: +0.500 [+0.100, +0.900] in reward, 0.25 of its own network's"
+    assert verdict(own, {**driven, "reward_gain_ci95": [-0.1, 1.1]}).startswith("does not carry over")
+    assert verdict({"reward_gain": -1.0}, {"reward_gain": -0.5, "reward_gain_ci95": None}) == (
+        "does not carry over: -0.500 in reward"
+    )
+
+
+def test_each_generator_has_its_own_network_and_the_recipes_drives_it(sd_pipeline, run, tmp_path, capsys):
+    sd_pipeline(seed=1).save_pretrained(tmp_path / "second")
+    summary = run("transfer", "--to", str(tmp_path / "second"), "--seeds", "0", "1", "--noises", "1")
+    rows = summary["results"]
+    assert [(r["generator"][-6:], r["method"].split(": ")[-1]) for r in rows] == [
+        ("s/tiny", "plain"), ("s/tiny", "hypernoise"), ("second", "plain"), ("second", "hypernoise"),
         ("second", "transfer"),
-    ]
-    by_hand = target.sample(Transfer(tmp_path / "adapter", source).generate(*problem(target)).noise, condition(target))
-    assert rows[4]["reward"] == pytest.approx(float(10 * redness(by_hand, []).mean()), abs=1e-4)
+    ]  # fmt: skip
+    assert rows[4]["denoiser_forwards"] == 2
     assert rows[4]["reward_gain"] == pytest.approx(rows[4]["reward"] - rows[2]["reward"], abs=1e-6)
-    assert rows[4]["reward_gain_ci95"][0] <= rows[4]["reward_gain"] <= rows[4]["reward_gain_ci95"][1]
-    assert "second" in capsys.readouterr().out
-    assert main([*flags, "--judged", "1", "--noises", "1"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert "score" in printed[0]
-    assert len(printed) == 5
-    assert main(["transfer", "--adapter", str(tmp_path / "adapter")]) == 2
-    assert main([*flags, "--own", "a", "b"]) == 2
-    assert "--own takes an adapter for each of the 1 of --to, not 2" in capsys.readouterr().err
+    assert rows[4]["reward_gain"] != rows[3]["reward_gain"]
+    assert f"verdict: {summary['verdict'][0]}" in capsys.readouterr().out
+    made = sorted(folder.name for folder in (tmp_path / "out" / "training").iterdir())
+    assert made == ["source-seed0", "source-seed1", "to0-seed0", "to0-seed1"]
 
 
-def problem(target):
-    """The command's second generator, prompts and noises."""
-    noise = keyed_noise(target.noise_shape, seed=0, step=EVALUATION_STEP, samples=range(4))
-    return Problem(target, redness), ["a ring", "a ring", "a cross", "a cross"], noise
-
-
-def test_a_layout_that_cannot_be_mapped_is_refused_before_anything_is_drawn(sd_pipeline, tmp_path, capsys):
-    source, network, _ = generators(sd_pipeline, (16, 16))
-    save_adapter(network, tmp_path / "adapter")
-    network.remove()
-    source.pipeline.save_pretrained(tmp_path / "first")
+def test_a_layout_that_cannot_be_mapped_is_refused_before_anything_is_trained(tiny, tmp_path, capsys):
     build_pipeline("FluxPipeline", tmp_path).save_pretrained(tmp_path / "tokens")
-    (tmp_path / "prompts.txt").write_text("a ring\n")
-    flags = ["transfer", "--adapter", str(tmp_path / "adapter"), "--source", str(tmp_path / "first"), "--device", "cpu"]
-    flags += ["--to", str(tmp_path / "tokens"), "--rewards", "redness=10", "--output", str(tmp_path / "out")]
-    assert main([*flags, "--prompts", str(tmp_path / "prompts.txt")]) == 2
+    flags = ["--recipe", str(tiny), "--to", str(tmp_path / "tokens"), "--device", "cpu", "--judged", "1"]
+    assert main(Transfer, [*flags, "--output-dir", str(tmp_path / "out")]) == 2
     assert "cannot be mapped" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def condition(target):
-    return target.encode(["a ring", "a ring", "a cross", "a cross"])
+    assert not (tmp_path / "out" / "training").exists()

@@ -1,104 +1,123 @@
-"""`hypernoise failures`: break a noise network in known ways on the embedded generator, and see what gives first."""
+"""A noise network broken in known ways, to see what gives first, and what the library says.
+
+python -m experiments.failures --output-dir runs/failures   # --modes NAME [NAME ...] for some of them
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import tyro
+import numpy as np
+import torch
 
+from experiments.base import RECIPES, Bench, Experiment, lora_of, main, start_off_zero
+from experiments.easy_matcher import easy_matcher
+from experiments.failure_modes import (
+    LIMITS,
+    STRENGTHS,
+    WITHOUT_NEAR_MISSES,
+    Mode,
+    broken,
+    first_broken,
+    modes,
+    strength_mode,
+    weakest_that_break,
+)
+from hypernoise.commands.common import write_summary
+from hypernoise.commands.training import parted_line
+from hypernoise.diagnostics.diagnosis import diagnose, findings
 from hypernoise.errors import InputError, at_least_one, unknown
+from hypernoise.files import output_folder, write_json
+from hypernoise.generators.registry import load_generator
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.scenes.benchmark import Evaluation, evaluate
+from hypernoise.scenes.prompts import evaluation_requests
+from hypernoise.training.prompts import read_mix
+from hypernoise.training.trainer import train
 
 MATCHER = {"steps": 300, "pictures": 1500}  # of the hackable reward's training: about a quarter of a minute
-NOISES = 2  # that each evaluation prompt is judged on
 
 
 @dataclass(frozen=True)
-class Failures:
+class Failures(Experiment):
     """Train a small noise network per mode, look at it on its way, and tell which limits it crosses first.
 
-    A mode that is done is kept in --output and not run again; an interrupted one goes on from its checkpoint.
+    A mode that is done is kept in --output-dir and not run again; an interrupted one goes on from its checkpoint.
     """
 
+    recipe: Path = RECIPES / "scenes-red.yaml"
+    """The sound run, for redness; the learning rate does not decay, so that a run can be looked at on its way."""
     modes: tuple[str, ...] = ()
     """Names of modes; none: all of them."""
-    steps: int = 32
-    """Updates per mode."""
+    updates: int = 32
+    """Of each mode."""
     looks: int = 2
     """At how many points of a run it is measured and judged."""
-    batch_size: int = 8
-    rank: int = 16
     judged: int = 5
-    """Evaluation prompts per category that every look is judged on, two noises each."""
+    """Held-out captions per category that every look is judged on."""
+    noises: int = 2
+    """Pictures per caption."""
     points: int = 8
     """Noises at which the KL and the Lipschitz constant are measured."""
     seed: int = 0
-    output: Path = Path("runs/failures")
-    device: str = "auto"
-    """auto (CUDA, then MPS, then CPU) or a torch device."""
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        return tyro.cli(cls, args=arguments, prog="hypernoise failures")
 
     def run(self) -> int:
-        at_least_one(self, "steps", "looks", "batch_size", "rank", "judged", flags=True)
-        if self.points < 8:
-            raise InputError(f"--points must be at least 8, not {self.points}")
-        from hypernoise.commands.common import write_summary
-        from hypernoise.diagnostics.failure_modes import LIMITS, MODES
-        from hypernoise.files import output_folder
-        from hypernoise.generators.registry import load_generator
-
+        at_least_one(self, "updates", "looks", flags=True)
+        for name, least in (("points", 8), ("noises", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        bench = self.bench()
+        if set(bench.recipe.rewards) != {"redness"}:
+            raise InputError(f"the modes are of a recipe that trains for redness alone, not {bench.recipe.rewards}")
+        known = modes(bench.recipe.rewards["redness"], bench.recipe.lr)
         for name in self.modes:
-            if name not in MODES:
-                raise unknown("mode", name, MODES)
-        generator = load_generator("scenes", device=self.device)
-        output_folder(self.output)
+            if name not in known:
+                raise unknown("mode", name, known)
+        # in fp32, whatever the recipe trains in: of derivatives in bf16 little is left
+        generator = load_generator(bench.recipe.generator, device=self.device)
+        bench = dataclasses.replace(bench, generator=generator)
         rows = []
-        for name in self.modes or MODES:
-            row = self._kept(name) or self._measure(name, MODES[name], generator)
+        for name in self.modes or known:
+            row = self._kept(name) or self._measure(name, known[name], bench)
             if row is None:
-                return 130
+                raise KeyboardInterrupt
             rows.append(row)
         limits = {name: limit.line for name, limit in LIMITS.items()}
-        write_summary(self.output, "failures", self, generator.device, rows, limits=limits)
-        print("\n\n".join(part for part in (table(rows), strengths(rows), accuracies(rows), messages(rows)) if part))
+        line = verdict(rows)
+        write_summary(
+            self.output_dir, "experiments.failures", self, generator.device, rows, limits=limits, verdict=[line]
+        )
+        parts = (table(rows), strengths(rows), accuracies(rows), messages(rows), f"verdict: {line}")
+        print("\n\n".join(part for part in parts if part))
         return 0
 
     def _settings(self, name: str) -> dict[str, Any]:
-        fields = ("steps", "looks", "batch_size", "rank", "judged", "points", "seed")
-        return {"mode": name, **{field: getattr(self, field) for field in fields}}
+        fields = ("updates", "looks", "judged", "noises", "points", "seed")
+        return {"mode": name, "recipe": str(self.recipe), **{field: getattr(self, field) for field in fields}}
 
     def _kept(self, name: str) -> dict[str, Any] | None:
         """A mode's row from an earlier call. Raises InputError if that was, or began, with other settings."""
-        settings, row = self.output / name / "settings.json", self.output / name / "row.json"
+        settings, row = self.output_dir / name / "settings.json", self.output_dir / name / "row.json"
         if settings.is_file() and json.loads(settings.read_text()) != self._settings(name):
-            raise InputError(f"{row.parent} was made with other settings; give another --output or delete it")
+            raise InputError(f"{row.parent} was made with other settings; give another --output-dir or delete it")
         return json.loads(row.read_text()) if row.is_file() else None
 
-    def _measure(self, name: str, mode: Any, generator: Any) -> dict[str, Any] | None:
+    def _measure(self, name: str, mode: Mode, bench: Bench) -> dict[str, Any] | None:
         """Trains a mode and looks at it on its way, and keeps its row; None if it was interrupted.
 
         The row's looks are in order; `said` is what the library tells its user, `stopped` where that ended the run.
         """
-        from hypernoise.commands.easy_matcher import easy_matcher
-        from hypernoise.commands.training import parted_line
-        from hypernoise.diagnostics.failure_modes import WITHOUT_NEAR_MISSES
-        from hypernoise.files import output_folder, write_json
-        from hypernoise.noise.lora import LoRANoise
-        from hypernoise.rewards.ensemble import WeightedSum
-        from hypernoise.training.config import TrainConfig
-        from hypernoise.training.prompts import read_prompts
-        from hypernoise.training.trainer import train
-
         print(f"{name}: {mode.line}", file=sys.stderr)
-        folder = output_folder(self.output / name)
+        generator, recipe = bench.generator, bench.recipe
+        folder = output_folder(self.output_dir / name)
         write_json(folder / "settings.json", self._settings(name))
         row: dict[str, Any] = {"method": name, "looks": [], "said": [], "stopped": False}
         own = {}
@@ -107,20 +126,17 @@ class Failures:
             own[WITHOUT_NEAR_MISSES], row["accuracy"] = easy_matcher(file, self.seed, **MATCHER)
         reward = mode.reward(own)
         watched = WeightedSum(mode.watched) if mode.watched else None
-        network = LoRANoise(generator, rank=self.rank, seed=self.seed)
-        if mode.start:
-            move(network, mode.start, self.seed)
-        settings = {"steps": self.steps, "batch_size": self.batch_size, "seed": self.seed, "warmup": self.steps // 6}
-        config = TrainConfig(**{**settings, **mode.changes})
+        network = LoRANoise(generator, seed=self.seed, **lora_of(recipe))
+        start_off_zero(network, mode.start, self.seed)
+        config = bench.config(self.updates, self.seed, decay=False, **mode.changes)
+        prompts = read_mix(recipe.prompts)
         plain = None
-        for point in sorted({max(1, round(self.steps * i / self.looks)) for i in range(1, self.looks + 1)}):
+        for point in sorted({max(1, round(self.updates * i / self.looks)) for i in range(1, self.looks + 1)}):
             kept = folder / f"look-{point:06d}.json"
             if not kept.is_file():
                 reached = dataclasses.replace(config, steps=point)
                 try:
-                    result = train(
-                        generator, network, reward, read_prompts("scenes"), reached, watched=watched, output=folder
-                    )
+                    result = train(generator, network, reward, prompts, reached, watched=watched, output=folder)
                 except InputError as error:
                     row["said"].append(str(error))
                     row["stopped"] = True
@@ -140,22 +156,13 @@ class Failures:
         network.remove()
         return row
 
-    def _evaluated(self, generator: Any, network: Any, reward: Any) -> Any:
-        import torch
-
-        from hypernoise.scenes.benchmark import evaluate
-        from hypernoise.scenes.prompts import evaluation_requests
-
+    def _evaluated(self, generator: Any, network: Any, reward: Any) -> Evaluation:
         torch.manual_seed(self.seed)  # for rewards that draw random numbers
-        return evaluate(generator, network, evaluation_requests(self.judged), reward, seeds=NOISES)
+        return evaluate(generator, network, evaluation_requests(self.judged), reward, seeds=self.noises)
 
     def _look(self, generator: Any, network: Any, reward: Any, before: Any) -> dict[str, Any]:
         """A network's row, beside the plain generator's (`base`) on the same prompts and noises, the limits that
         are `broken`, and `findings`: what `hypernoise diagnose` finds wrong."""
-        from hypernoise.diagnostics.diagnosis import diagnose, findings
-        from hypernoise.diagnostics.failure_modes import broken
-        from hypernoise.scenes.prompts import evaluation_requests
-
         after = self._evaluated(generator, network, reward)
         found = diagnose(
             generator,
@@ -180,20 +187,18 @@ class Failures:
         return row | {"broken": broken(row, before.row)}
 
 
-def move(network: Any, scale: float, seed: int) -> None:
-    """Adds normal numbers of this deviation to every trained weight."""
-    import torch
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What gives first, over the modes."""
+    firsts = [first_broken(row["looks"]) for row in rows if row["looks"]]
+    given = Counter(name for look in firsts if look for name in list(look["broken"])[:1])
+    told = [f"{name} first in {number}" for name, number in given.most_common()]
+    told += [f"nothing in {firsts.count(None)}"] if None in firsts else []
+    stopped = sum(row["stopped"] for row in rows)
+    return f"of {len(rows)} modes {', '.join([*told, f'{stopped} stopped by the library'])}"
 
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.trainable_parameters():
-            parameter.add_((scale * torch.randn(parameter.shape, generator=draw)).to(parameter))
 
-
-def paired_error(before: Sequence[float], after: Sequence[float]) -> float:
+def paired_error(before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray) -> float:
     """Standard error of the mean of after − before, sample by sample; 0 for a single one."""
-    import numpy as np
-
     change = np.subtract(after, before)
     return float(change.std(ddof=1) / len(change) ** 0.5) if len(change) > 1 else 0.0
 
@@ -204,26 +209,27 @@ def told(finding: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What each mode ended with, base → trained where both are measured, and what broke first, and where."""
-    from hypernoise.diagnostics.failure_modes import first_broken
-
-    lines = [
-        f"{'mode':<17}{'reward':>16}{'½‖f‖²':>8}{'KL gap':>18}{'Lipschitz':>11}{'judge':>13}{'artefacts':>13}"
-        f"{'diversity':>13}  broken first"
-    ]
+    """What each mode ended with, plain → trained where both are measured, and what broke first, and where."""
+    heads = ["reward", "½‖f‖²", "KL gap", "Lipschitz", "judge", "artefacts", "diversity", "broken first"]
+    lines = [["mode", *heads], ["---"] * (1 + len(heads))]
     for row in rows:
         if not row["looks"]:
-            lines.append(f"{row['method']:<17}stopped: {row['said'][0]}")
+            lines.append([row["method"], *[""] * 7, f"stopped: {row['said'][0]}"])
             continue
         last, first = row["looks"][-1], first_broken(row["looks"])
-        base, gap = last["base"], f"{last['kl_gap']:.2g} ± {last['kl_gap_error']:.1g}"
+        base, ended = last["base"], ", then stopped" if row["stopped"] else ""
         lines.append(
-            f"{row['method']:<17}{base['reward']:>7.4g} →{last['reward']:>7.4g}{last['kl']:>8.3g}{gap:>18}"
-            f"{last['lipschitz']:>11.3g}{base['score']:>6.2f} →{last['score']:>5.2f}"
-            f"{base['artefacts']:>6.2f} →{last['artefacts']:>5.2f}{base['diversity']:>6.2f} →{last['diversity']:>5.2f}"
-            f"  {at(first) if first else '-'}{', then stopped' if row['stopped'] else ''}"
+            [
+                row["method"],
+                f"{base['reward']:.4g} → {last['reward']:.4g}",
+                f"{last['kl']:.3g}",
+                f"{last['kl_gap']:.2g} ± {last['kl_gap_error']:.1g}",
+                f"{last['lipschitz']:.3g}",
+                *(f"{base[name]:.2f} → {last[name]:.2f}" for name in ("score", "artefacts", "diversity")),
+                (at(first) if first else "nothing") + ended,
+            ]
         )
-    return "\n".join(lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def at(look: Mapping[str, Any]) -> str:
@@ -234,8 +240,6 @@ def at(look: Mapping[str, Any]) -> str:
 
 def strengths(rows: Sequence[Mapping[str, Any]]) -> str:
     """From which strength of the sweep on each limit is crossed; empty if fewer than two strengths were run."""
-    from hypernoise.diagnostics.failure_modes import LIMITS, STRENGTHS, strength_mode, weakest_that_break
-
     looks = {row["method"]: row["looks"] for row in rows}
     swept = {strength: looks[strength_mode(strength)] for strength in STRENGTHS if strength_mode(strength) in looks}
     if len(swept) < 2:
@@ -258,3 +262,7 @@ def accuracies(rows: Sequence[Mapping[str, Any]]) -> str:
 def messages(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the library says to its user in each mode, a line each."""
     return "\n".join(f"{row['method']}: {line}" for row in rows for line in row["said"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Failures))

@@ -1,0 +1,182 @@
+"""The paper's first experiment: a reward that any red picture satisfies, climbed by f and by fine-tuning.
+
+    python -m experiments.redness --output-dir runs/redness
+
+Both LoRAs have the same rank, updates, prompts and noises, and each the learning rate of the same grid that
+leaves its own training loss lowest. They are compared where they have raised the reward equally.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.base import RECIPES, Bench, Seeded, main, pooled, table
+from hypernoise.errors import InputError
+from hypernoise.evaluation.compare import Comparison
+from hypernoise.evaluation.html import first_of_each
+from hypernoise.evaluation.rewards import read_picture
+from hypernoise.methods.base import Method
+from hypernoise.methods.finetune import FineTune
+from hypernoise.methods.hypernoise import HyperNoise
+from hypernoise.methods.plain import Plain
+from hypernoise.scenes.contact_sheet import before_after
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.metrics import mean_of, rows_of
+
+METHODS = {"hypernoise": HyperNoise, "finetune": FineTune}
+WATCHED = {"scenes": 1.0}  # whether the picture is still what was asked
+AVERAGED = 20  # last updates whose mean loss a learning rate is chosen by
+MEASURES = {"score": "judge", "artefacts": "artefacts", "watched_reward": "watched", "diversity": "diversity"}
+
+
+@dataclass(frozen=True)
+class Redness(Seeded):
+    """Reward against fidelity over training: hypernoise and fine-tuning at matched reward.
+
+    Holds here if, at the reward that both reach, hypernoise's pictures score higher and have fewer artefacts for
+    every training seed; does not hold if for none.
+    """
+
+    recipe: Path = RECIPES / "scenes-red.yaml"
+    """What both train for, and how; the learning rate does not decay, so that runs can be looked at on their way."""
+    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    """Times the recipe's learning rate: what is tried for both, with the first seed."""
+    looks: tuple[int, ...] = (5, 10, 15, 20, 40, 80, 120, 160, 200)
+    """Updates after which pictures are judged, the last of them the end: early ones too, as fine-tuning climbs at
+    once."""
+
+    def run(self) -> int:
+        if not self.rates or not min(self.rates) > 0:
+            raise InputError(f"--rates takes numbers above 0, such as 0.3 1 3, not {list(self.rates)}")
+        if not self.looks or min(self.looks) < 1:
+            raise InputError(f"--looks takes numbers of updates from 1, not {list(self.looks)}")
+        bench = self.bench(watched=WATCHED)
+        points = sorted(set(self.looks))
+        rates = {kind: self._rate(bench, kind, points) for kind in METHODS}
+        methods: list[Method] = [Plain()]
+        for kind, make in METHODS.items():
+            for seed in self.seeds:
+                config = self._config(bench, seed, rates[kind]["lr"])
+                for point, folder in bench.trained(_run(kind, config), config, kind=kind, at=points).items():
+                    methods.append(make(folder, name=f"{kind}-{seed}-{point}"))
+        found = bench.compare(methods)
+        by_name = {row["method"]: row for row in found.rows}
+        rows = [by_name["plain"]]
+        for kind in METHODS:
+            for point in points:
+                names = [f"{kind}-{seed}-{point}" for seed in self.seeds]
+                rows.append({**pooled(found, kind, 1, names, bench.asked.categories), "updates": point})
+        matched = []
+        for seed in self.seeds:
+            curves = {
+                kind: [by_name["plain"], *(by_name[f"{kind}-{seed}-{point}"] for point in points)] for kind in METHODS
+            }
+            matched.append({"training_seed": seed, **at_matched_reward(curves["hypernoise"], curves["finetune"])})
+        self._sheet(bench, found, points)
+        said = ["At the reward that both reach:", table(_side_by_side(matched), _columns())]
+        return bench.finish(rows, [verdict(matched)], said=said, learning_rates=rates, matched=matched)
+
+    def _config(self, bench: Bench, seed: int, lr: float) -> TrainConfig:
+        return bench.config(max(self.looks), seed, lr=lr, decay=False)
+
+    def _rate(self, bench: Bench, kind: str, points: Sequence[int]) -> dict[str, Any]:
+        """The learning rate of least mean loss over the last updates of the first seed, and all that were tried."""
+        losses: dict[float, float | None] = {}
+        for lr in [rate * bench.recipe.lr for rate in self.rates]:
+            config = self._config(bench, self.seeds[0], lr)
+            try:
+                bench.trained(_run(kind, config), config, kind=kind, at=points)
+            except InputError as error:
+                if "lower lr" not in str(error):
+                    raise
+                losses[lr] = None  # it diverged, which is an outcome
+                continue
+            losses[lr] = mean_of(rows_of(bench.folder(_run(kind, config)))[-AVERAGED:], "loss")
+        left = {lr: loss for lr, loss in losses.items() if loss is not None}
+        if not left:
+            raise InputError(f"{kind} diverged at every learning rate of {list(losses)}; give lower --rates")
+        return {"lr": min(left, key=lambda lr: left[lr]), "losses": {f"{lr:g}": loss for lr, loss in losses.items()}}
+
+    def _sheet(self, bench: Bench, found: Comparison, points: Sequence[int]) -> None:
+        """sheet.png: the first caption of each category from its first noise, along the first seed's training."""
+
+        def shown(name: str) -> tuple[torch.Tensor, list[bool]]:
+            records = found.records[1, name]
+            right = records.values["right"]
+            assert right is not None  # scenes are judged
+            pixels = torch.stack([read_picture(records.files[i * self.noises]) for i in firsts])
+            return pixels, [bool(right[i, 0]) for i in firsts]
+
+        firsts = first_of_each(bench.asked.categories or [], 1)
+        rows = [("plain", *shown("plain"))]
+        for kind, label, looks in (("hypernoise", "hypernoise", points[-1:]), ("finetune", "fine-tuning", points)):
+            for point in looks:
+                rows.append((f"{label}\n{point} updates", *shown(f"{kind}-{self.seeds[0]}-{point}")))
+        title = f"Trained with seed {self.seeds[0]}, from the same noises. Green frame: the judge finds what was asked."
+        before_after([bench.asked.prompts[i] for i in firsts], rows, title).save(self.output_dir / "sheet.png")
+
+
+def _run(kind: str, config: TrainConfig) -> str:
+    return f"{kind}-lr{config.lr:g}-seed{config.seed}"
+
+
+def at_matched_reward(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    """Both curves (rows along training, the plain generator first) at the reward of the one that ends lower.
+
+    Between two looks the measures are interpolated in the reward; the first crossing counts.
+    """
+    reward = min(max(row["reward"] for row in curve) for curve in (ours, other))
+    return {
+        "reward": reward,
+        "plain_reward": ours[0]["reward"],
+        **{
+            kind: {name: _crossing(curve, reward, name) for name in MEASURES}
+            for kind, curve in (("hypernoise", ours), ("finetune", other))
+        },
+    }
+
+
+def _crossing(curve: list[dict[str, Any]], reward: float, name: str) -> float | None:
+    if curve[0][name] is None:
+        return None
+    for before, after in itertools.pairwise(curve):
+        if before["reward"] <= reward <= after["reward"] and after["reward"] > before["reward"]:
+            share = (reward - before["reward"]) / (after["reward"] - before["reward"])
+            return before[name] + share * (after[name] - before[name])
+    return max(curve, key=lambda row: row["reward"])[name]  # it never rose above the plain generator
+
+
+def _side_by_side(matched: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"method": f"seed {one['training_seed']}", "reward": one["reward"]}
+        | {f"{name} {kind}": one[kind][name] for name in MEASURES for kind in METHODS}
+        for one in matched
+    ]
+
+
+def _columns() -> dict[str, tuple[str, str]]:
+    columns = {f"{told}: {kind}": (f"{name} {kind}", ".3f") for name, told in MEASURES.items() for kind in METHODS}
+    return {"reward": ("reward", ".3f"), **columns}
+
+
+def verdict(matched: Sequence[Mapping[str, Any]]) -> str:
+    if any(one["reward"] <= one["plain_reward"] for one in matched):
+        return "undecided: one of them never raised the reward"
+    better = [
+        one["hypernoise"]["score"] > one["finetune"]["score"]
+        and one["hypernoise"]["artefacts"] < one["finetune"]["artefacts"]
+        for one in matched
+    ]
+    told = f"at equal reward hypernoise is better by judge and artefacts for {sum(better)} of {len(better)} seeds"
+    return f"{'holds' if all(better) else 'undecided' if any(better) else 'does not hold'}: {told}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(Redness))
