@@ -154,10 +154,9 @@ def test_modes_are_measured_kept_and_not_run_again(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_hackable_reward_is_trained_watched_and_told(tiny, tmp_path, capsys, monkeypatch):
+def test_a_hackable_reward_is_trained_watched_and_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("experiments.failures.MATCHER", {"steps": 2, "pictures": 60})
-    where = ["--recipe", str(tiny), "--output-dir", str(tmp_path / "out")]
-    assert main(Failures, [*TINY, *where, "--modes", "hackable"]) == 0
+    assert main(Failures, [*TINY, "--output-dir", str(tmp_path / "out"), "--modes", "hackable"]) == 0
     (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
     assert set(row["accuracy"]) == {"others", "near"}
     assert (tmp_path / "out" / "hackable" / "easy-matcher.safetensors").is_file()
