@@ -29,10 +29,11 @@ from hypernoise.evaluation.html import first_of_each
 from hypernoise.evaluation.rows import pooled_row
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.generators.registry import load_as
+from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.methods.base import Method
 from hypernoise.methods.finetune import LoRATune, finetune
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.precision import resolve
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe, recognised
 from hypernoise.training.metrics import rows_of
@@ -92,6 +93,8 @@ class Experiment:
         """
         at_least_one(self, "judged", "noises", flags=True)
         recipe = read_recipe(self.recipe)
+        precision = resolve(recipe.mixed_precision, pick_device(self.device))
+        recipe = dataclasses.replace(recipe, mixed_precision=precision.name)
         generator = load_as(recipe, device=self.device)
         asked = scenes_prompts(self.judged)
         generator.check_prompts(asked.prompts)

@@ -125,10 +125,11 @@ def test_products_are_in_it(asked, inside):
 
 
 def test_auto_is_the_default_everywhere():
+    from hypernoise.commands.transfer import Transfer
+
     from hypernoise.commands.evaluate_rewards import EvaluateRewards
     from hypernoise.commands.generate import Generate
     from hypernoise.commands.train import Train
-    from hypernoise.commands.transfer import Transfer
 
     asking = (TrainConfig, Recipe, Quickstart, Generate, Train, EvaluateRewards, Transfer)
     assert {cls().mixed_precision for cls in asking} == {"auto"}

@@ -37,7 +37,7 @@ class DistilConfig:
     chunks: int = 16
     pairs: int = 2048
     """In each chunk: noises, and what the flow makes of them."""
-    flow_steps: int = 16
+    flow_steps: int = 12
     steps: int = 4000
     lr: float = 7e-4
     batch_size: int = 96
