@@ -36,12 +36,12 @@ class AutoencoderConfig:
     checkpoint_every: int = 500
 
 
-def build_autoencoder() -> Any:
+def build_autoencoder(decoder_blocks: tuple[int, ...] = (3, 3, 1, 0)) -> Any:
     return AutoencoderTiny(
         encoder_block_out_channels=(32, 32, 32, 32),
         decoder_block_out_channels=(16, 16, 16, 16),
         num_encoder_blocks=(0, 0, 2, 3),
-        num_decoder_blocks=(3, 3, 1, 0),
+        num_decoder_blocks=decoder_blocks,
         latent_channels=4,
     )
 

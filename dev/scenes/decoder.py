@@ -1,51 +1,106 @@
-"""Stage 1b: the decoder alone, trained on against latents as wrong as a generator's.
+"""Stage 1b, after the flow: the decoder is grown, and trained on against latents as wrong as a denoiser's.
 
-python -m dev.scenes.decoder --output runs/scenes
+    python -m dev.scenes.decoder --output runs/scenes
+
+True latents are noised and denoised by the flow in one step, which leaves in them the errors that a generator makes, and
+the decoder learns to draw the true picture all the same. The encoder, and so what the generator learns from, stays.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import tyro
-from safetensors.torch import save_file
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from dev.scenes.autoencoder import AutoencoderConfig, random_pictures, train_autoencoder
+from dev.scenes import networks
+from dev.scenes.autoencoder import AutoencoderConfig, build_autoencoder, train_autoencoder
+from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
+from dev.scenes.layout import taught_scene
+from dev.scenes.path import EulerPath
 from dev.scenes.training import TrainState
+from hypernoise.scenes.world import draw
+
+BLOCKS = (6, 5, 1, 0)  # three more at 8 x 8 and two at 16 x 16, where they are cheap
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     output: Path = Path("runs/scenes")
+    text_encoder: Path = TEXT_ENCODER
     seed: int = 1
     device: str = "cpu"
-    steps: int = 2500
-    lr: float = 2e-3
+    steps: int = 1600
+    lr: float = 1.5e-3
     batch_size: int = 32
-    latent_noise: float = 0.35
-    """Greatest deviation of the noise on a picture's latents; each picture draws its own."""
+    least_time: int = 50
+    greatest_time: int = 600
+    """Timesteps at which latents are denoised, drawn evenly: sigma 0.05 to 1.3."""
     checkpoint_every: int = 250
 
 
 def train_decoder(config: DecoderConfig) -> None:
-    autoencoder = train_autoencoder(AutoencoderConfig(output=config.output))
+    torch.manual_seed(config.seed)
+    first = train_autoencoder(AutoencoderConfig(output=config.output))
+    autoencoder = grown(first)
+    unet, encode = build(FlowConfig(output=config.output, text_encoder=config.text_encoder))
+    unet.load_state_dict(load_file(config.output / "flow.safetensors"))
+    unet.requires_grad_(False)
+    path = EulerPath(networks.build_scheduler(), config.device)
     state = TrainState(config, "decoder", [autoencoder.decoder.requires_grad_(True)], config.lr, config.steps)
     while state.step < config.steps:
-        pictures = random_pictures(config.seed, state.step, config.batch_size)
-        with torch.no_grad():
-            latents = autoencoder.encode(pictures).latents
-            wrong = config.latent_noise * torch.rand(len(latents), 1, 1, 1)
-            latents = latents + wrong * torch.randn_like(latents)
+        rng = np.random.default_rng([config.seed, 5, state.step])
+        taught = [taught_scene(rng) for _ in range(config.batch_size)]
+        drawn = np.stack([draw(scene) for _, scene in taught])
+        pictures = torch.from_numpy(drawn).permute(0, 3, 1, 2) * 2 - 1
+        t = torch.from_numpy(rng.integers(config.least_time, config.greatest_time, config.batch_size))
+        noise = torch.from_numpy(rng.standard_normal((config.batch_size, 4, 8, 8), np.float32))
+        captions = [request.caption for request, _ in taught]
+        encode.learn(captions)
+        with torch.no_grad(), state.autocast():
+            latents = first.encode(pictures).latents.float()
+            latents = path.answer(unet, path.noised(latents, noise, t), t, encode(captions))
         with state.autocast():
             decoded = autoencoder.decode(latents).sample
         error = decoded.float() - pictures
-        state.update(
-            error.abs().mean() + 0.3 * error.square().mean(), {"mse": error.square().mean(), "l1": error.abs().mean()}
-        )
+        l1, mse = error.abs().mean(), error.square().mean()
+        state.update(l1 + 0.3 * mse, {"l1": l1, "mse": mse})
     state.load_average()
     save_file(autoencoder.state_dict(), config.output / "autoencoder-final.safetensors")
+
+
+def grown(first: Any) -> Any:
+    """The autoencoder with `BLOCKS` in its decoder, which decodes as before: new blocks begin as the identity."""
+    autoencoder = build_autoencoder(BLOCKS)
+    autoencoder.encoder.load_state_dict(first.encoder.state_dict())
+    kept = iter(_stages(first.decoder))
+    for stage in _stages(autoencoder.decoder):
+        old = next(kept)
+        for number, layer in enumerate(stage):
+            if number < len(old):
+                layer.load_state_dict(old[number].state_dict())
+            else:
+                nn.init.zeros_(layer.conv[-1].weight)  # its input is not negative: ReLU keeps it
+                nn.init.zeros_(layer.conv[-1].bias)
+    return autoencoder.requires_grad_(False)
+
+
+def _stages(decoder: Any) -> list[list[Any]]:
+    """The decoder's layers, each run of blocks as one entry."""
+    stages: list[list[Any]] = []
+    for layer in decoder.layers:
+        block = isinstance(layer, AutoencoderTinyBlock)
+        if block and stages and isinstance(stages[-1][0], AutoencoderTinyBlock):
+            stages[-1].append(layer)
+        else:
+            stages.append([layer])
+    return stages
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import tyro
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -31,6 +31,8 @@ TEXT_ENCODER = Path(str(files("hypernoise"))) / "scenes/weights/generator/text_e
 class FlowConfig:
     output: Path = Path("runs/scenes")
     text_encoder: Path = TEXT_ENCODER
+    start_from: Path | None = None
+    """A finished flow to go on from."""
     seed: int = 0
     device: str = "cpu"
     steps: int = 7000
@@ -71,6 +73,8 @@ def build(config: FlowConfig) -> tuple[Any, Captions]:
 def train_flow(config: FlowConfig) -> None:
     torch.manual_seed(config.seed)
     unet, encode = build(config)
+    if config.start_from:
+        unet.load_state_dict(load_file(config.start_from))
     path = EulerPath(networks.build_scheduler(), config.device)
     state = TrainState(config, "flow", [unet], config.lr, config.steps)
     latents, captions = read_latents(config.output)

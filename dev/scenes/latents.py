@@ -15,9 +15,9 @@ import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dev.scenes.autoencoder import SHARES, AutoencoderConfig, train_autoencoder
-from dev.scenes.lessons import taught_request
-from hypernoise.scenes.world import draw, sample_scene
+from dev.scenes.autoencoder import AutoencoderConfig, train_autoencoder
+from dev.scenes.layout import taught_scene
+from hypernoise.scenes.world import draw
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ def make_latents(config: LatentsConfig) -> None:
         if file.exists():
             continue
         rng = np.random.default_rng([config.seed, 2, chunk])
-        requests = [taught_request(rng, SHARES) for _ in range(config.pictures)]
+        taught = [taught_scene(rng) for _ in range(config.pictures)]
         parts = []
         for start in range(0, config.pictures, 64):
-            drawn = [draw(sample_scene(request, rng)) for request in requests[start : start + 64]]
+            drawn = [draw(scene) for _, scene in taught[start : start + 64]]
             pictures = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2) * 2 - 1
             parts.append(autoencoder.encode(pictures).latents.half())
-        captions = [("a picture of " if rng.random() < 0.1 else "") + request.caption for request in requests]
+        captions = [("a picture of " if rng.random() < 0.1 else "") + request.caption for request, _ in taught]
         save_file(
             {"latents": torch.cat(parts).contiguous()}, file.with_suffix(".tmp"), {"captions": json.dumps(captions)}
         )

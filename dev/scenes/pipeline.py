@@ -19,6 +19,7 @@ from transformers import CLIPTextModel
 
 from dev.scenes import lessons, networks
 from dev.scenes.autoencoder import build_autoencoder
+from dev.scenes.decoder import BLOCKS
 from dev.scenes.flow import TEXT_ENCODER
 from hypernoise.files import atomic_file, write_json
 from hypernoise.generators.registry import load_generator
@@ -48,9 +49,8 @@ def save_pipeline(config: PipelineConfig) -> Path:
             parameter.data.copy_(average)
     else:
         unet.load_state_dict(load_file(config.output / f"{config.weights}.safetensors"))
-    autoencoder = build_autoencoder()
-    final = config.output / "autoencoder-final.safetensors"
-    autoencoder.load_state_dict(load_file(final if final.exists() else config.output / "autoencoder.safetensors"))
+    autoencoder = build_autoencoder(BLOCKS)
+    autoencoder.load_state_dict(load_file(config.output / "autoencoder-final.safetensors"))
     folder = config.output / "pipeline"
     parts = [module.half() for module in (autoencoder, text_encoder, unet)]
     networks.build_pipeline(parts[0], parts[1], tokenizer, parts[2]).save_pretrained(folder, safe_serialization=True)
