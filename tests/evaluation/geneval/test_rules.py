@@ -202,17 +202,17 @@ def random_case(rng):
 def test_the_rules_agree_with_a_second_derivation_on_random_detections():
     rng = np.random.default_rng(0)
     outcomes = {tag: {} for tag in TAGS}
-    for _ in range(10_000):
+    for _ in range(2_000):
         source, detections = random_case(rng)
         told = verdict(parse(source, "here"), *detections)
         faults = rederived(source, detections)
         assert [kind(reason) for reason in told.reasons] == faults, (source, detections)
         for fault in faults or ["right"]:
             outcomes[source["tag"]][fault] = outcomes[source["tag"]].get(fault, 0) + 1
-    assert all(seen.get("right", 0) > 100 for seen in outcomes.values()), outcomes
+    assert all(seen.get("right", 0) > 20 for seen in outcomes.values()), outcomes
     decided = {"count": TAGS, "color": ("colors", "color_attr"), "position": ("position",), "target": ("position",),
                "excluded": ("counting",)}  # fmt: skip
-    assert all(outcomes[tag].get(fault, 0) > 20 for fault, tags in decided.items() for tag in tags), outcomes
+    assert all(outcomes[tag].get(fault, 0) > 4 for fault, tags in decided.items() for tag in tags), outcomes
 
 
 @pytest.mark.parametrize(
