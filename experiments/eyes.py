@@ -60,11 +60,11 @@ class Eyes:
     """Draws painted eyes of eight colours by every method, and judges them."""
 
     output_dir: Path = Path("runs/eyes")
-    updates: int = 300
+    updates: int = 200
     """Optimiser updates of each training run, of 16 pictures."""
     runs: int = 3
     """Training runs of the noise network, of seeds `seed`, `seed` + 1 and so on."""
-    pictures: int = 24
+    pictures: int = 16
     """Judged per colour, each from a noise of its own."""
     seed: int = 0
 
@@ -84,7 +84,7 @@ class Eyes:
     @property
     def looks(self) -> list[int]:
         """Updates of fine-tuning after which it is judged."""
-        return sorted({max(1, self.updates // 10), max(1, self.updates // 3), self.updates})
+        return sorted({max(1, self.updates // 10), max(1, self.updates // 4), self.updates})
 
 
 class Named:
@@ -282,7 +282,6 @@ def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
     """The table's rows, in summary.json's fields and a few more, and what the sheet shows."""
     settings, groups = bench.settings, np.array(bench.asked)
     adapters = [bench.trained(settings.seed + i) for i in range(settings.runs)]
-    tuned = {look: bench.tuned_to(look) for look in settings.looks}
     names = [f"hypernoise-{i}" for i in range(settings.runs)]
     ours = [hn.HyperNoise(adapter, name=name) for adapter, name in zip(adapters, names, strict=True)]
     found = bench.drawn(bench.generator, [hn.Plain(), *ours, hn.BestOfN(2), hn.BestOfN(8), hn.ReNO(50)])
@@ -305,9 +304,9 @@ def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
     kl = {"kl_exact": float(np.mean([report.kl.value for report in reports])), "trained_pictures": trained}
     kl |= {"kl_runs": [dataclasses.asdict(report) for report in reports]}
     rows = [single("plain"), more(row, runs, **kl), single("best-of-2"), single("best-of-8"), single("reno-50")]
-    for look, generator in tuned.items():
+    for look in settings.looks:
         name = f"fine-tuned, {look} updates"
-        found[name] = bench.drawn(generator, [hn.Plain()])["plain"]
+        found[name] = bench.drawn(bench.tuned_to(look), [hn.Plain()])["plain"]
         rows.append(single(name) | {"kl": None, "trained_pictures": look * BATCH})  # the noise is not what changes
     return rows, {"plain": found["plain"], "hypernoise": runs[0], "fine-tuned": found[rows[-1]["method"]]}
 
