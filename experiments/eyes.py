@@ -60,7 +60,7 @@ class Eyes:
     """Draws painted eyes of eight colours by every method, and judges them."""
 
     output_dir: Path = Path("runs/eyes")
-    updates: int = 200
+    updates: int = 150
     """Optimiser updates of each training run, of 16 pictures."""
     runs: int = 3
     """Training runs of the noise network, of seeds `seed`, `seed` + 1 and so on."""
@@ -74,7 +74,7 @@ class Eyes:
             raise InputError(f"--pictures must be at least 3, not {self.pictures}")
 
     def noise_config(self, seed: int) -> hn.TrainConfig:
-        """Of the noise network: the paper's objective with AdamW; chosen on training noises (docs/eyes.md)."""
+        """Of the noise network: the paper's objective, with settings that were chosen on other noises than the judged."""
         return hn.TrainConfig(steps=self.updates, batch_size=BATCH, lr=2e-3, decay=True, kl_weight=0.02, seed=seed)
 
     def tuning_config(self) -> hn.TrainConfig:
