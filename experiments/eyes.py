@@ -74,7 +74,7 @@ class Eyes:
             raise InputError(f"--pictures must be at least 3, not {self.pictures}")
 
     def noise_config(self, seed: int) -> hn.TrainConfig:
-        """Of the noise network: the paper's objective, with settings that were chosen on other noises than the judged."""
+        """Of the noise network: the paper's objective, its settings chosen on other noises than the judged."""
         return hn.TrainConfig(steps=self.updates, batch_size=BATCH, lr=2e-3, decay=True, kl_weight=0.02, seed=seed)
 
     def tuning_config(self) -> hn.TrainConfig:
