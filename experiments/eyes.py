@@ -1,0 +1,393 @@
+"""Somebody else's generator: painted eyes, a noise network for the colour asked for, and what it costs otherwise.
+
+    pip install omniart-eye-generator==0.1 omniart-eye-classifier==0.1.3
+    python -m experiments.eyes --output-dir runs/eyes
+
+The generator and the classifier were made by others (`eye_networks`). The reward is the classifier's log P(colour) at
+the generator's own 128 pixels; the judge is the same classifier at its own 224, on noises that nothing trained on.
+Everything is kept in the output directory, and the same command goes on from what is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+import hypernoise as hn
+from experiments.eye_networks import (
+    CLASSES,
+    COLOURS,
+    SIZE,
+    EyeClassifier,
+    EyeGenerator,
+    filled,
+    one_hot_colours,
+    weight_file,
+)
+from hypernoise.commands.common import write_summary
+from hypernoise.diagnostics.kl import KLReport
+from hypernoise.errors import InputError, at_least_one
+from hypernoise.evaluation.records import Records
+from hypernoise.evaluation.rows import pooled_row, result_row
+from hypernoise.files import atomic_file, output_folder, read_json, write_json
+from hypernoise.generators.base import Condition, Generator
+from hypernoise.noise.state import copy_state
+from hypernoise.training.config import recognised
+from hypernoise.training.noise import EVALUATION_STEP, keyed_noise
+
+JUDGED = 224  # px, what the classifier was trained at
+BATCH = 16  # pictures, in training and in drawing
+SHOWN = ("blue", "green", "gray", "red")  # on the sheet, three noises each
+TILE, GAP, LABEL, HEAD = 88, 4, 104, 24  # px, of the sheet
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """Draws painted eyes of eight colours by every method, and judges them."""
+
+    output_dir: Path = Path("runs/eyes")
+    updates: int = 150
+    """Optimiser updates of each training run, of 16 pictures."""
+    runs: int = 3
+    """Training runs of the noise network, of seeds `seed`, `seed` + 1 and so on."""
+    pictures: int = 16
+    """Judged per colour, each from a noise of its own."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "updates", "runs", flags=True)
+        if self.pictures < 3:
+            raise InputError(f"--pictures must be at least 3, not {self.pictures}")
+
+    def noise_config(self, seed: int) -> hn.TrainConfig:
+        """Of the noise network: the paper's objective, its settings chosen on other noises than the judged."""
+        return hn.TrainConfig(steps=self.updates, batch_size=BATCH, lr=2e-3, decay=True, kl_weight=0.02, seed=seed)
+
+    def tuning_config(self) -> hn.TrainConfig:
+        """Of the generator's own weights: as many pictures, no KL term, a constant rate so that it can be looked at."""
+        return hn.TrainConfig(steps=self.updates, batch_size=BATCH, lr=1e-4, kl_weight=0.0, keep=1, seed=self.seed)
+
+    @property
+    def looks(self) -> list[int]:
+        """Updates of fine-tuning after which it is judged."""
+        return sorted({max(1, self.updates // 10), max(1, self.updates // 4), self.updates})
+
+
+class Named:
+    """The classifier's log P(colour asked for) [B] of pictures at the size they have."""
+
+    name = "log P(colour)"
+
+    def __init__(self, classifier: nn.Module):
+        self.classifier = classifier
+
+    def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        asked = torch.tensor([CLASSES.index(prompt) for prompt in prompts])
+        return self.classifier(pixels).log_softmax(1)[torch.arange(len(asked)), asked]
+
+
+class Tuned(nn.Module):
+    """The generator's own weights as what trains, behind the training loop's door; the noise is left alone."""
+
+    kind: ClassVar[str] = "weights"
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        self.settings: dict[str, Any] = {}
+
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
+        return torch.zeros_like(noise)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.module.parameters())
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.module.named_parameters()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        copy_state(self.trainable_state(), state)
+
+
+class Changing:
+    """A generator for the training loop whose weights are what trains: no checkpoint holds it to those it had."""
+
+    def __init__(self, inner: hn.ModuleGenerator):
+        self.inner, self.name, self.noise_shape = inner, inner.name, inner.noise_shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    def encode(self, prompts: list[str]) -> Condition:
+        return self.inner.encode(prompts)
+
+    def sample(
+        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
+    ) -> Tensor:
+        return self.inner.sample(noise, condition)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The networks, loaded once, and where everything is kept."""
+
+    settings: Eyes
+    module: nn.Module
+    generator: hn.ModuleGenerator
+    classifier: nn.Module
+    reward: Named
+
+    @classmethod
+    def load(cls, settings: Eyes) -> Bench:
+        """InputError for a wheel that is not installed, or a file that holds something else."""
+        module = filled(EyeGenerator(), weight_file("omniart-eye-generator"))
+        classifier = filled(EyeClassifier(), weight_file("omniart-eye-classifier"))
+        output_folder(settings.output_dir)
+        return cls(settings, module, as_generator(module, "eyes"), classifier, Named(classifier))
+
+    @property
+    def asked(self) -> list[str]:
+        """The colour of every judged picture."""
+        return [colour for colour in COLOURS for _ in range(self.settings.pictures)]
+
+    def trained(self, seed: int) -> Path:
+        """The adapter directory of a noise network, trained if it is not there."""
+        config = self.settings.noise_config(seed)
+        folder = self.settings.output_dir / "training" / f"hypernoise-seed{seed}"
+        same_run(folder, config)
+        place = folder / "adapter"
+        if not (place / "hypernoise.json").exists():
+            network = hn.ResidualNoise((SIZE,), condition_size=len(COLOURS), width=256, depth=2, seed=seed)
+            self.climb(self.generator, network, config, folder)
+            hn.save_adapter(network, place, generator=self.generator)
+        return place
+
+    def tuned_to(self, updates: int) -> hn.ModuleGenerator:
+        """The generator fine-tuned so far; it goes on from the look before."""
+        config = self.settings.tuning_config()
+        folder = self.settings.output_dir / "training" / f"finetune-seed{config.seed}"
+        same_run(folder, config)
+        module, file = copy.deepcopy(self.module), folder / f"weights-{updates:06d}.safetensors"
+        generator = as_generator(module, "eyes, fine-tuned")
+        network = Tuned(module)
+        if file.exists():
+            network.load_trainable_state(load_file(file))
+        else:
+            module.requires_grad_(True)  # which a generator's making has ended
+            self.climb(Changing(generator), network, dataclasses.replace(config, steps=updates), folder)
+            with atomic_file(file) as temporary:
+                save_file({name: values.contiguous() for name, values in network.trainable_state().items()}, temporary)
+        module.requires_grad_(False)
+        return generator
+
+    def climb(self, generator: Generator, network: Any, config: hn.TrainConfig, folder: Path) -> None:
+        print(f"{folder.name}: to {config.steps} updates of {config.batch_size}", file=sys.stderr)
+        result = hn.train(generator, network, self.reward, COLOURS, config, output=folder)
+        if not result.finished:
+            raise KeyboardInterrupt
+
+    def drawn(self, generator: hn.ModuleGenerator, methods: Sequence[Any]) -> dict[str, Found]:
+        """Every judged picture by each method, and what the judge says of it."""
+        asked, total = self.asked, len(methods) * len(self.asked)
+        with tqdm(total=total, desc=f"drawing: {', '.join(method.name for method in methods)}", unit="picture") as bar:
+            comparison = hn.compare(
+                generator, methods, asked, self.reward, noises=1, seed=self.settings.seed, batch_size=BATCH,
+                output=self.settings.output_dir, progress=bar.update,
+            )  # fmt: skip
+        return {name: self.judged(records) for (_, name), records in comparison.records.items()}
+
+    @torch.no_grad()
+    def judged(self, records: Records) -> Found:
+        """The judge sees what a reader sees: the pictures as they are in their files, at its own size."""
+        pixels = torch.stack([read(file) for file in records.files])
+        own = torch.cat([self.classifier(part).argmax(1) for part in pixels.split(BATCH)]).numpy()
+        resized = [interpolate(part, (JUDGED, JUDGED), mode="bilinear") for part in pixels.split(BATCH)]
+        named = torch.cat([self.classifier(part).argmax(1) for part in resized]).numpy()
+        right = named == [CLASSES.index(colour) for colour in self.asked]
+        alarms = {name: named == CLASSES.index(name) for name in ("negative", "irisless")}
+        artefacts = alarms["negative"] | alarms["irisless"]
+        judged = {"right": right[:, None].astype(float), "artefacts": artefacts[:, None].astype(float)}
+        diversity = float(np.mean([mean_distance(part) for part in pixels.split(self.settings.pictures)]))
+        return Found(
+            dataclasses.replace(records, values={**records.values, **judged}, diversity=diversity),
+            {name: float(said.mean()) for name, said in alarms.items()},
+            float((own == named).mean()),
+        )
+
+    def kl(self, adapter: Path) -> KLReport:
+        """Of a noise network at the judged noises, from each whole Jacobian."""
+        asked = self.asked
+        noise = keyed_noise((SIZE,), seed=self.settings.seed, step=EVALUATION_STEP, samples=range(len(asked)))
+        network = hn.load_adapter(self.generator, adapter)
+        return hn.estimate_kl(network, noise, self.generator.encode(asked), method="exact", batch=SIZE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one method: its records with the judge's word, shares of alarms, and of pictures that the classifier names
+    alike at both sizes."""
+
+    records: Records
+    alarms: dict[str, float]
+    agreement: float
+
+
+def as_generator(module: nn.Module, name: str) -> hn.ModuleGenerator:
+    return hn.ModuleGenerator(
+        module, noise_shape=(SIZE,), to_pixels=lambda output: (output + 1) / 2, embed=one_hot_colours, name=name
+    )
+
+
+def same_run(folder: Path, config: hn.TrainConfig) -> None:
+    """Notes a run's settings; InputError if others are noted there."""
+    known, file = recognised(config), output_folder(folder) / "run.json"
+    noted = read_json(file)
+    if noted is None:
+        return write_json(file, known)
+    for name, value in known.items():
+        if noted.get(name) != value:
+            raise InputError(
+                f"{folder} was trained with {name} = {noted.get(name)!r}, not {value!r}; give another --output-dir"
+            )
+
+
+def read(file: Path) -> Tensor:
+    """Pixels [3, H, W] in [0, 1] of a PNG."""
+    with Image.open(file) as picture:
+        return torch.from_numpy(np.asarray(picture, np.float32) / 255).permute(2, 0, 1)
+
+
+def mean_distance(pixels: Tensor) -> float:
+    """Mean RMS distance between the pixels of two of the pictures [N, 3, H, W]."""
+    flat = pixels.flatten(1)
+    return float(torch.pdist(flat).mean() / flat.shape[1] ** 0.5)
+
+
+def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
+    """The table's rows, in summary.json's fields and a few more, and what the sheet shows."""
+    settings, groups = bench.settings, np.array(bench.asked)
+    adapters = [bench.trained(settings.seed + i) for i in range(settings.runs)]
+    names = [f"hypernoise-{i}" for i in range(settings.runs)]
+    ours = [hn.HyperNoise(adapter, name=name) for adapter, name in zip(adapters, names, strict=True)]
+    found = bench.drawn(bench.generator, [hn.Plain(), *ours, hn.BestOfN(2), hn.BestOfN(8), hn.ReNO(50)])
+    plain = found["plain"].records
+    reports = [bench.kl(adapter) for adapter in adapters]
+    exact = {"plain": 0.0, **{f"best-of-{n}": float(np.log(n) - (n - 1) / n) for n in (2, 8)}}
+
+    def more(row: dict[str, Any], those: Sequence[Found], **what: Any) -> dict[str, Any]:
+        alarms = {name: float(np.mean([one.alarms[name] for one in those])) for name in those[0].alarms}
+        agreement = float(np.mean([one.agreement for one in those]))
+        return {**row, **alarms, "agreement": agreement, "kl_exact": None, "trained_pictures": 0, **what}
+
+    def single(name: str) -> dict[str, Any]:
+        row = result_row(name, 1, found[name].records, plain, groups)
+        return more(row, [found[name]], kl_exact=exact.get(name))
+
+    runs = [found[name] for name in names]
+    row = pooled_row("hypernoise", 1, [one.records for one in runs], plain, groups)
+    trained = settings.updates * BATCH
+    kl = {"kl_exact": float(np.mean([report.kl.value for report in reports])), "trained_pictures": trained}
+    kl |= {"kl_runs": [dataclasses.asdict(report) for report in reports]}
+    rows = [single("plain"), more(row, runs, **kl), single("best-of-2"), single("best-of-8"), single("reno-50")]
+    for look in settings.looks:
+        name = f"fine-tuned, {look} updates"
+        found[name] = bench.drawn(bench.tuned_to(look), [hn.Plain()])["plain"]
+        rows.append(single(name) | {"kl": None, "trained_pictures": look * BATCH})  # the noise is not what changes
+    return rows, {"plain": found["plain"], "hypernoise": runs[0], "fine-tuned": found[rows[-1]["method"]]}
+
+
+COLUMNS = (  # heading, field, how it is written
+    ("named right", "score", ".3f"),
+    ("95 %", "score_ci95", ".3f"),
+    ("gain", "gain", "+.3f"),
+    ("95 %", "gain_ci95", "+.3f"),
+    ("reward", "reward", ".2f"),
+    ("negative", "negative", ".3f"),
+    ("irisless", "irisless", ".3f"),
+    ("distance", "diversity", ".3f"),
+    ("½‖Δ‖²", "kl", ".2f"),
+    ("KL", "kl_exact", ".2f"),
+    ("forwards", "denoiser_forwards", ".0f"),
+    ("backwards", "denoiser_backwards", ".0f"),
+    ("rewards", "reward_calls", ".0f"),
+    ("s/picture", "seconds_per_image", ".3f"),
+    ("trained on", "trained_pictures", ",d"),
+)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """As markdown."""
+    lines = [" | ".join(["method", *(heading for heading, _, _ in COLUMNS)])]
+    lines += [" | ".join(["---"] * (len(COLUMNS) + 1))]
+    lines += [" | ".join([row["method"], *(cell(row[field], how) for _, field, how in COLUMNS)]) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def cell(value: Any, how: str) -> str:
+    if isinstance(value, list):
+        return " to ".join(format(number, how) for number in value)
+    return "–" if value is None else format(value, how)
+
+
+def sheet(bench: Bench, shown: dict[str, Found]) -> Image.Image:
+    """The first three noises of a few colours, each drawn by every method; green: the judge names the colour."""
+    columns = [COLOURS.index(colour) * bench.settings.pictures + i for colour in SHOWN for i in range(3)]
+    width, height = LABEL + len(columns) * TILE + len(SHOWN) * GAP * 2, HEAD + len(shown) * (TILE + GAP)
+    page = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for row, (name, found) in enumerate(shown.items()):
+        top = HEAD + row * (TILE + GAP)
+        pen.text((4, top + TILE // 2), name, "black", font, anchor="lm")
+        right = found.records.values["right"]
+        assert right is not None
+        for place, index in enumerate(columns):
+            left = LABEL + place * TILE + place // 3 * GAP * 2
+            with Image.open(found.records.files[index]) as picture:
+                page.paste(picture.resize((TILE - 4, TILE - 4), Image.Resampling.LANCZOS), (left + 2, top + 2))
+            frame = (30, 140, 60) if right[index, 0] else (200, 50, 40)
+            pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=frame, width=2)
+            if row == 0 and place % 3 == 1:
+                pen.text((left + TILE // 2, HEAD // 2), SHOWN[place // 3], "black", font, anchor="mm")
+    return page.quantize(256)  # a third of the size, and no difference to be seen
+
+
+def run(settings: Eyes) -> int:
+    bench = Bench.load(settings)
+    rows, shown = rows_of(bench)
+    write_summary(settings.output_dir, "python -m experiments.eyes", settings, "cpu", rows)
+    sheet(bench, shown).save(settings.output_dir / "sheet.png", optimize=True)
+    print(table(rows))
+    agreement = rows[0]["agreement"]
+    print(f"\nThe classifier names {agreement:.2f} of the plain pictures alike at 128 and {JUDGED} pixels.")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
+    try:
+        return run(tyro.cli(Eyes, args=arguments, prog="python -m experiments.eyes"))
+    except InputError as error:
+        print(f"eyes: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eyes: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
