@@ -75,11 +75,13 @@ class Eyes:
 
     def noise_config(self, seed: int) -> hn.TrainConfig:
         """Of the noise network: the paper's objective, its settings chosen on other noises than the judged."""
-        return hn.TrainConfig(steps=self.updates, batch_size=BATCH, lr=2e-3, decay=True, kl_weight=0.02, seed=seed)
+        own = {"lr": 2e-3, "decay": True, "kl_weight": 0.02, "mixed_precision": "no", "seed": seed}
+        return hn.TrainConfig(steps=self.updates, batch_size=BATCH, **own)
 
     def tuning_config(self) -> hn.TrainConfig:
         """Of the generator's own weights: as many pictures, no KL term, a constant rate so that it can be looked at."""
-        return hn.TrainConfig(steps=self.updates, batch_size=BATCH, lr=1e-4, kl_weight=0.0, keep=1, seed=self.seed)
+        own = {"lr": 1e-4, "kl_weight": 0.0, "mixed_precision": "no", "keep": 1, "seed": self.seed}
+        return hn.TrainConfig(steps=self.updates, batch_size=BATCH, **own)
 
     @property
     def looks(self) -> list[int]:

@@ -24,8 +24,8 @@ QUICK = ["--steps", "2", "--batch-size", "2"]
 EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
 COMPARED = ["--judged", "1", "--noises", "1", "--methods", "best-of-2"]
 SHORTENED = {
-    "quickstart": [*QUICK, "--warm-samples", "2", "--judged", "1"],
-    "train": [*QUICK, "--warm-samples", "2"],
+    "quickstart": [*QUICK, "--judged", "1"],
+    "train": QUICK,
     "watch": [],
     "generate": [],
     "plan": ["--batch-size", "2"],

@@ -2,8 +2,8 @@
 
     python -m dev.scenes.decoder --output runs/scenes
 
-True latents are noised and denoised by the flow in one step, which leaves in them the errors that a generator makes, and
-the decoder learns to draw the true picture all the same. The encoder, and so what the generator learns from, stays.
+True latents are noised and denoised by the flow in one step, which leaves in them the errors that a generator makes,
+and the decoder learns to draw the true picture all the same. The encoder, and so what the generator learns from, stays.
 """
 
 from __future__ import annotations

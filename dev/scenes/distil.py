@@ -34,10 +34,10 @@ class DistilConfig:
     text_encoder: Path = TEXT_ENCODER
     seed: int = 0
     device: str = "cpu"
-    chunks: int = 16
+    chunks: int = 10
     pairs: int = 2048
     """In each chunk: noises, and what the flow makes of them."""
-    flow_steps: int = 12
+    flow_steps: int = 8
     steps: int = 4000
     lr: float = 7e-4
     batch_size: int = 96

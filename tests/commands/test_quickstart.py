@@ -8,7 +8,7 @@ from hypernoise.cli import main
 
 @pytest.mark.slow
 def test_quickstart_trains_judges_and_shows(tmp_path, capsys):
-    few = ["--steps", "3", "--batch-size", "2", "--warm-samples", "4", "--judged", "1"]
+    few = ["--steps", "3", "--batch-size", "2", "--judged", "1"]
     call = ["quickstart", *few, "--device", "cpu"]
     assert main([*call, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

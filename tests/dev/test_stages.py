@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from dev.scenes import distil, reward
-from dev.scenes.autoencoder import AutoencoderConfig, train_autoencoder
+from dev.scenes.autoencoder import AutoencoderConfig, build_autoencoder, train_autoencoder
 from dev.scenes.critic import Critic, critic_loss, critic_pull
-from dev.scenes.decoder import DecoderConfig, train_decoder
+from dev.scenes.decoder import DecoderConfig, grown, train_decoder
 from dev.scenes.distil import DistilConfig, train_generator
 from dev.scenes.flow import FlowConfig, train_flow
 from dev.scenes.latents import LatentsConfig, make_latents, read_latents
@@ -21,10 +21,10 @@ SMALL = dict(steps=4, batch_size=4, checkpoint_every=2)
 
 
 def until_finished(stage, output):
-    """The autoencoder, latents and, for the last stage, the flow that `stage` starts from."""
+    """The autoencoder, latents and, unless it is the `stage`, the flow."""
     train_autoencoder(AutoencoderConfig(output=output, **SMALL))
     make_latents(LatentsConfig(output=output, chunks=1, pictures=8))
-    if stage is train_generator:
+    if stage is not train_flow:
         train_flow(FlowConfig(output=output, **SMALL))
 
 
@@ -68,12 +68,20 @@ def test_a_resumed_stage_ends_at_the_same_weights(tmp_path, monkeypatch, name):
 
 
 def test_the_decoder_stage_leaves_the_encoder_alone(tmp_path):
-    until_finished(None, tmp_path)
-    before = load_file(tmp_path / "autoencoder.safetensors")
+    until_finished(train_decoder, tmp_path)
     train_decoder(DecoderConfig(output=tmp_path, **SMALL))
-    after = load_file(tmp_path / "autoencoder-final.safetensors")
-    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
-    assert moved == {"decoder"}
+    before, after = (load_file(tmp_path / f"{name}.safetensors") for name in ("autoencoder", "autoencoder-final"))
+    encoder = [key for key in before if key.startswith("encoder.")]
+    assert encoder
+    assert all(torch.equal(before[key], after[key]) for key in encoder)
+    assert not torch.equal(before["decoder.layers.0.weight"], after["decoder.layers.0.weight"])
+
+
+def test_a_grown_decoder_decodes_as_before():
+    torch.manual_seed(0)
+    first, latents = build_autoencoder(), torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(grown(first).decode(latents).sample, first.decode(latents).sample, atol=1e-5)
 
 
 def test_latents_are_kept_with_their_captions(tmp_path):
@@ -86,6 +94,7 @@ def test_latents_are_kept_with_their_captions(tmp_path):
 def test_the_finished_pipeline_draws(tmp_path):
     until_finished(train_generator, tmp_path)
     train_generator(DistilConfig(output=tmp_path, **STAGES["generator"][2]))
+    train_decoder(DecoderConfig(output=tmp_path, **SMALL))
     generator = load_generator(save_pipeline(PipelineConfig(output=tmp_path)), device="cpu")
     noise = torch.randn(2, *generator.noise_shape)
     assert generator.sample(noise, generator.encode(["a ring", "two squares"])).shape == (2, 3, 64, 64)

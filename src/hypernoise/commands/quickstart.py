@@ -10,7 +10,7 @@ from typing import Self
 import tyro
 
 from hypernoise.errors import at_least_one
-from hypernoise.training.config import Names, Recipe, Sources, Weights
+from hypernoise.training.config import Recipe, Sources, Weights
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,12 @@ class Quickstart(Recipe):
     """
 
     rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
-    layers: Names = ("conv_out",)
-    rank: int = 16
-    alpha: float = 16.0
-    frequencies: int = 2
-    sample_clip: float = 5.0
     kl_weight: float = 0.15
-    warm_rounds: int = 1
-    warm_samples: int = 6144
-    warm_step: float = 3.0
-    steps: int = 1
-    batch_size: int = 64
-    lr: float = 1e-5
+    sample_clip: float = 5.0
+    steps: int = 500
+    batch_size: int = 32
+    lr: float = 1e-3
+    decay: bool = True
     checkpoint_every: int = 50
     generator: tyro.conf.Suppress[str] = "scenes"
     prompts: tyro.conf.Suppress[Sources] = field(default_factory=lambda: {"scenes": 1.0})
