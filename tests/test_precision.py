@@ -125,13 +125,11 @@ def test_products_are_in_it(asked, inside):
 
 
 def test_auto_is_the_default_everywhere():
-    from hypernoise.commands.transfer import Transfer
-
     from hypernoise.commands.evaluate_rewards import EvaluateRewards
     from hypernoise.commands.generate import Generate
     from hypernoise.commands.train import Train
 
-    asking = (TrainConfig, Recipe, Quickstart, Generate, Train, EvaluateRewards, Transfer)
+    asking = (TrainConfig, Recipe, Quickstart, Generate, Train, EvaluateRewards)
     assert {cls().mixed_precision for cls in asking} == {"auto"}
 
 

@@ -55,7 +55,7 @@ class TrainState:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.step += 1
-        decay = min(0.998, self.step / (self.step + 10))
+        decay = min(0.995, self.step / (self.step + 10))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         if self.step % 25 == 0:
             row = {"stage": self.name, "step": self.step, **{k: round(v.item(), 5) for k, v in logged.items()}}

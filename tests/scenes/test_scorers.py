@@ -114,7 +114,7 @@ def test_the_shipped_scorers_prefer_the_truth_to_near_misses():
             own = scorer(pixels, [x.caption for x in batch])
             false = [scorer(pixels, [x.false_captions[i] for x in batch]) for i in range(2)]
         right[category] = torch.stack([own > one for one in false]).float().mean().item()
-    assert min(right.values()) >= ACCURACY, right
+    assert min(right.values()) >= ACCURACY - 1e-6, right
 
 
 @pytest.mark.slow
