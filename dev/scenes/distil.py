@@ -32,6 +32,8 @@ from dev.scenes.training import TrainState
 class DistilConfig:
     output: Path = Path("runs/scenes")
     text_encoder: Path = TEXT_ENCODER
+    start_from: Path | None = None
+    """A pipeline directory whose UNet is gone on from, in the place of the flow."""
     seed: int = 0
     device: str = "cpu"
     chunks: int = 10
@@ -94,6 +96,8 @@ def train_generator(config: DistilConfig) -> None:
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_("cond_proj" not in name)
     critic = Critic(unet)
+    if config.start_from:
+        unet.load_state_dict(load_file(config.start_from / "unet" / "diffusion_pytorch_model.safetensors"))
     state = TrainState(config, "generator", [unet, critic], config.lr, config.steps)
     latents, true_captions = read_latents(config.output)
     shelf: dict[str, list[int]] = {}  # rows of the true latents of each caption

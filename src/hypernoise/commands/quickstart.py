@@ -22,11 +22,13 @@ class Quickstart(Recipe):
     """
 
     rewards: Weights = field(default_factory=lambda: {"scenes": 1.0})
-    kl_weight: float = 0.15
-    sample_clip: float = 5.0
-    steps: int = 500
+    rank: int = 8
+    alpha: float = 16.0
+    kl_weight: float = 0.05
+    sample_clip: float = 1.0
+    steps: int = 300
     batch_size: int = 32
-    lr: float = 1e-3
+    lr: float = 5e-4
     decay: bool = True
     checkpoint_every: int = 50
     generator: tyro.conf.Suppress[str] = "scenes"
