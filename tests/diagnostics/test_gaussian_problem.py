@@ -148,7 +148,7 @@ def test_the_exact_gap_is_the_reports_and_its_gradient_right():
 
 def test_the_exact_gap_of_a_pipeline_has_a_gradient(sd_pipeline):
     """Attention's fused kernels have no second derivative, in fp32 on a CPU either."""
-    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny", size=(8, 8))  # a backward pass for each of 64 numbers
     network = LoRANoise(generator, rank=2)
     disturb(network, 0.05)
     noise, _ = draws(1, *generator.noise_shape, dtype=torch.float32)
