@@ -46,7 +46,7 @@ def heard():
 
 
 def test_one_message_is_dropped_and_every_other_is_heard(heard):
-    quiet.without_torchvision_advice()
+    quiet.without_idle_advice()
     logger = logging.getLogger(quiet.SAYS_IT)
     assert logger.filters.count(quiet._other_than_that) == 1  # however often it is asked for
     logger.warning("`CLIPImageProcessor` requires torchvision (not installed); falling back to `%s`", "Pil")

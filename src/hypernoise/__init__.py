@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hypernoise.quiet import without_torchvision_advice
+from hypernoise.quiet import without_idle_advice
 
 __version__ = "0.1.0"
 
@@ -69,7 +69,7 @@ _HOME = {
     "training.config": ("Recipe", "TrainConfig", "read_recipe"),
     "training.trainer": ("TrainResult", "train"),
 }
-without_torchvision_advice()  # before any of these names imports diffusers
+without_idle_advice()  # before any of these names imports diffusers
 
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -10,20 +10,26 @@ from typing import Any
 
 TORCHVISION = "requires torchvision (not installed); falling back to"
 SAYS_IT = "transformers.utils.import_utils"
+TINY_DECODER = "got <class 'diffusers.models.autoencoders.autoencoder_tiny.AutoencoderTiny'>"
+EXPECTS_A_LARGE_ONE = "diffusers.pipelines.pipeline_utils"
 
 
-def without_torchvision_advice() -> None:
-    """Drops transformers 5's advice on image processors, which diffusers' pipelines import and nothing here uses.
+def without_idle_advice() -> None:
+    """Drops what nobody can act on: transformers 5's advice on image processors, which diffusers' pipelines import and
+    nothing here uses, and diffusers' remark that an AutoencoderTiny, which it takes, stands where an AutoencoderKL is
+    expected.
 
     Of the logger that says it, one message is dropped; its level, its handlers and every other line stay.
     """
-    logger = logging.getLogger(SAYS_IT)
-    if _other_than_that not in logger.filters:
-        logger.addFilter(_other_than_that)
+    for name in (SAYS_IT, EXPECTS_A_LARGE_ONE):
+        logger = logging.getLogger(name)
+        if _other_than_that not in logger.filters:
+            logger.addFilter(_other_than_that)
 
 
 def _other_than_that(record: logging.LogRecord) -> bool:
-    return TORCHVISION not in record.getMessage()
+    message = record.getMessage()
+    return TORCHVISION not in message and TINY_DECODER not in message
 
 
 @contextmanager

@@ -263,6 +263,7 @@ def test_default_recipes_are_those_that_ship():
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, tiny, tmp_path, name, flags, message):
+    capsys.readouterr()  # the recipe's pipeline was saved with a bar
     given = ["--recipe", str(tiny), *flags, "--device", "cpu", "--output-dir", str(tmp_path / "out")]
     assert main(getattr(import_module(f"experiments.{name}"), name.capitalize()), given) == 2
     said = capsys.readouterr().err.strip()
