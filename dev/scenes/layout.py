@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from dev.scenes.autoencoder import SHARES
 from dev.scenes.lessons import taught_request
 from hypernoise.scenes.world import COLORS, GAP, Placed, Request, Scene, relation_between
 
-SHARES = [0.1, 0.15, 0.25, 0.15, 0.15, 0.2]  # of the categories, in world.CATEGORIES' order
 LINES = (13.0, 32.0, 51.0)  # px, the grid's, along both axes
 JITTER = 1.0  # px, farthest an object stands from its crossing
 RADII = {1: (11.0, 13.0), 2: (9.5, 10.5), 3: (8.0, 8.5), 4: (8.0, 8.2)}  # px, by number of objects

@@ -102,9 +102,9 @@ def train_reward(config: RewardConfig) -> None:
             steepness = slope.flatten(1).norm(dim=1).clamp(min=1e-12)
             moved = (pixels + (reach / steepness).view(-1, 1, 1, 1) * slope).clamp(0, 1)
             with torch.no_grad():
-                taught, told = answers(teacher, moved, tokens, config.misses)
+                taught, expected = answers(teacher, moved, tokens, config.misses)
             states, logit = answers(matcher, moved, tokens, config.misses)
-            matched = logit_error(logit, told)
+            matched = logit_error(logit, expected)
             copied = (states.float() - taught.float()).square().mean()
             right = (binary_cross_entropy_with_logits(logit, truth, reduction="none") * known).sum() / known.sum()
         loss = matched + 0.3 * right + copied
@@ -121,9 +121,9 @@ def answers(model: Any, pixels: Tensor, tokens: Any, misses: int) -> tuple[Tenso
     return pictures, scorers.match_logit(model, words[-1])
 
 
-def logit_error(logit: Tensor, told: Tensor) -> Tensor:
+def logit_error(logit: Tensor, expected: Tensor) -> Tensor:
     """Of log-odds at the temperature that the reward reads them at."""
-    return smooth_l1_loss(logit / scorers.TEMPERATURE, told.clamp(-9, 9) / scorers.TEMPERATURE)
+    return smooth_l1_loss(logit / scorers.TEMPERATURE, expected.clamp(-9, 9) / scorers.TEMPERATURE)
 
 
 def own_pictures(config: RewardConfig) -> Any:
