@@ -50,13 +50,13 @@ from hypernoise.files import write_json
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
 from hypernoise.generators.memory import NO_SAVING, Memory
 from hypernoise.generators.registry import load_generator
+from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import noise_objective
+from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.noise import keyed_noise
-from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.trainer import train
 
 PROMPTS = [

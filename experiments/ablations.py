@@ -14,7 +14,7 @@ import numpy as np
 from experiments.base import Bench, Seeded, main, pooled
 from hypernoise.errors import InputError
 from hypernoise.evaluation.bootstrap import grouped_mean, interval
-from hypernoise.evaluation.compare import Comparison
+from hypernoise.evaluation.engine import Comparison
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.plain import Plain
 

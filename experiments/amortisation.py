@@ -20,10 +20,10 @@ from PIL import Image
 
 from experiments.base import Bench, Seeded, first_of, main, pooled, table
 from hypernoise.commands.compare import Asked
-from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.errors import InputError
 from hypernoise.evaluation.bootstrap import grouped_mean, interval, resampled
-from hypernoise.evaluation.compare import Comparison
+from hypernoise.evaluation.charts import Line, line_chart, page
+from hypernoise.evaluation.engine import Comparison
 from hypernoise.evaluation.report import network_calls
 from hypernoise.methods.base import Method
 from hypernoise.methods.best_of_n import BestOfN

@@ -24,9 +24,9 @@ from hypernoise.commands.common import write_summary
 from hypernoise.commands.compare import Asked, scenes_prompts
 from hypernoise.commands.training import reward_settings
 from hypernoise.errors import InputError, at_least_one
-from hypernoise.evaluation.compare import Comparison, compare
-from hypernoise.evaluation.html import first_of_each
-from hypernoise.evaluation.rows import pooled_row
+from hypernoise.evaluation.engine import Comparison, compare
+from hypernoise.evaluation.page import first_of_each
+from hypernoise.evaluation.result_rows import pooled_row
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
@@ -34,10 +34,10 @@ from hypernoise.methods.base import Method
 from hypernoise.methods.finetune import LoRATune, finetune
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.precision import resolve
+from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe, recognised
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.prompts import read_mix
 from hypernoise.training.trainer import train
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -42,12 +42,12 @@ from hypernoise.commands.common import write_summary
 from hypernoise.diagnostics.kl import KLReport
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.evaluation.records import Records
-from hypernoise.evaluation.rows import pooled_row, result_row
+from hypernoise.evaluation.result_rows import pooled_row, result_row
 from hypernoise.files import atomic_file, output_folder, read_json, write_json
 from hypernoise.generators.base import Condition, Generator
+from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.noise.state import copy_state
 from hypernoise.training.config import recognised
-from hypernoise.training.noise import EVALUATION_STEP, keyed_noise
 
 JUDGED = 224  # px, what the classifier was trained at
 BATCH = 16  # pictures, in training and in drawing

@@ -37,10 +37,10 @@ from hypernoise.errors import InputError, at_least_one, unknown
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.registry import load_generator
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.scenes.benchmark import Evaluation, evaluate
 from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.training.prompts import read_mix
 from hypernoise.training.trainer import train
 
 MATCHER = {"steps": 300, "pictures": 1500}  # of the hackable reward's training: about a quarter of a minute

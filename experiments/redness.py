@@ -19,14 +19,14 @@ import torch
 
 from experiments.base import RECIPES, Bench, Seeded, main, pooled, table
 from hypernoise.errors import InputError
-from hypernoise.evaluation.compare import Comparison
-from hypernoise.evaluation.html import first_of_each
+from hypernoise.evaluation.engine import Comparison
+from hypernoise.evaluation.page import first_of_each
+from hypernoise.evaluation.picture_sheet import before_after
 from hypernoise.evaluation.rewards import read_picture
 from hypernoise.methods.base import Method
 from hypernoise.methods.finetune import FineTune
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.plain import Plain
-from hypernoise.scenes.contact_sheet import before_after
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.metrics import mean_of, rows_of
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.base import Seeded, main, pooled, table
 from hypernoise.errors import InputError
-from hypernoise.evaluation.compare import Comparison
+from hypernoise.evaluation.engine import Comparison
 from hypernoise.evaluation.records import Records, distance
 from hypernoise.methods.base import Method, Problem, Result, fresh_noise, metered, per_sample
 from hypernoise.methods.hypernoise import HyperNoise

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from hypernoise.quiet import without_idle_advice
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
     from hypernoise.adapters import load_adapter, save_adapter
     from hypernoise.diagnostics.diagnosis import diagnose
     from hypernoise.diagnostics.kl import estimate_kl
     from hypernoise.diagnostics.lipschitz import spectral_norm
     from hypernoise.errors import InputError
-    from hypernoise.evaluation.compare import Comparison, compare
+    from hypernoise.evaluation.engine import Comparison, compare
     from hypernoise.generators.diffusion import DiffusionGenerator
     from hypernoise.generators.module import ModuleGenerator
     from hypernoise.generators.registry import load_generator
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
     from hypernoise.rewards.ensemble import WeightedSum, load_reward
     from hypernoise.training.config import Recipe, TrainConfig, read_recipe
     from hypernoise.training.trainer import TrainResult, train
+    from hypernoise.version import __version__
 
 _HOME = {
     "adapters": ("load_adapter", "save_adapter"),
@@ -48,7 +47,7 @@ _HOME = {
     "diagnostics.kl": ("estimate_kl",),
     "diagnostics.lipschitz": ("spectral_norm",),
     "errors": ("InputError",),
-    "evaluation.compare": ("Comparison", "compare"),
+    "evaluation.engine": ("Comparison", "compare"),
     "generators.diffusion": ("DiffusionGenerator",),
     "generators.module": ("ModuleGenerator",),
     "generators.registry": ("load_generator",),
@@ -68,6 +67,7 @@ _HOME = {
     "rewards.ensemble": ("WeightedSum", "load_reward"),
     "training.config": ("Recipe", "TrainConfig", "read_recipe"),
     "training.trainer": ("TrainResult", "train"),
+    "version": ("__version__",),
 }
 without_idle_advice()  # before any of these names imports diffusers
 
@@ -93,6 +93,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "WeightedSum",
+    "__version__",
     "attach",
     "check_reward",
     "compare",

@@ -27,7 +27,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import hypernoise
 from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
@@ -38,6 +37,7 @@ from hypernoise.generators.presets import PRESETS
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise, adaptable_layers
 from hypernoise.noise.residual import ResidualNoise
+from hypernoise.version import __version__
 
 FORMAT = 1
 WEIGHTS, PEFT_CONFIG, ABOUT = "adapter_model.safetensors", "adapter_config.json", "hypernoise.json"
@@ -82,7 +82,7 @@ def write_adapter(
     write_json(folder / PEFT_CONFIG, _peft_fields(network, base))
     about = {
         "format": FORMAT,
-        "version": hypernoise.__version__,
+        "version": __version__,
         "kind": network.kind,
         "settings": network.settings,
         "output_layer": getattr(network, "output_layer", None),

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 
-from hypernoise import __version__
 from hypernoise.errors import InputError, out_of_memory, renamed_flag, unknown
+from hypernoise.version import __version__
 from hypernoise.waiting import wait_passively
 
 

@@ -54,8 +54,8 @@ def test_on_drawn_truth_they_agree_but_for_what_is_known():
             key = (against.category, against is request)
             verdicts.setdefault(key, []).append((ours.correct, rules.correct))
     for (category, own), pairs in verdicts.items():
-        agreed = np.mean([one == other for one, other in pairs])
-        assert agreed >= (0.8 if category == "position" else 1.0), (category, own, pairs)
+        broadcast = np.mean([one == other for one, other in pairs])
+        assert broadcast >= (0.8 if category == "position" else 1.0), (category, own, pairs)
         assert np.mean([one for one, _ in pairs]) == pytest.approx(1.0 if own else 0.2, abs=0.3)
 
 

@@ -17,7 +17,7 @@ from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.limit import exact_gap
+from hypernoise.training.lipschitz import exact_gap
 from hypernoise.training.trainer import train
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import draws, gaussian_kl, within

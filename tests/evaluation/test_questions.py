@@ -12,7 +12,6 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 
 from hypernoise.cli import main
 from hypernoise.errors import InputError
-from hypernoise.evaluation.askers import BlipAsker, LlavaAsker, load
 from hypernoise.evaluation.questions import (
     Item,
     Question,
@@ -25,6 +24,7 @@ from hypernoise.evaluation.questions import (
     score_product,
     score_soft,
 )
+from hypernoise.evaluation.vqa_models import BlipAsker, LlavaAsker, load
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from hypernoise.rewards.vqa import VLMS, VqaReward
 from tests.evaluation.geneval.conftest import build_tokenizer

@@ -146,7 +146,7 @@ def test_white_updates_climb(problem, noise):
 
 def test_a_white_updates_first_step_is_the_projected_gradient_through_adam(problem, noise):
     """Adam's first step is lr · g / (|g| + eps), so the projection shows in the signs and the small entries."""
-    from hypernoise.methods.white import project_white
+    from hypernoise.methods.white_projection import project_white
 
     x = noise.clone().requires_grad_()
     pixels = problem.generator.sample(x, problem.generator.encode(PROMPTS), seed=0)

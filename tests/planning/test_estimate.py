@@ -19,7 +19,7 @@ from hypernoise.planning.estimate import (
     packed_parameters,
     planned_generator,
 )
-from hypernoise.planning.live import Live
+from hypernoise.planning.memory_trace import Live
 from hypernoise.planning.rewards import clip_scores, planned_rewards
 from hypernoise.planning.rows import plan_rows
 from hypernoise.rewards.base import RewardSettings

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from hypernoise.evaluation.picture_sheet import before_after
 from hypernoise.generators.base import Condition
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes.benchmark import evaluate
-from hypernoise.scenes.contact_sheet import before_after
 from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import CATEGORIES, all_requests, draw, sample_scene
 

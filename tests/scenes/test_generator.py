@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import hypernoise
 from hypernoise.adapters import adapter_folder, load_adapter
 from hypernoise.generators.registry import load_generator
+from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.rewards.pixel import redness
@@ -19,7 +20,6 @@ from hypernoise.scenes.benchmark import evaluate
 from hypernoise.scenes.judge import judge, score
 from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import draw, sample_scene
-from hypernoise.training.noise import keyed_noise
 
 FOLDER = Path(str(files("hypernoise").joinpath("scenes/weights/generator")))
 

@@ -8,10 +8,10 @@ from dev.scenes.lessons import EVALUATED, lesson, to_tensor
 from dev.scenes.networks import build_tokenizer
 from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_generator
+from hypernoise.noise.draws import keyed_noise
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import load_reward
 from hypernoise.scenes import scorers
-from hypernoise.training.noise import keyed_noise
 from tests.rewards.gradients import assert_gradient_is_right
 
 PROMPTS = ["a red ring and a blue square", "three crosses"]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from hypernoise.errors import InputError
+from hypernoise.prompts import read_prompts
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.prompts import read_prompts
 from tests.training.test_resume import quick
 
 

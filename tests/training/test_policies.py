@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hypernoise.errors import InputError
-from hypernoise.training import noise as noise_keys
+from hypernoise.noise import draws as noise_keys
+from hypernoise.noise.draws import keyed_noise, training_noise
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.noise import keyed_noise, training_noise
 from hypernoise.training.optimizers import Average, make_optimizer, set_learning_rate
 from hypernoise.training.steps import gradient_through_last, steps_of
 from tests.conftest import disturb

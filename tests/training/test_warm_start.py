@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from hypernoise.errors import InputError
+from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import l2_kl
+from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.pixel import redness
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.noise import keyed_noise
-from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.warm_start import WARM_STEP, _measure, warm_start
 
 CONFIG = TrainConfig(batch_size=4, kl_weight=1.0)

@@ -5,14 +5,14 @@ import torch
 from PIL import Image
 
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
-from hypernoise.diagnostics.plots import COLORS, WIDTH
 from hypernoise.errors import InputError
+from hypernoise.evaluation.charts import COLORS, WIDTH
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig, read_recipe
-from hypernoise.training.limit import clamp, lipschitz_seen, squared_excess
+from hypernoise.training.lipschitz import clamp, lipschitz_seen, squared_excess
 from hypernoise.training.trainer import train
 from hypernoise.training.watch import draw_watched, stretch_warning, watch
 from tests.conftest import disturb

@@ -9,12 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hypernoise
 from hypernoise.errors import InputError, unknown
 from hypernoise.files import write_json, write_text
+from hypernoise.version import __version__
 
 if TYPE_CHECKING:
-    from hypernoise.evaluation.html import Table
+    from hypernoise.evaluation.page import Table
     from hypernoise.rewards.ensemble import WeightedSum
 
 TOLD = 10  # broken pictures that are named on stderr; summary.json has all
@@ -34,7 +34,7 @@ def write_summary(
         computed["mixed_precision"] = resolve(fields["mixed_precision"], torch.device(device)).name
     summary = {
         "command": command,
-        "version": hypernoise.__version__,
+        "version": __version__,
         "seed": fields.get("seed"),
         "device": str(device),
         **computed,
@@ -49,7 +49,7 @@ def write_report(
     arguments: Any, command: str, rows: Sequence[Mapping[str, Any]], examples: Sequence[Any], **about: str
 ) -> None:
     """`--report`: report.html beside the summary; its place is said on stderr."""
-    from hypernoise.evaluation.html import report
+    from hypernoise.evaluation.page import report
 
     told = _told(command, **{"generator": arguments.generator, **about})
     _write_page(arguments.output, report(told["command"], told, rows, examples))
@@ -57,14 +57,14 @@ def write_report(
 
 def write_tables(output: Path, command: str, found: Sequence[Table], **about: str) -> None:
     """`--report` of a command whose results are tables alone."""
-    from hypernoise.evaluation.html import tables
+    from hypernoise.evaluation.page import tables
 
     told = _told(command, **about)
     _write_page(output, tables(told["command"], told, found))
 
 
 def _told(command: str, **about: str) -> dict[str, str]:
-    return {"command": f"hypernoise {command}", **about, "version": hypernoise.__version__}
+    return {"command": f"hypernoise {command}", **about, "version": __version__}
 
 
 def _write_page(output: Path, text: str) -> None:

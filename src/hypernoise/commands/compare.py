@@ -69,7 +69,7 @@ class Compare(WithGenerator):
         from tqdm import tqdm
 
         from hypernoise.commands.common import left_to_others, write_report, write_summary
-        from hypernoise.evaluation.compare import compare
+        from hypernoise.evaluation.engine import compare
         from hypernoise.evaluation.report import contact_sheet, pareto_svg
         from hypernoise.files import output_folder, write_text
         from hypernoise.methods.registry import Given, make_methods
@@ -125,7 +125,7 @@ class Compare(WithGenerator):
 
     def _examples(self, asked: Asked, found: Any) -> list[Any]:
         """The first prompts of each category with each method's picture from the first noise."""
-        from hypernoise.evaluation.html import Example, Shown, name_of
+        from hypernoise.evaluation.page import Example, Shown, name_of
 
         columns = list(zip([name_of(row) for row in found.rows], found.records.values(), strict=True))
 
@@ -187,7 +187,7 @@ def asked_for(prompts: str, judged: int) -> Asked:
     """The prompts of a file, or "scenes" for the scenes benchmark's."""
     if prompts == "scenes":
         return scenes_prompts(judged)
-    from hypernoise.training.prompts import read_prompts
+    from hypernoise.prompts import read_prompts
 
     found = read_prompts(prompts)
     return Asked(found, None, None, {"file": prompts, "count": len(found)})

@@ -48,8 +48,8 @@ class Diagnose(WithGenerator):
         from hypernoise.commands.common import write_summary
         from hypernoise.diagnostics.diagnosis import charts, diagnose, findings
         from hypernoise.files import output_folder
+        from hypernoise.prompts import read_prompts
         from hypernoise.rewards.ensemble import WeightedSum
-        from hypernoise.training.prompts import read_prompts
 
         rewards = self.rewards or (read_about(adapter_folder(self.adapter)).get("training") or {}).get("rewards")
         if not isinstance(rewards, dict) or not rewards:

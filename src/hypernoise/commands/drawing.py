@@ -109,7 +109,7 @@ def draw(
     """The `Comparison` of the methods; where nothing is rewarded, its rows have no reward."""
     from tqdm import tqdm
 
-    from hypernoise.evaluation.compare import compare
+    from hypernoise.evaluation.engine import compare
     from hypernoise.files import output_folder
 
     output_folder(arguments.output)

@@ -60,7 +60,7 @@ class EvaluateDiversity:
         from hypernoise.evaluation import lpips
         from hypernoise.evaluation.drift import measured, row
         from hypernoise.evaluation.features import load
-        from hypernoise.evaluation.geneval.album import read_album
+        from hypernoise.evaluation.geneval.picture_folder import read_album
         from hypernoise.evaluation.inception import Inception
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device
@@ -115,7 +115,7 @@ class EvaluateDiversity:
 
 def shown(rows: list[dict[str, Any]]) -> list[Any]:
     """The tables of the report: variety and drift, and one per reward."""
-    from hypernoise.evaluation.html import Table
+    from hypernoise.evaluation.page import Table
 
     columns = [("pictures", "images", "d"), ("prompts", "prompts", "d"), *MEASURES]
     named = {row["pictures"]: row for row in rows}

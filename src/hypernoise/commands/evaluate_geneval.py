@@ -108,9 +108,9 @@ class EvaluateGeneval(Drawing):
         return load(self.detector or MASK2FORMER, self.colors, device)
 
     def _judge_given(self, folder: Path, shard: tuple[int, int]) -> int:
-        from hypernoise.evaluation.geneval.album import read_album
+        from hypernoise.evaluation.geneval.picture_folder import read_album
         from hypernoise.evaluation.geneval.scoring import score_row
-        from hypernoise.evaluation.rows import empty_row
+        from hypernoise.evaluation.result_rows import empty_row
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device
 
@@ -143,10 +143,10 @@ class EvaluateGeneval(Drawing):
             raise InputError(f"{error}; {hint}") from error
 
     def _judge_drawn(self, shard: tuple[int, int]) -> int:
-        from hypernoise.evaluation.geneval.album import write_album
         from hypernoise.evaluation.geneval.detectors import check_classes
+        from hypernoise.evaluation.geneval.picture_folder import write_album
         from hypernoise.evaluation.geneval.scoring import gain_over, score_row
-        from hypernoise.evaluation.html import name_of
+        from hypernoise.evaluation.page import name_of
 
         requests = self._requests()
         generator, methods, reward = made(self)
@@ -238,7 +238,7 @@ def tell_absent(detector: Any, requests: list[Any]) -> list[str]:
 
 def examples(judged: dict[str, Any]) -> list[Any]:
     """The first prompts of each category with the first picture of each, by name of their row."""
-    from hypernoise.evaluation.html import Example, Shown, first_of_each
+    from hypernoise.evaluation.page import Example, Shown, first_of_each
 
     first: dict[int, dict[str, Any]] = {}
     for column, found in judged.items():

@@ -37,9 +37,9 @@ class EvaluateQuestions(Drawing):
         return cls.parse_as("evaluate questions", arguments)
 
     def run(self) -> int:
-        from hypernoise.evaluation.askers import load
         from hypernoise.evaluation.questions import read_items
         from hypernoise.evaluation.report import table
+        from hypernoise.evaluation.vqa_models import load
         from hypernoise.files import write_text
 
         check_numbers(self)
@@ -77,7 +77,7 @@ class EvaluateQuestions(Drawing):
 
     def _examples(self, items: list[Any], rows: list[Any], found: dict[Any, Any], drawn: dict[Any, Any]) -> list[Any]:
         """The first prompts with each method's picture from the first noise, its score, and what it is not."""
-        from hypernoise.evaluation.html import Example, Shown, name_of
+        from hypernoise.evaluation.page import Example, Shown, name_of
 
         names = [name_of(row) for row in rows]
 

@@ -59,7 +59,7 @@ class EvaluateRewards:
         return tyro.cli(cls, args=arguments, prog="hypernoise evaluate rewards")
 
     def run(self) -> int:
-        from hypernoise.training.prompts import PROMPT_SETS
+        from hypernoise.prompts import PROMPT_SETS
 
         for name, least in (("noises", 1), ("steps", 1), ("batch_size", 1), ("count", 0)):
             if getattr(self, name) < least:
@@ -130,8 +130,8 @@ class EvaluateRewards:
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import load_generator, pick_device
         from hypernoise.precision import resolve
+        from hypernoise.prompts import read_prompts
         from hypernoise.training.processes import say_once
-        from hypernoise.training.prompts import read_prompts
 
         prompts = read_prompts(self.prompts)
         prompts = prompts[: self.count] if self.count else prompts
@@ -161,7 +161,7 @@ class EvaluateRewards:
         import torch
         from PIL import Image
 
-        from hypernoise.training.noise import DRAWING_STEP, keyed_noise
+        from hypernoise.noise.draws import DRAWING_STEP, keyed_noise
 
         asked = [prompt for prompt in prompts for _ in range(self.noises)]
         for start in range(0, len(asked), self.batch_size):
@@ -187,7 +187,7 @@ def _loaded(generator: Any, adapter: str) -> Any:
 
 def shown(rows: list[dict[str, Any]]) -> list[Any]:
     """The report's tables, one per reward."""
-    from hypernoise.evaluation.html import Table
+    from hypernoise.evaluation.page import Table
 
     columns = [
         ("mean", "mean", ".4f"),

@@ -61,8 +61,8 @@ class EvaluateScenes(WithGenerator):
 
         from hypernoise.commands.common import left_to_others, write_report, write_summary
         from hypernoise.commands.compare import scenes_prompts
-        from hypernoise.evaluation.compare import compare
-        from hypernoise.evaluation.rows import pooled_row
+        from hypernoise.evaluation.engine import compare
+        from hypernoise.evaluation.result_rows import pooled_row
         from hypernoise.files import output_folder
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.plain import Plain
@@ -144,7 +144,7 @@ def examples(requests: Any, base: dict[int, Any], ours: dict[int, Any]) -> list[
     """The first prompts of each category from their first noise, plain and by the first run's network."""
     from PIL import Image
 
-    from hypernoise.evaluation.html import Example, Shown, first_of_each, name_of
+    from hypernoise.evaluation.page import Example, Shown, first_of_each, name_of
 
     found = [evaluation for steps in base for evaluation in (base[steps], ours.get(steps)) if evaluation is not None]
 
@@ -192,7 +192,7 @@ def _between(interval: list[float] | None, sign: str = "") -> str:
 
 def grid(requests: Any, noises: int, base: dict[int, Any], ours: dict[int, Any]) -> Any:
     """The first prompts of each category from their first noise: none is picked by its looks or its verdict."""
-    from hypernoise.scenes.contact_sheet import before_after
+    from hypernoise.evaluation.picture_sheet import before_after
 
     categories = [request.category for request in requests]
     firsts = [i for i, name in enumerate(categories) if categories[:i].count(name) < SHOWN]

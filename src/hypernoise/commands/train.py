@@ -12,8 +12,8 @@ import tyro
 
 from hypernoise.errors import InputError, out_of_memory
 from hypernoise.training.config import Recipe, read_recipe
+from hypernoise.training.early_stopping import Reading, draw_readings, in_stretches, readings
 from hypernoise.training.metrics import mean_of, rows_of
-from hypernoise.training.parting import Reading, draw_readings, in_stretches, readings
 
 
 @dataclass(frozen=True)

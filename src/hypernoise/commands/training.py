@@ -13,14 +13,14 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.precision import resolve
+from hypernoise.prompts import read_mix
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
+from hypernoise.training.early_stopping import best_stretch, readings
 from hypernoise.training.metrics import METRICS
-from hypernoise.training.parting import best_stretch, readings
 from hypernoise.training.processes import launched, leave, own_device, say, say_once
-from hypernoise.training.prompts import read_mix
 from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
 from hypernoise.training.watch import draw_watched, stretch_warning

@@ -27,9 +27,9 @@ class Watch:
         return tyro.cli(cls, args=arguments, prog="hypernoise watch")
 
     def run(self) -> int:
-        from hypernoise.training.ending import end_of
         from hypernoise.training.metrics import METRICS, rows_of
         from hypernoise.training.report import page, state_line
+        from hypernoise.training.run_status import end_of
 
         if not self.every >= 0:
             raise InputError(f"--every must be 0 or more seconds, not {self.every}")

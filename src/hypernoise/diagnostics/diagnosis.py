@@ -15,14 +15,14 @@ from hypernoise.diagnostics.divergence import kl_lower_bound
 from hypernoise.diagnostics.kl import Estimate, KLReport, estimate_kl
 from hypernoise.diagnostics.linear import Calls
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, pairwise_ratios, spectral_norm
-from hypernoise.diagnostics.plots import Line, line_chart, page
 from hypernoise.diagnostics.swap import Swap, swap_control
 from hypernoise.diagnostics.whiteness import Band, Check, band_powers, low_frequency_share, white_checks
 from hypernoise.errors import InputError
+from hypernoise.evaluation.charts import Line, line_chart, page
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.rewards.base import RewardFunction
-from hypernoise.training.noise import DIAGNOSIS_STEP, keyed_noise
 
 MISSED = 0.1  # share of the KL that the L2 term may miss and still be trusted
 GENERIC = 0.2  # share of the gain that another prompt's residual must lose for f to be called prompt-specific

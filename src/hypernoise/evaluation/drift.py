@@ -14,7 +14,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.bootstrap import interval
 from hypernoise.evaluation.features import Features, of_pictures
 from hypernoise.evaluation.fidelity import frechet, kernel_distance, mean_squared_distance, pairwise_similarity, vendi
-from hypernoise.evaluation.geneval.album import Broken, Sample
+from hypernoise.evaluation.geneval.picture_folder import Broken, Sample
 from hypernoise.evaluation.lpips import Lpips
 from hypernoise.evaluation.rewards import read_picture
 from hypernoise.rewards.ensemble import WeightedSum

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hypernoise.errors import InputError
 from hypernoise.files import write_text
+from hypernoise.prompts import read_prompts
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.prompts import read_prompts
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow says of damaged files

@@ -17,7 +17,7 @@ from hypernoise.errors import InputError, at_least_one, unknown
 from hypernoise.generators.base import Condition
 from hypernoise.methods.base import Meter, Problem, Result, fresh_noise, metered, per_sample
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.white import project_white
+from hypernoise.methods.white_projection import project_white
 from hypernoise.objective import l2_kl
 
 

@@ -28,7 +28,7 @@ from hypernoise.generators.presets import PRESETS, Preset
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import l2_kl
 from hypernoise.planning.configurations import CONFIGURATIONS, Component, Configuration
-from hypernoise.planning.live import Live, from_meta, fused_attention, to_meta
+from hypernoise.planning.memory_trace import Live, from_meta, fused_attention, to_meta
 from hypernoise.planning.rewards import PlannedRewards
 
 PROMPT_TOKENS = 128  # assumed of prompts that are not padded to a fixed length

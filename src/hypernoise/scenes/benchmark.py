@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.objective import l2_kl
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.scenes.judge import Verdict, judge, score
 from hypernoise.scenes.world import Request
-from hypernoise.training.noise import EVALUATION_STEP, keyed_noise
 
 BATCH = 32
 

@@ -78,7 +78,7 @@ def samples_per_round(config: TrainConfig, processes: int) -> int:
     return config.batch_size // parts
 
 
-def agreed(accelerator: Accelerator, value: Any) -> Any:
+def broadcast(accelerator: Accelerator, value: Any) -> Any:
     """The first process's value, in all of them."""
     if accelerator.num_processes == 1:
         return value

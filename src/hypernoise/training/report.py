@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hypernoise.training.ending import end_of
 from hypernoise.training.metrics import rows_of
+from hypernoise.training.run_status import end_of
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 420, 200, 58, 24, 10  # px of a chart, and its margins
 POINTS = 400  # of a curve at most: beyond, stretches of steps are averaged

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.training.noise import SAMPLE_STEP, keyed_noise
-from hypernoise.training.prompts import spread
+from hypernoise.noise.draws import SAMPLE_STEP, keyed_noise
+from hypernoise.prompts import spread
 
 COUNT = 8  # pictures in a row
 GAP = 4  # px between pictures

@@ -11,9 +11,9 @@ from torch import nn
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
+from hypernoise.noise.draws import key_of
 from hypernoise.precision import resolve
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.noise import key_of
 
 DRAW = -1  # the key's sample number for this draw: no sample has it
 

@@ -25,16 +25,18 @@ from hypernoise.errors import InputError
 from hypernoise.files import output_folder
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.draws import key_of, training_noise
 from hypernoise.objective import l2_kl, limit_gradient, noise_objective
 from hypernoise.precision import resolve
+from hypernoise.prompts import PromptMix, prompts_of_step, spread
 from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint, tidied, writing
 from hypernoise.training.config import TrainConfig, recognised
+from hypernoise.training.early_stopping import Reading, parted, readings
 from hypernoise.training.embeddings import Encoded, encoder
-from hypernoise.training.ending import running
-from hypernoise.training.faults import (
+from hypernoise.training.guards import (
     NOT_THE_REWARDS,
     Round,
     Skipped,
@@ -44,13 +46,11 @@ from hypernoise.training.faults import (
     scored,
     told,
 )
-from hypernoise.training.limit import check_exact, clamp, exact_gap, lipschitz_seen, scalable, squared_excess
+from hypernoise.training.lipschitz import check_exact, clamp, exact_gap, lipschitz_seen, scalable, squared_excess
 from hypernoise.training.metrics import METRICS, mean_of
-from hypernoise.training.noise import key_of, training_noise
 from hypernoise.training.optimizers import Average, make_optimizer, set_learning_rate
-from hypernoise.training.parting import Reading, parted, readings
-from hypernoise.training.processes import agreed, gathered, samples_per_round, say, say_once, start
-from hypernoise.training.prompts import PromptMix, prompts_of_step, spread
+from hypernoise.training.processes import broadcast, gathered, samples_per_round, say, say_once, start
+from hypernoise.training.run_status import running
 from hypernoise.training.samples import COUNT, draw_samples
 from hypernoise.training.signals import stop_requested
 from hypernoise.training.steps import autocast, gradient_through_last, steps_of
@@ -141,7 +141,7 @@ def train(
     model: Any = (
         accelerator.prepare_model(network, device_placement=False) if isinstance(network, nn.Module) else network
     )
-    base_saturation = agreed(accelerator, log.first.get("saturated") if log is not None else None)
+    base_saturation = broadcast(accelerator, log.first.get("saturated") if log is not None else None)
     dimensions = math.prod(generator.noise_shape)
     history: list[dict[str, float]] = []
     skipped, saved, saved_at = Skipped(config.skip_limit), len(history), time.monotonic()
@@ -237,7 +237,7 @@ def train(
             if config.lipschitz == "clamp":  # layers each under a bound may have averages whose product is over it
                 noise, condition = watched_noise(generator, network, prompts, seed=config.seed, encode=encode)
                 _clamp(run, noise, condition)
-        checkpoint = agreed(accelerator, checkpoint)  # which is then whole, in every process
+        checkpoint = broadcast(accelerator, checkpoint)  # which is then whole, in every process
         note["ended"] = f"stopped by signal {signal}" if signal else "ended early" if apart else "done"
     if config.trackers:
         for tracker in accelerator.trackers:
@@ -440,7 +440,7 @@ def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
     elif accelerator.is_main_process:
         for old in checkpoints(folder):
             shutil.rmtree(old)
-    found = agreed(accelerator, found)
+    found = broadcast(accelerator, found)
     if isinstance(found, InputError):
         raise found
     if found is not None and not found.is_dir():

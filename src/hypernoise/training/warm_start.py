@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hypernoise.errors import InputError
+from hypernoise.noise.draws import WARM_STEP, key_of, keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import limit_gradient, noise_objective
+from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.noise import WARM_STEP, key_of, keyed_noise
-from hypernoise.training.prompts import prompts_of_step
 from hypernoise.training.steps import autocast, steps_of
 
 RIDGE = 0.1  # of the features' mean square, added to E[h hᵀ]

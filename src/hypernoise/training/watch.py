@@ -14,12 +14,12 @@ from torch import Tensor
 
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
-from hypernoise.diagnostics.plots import Line, line_chart, page
+from hypernoise.evaluation.charts import Line, line_chart, page
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.draws import WATCH_STEP, keyed_noise
+from hypernoise.prompts import spread
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.noise import WATCH_STEP, keyed_noise
-from hypernoise.training.prompts import spread
 
 NOISES = 4
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.geneval.album import Sample
 from hypernoise.evaluation.geneval.names import benchmark_name
+from hypernoise.evaluation.geneval.picture_folder import Sample
 from hypernoise.evaluation.geneval.requests import COLORS, Request
 from hypernoise.evaluation.geneval.rules import Detection, Verdict, kept
 from hypernoise.files import write_text

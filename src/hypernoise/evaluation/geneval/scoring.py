@@ -17,9 +17,9 @@ import numpy as np
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.bootstrap import grouped_mean, interval
-from hypernoise.evaluation.geneval.album import Broken, Sample
 from hypernoise.evaluation.geneval.detectors import Detector
 from hypernoise.evaluation.geneval.files import as_json, from_json
+from hypernoise.evaluation.geneval.picture_folder import Broken, Sample
 from hypernoise.evaluation.geneval.rules import Detection, Verdict, judge, kept
 from hypernoise.files import output_folder, read_json, write_json
 

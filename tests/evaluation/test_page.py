@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from hypernoise.evaluation.html import SCRIPT, TILE, Example, Shown, first_of_each, report
-from hypernoise.evaluation.rows import empty_row
+from hypernoise.evaluation.page import SCRIPT, TILE, Example, Shown, first_of_each, report
+from hypernoise.evaluation.result_rows import empty_row
 from tests.evaluation.browser import CHROMIUM, Browser
 
 

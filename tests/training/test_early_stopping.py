@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hypernoise.diagnostics.plots import COLORS, HEIGHT, WIDTH
 from hypernoise.errors import InputError
+from hypernoise.evaluation.charts import COLORS, HEIGHT, WIDTH
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.parting import Reading, best_stretch, draw_readings, in_stretches, parted, readings
+from hypernoise.training.early_stopping import Reading, best_stretch, draw_readings, in_stretches, parted, readings
 from hypernoise.training.trainer import train
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 

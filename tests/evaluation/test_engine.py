@@ -6,18 +6,18 @@ import torch
 from PIL import Image
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.compare import EVALUATION_STEP, compare
+from hypernoise.evaluation.engine import EVALUATION_STEP, compare
 from hypernoise.evaluation.records import Judgement
-from hypernoise.evaluation.rows import pooled_row
+from hypernoise.evaluation.result_rows import pooled_row
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.methods.best_of_n import BestOfN
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.plain import Plain
 from hypernoise.methods.reno import ReNO
+from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import blueness, redness
 from hypernoise.scenes import benchmark
-from hypernoise.training.noise import keyed_noise
 
 PROMPTS = ["a", "b", "c"]
 FIELDS = {

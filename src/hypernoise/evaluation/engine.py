@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
-import hypernoise
 from hypernoise.adapters import describe_base
 from hypernoise.errors import InputError
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
-from hypernoise.evaluation.rows import result_row
+from hypernoise.evaluation.result_rows import result_row
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.plain import Plain
+from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.noise import EVALUATION_STEP, keyed_noise
+from hypernoise.version import __version__
 
 BASE = Plain().name
 
@@ -92,7 +92,7 @@ def compare(
     files = [[picture_file(i, noises) for i in batch] for batch in batches]
     all_steps = [steps] if isinstance(steps, int) else list(steps)
     shared = {
-        "version": hypernoise.__version__,
+        "version": __version__,
         "generator": _describe(generator),
         "rewards": [_describe_reward(reward), _describe_reward(watched)],
         "judge": _name_of(judge),

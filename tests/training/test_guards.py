@@ -11,8 +11,8 @@ from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.ending import end_of
-from hypernoise.training.faults import Skipped, check_blow_up
+from hypernoise.training.guards import Skipped, check_blow_up
+from hypernoise.training.run_status import end_of
 from hypernoise.training.trainer import train
 from tests.training.ranks import on_ranks
 from tests.training.test_resume import quick, small

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypernoise.diagnostics.plots import Line, line_chart, page
+from hypernoise.evaluation.charts import Line, line_chart, page
 from hypernoise.training.metrics import rows_of
 
 SURE = 3.0  # standard errors

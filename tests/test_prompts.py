@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from hypernoise.errors import InputError
+from hypernoise.noise.draws import keyed_noise
+from hypernoise.prompts import PromptMix, prompts_of_step, read_mix, read_prompts
 from hypernoise.scenes.prompts import combination, evaluation_requests, split, training_prompts
 from hypernoise.scenes.world import CATEGORIES
-from hypernoise.training.noise import keyed_noise
-from hypernoise.training.prompts import PromptMix, prompts_of_step, read_mix, read_prompts
 
 
 def test_every_prompt_comes_once_per_epoch_whatever_the_batch():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hypernoise.errors import InputError
-from hypernoise.methods.white import _compact_spectrum, _from_compact_spectrum, _to_norms, project_white
+from hypernoise.methods.white_projection import _compact_spectrum, _from_compact_spectrum, _to_norms, project_white
 
 
 def draw(*shape, seed=0):
