@@ -36,18 +36,18 @@ class DistilConfig:
     """A pipeline directory whose UNet is gone on from, in the place of the flow."""
     seed: int = 0
     device: str = "cpu"
-    chunks: int = 10
+    chunks: int = 12
     pairs: int = 2048
     """In each chunk: noises, and what the flow makes of them."""
-    flow_steps: int = 8
-    steps: int = 4000
+    flow_steps: int = 16
+    steps: int = 2600
     lr: float = 7e-4
     batch_size: int = 96
     one_step_share: float = 0.5
     """Share of the batch at pure noise, where one-step drawing happens."""
     own_share: float = 0.25
     """Share on the way of the generator's own drawings; the rest is on straight lines to the flow's."""
-    adversary: float = 1.0
+    adversary: float = 1.5
     """Pull of the critic on the one-step answers, in units of the distance's own; grows from 0 over the first fifth."""
     checkpoint_every: int = 200
 

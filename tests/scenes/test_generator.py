@@ -66,10 +66,10 @@ def test_guidance_changes_nothing(scenes):
 def test_it_draws_as_the_benchmark_asks_of_a_generator(scenes):
     """Neither hopeless nor finished, clear, of one prompt different pictures, and no worse in more steps."""
     rows = [evaluate(scenes, None, evaluation_requests(15), redness, seeds=2, steps=steps).row for steps in (1, 2, 4)]
-    assert 0.35 <= rows[0]["score"] <= 0.80, rows
-    assert rows[0]["artefacts"] <= 0.40, rows  # 0.15 is the aim (docs/scenes.md)
+    assert 0.45 <= rows[0]["score"] <= 0.80, rows
+    assert rows[0]["artefacts"] <= 0.35, rows  # 0.15 is the aim (docs/scenes.md)
     assert rows[0]["diversity"] > 0.1
-    assert min(row["score"] for row in rows) >= rows[0]["score"] - 0.05, rows  # 0.02 on the whole benchmark
+    assert min(row["score"] for row in rows) >= rows[0]["score"] - 0.02, rows
 
 
 @pytest.mark.slow
