@@ -43,8 +43,7 @@ class Case:
     def resized(self, height, width):
         """The same networks at another size."""
         other = DiffusionGenerator(self.generator.pipeline, size=(height, width))
-        other.network, self.generator = self.network, other
-        self.network._generator = (other,)
+        self.generator, self.network._generator = other, (other,)
 
 
 def noise(shape, seeds=(0, 1)):

@@ -59,7 +59,6 @@ class DiffusionGenerator:
         self.pipeline: Any = pipeline
         self._draw: Any = type(pipeline).__call__.__wrapped__  # type: ignore[attr-defined]
         self.name = name
-        self.network: nn.Module | None = None  # the noise network that hangs on the denoiser, if any
         self.family: Family = family_of(pipeline)
         self._call_of_model = dict(call)
         self.memory = memory
@@ -80,7 +79,7 @@ class DiffusionGenerator:
             channels, self.size[0] // scale, self.size[1] // scale
         )
         if memory.checkpointing:
-            checkpoint_blocks(self)
+            checkpoint_blocks(self.denoiser)
         if memory.text_encoders != "stay":
             self._text = TextSide(pipeline)
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
