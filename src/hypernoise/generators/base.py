@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,4 +47,8 @@ class Generator(Protocol):
 
         `seed` fixes the noise that a stochastic scheduler adds between steps: of the batch, or each sample's own.
         """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What an adapter notes of its base, as JSON values: `name`, `noise_shape`, and what tells it from others."""
         ...

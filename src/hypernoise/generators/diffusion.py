@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from hypernoise.errors import InputError, TooLongError, first_line
 from hypernoise.generators.base import Condition
 from hypernoise.generators.families import Family, family_of, few_step_doubt
+from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, TextSide, checkpoint_blocks, decoding
 
 
@@ -64,7 +65,7 @@ class DiffusionGenerator:
         self.memory = memory
         self.changed = dict(changed)
         self._text: TextSide | None = None
-        self.described: dict[str, Any] | None = None  # `adapters.describe_base`, from before the weights were sharded
+        self._description: dict[str, Any] | None = None
         self.encodes_together = False  # the text encoders are sharded: all processes must encode at once
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
@@ -202,6 +203,13 @@ class DiffusionGenerator:
         with stop_at_first_answer(self.called) as answer:
             self._call(noise, condition, self.least_steps, None, output_type="latent")
         return self.family.answer(answer[0], tuple(noise.shape))
+
+    def describe(self) -> dict[str, Any]:
+        """What an adapter notes of its base; noted once, since sharding takes the weights out of reach."""
+        if self._description is None:
+            noise_shape = list(self.noise_shape)
+            self._description = {"name": self.name, "noise_shape": noise_shape, **identify_denoiser(self.denoiser)}
+        return self._description
 
     @contextmanager
     def decoding(self) -> Iterator[None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
+from hypernoise.generators.identity import identify_module
 
 
 class ModuleGenerator:
@@ -61,3 +63,6 @@ class ModuleGenerator:
         if self.embed is None:
             return self.to_pixels(self.module(noise))
         return self.to_pixels(self.module(noise, condition.tensors["embedding"]))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "noise_shape": list(self.noise_shape), **identify_module(self.module)}
