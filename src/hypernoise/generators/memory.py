@@ -5,8 +5,8 @@ and `quantise`, which swap a network for a smaller one.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -177,50 +177,3 @@ def _nf4(layer: nn.Linear) -> nn.Module:
     packed.bias = layer.bias
     packed.support_avx512bf16_for_cpu = False  # its kernel repacks the weights, which a gradient needs as they were
     return packed
-
-
-class TextSide:
-    """A pipeline's text encoders while they are not needed: on the CPU, or gone and what they said kept.
-
-    The pipeline's own attributes are None meanwhile, as diffusers has it for encoders that were never loaded.
-    """
-
-    def __init__(self, pipeline: Any):
-        parts = {name: part for name, part in pipeline.components.items() if name.startswith("text_encoder")}
-        self.pipeline = pipeline
-        self.encoders: dict[str, nn.Module] = {n: part for n, part in parts.items() if isinstance(part, nn.Module)}
-        self.known: dict[str, dict[str, Tensor]] = {}  # prompt -> its row of the condition, on the CPU
-        self._rest()
-
-    def _rest(self) -> None:
-        for name, encoder in self.encoders.items():
-            encoder.to("cpu")
-            setattr(self.pipeline, name, None)
-
-    @contextmanager
-    def awake(self, device: torch.device) -> Iterator[None]:
-        """Inside the block the encoders are on the device and in the pipeline."""
-        for name, encoder in self.encoders.items():
-            setattr(self.pipeline, name, encoder.to(device))
-        try:
-            yield
-        finally:
-            self._rest()
-
-    def drop(self) -> None:
-        self.encoders = {}
-
-    def keep(self, prompts: list[str], tensors: dict[str, Tensor]) -> None:
-        for row, prompt in enumerate(prompts):
-            self.known[prompt] = {name: tensor[row].to("cpu", copy=True) for name, tensor in tensors.items()}
-
-    def recall(self, prompts: list[str]) -> dict[str, Tensor]:
-        """The condition's tensors of prompts that were encoded ahead; rows of other lengths are padded with 0."""
-        unknown = next((prompt for prompt in prompts if prompt not in self.known), None)
-        if unknown is not None:
-            raise InputError(
-                f"the text encoders were dropped, and {unknown!r} is not among the prompts encoded ahead; "
-                "use text_encoders: offload"
-            )
-        rows = [self.known[prompt] for prompt in prompts]
-        return {n: nn.utils.rnn.pad_sequence([row[n] for row in rows], batch_first=True) for n in rows[0]}

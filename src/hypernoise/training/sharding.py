@@ -38,7 +38,6 @@ def shard_base(network: LoRANoise, parts: str, device: torch.device) -> None:
     PartialState(cpu=device.type == "cpu")  # joins the others, as `start` would later
     generator = network.generator
     generator.describe()  # while each process still has the whole weights
-    generator.encodes_together = parts == "all"
     mesh, own = init_device_mesh(device.type, (launched()[1],)), set(network.trainable_parameters())
     for name, part in generator.pipeline.components.items():
         if part is generator.called or (parts == "all" and name.startswith("text_encoder") and part is not None):

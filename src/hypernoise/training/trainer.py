@@ -24,6 +24,7 @@ from tqdm import tqdm
 from hypernoise.errors import InputError
 from hypernoise.files import output_folder
 from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.text_cache import Encode
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.draws import key_of, training_noise
 from hypernoise.objective import l2_kl, limit_gradient, noise_objective
@@ -35,7 +36,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint, tidied, writing
 from hypernoise.training.config import TrainConfig, recognised
 from hypernoise.training.early_stopping import Reading, parted, readings
-from hypernoise.training.embeddings import Encoded, encoder
+from hypernoise.training.encoding import encoder
 from hypernoise.training.guards import (
     NOT_THE_REWARDS,
     Round,
@@ -277,7 +278,7 @@ class _Run:
     model: Any  # the network, in DDP's wrapper where there are several processes
     reward: RewardFunction
     watched: RewardFunction | None
-    encode: Encoded
+    encode: Encode
     accelerator: Accelerator
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
