@@ -143,6 +143,9 @@ class Changing:
     ) -> Tensor:
         return self.inner.sample(noise, condition)
 
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "noise_shape": list(self.noise_shape)}
+
 
 @dataclass(frozen=True)
 class Bench:

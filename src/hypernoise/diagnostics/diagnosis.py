@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hypernoise.diagnostics.divergence import kl_lower_bound
@@ -18,10 +17,10 @@ from hypernoise.diagnostics.lipschitz import kl_gap_bound, pairwise_ratios, spec
 from hypernoise.diagnostics.swap import Swap, swap_control
 from hypernoise.diagnostics.whiteness import Band, Check, band_powers, low_frequency_share, white_checks
 from hypernoise.errors import InputError
-from hypernoise.evaluation.charts import Line, line_chart, page
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
+from hypernoise.prompts import spread
 from hypernoise.rewards.base import RewardFunction
 
 MISSED = 0.1  # share of the KL that the L2 term may miss and still be trusted
@@ -103,7 +102,7 @@ def diagnose(
         raise InputError(f"a diagnosis needs at least 8 noises and 16 pictures (or 0), not {noises} and {pictures}")
     if not prompts:
         raise InputError("no prompt to diagnose on")
-    texts = _spread(prompts, noises)
+    texts = spread(prompts, noises)
     noise = _noise(generator, network, seed, range(noises))
     condition = generator.encode(texts)
     kl = estimate_kl(network, noise, condition, batch=batch, seed=seed)
@@ -144,46 +143,6 @@ def findings(found: Diagnosis) -> list[Finding]:
     spent = found.calls
     text = f"{spent.forwards:,} network calls forward, {spent.jvps:,} in forward mode, {spent.vjps:,} backward"
     return [*lines, Finding("cost", True, text)]
-
-
-def charts(found: Diagnosis, verdict: str) -> Image.Image:
-    """The verdict with its plots on one page."""
-    ranked = sorted(found.norms, reverse=True)
-    numbers = range(1, len(ranked) + 1)
-    drawn = [
-        line_chart(
-            [
-                Line("‖J‖ at each noise", list(zip(numbers, ranked, strict=True)), dots=True),
-                _level("1", 1.0, len(ranked)),
-            ],
-            title="Stretch of the residual, noises ranked",
-        )
-    ]
-    if found.bands is not None:
-        middles = [(band.low + band.high) / 2 for band in found.bands]
-        powers = list(zip(middles, [band.power for band in found.bands], strict=True))
-        drawn.append(line_chart([Line("mean square of f", powers)], title="Spectrum of f", across="frequency"))
-        white = [check for check in found.checks if check.name.startswith("power")]
-        after = list(zip(middles, [check.found for check in white], strict=True))
-        drawn.append(
-            line_chart(
-                [Line("x + f", after), Line("N(0, I)", [(middles[0], 1.0), (middles[-1], 1.0)])],
-                title="Spectrum of the improved noise",
-                across="frequency",
-            )
-        )
-    scores = [(i + 1, check.z) for i, check in enumerate(found.checks)]
-    drawn.append(
-        line_chart(
-            [Line("z-score", scores, dots=True), _level("±3", 3.0, len(scores)), _level("", -3.0, len(scores))],
-            title="x + f against N(0, I): " + f"{len(scores)} statistics",
-        )
-    )
-    return page(verdict, drawn)
-
-
-def _level(name: str, height: float, last: int) -> Line:
-    return Line(name, [(1, height), (last, height)])
 
 
 def _trust(found: Diagnosis) -> Finding:
@@ -296,7 +255,7 @@ def _constant_share(residual: Tensor) -> float:
 def _moved(
     generator: Generator, network: NoiseNetwork, prompts: list[str], pictures: int, steps: int, seed: int, batch: int
 ) -> Estimate:
-    texts = _spread(prompts, pictures)
+    texts = spread(prompts, pictures)
     drawn: list[list[Tensor]] = [[], []]
     for start in range(0, pictures, batch):
         some = texts[start : start + batch]
@@ -312,7 +271,3 @@ def _moved(
 def _noise(generator: Generator, network: NoiseNetwork, seed: int, samples: range) -> Tensor:
     noise = keyed_noise(generator.noise_shape, seed=seed, step=DIAGNOSIS_STEP, samples=samples)
     return noise.to(generator.device, network.trainable_parameters()[0].dtype)
-
-
-def _spread(prompts: list[str], count: int) -> list[str]:
-    return [prompts[i * len(prompts) // count] for i in range(count)]
