@@ -70,7 +70,7 @@ class Diagnose(WithGenerator):
             prompts,
             noises=self.noises,
             pictures=self.pictures,
-            steps=self.steps,
+            num_inference_steps=self.steps,
             seed=self.seed,
             batch=self.batch,
         )

@@ -85,7 +85,7 @@ def diagnose(
     *,
     noises: int = 32,
     pictures: int = 256,
-    steps: int = 1,
+    num_inference_steps: int = 1,
     seed: int = 0,
     batch: int = 16,
 ) -> Diagnosis:
@@ -93,7 +93,7 @@ def diagnose(
 
     Args:
         pictures: drawn with f and as many without, for the bound on the pictures' divergence; 0 leaves it out.
-        steps: denoiser calls per picture.
+        num_inference_steps: denoiser calls per picture.
 
     Raises:
         InputError: fewer than 8 noises, 1 to 15 pictures, or no prompt.
@@ -114,6 +114,7 @@ def diagnose(
     with torch.no_grad():
         residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in rows])
     picture_shaped, swapped = noise.ndim == 4, len(set(texts)) > 1
+    drawing: dict[str, Any] = {"num_inference_steps": num_inference_steps, "batch": batch}
     calls.forwards += (3 + 2 * swapped) * noises + pictures  # two for the ratios, f itself, the swap, and the pictures
     return Diagnosis(
         dimensions=noise[0].numel(),
@@ -125,8 +126,8 @@ def diagnose(
         bands=band_powers(residual) if picture_shaped else None,
         low=low_frequency_share(residual) if picture_shaped else None,
         checks=white_checks(noise + residual),
-        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch) if swapped else None,
-        moved=_moved(generator, network, prompts, pictures, steps, seed, batch) if pictures else None,
+        swap=swap_control(generator, network, reward, texts, noise, **drawing) if swapped else None,
+        moved=_moved(generator, network, prompts, pictures, num_inference_steps, seed, batch) if pictures else None,
         calls=calls,
     )
 
@@ -253,7 +254,13 @@ def _constant_share(residual: Tensor) -> float:
 
 @torch.no_grad()
 def _moved(
-    generator: Generator, network: NoiseNetwork, prompts: list[str], pictures: int, steps: int, seed: int, batch: int
+    generator: Generator,
+    network: NoiseNetwork,
+    prompts: list[str],
+    pictures: int,
+    num_inference_steps: int,
+    seed: int,
+    batch: int,
 ) -> Estimate:
     texts = spread(prompts, pictures)
     drawn: list[list[Tensor]] = [[], []]
@@ -264,7 +271,8 @@ def _moved(
             numbers = range(1000 + side * pictures + start, 1000 + side * pictures + start + len(some))
             noise = _noise(generator, network, seed, numbers)
             noise = noise + network(noise, condition).to(noise) if side == 0 else noise
-            into.append(generator.sample(noise, condition, steps=steps, seed=0).float().cpu())
+            drawn_now = generator.sample(noise, condition, num_inference_steps=num_inference_steps, seed=0)
+            into.append(drawn_now.float().cpu())
     return kl_lower_bound(torch.cat(drawn[0]), torch.cat(drawn[1]))
 
 

@@ -108,7 +108,7 @@ def compare(
             for method in methods
         }
         for count in all_steps:
-            problem = Problem(generator, reward, steps=count, seed=seed)
+            problem = Problem(generator, reward, num_inference_steps=count, seed=seed)
             for method in methods:
                 folder = folders[count, method.name]
                 for number in range(shard[0], len(batches), shard[1]):

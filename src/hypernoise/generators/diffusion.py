@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, TooLongError, first_line
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Seed
 from hypernoise.generators.families import Family, family_of, few_step_doubt
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding
@@ -194,14 +194,14 @@ class DiffusionGenerator:
         """Text encoders that are out of the pipeline while nobody asks them, by their names in it."""
         return self._resting.encoders if self._resting is not None else {}
 
-    def sample(
-        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
-    ) -> Tensor:
-        return self._call(noise, condition, steps, seed, output_type="pt")
+    def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
+        return self._call(noise, condition, num_inference_steps, seed, output_type="pt")
 
-    def latents(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
+    def latents(
+        self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None
+    ) -> Tensor:
         """What `sample` decodes, as the pipeline's output_type "latent" gives it. Differentiable."""
-        return self._call(noise, condition, steps, seed, output_type="latent")
+        return self._call(noise, condition, num_inference_steps, seed, output_type="latent")
 
     def denoise_first(self, noise: Tensor, condition: Condition) -> Tensor:
         """The denoiser's first answer to `noise`, of noise's shape: what f adapts. Differentiable."""
@@ -223,9 +223,7 @@ class DiffusionGenerator:
         with replaced(vae, {"decode": decoding(vae.decode, self.memory)}):
             yield
 
-    def _call(
-        self, noise: Tensor, condition: Condition, steps: int, seed: int | Sequence[int] | None, output_type: str
-    ) -> Tensor:
+    def _call(self, noise: Tensor, condition: Condition, steps: int, seed: Seed, output_type: str) -> Tensor:
         with quiet(self.pipeline), self.decoding():
             return self._draw(
                 self.pipeline,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Seed
 from hypernoise.generators.identity import identify_module
 
 
@@ -57,9 +57,7 @@ class ModuleGenerator:
             raise InputError(f"embed must give a tensor with a row for each of {len(prompts)} prompts")
         return Condition({"embedding": embedded.to(self.device)})
 
-    def sample(
-        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
-    ) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         if self.embed is None:
             return self.to_pixels(self.module(noise))
         return self.to_pixels(self.module(noise, condition.tensors["embedding"]))

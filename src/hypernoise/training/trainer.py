@@ -321,7 +321,7 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
                 improved = limit_gradient(improved, config.sample_clip, share)
             with gradient_through_last(generator, config.gradient_steps, calls):
                 seeds = [key_of(config.seed, step, sample) for sample in samples]
-                pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
+                pixels = generator.sample(improved, condition, num_inference_steps=calls, seed=seeds)
         rewards = scored(run.reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
         loss, kl = noise_objective(residual, rewards, config.kl_weight).mean(), l2_kl(residual).mean()
         if config.kl_term == "exact":
