@@ -19,7 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from hypernoise.adapters import describe_base, save_adapter
+from hypernoise.adapters import save_adapter
 from hypernoise.commands.common import write_summary
 from hypernoise.commands.compare import Asked, scenes_prompts
 from hypernoise.commands.training import reward_settings
@@ -166,7 +166,7 @@ class Bench:
         folder, recipe = self.folder(run), self.recipe
         lora = lora_of(recipe, rank) | ({"frequencies": 0} if kind == "finetune" else {})
         known = {**recognised(config), "kind": kind, **lora, "start": start, "rewards": recipe.rewards}
-        known |= {"prompts": recipe.prompts, "generator": describe_base(self.generator)}
+        known |= {"prompts": recipe.prompts, "generator": self.generator.describe()}
         same_run(folder, known | ({"steps": None} if at else {}))
         points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.steps])}
         missing = [point for point, place in points.items() if not (place / "hypernoise.json").exists()]

@@ -44,7 +44,7 @@ from hypernoise.errors import InputError, at_least_one
 from hypernoise.evaluation.records import Records
 from hypernoise.evaluation.result_rows import pooled_row, result_row
 from hypernoise.files import atomic_file, output_folder, read_json, write_json
-from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.noise.state import copy_state
 from hypernoise.training.config import recognised
@@ -138,10 +138,11 @@ class Changing:
     def encode(self, prompts: list[str]) -> Condition:
         return self.inner.encode(prompts)
 
-    def sample(
-        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
-    ) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         return self.inner.sample(noise, condition)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "noise_shape": list(self.noise_shape)}
 
 
 @dataclass(frozen=True)

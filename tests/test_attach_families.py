@@ -38,13 +38,12 @@ class Case:
     @torch.no_grad()
     def by_hand(self, prompts, noise, steps):
         condition = self.generator.encode(prompts)
-        return self.generator.sample(noise + self.network(noise, condition), condition, steps=steps)
+        return self.generator.sample(noise + self.network(noise, condition), condition, num_inference_steps=steps)
 
     def resized(self, height, width):
         """The same networks at another size."""
         other = DiffusionGenerator(self.generator.pipeline, size=(height, width))
-        other.network, self.generator = self.network, other
-        self.network._generator = (other,)
+        self.generator, self.network._generator = other, (other,)
 
 
 def noise(shape, seeds=(0, 1)):
@@ -80,7 +79,7 @@ def test_given_latents_one_two_and_four_steps(family, tmp_path):
         torch.manual_seed(1)
         expected = case.by_hand(prompts, x, steps)
         assert (drawn - expected).abs().max() <= 1e-5
-    plain = case.generator.sample(x, case.generator.encode(prompts), steps=1)
+    plain = case.generator.sample(x, case.generator.encode(prompts), num_inference_steps=1)
     improved = case.by_hand(prompts, x, 1)
     assert (improved - plain).abs().max() > 1e-3
 

@@ -136,7 +136,7 @@ def own_pictures(config: RewardConfig) -> Any:
     def draw(captions: list[str], step: int) -> Tensor:
         rng = torch.Generator().manual_seed(config.seed * 10**6 + step)
         noise = torch.randn(len(captions), *generator.noise_shape, generator=rng)
-        return generator.sample(noise, generator.encode(captions), steps=1).float()
+        return generator.sample(noise, generator.encode(captions), num_inference_steps=1).float()
 
     return draw
 

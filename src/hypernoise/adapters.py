@@ -11,7 +11,6 @@ PEFT's prefix on the names; they load too, told by what they lack. Ours hold all
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,14 +24,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
-from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.hub import HUB_ID, fetch_adapter
-from hypernoise.generators.module import ModuleGenerator
 from hypernoise.generators.presets import PRESETS
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise, adaptable_layers
@@ -44,7 +41,6 @@ WEIGHTS, PEFT_CONFIG, ABOUT = "adapter_model.safetensors", "adapter_config.json"
 PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."  # what PEFT puts before every name in its files
 NOTE = "a noise network (hypernoise): not an ordinary LoRA; its output layer leaves out the base path"
-PROBED = 64  # matrices of the base of which one weight each is noted, to recognise it by
 
 
 def save_adapter(
@@ -87,7 +83,7 @@ def write_adapter(
         "settings": network.settings,
         "output_layer": getattr(network, "output_layer", None),
         "output_layer_base_path": False,
-        "base": describe_base(base) if base is not None else None,
+        "base": base.describe() if base is not None else None,
         "training": dict(training),
     }
     write_json(folder / ABOUT, about)
@@ -109,8 +105,7 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
     state = read_weights(folder)
     settings = about["settings"]
     if about.get("released"):
-        settings = {**settings, **_layers_of(state, generator, folder)}
-        settings |= generator.family.released if isinstance(generator, DiffusionGenerator) else {}
+        settings = {**settings, **_released_settings(state, generator, folder)}
     network = _build(about["kind"], settings, generator, folder)
     try:
         network.load_trainable_state(state)
@@ -139,22 +134,23 @@ def adapter_folder(source: str | Path) -> Path:
         raise InputError(f"no adapter at {source}: it is not a directory, and as a Hub repository: {error}") from error
 
 
-def _layers_of(state: dict[str, Tensor], generator: Generator, folder: Path) -> dict[str, Any]:
-    """The layers that released weights are for, unless they are all that a LoRA here would adapt."""
-    layers = sorted({name.rpartition(".lora_")[0] for name in state})
-    if not isinstance(generator, DiffusionGenerator):
+def _released_settings(state: dict[str, Tensor], generator: Any, folder: Path) -> dict[str, Any]:
+    """What released files leave unsaid: their layers, unless a LoRA here has the same, and how f was trained."""
+    if not hasattr(generator, "denoise_first"):
         raise InputError(f"{folder} is a LoRA on a denoiser, which {generator.name!r} has not")
+    layers = sorted({name.rpartition(".lora_")[0] for name in state})
     every = adaptable_layers(generator.denoiser)
     if not set(layers) & set(every):
         raise InputError(f"the adapter {folder} matches no weight of {generator.name!r}: another architecture's")
-    return {} if set(layers) == set(every) else {"layers": layers}
+    return {**generator.family.released, **({} if set(layers) == set(every) else {"layers": layers})}
 
 
-def _build(kind: str, settings: dict[str, Any], generator: Generator, folder: Path) -> LoRANoise | ResidualNoise:
+def _build(kind: str, settings: dict[str, Any], generator: Any, folder: Path) -> LoRANoise | ResidualNoise:
+    has_denoiser = hasattr(generator, "denoise_first")
     try:
-        if kind == LoRANoise.kind and isinstance(generator, DiffusionGenerator):
+        if kind == LoRANoise.kind and has_denoiser:
             return LoRANoise(generator, **settings)
-        if kind == ResidualNoise.kind and not isinstance(generator, DiffusionGenerator):
+        if kind == ResidualNoise.kind and not has_denoiser:
             network = ResidualNoise(**settings).to(generator.device)
             if network.noise_shape != tuple(generator.noise_shape):
                 raise InputError(
@@ -221,55 +217,11 @@ def _read_released(folder: Path) -> dict[str, Any]:
     return {"format": FORMAT, "kind": LoRANoise.kind, "settings": settings, "base": None, "released": True}
 
 
-def describe_base(generator: Generator) -> dict[str, Any]:
-    """What an adapter's base is recognised by: names and shapes, and a few weights of a denoiser or all of a module."""
-    if isinstance(generator, DiffusionGenerator) and generator.described is not None:
-        return generator.described
-    about: dict[str, Any] = {"name": generator.name, "noise_shape": list(generator.noise_shape)}
-    if isinstance(generator, ModuleGenerator):
-        state = sorted(generator.module.state_dict().items())
-        layout = [type(generator.module).__name__, *((name, list(tensor.shape)) for name, tensor in state)]
-        values = hashlib.sha256()
-        for _, tensor in state:
-            values.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        about["fingerprint"] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
-        about["weights"] = values.hexdigest()
-    if isinstance(generator, DiffusionGenerator):
-        frozen = {
-            name.replace(".base_layer", ""): parameter
-            for name, parameter in generator.denoiser.named_parameters()
-            if ".lora_" not in name
-        }
-        layout = sorted((name, list(_shape(parameter))) for name, parameter in frozen.items())
-        matrices = [parameter.detach() for parameter in frozen.values() if parameter.ndim > 1]
-        spread = torch.linspace(0, len(matrices) - 1, min(PROBED, len(matrices))).long().tolist()
-        about["denoiser"] = type(generator.denoiser).__name__
-        about["fingerprint"] = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
-        about["probe"] = [None if _quantised(matrices[i]) else _middle(matrices[i]) for i in spread]
-    return about
-
-
-def _quantised(weight: Tensor) -> bool:
-    """Whether it is packed in fewer bits, by torchao (a class of its own) or bitsandbytes (as integers)."""
-    return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
-
-
-def _shape(weight: Tensor) -> torch.Size:
-    """As it was before bitsandbytes packed it; torchao's keep their shape."""
-    packed = getattr(weight, "quant_state", None)
-    return weight.shape if packed is None else packed.shape
-
-
-def _middle(weight: Tensor) -> float:
-    flat = weight.flatten()
-    return round(float(flat[flat.numel() // 2]), 7)
-
-
 def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> None:
     """Refuses an adapter, described by its `hypernoise.json`, that was not made for this generator."""
     if about["base"] is None:
         return
-    saved, here = about["base"], describe_base(generator)
+    saved, here = about["base"], generator.describe()
     if saved.get("fingerprint") != here.get("fingerprint"):
         raise InputError(
             f"the adapter {folder} was made for {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not "

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hypernoise.errors import InputError
+from safetensors import SafetensorError
+
+from hypernoise.errors import InputError, first_line
 
 
 @contextmanager
@@ -63,3 +65,16 @@ def output_folder(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     return folder
+
+
+@contextmanager
+def writing(what: str, but: str) -> Iterator[None]:
+    """Turns what stops the block from writing into an InputError of one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        disk = isinstance(error, OSError) or "write" in str(error) or isinstance(error, SafetensorError)
+        if not disk:
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"the {what} cannot be written ({reason}); {but}; make room and go on") from error

@@ -31,7 +31,7 @@ class Mean:
     def encode(self, prompts):
         return Condition({"sign": torch.tensor([1.0 if p == "up" else -1.0 for p in prompts]).double()})
 
-    def sample(self, noise, condition, *, steps=1, seed=None):
+    def sample(self, noise, condition, *, num_inference_steps=1, seed=None):
         return noise
 
 

@@ -19,7 +19,7 @@ def test_sample_equals_the_pipelines_own_call(sd_pipeline, steps):
     expected = pipeline(
         prompts, latents=noise, num_inference_steps=steps, guidance_scale=0.0, output_type="pt", height=16, width=16
     ).images
-    drawn = generator.sample(noise, generator.encode(prompts), steps=steps)
+    drawn = generator.sample(noise, generator.encode(prompts), num_inference_steps=steps)
     assert drawn.shape == (2, 3, 16, 16)
     assert (drawn - expected).abs().max() <= 1e-5
     assert (drawn >= 0).all()
@@ -31,11 +31,11 @@ def test_gradient_in_the_noise_matches_finite_differences(generator, steps):
     noise = noise_for(generator, 1).requires_grad_()
     condition = generator.encode(["a red circle"])
     direction = torch.randn(noise.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    score = generator.sample(noise, condition, steps=steps).square().mean()
+    score = generator.sample(noise, condition, num_inference_steps=steps).square().mean()
     (gradient,) = torch.autograd.grad(score, noise)
     h = 1e-3  # the scheduler computes its step in fp32, whatever the networks' dtype
     ahead, behind = (
-        generator.sample(noise.detach() + sign * h * direction, condition, steps=steps).square().mean()
+        generator.sample(noise.detach() + sign * h * direction, condition, num_inference_steps=steps).square().mean()
         for sign in (1, -1)
     )
     numeric = ((ahead - behind) / (2 * h)).item()

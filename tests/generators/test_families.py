@@ -68,7 +68,7 @@ def test_calls_equal_the_pipelines_own_and_f_is_the_denoisers_first_answer(famil
         for kind, draw in (("pt", generator.sample), ("latent", generator.latents)):
             seeded["generator"].manual_seed(5)
             expected = pipeline(output_type=kind, return_dict=False, **generator.call(steps), **call, **seeded)[0]
-            drawn = draw(noise, condition, steps=steps, seed=5)
+            drawn = draw(noise, condition, num_inference_steps=steps, seed=5)
             assert drawn.shape == expected.shape
             assert (drawn - expected).abs().max() <= 1e-5
     assert drawn.std() > 1e-3
@@ -101,7 +101,7 @@ def test_first_timestep(family, tmp_path):
     for steps in (1, 2, 4):
         with torch.no_grad():
             positional, named = seen_by(
-                generator.denoiser, lambda n=steps: generator.latents(noise, condition, steps=n)
+                generator.denoiser, lambda n=steps: generator.latents(noise, condition, num_inference_steps=n)
             )
         timestep = named["timestep"] if "timestep" in named else positional[1]
         assert float(torch.as_tensor(timestep).flatten()[0]) == pytest.approx(FIRST_TIMESTEPS[family], abs=1e-5)
@@ -170,7 +170,7 @@ def test_fixed_timesteps_are_drawn_in_their_number_alone(tmp_path, monkeypatch, 
     assert generator.sample(noise, condition).shape == (2, 3, 16, 16)
     told = "dmd draws at timesteps 400 alone, so the number of steps is 1, not 4"
     with pytest.raises(InputError, match=told):
-        generator.sample(noise, condition, steps=4)
+        generator.sample(noise, condition, num_inference_steps=4)
     monkeypatch.setattr("hypernoise.commands.training.load_as", lambda *arguments, **keywords: generator)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rewards: redness\nprompts: scenes\ngenerator_steps: [1, 4]\n")

@@ -109,7 +109,7 @@ def test_dropped_encoders_leave_their_prompts(family, tmp_path):
         generator.encode_ahead([*PROMPTS, PROMPTS[0]], batch=1)
         drawn = generator.sample(noise, generator.encode(asked))
     assert (drawn - expected).abs().max() <= 1e-4
-    assert not generator._text.encoders
+    assert not generator.resting_encoders
     with pytest.raises(InputError, match="'a ring' is not among the prompts encoded ahead"):
         generator.encode(["a ring"])
 

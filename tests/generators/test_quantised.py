@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hypernoise.adapters import describe_base, load_adapter, save_adapter
+from hypernoise.adapters import load_adapter, save_adapter
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.memory import QUANTISERS, Memory
@@ -102,7 +102,7 @@ def test_attach_on_a_quantised_pipeline_of_an_adapter_from_a_whole_one_and_back(
     disturb(network, scale=0.2)
     save_adapter(network, tmp_path / "adapter")
     generator = loaded(family, tmp_path, memory=Memory(quantise=kind))
-    assert describe_base(generator)["fingerprint"] == describe_base(whole)["fingerprint"]
+    assert generator.describe()["fingerprint"] == whole.describe()["fingerprint"]
     noise = torch.randn(1, *generator.noise_shape, generator=torch.Generator().manual_seed(0))
     pipe = attach(generator.pipeline, tmp_path / "adapter")
     call = dict(output_type="pt", return_dict=False, height=generator.size[0], width=generator.size[1])

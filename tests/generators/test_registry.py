@@ -152,7 +152,7 @@ def test_a_few_step_lora_is_fused_with_its_scheduler(sd_pipeline, tmp_path):
         assert torch.allclose(generator.denoiser.get_submodule(name).weight, weight, atol=1e-5)
     assert not any("lora" in name for name, _ in generator.denoiser.named_modules())
     noise = torch.randn(1, *generator.noise_shape)
-    assert generator.sample(noise, generator.encode(["a ring"]), steps=4, seed=0).shape == (1, 3, 16, 16)
+    assert generator.sample(noise, generator.encode(["a ring"]), num_inference_steps=4, seed=0).shape == (1, 3, 16, 16)
 
 
 def kohya_file(folder, pipeline):
@@ -189,7 +189,7 @@ def test_a_few_step_lora_in_kohyas_names_is_fused(family, scheduler, tmp_path):
     for name, weight in fused.items():
         assert torch.allclose(weight, change.get(name.removesuffix(".weight"), plain[name]), atol=1e-5), name
     noise = torch.randn(1, *generator.noise_shape, requires_grad=True)
-    generator.sample(noise, generator.encode(["a ring"]), steps=2, seed=0).sum().backward()
+    generator.sample(noise, generator.encode(["a ring"]), num_inference_steps=2, seed=0).sum().backward()
     assert noise.grad is not None
     assert noise.grad.abs().max() > 0
 

@@ -30,7 +30,7 @@ def noise(generator):
 
 @pytest.fixture
 def problem(generator):
-    return Problem(generator, redness, steps=2)
+    return Problem(generator, redness, num_inference_steps=2)
 
 
 def calls(spent):
@@ -40,7 +40,7 @@ def calls(spent):
 def test_plain_is_the_generator_and_its_calls_are_counted(problem, noise):
     generator = problem.generator
     result = Plain().generate(problem, PROMPTS, noise)
-    assert torch.equal(result.pixels, generator.sample(noise, generator.encode(PROMPTS), steps=2, seed=0))
+    assert torch.equal(result.pixels, generator.sample(noise, generator.encode(PROMPTS), num_inference_steps=2, seed=0))
     assert calls(result.spent) == (6, 0, 3, 0)
     assert result.spent.seconds > 0
     assert result.kl is not None
@@ -80,7 +80,7 @@ def test_hypernoise_adds_its_residual_and_one_call(problem, noise):
     with torch.no_grad():
         condition = generator.encode(PROMPTS)
         residual = network(noise, condition)
-        expected = generator.sample(noise + residual, condition, steps=2, seed=0)
+        expected = generator.sample(noise + residual, condition, num_inference_steps=2, seed=0)
     assert torch.equal(result.pixels, expected)
     assert torch.equal(result.noise, noise + residual)
     assert result.kl is not None
@@ -118,7 +118,7 @@ def test_best_of_n_keeps_each_samples_winner(problem, noise):
     assert result.kl is not None
     assert result.scores.shape == (3, 4)
     assert redness(result.pixels, PROMPTS).tolist() == pytest.approx(result.scores.amax(1).tolist())
-    again = problem.generator.sample(result.noise, problem.generator.encode(PROMPTS), steps=2, seed=0)
+    again = problem.generator.sample(result.noise, problem.generator.encode(PROMPTS), num_inference_steps=2, seed=0)
     assert torch.allclose(again, result.pixels, atol=1e-12)
     plain = Plain().generate(problem, PROMPTS, noise)
     assert result.scores[:, 0].tolist() == pytest.approx(redness(plain.pixels, PROMPTS).tolist())

@@ -36,7 +36,8 @@ def published(problem, prompt, noise, iterations):
     best, image, scores = float("inf"), None, []
     for iteration in range(iterations):
         optimizer.zero_grad()
-        pixels = problem.generator.sample(latents, problem.generator.encode([prompt]), steps=problem.steps, seed=0)
+        condition, steps = problem.generator.encode([prompt]), problem.num_inference_steps
+        pixels = problem.generator.sample(latents, condition, num_inference_steps=steps, seed=0)
         loss = -problem.reward(pixels, [prompt]).sum()
         scores.append(-loss.item())
         if loss.item() < best:
@@ -82,7 +83,7 @@ def test_one_iteration_is_plain(problem, noise):
 
 
 def test_the_gradient_goes_through_every_step(generator, noise):
-    problem = Problem(generator, reward, steps=2)
+    problem = Problem(generator, reward, num_inference_steps=2)
     two = ReNO(2).generate(problem, PROMPTS, noise)
     assert (two.spent.denoiser_forwards, two.spent.denoiser_backwards) == (12, 6)
     _, scores = published(problem, PROMPTS[0], noise[:1], 2)

@@ -350,7 +350,7 @@ def test_a_hit_costs_less_than_a_millisecond(build):
 
 
 def test_only_so_many_prompts_are_remembered(build, monkeypatch):
-    monkeypatch.setattr("hypernoise.rewards.text.REMEMBERED", 3)
+    monkeypatch.setattr("hypernoise.generators.text_cache.REMEMBERED", 3)
     reward = build()
     for prompts in (["a ring", "two rings"], ["a cross", "two crosses"]):
         reward.texts(prompts)

@@ -25,7 +25,7 @@ class Truth:
         self.captions = prompts
         return Condition({"index": torch.arange(len(prompts))})
 
-    def sample(self, noise, condition, *, steps=1, seed=None):
+    def sample(self, noise, condition, *, num_inference_steps=1, seed=None):
         requests = [BY_CAPTION[c] for c in self.captions] if self.right else [BY_CAPTION["a ring"]] * len(noise)
         seeds = (1000 * noise.sum((1, 2)).abs()).long().tolist()
         scenes = [sample_scene(r, np.random.default_rng(s)) for r, s in zip(requests, seeds, strict=True)]
@@ -59,7 +59,7 @@ def test_a_network_is_counted_and_its_kl_reported():
 
 def test_diversity_is_zero_for_one_picture_and_positive_for_many():
     class Same(Truth):
-        def sample(self, noise, condition, *, steps=1, seed=None):
+        def sample(self, noise, condition, *, num_inference_steps=1, seed=None):
             return super().sample(torch.zeros_like(noise), condition)
 
     assert evaluate(Same(), None, evaluation_requests(1), redness, seeds=3).row["diversity"] == pytest.approx(

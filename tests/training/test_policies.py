@@ -67,7 +67,7 @@ def test_the_gradient_through_the_last_call_is_that_with_the_earlier_answers_hel
     direction = keyed_noise(generator.noise_shape, seed=0, step=1, samples=[0]).double()
 
     def picture(z):
-        return generator.sample(z, condition, steps=2).square().mean()
+        return generator.sample(z, condition, num_inference_steps=2).square().mean()
 
     with gradient_through_last(generator, 1, 2):
         (last,) = torch.autograd.grad(picture(noise), noise)

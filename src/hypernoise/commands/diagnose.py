@@ -46,7 +46,8 @@ class Diagnose(WithGenerator):
         at_least_one(self, "steps", "batch", flags=True)
         from hypernoise.adapters import adapter_folder, load_adapter, read_about
         from hypernoise.commands.common import write_summary
-        from hypernoise.diagnostics.diagnosis import charts, diagnose, findings
+        from hypernoise.diagnostics.diagnosis import diagnose, findings
+        from hypernoise.evaluation.diagnosis_charts import charts
         from hypernoise.files import output_folder
         from hypernoise.prompts import read_prompts
         from hypernoise.rewards.ensemble import WeightedSum
@@ -69,7 +70,7 @@ class Diagnose(WithGenerator):
             prompts,
             noises=self.noises,
             pictures=self.pictures,
-            steps=self.steps,
+            num_inference_steps=self.steps,
             seed=self.seed,
             batch=self.batch,
         )

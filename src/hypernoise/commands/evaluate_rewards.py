@@ -171,7 +171,8 @@ class EvaluateRewards:
             noise, condition = noise.to(generator.device), generator.encode(texts)
             with torch.no_grad():
                 residual = 0 if network is None else network(noise, condition)
-                drawn = generator.sample(noise + residual, condition, steps=self.steps, seed=self.seed).float()
+                better, steps = noise + residual, self.steps
+                drawn = generator.sample(better, condition, num_inference_steps=steps, seed=self.seed).float()
             for number, text, pixels in zip(samples, texts, drawn, strict=True):
                 file = folder / f"{number:05d}.png"
                 levels = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hypernoise.diagnostics.divergence import kl_lower_bound
@@ -18,10 +17,10 @@ from hypernoise.diagnostics.lipschitz import kl_gap_bound, pairwise_ratios, spec
 from hypernoise.diagnostics.swap import Swap, swap_control
 from hypernoise.diagnostics.whiteness import Band, Check, band_powers, low_frequency_share, white_checks
 from hypernoise.errors import InputError
-from hypernoise.evaluation.charts import Line, line_chart, page
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
+from hypernoise.prompts import spread
 from hypernoise.rewards.base import RewardFunction
 
 MISSED = 0.1  # share of the KL that the L2 term may miss and still be trusted
@@ -86,7 +85,7 @@ def diagnose(
     *,
     noises: int = 32,
     pictures: int = 256,
-    steps: int = 1,
+    num_inference_steps: int = 1,
     seed: int = 0,
     batch: int = 16,
 ) -> Diagnosis:
@@ -94,7 +93,7 @@ def diagnose(
 
     Args:
         pictures: drawn with f and as many without, for the bound on the pictures' divergence; 0 leaves it out.
-        steps: denoiser calls per picture.
+        num_inference_steps: denoiser calls per picture.
 
     Raises:
         InputError: fewer than 8 noises, 1 to 15 pictures, or no prompt.
@@ -103,7 +102,7 @@ def diagnose(
         raise InputError(f"a diagnosis needs at least 8 noises and 16 pictures (or 0), not {noises} and {pictures}")
     if not prompts:
         raise InputError("no prompt to diagnose on")
-    texts = _spread(prompts, noises)
+    texts = spread(prompts, noises)
     noise = _noise(generator, network, seed, range(noises))
     condition = generator.encode(texts)
     kl = estimate_kl(network, noise, condition, batch=batch, seed=seed)
@@ -115,6 +114,7 @@ def diagnose(
     with torch.no_grad():
         residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in rows])
     picture_shaped, swapped = noise.ndim == 4, len(set(texts)) > 1
+    drawing: dict[str, Any] = {"num_inference_steps": num_inference_steps, "batch": batch}
     calls.forwards += (3 + 2 * swapped) * noises + pictures  # two for the ratios, f itself, the swap, and the pictures
     return Diagnosis(
         dimensions=noise[0].numel(),
@@ -126,8 +126,8 @@ def diagnose(
         bands=band_powers(residual) if picture_shaped else None,
         low=low_frequency_share(residual) if picture_shaped else None,
         checks=white_checks(noise + residual),
-        swap=swap_control(generator, network, reward, texts, noise, steps=steps, batch=batch) if swapped else None,
-        moved=_moved(generator, network, prompts, pictures, steps, seed, batch) if pictures else None,
+        swap=swap_control(generator, network, reward, texts, noise, **drawing) if swapped else None,
+        moved=_moved(generator, network, prompts, pictures, num_inference_steps, seed, batch) if pictures else None,
         calls=calls,
     )
 
@@ -144,46 +144,6 @@ def findings(found: Diagnosis) -> list[Finding]:
     spent = found.calls
     text = f"{spent.forwards:,} network calls forward, {spent.jvps:,} in forward mode, {spent.vjps:,} backward"
     return [*lines, Finding("cost", True, text)]
-
-
-def charts(found: Diagnosis, verdict: str) -> Image.Image:
-    """The verdict with its plots on one page."""
-    ranked = sorted(found.norms, reverse=True)
-    numbers = range(1, len(ranked) + 1)
-    drawn = [
-        line_chart(
-            [
-                Line("‖J‖ at each noise", list(zip(numbers, ranked, strict=True)), dots=True),
-                _level("1", 1.0, len(ranked)),
-            ],
-            title="Stretch of the residual, noises ranked",
-        )
-    ]
-    if found.bands is not None:
-        middles = [(band.low + band.high) / 2 for band in found.bands]
-        powers = list(zip(middles, [band.power for band in found.bands], strict=True))
-        drawn.append(line_chart([Line("mean square of f", powers)], title="Spectrum of f", across="frequency"))
-        white = [check for check in found.checks if check.name.startswith("power")]
-        after = list(zip(middles, [check.found for check in white], strict=True))
-        drawn.append(
-            line_chart(
-                [Line("x + f", after), Line("N(0, I)", [(middles[0], 1.0), (middles[-1], 1.0)])],
-                title="Spectrum of the improved noise",
-                across="frequency",
-            )
-        )
-    scores = [(i + 1, check.z) for i, check in enumerate(found.checks)]
-    drawn.append(
-        line_chart(
-            [Line("z-score", scores, dots=True), _level("±3", 3.0, len(scores)), _level("", -3.0, len(scores))],
-            title="x + f against N(0, I): " + f"{len(scores)} statistics",
-        )
-    )
-    return page(verdict, drawn)
-
-
-def _level(name: str, height: float, last: int) -> Line:
-    return Line(name, [(1, height), (last, height)])
 
 
 def _trust(found: Diagnosis) -> Finding:
@@ -294,9 +254,15 @@ def _constant_share(residual: Tensor) -> float:
 
 @torch.no_grad()
 def _moved(
-    generator: Generator, network: NoiseNetwork, prompts: list[str], pictures: int, steps: int, seed: int, batch: int
+    generator: Generator,
+    network: NoiseNetwork,
+    prompts: list[str],
+    pictures: int,
+    num_inference_steps: int,
+    seed: int,
+    batch: int,
 ) -> Estimate:
-    texts = _spread(prompts, pictures)
+    texts = spread(prompts, pictures)
     drawn: list[list[Tensor]] = [[], []]
     for start in range(0, pictures, batch):
         some = texts[start : start + batch]
@@ -305,14 +271,11 @@ def _moved(
             numbers = range(1000 + side * pictures + start, 1000 + side * pictures + start + len(some))
             noise = _noise(generator, network, seed, numbers)
             noise = noise + network(noise, condition).to(noise) if side == 0 else noise
-            into.append(generator.sample(noise, condition, steps=steps, seed=0).float().cpu())
+            drawn_now = generator.sample(noise, condition, num_inference_steps=num_inference_steps, seed=0)
+            into.append(drawn_now.float().cpu())
     return kl_lower_bound(torch.cat(drawn[0]), torch.cat(drawn[1]))
 
 
 def _noise(generator: Generator, network: NoiseNetwork, seed: int, samples: range) -> Tensor:
     noise = keyed_noise(generator.noise_shape, seed=seed, step=DIAGNOSIS_STEP, samples=samples)
     return noise.to(generator.device, network.trainable_parameters()[0].dtype)
-
-
-def _spread(prompts: list[str], count: int) -> list[str]:
-    return [prompts[i * len(prompts) // count] for i in range(count)]

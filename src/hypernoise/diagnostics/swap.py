@@ -40,14 +40,14 @@ def swap_control(
     prompts: list[str],
     noise: Tensor,
     *,
-    steps: int = 1,
+    num_inference_steps: int = 1,
     batch: int = 16,
 ) -> Swap:
     """Compares f(x, c) with f(x, c′), c′ the prompt a little further down the list.
 
     Args:
         prompts: one per noise [B, *noise_shape].
-        steps: denoiser calls per picture.
+        num_inference_steps: denoiser calls per picture.
 
     Raises:
         InputError: fewer than two different prompts.
@@ -59,10 +59,9 @@ def swap_control(
         x, texts = noise[rows], prompts[rows]
         condition = generator.encode(texts)
         own, swapped = network(x, condition), network(x, generator.encode(others[rows]))
-        scores = [
-            reward(generator.sample(x + f, condition, steps=steps, seed=0).to(x.dtype), texts)
-            for f in (torch.zeros_like(own), own, swapped)
-        ]
+        noises = (x + f for f in (torch.zeros_like(own), own, swapped))
+        drawn = (generator.sample(z, condition, num_inference_steps=num_inference_steps, seed=0) for z in noises)
+        scores = [reward(pixels.to(x.dtype), texts) for pixels in drawn]
         rewards.append(torch.stack(scores, 1).double().cpu())
         cosines.append(torch.cosine_similarity(own.flatten(1), swapped.flatten(1)).double().cpu())
     plain, own, swapped = torch.cat(rewards).T

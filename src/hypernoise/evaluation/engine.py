@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from hypernoise.adapters import describe_base
 from hypernoise.errors import InputError
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.result_rows import result_row
@@ -109,7 +108,7 @@ def compare(
             for method in methods
         }
         for count in all_steps:
-            problem = Problem(generator, reward, steps=count, seed=seed)
+            problem = Problem(generator, reward, num_inference_steps=count, seed=seed)
             for method in methods:
                 folder = folders[count, method.name]
                 for number in range(shard[0], len(batches), shard[1]):
@@ -172,7 +171,7 @@ def _folder(root: Path, method: Method, shared: dict[str, Any]) -> Path:
 
 
 def _describe(generator: Generator) -> dict[str, Any]:
-    about = describe_base(generator) | {"dtype": str(getattr(generator, "dtype", None))}
+    about = generator.describe() | {"dtype": str(getattr(generator, "dtype", None))}
     changed = getattr(generator, "changed", None)
     if changed:
         about["changed"] = changed

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+Seed = int | Sequence[int] | None  # of a batch, or each sample's own
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Generator(Protocol):
         """The condition of each prompt; no gradient. Raises InputError for a prompt that cannot be encoded whole."""
         ...
 
-    def sample(
-        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
-    ) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         """Pixels [B, 3, H, W] in [0, 1] from noise [B, *noise_shape] ~ N(0, I), differentiable in the noise.
 
         `seed` fixes the noise that a stochastic scheduler adds between steps: of the batch, or each sample's own.
         """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What an adapter notes of its base, as JSON values: `name`, `noise_shape`, and what tells it from others."""
         ...

@@ -22,9 +22,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, TooLongError, first_line
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Seed
 from hypernoise.generators.families import Family, family_of, few_step_doubt
-from hypernoise.generators.memory import NO_SAVING, Memory, TextSide, checkpoint_blocks, decoding
+from hypernoise.generators.identity import identify_denoiser
+from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding
+from hypernoise.generators.text_cache import RestingEncoders, joined, separate
 
 
 class DiffusionGenerator:
@@ -59,14 +61,13 @@ class DiffusionGenerator:
         self.pipeline: Any = pipeline
         self._draw: Any = type(pipeline).__call__.__wrapped__  # type: ignore[attr-defined]
         self.name = name
-        self.network: nn.Module | None = None  # the noise network that hangs on the denoiser, if any
         self.family: Family = family_of(pipeline)
         self._call_of_model = dict(call)
         self.memory = memory
         self.changed = dict(changed)
-        self._text: TextSide | None = None
-        self.described: dict[str, Any] | None = None  # `adapters.describe_base`, from before the weights were sharded
-        self.encodes_together = False  # the text encoders are sharded: all processes must encode at once
+        self._resting = RestingEncoders(pipeline) if memory.text_encoders != "stay" else None
+        self._ahead: dict[str, Condition] = {}  # of prompts encoded ahead, on the CPU
+        self._description: dict[str, Any] | None = None
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
@@ -80,9 +81,7 @@ class DiffusionGenerator:
             channels, self.size[0] // scale, self.size[1] // scale
         )
         if memory.checkpointing:
-            checkpoint_blocks(self)
-        if memory.text_encoders != "stay":
-            self._text = TextSide(pipeline)
+            checkpoint_blocks(self.denoiser)
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
         if doubt:
             warnings.warn(f"{name} does not look like a few-step model: {doubt}", stacklevel=2)
@@ -151,14 +150,20 @@ class DiffusionGenerator:
     def encode(self, prompts: list[str]) -> Condition:
         """The pipeline's own text conditioning: its call, with these prompts, up to what `encode_prompt` returns."""
         self.check_prompts(prompts)
-        if self._text is None:
-            return Condition(self._encode(prompts))
-        if not self._text.encoders:
-            return Condition(self._text.recall(prompts)).to(self.device)
-        with self._text.awake(self.device):
-            return Condition(self._encode(prompts))
+        if self._resting is None:
+            return self._encode(prompts)
+        if self._resting.encoders:
+            with self._resting.awake(self.device):
+                return self._encode(prompts)
+        unknown = next((prompt for prompt in prompts if prompt not in self._ahead), None)
+        if unknown is not None:
+            raise InputError(
+                f"the text encoders were dropped, and {unknown!r} is not among the prompts encoded ahead; "
+                "use text_encoders: offload"
+            )
+        return joined([self._ahead[prompt] for prompt in prompts]).to(self.device)
 
-    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+    def _encode(self, prompts: list[str]) -> Condition:
         with torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
             try:
                 self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
@@ -167,42 +172,49 @@ class DiffusionGenerator:
                     raise
                 raise InputError(f"{self.name} does not draw this size: {first_line(error)}") from error
         named = zip(self.family.embeddings, encoded[0], strict=True)
-        return _tensors({name: value for name, value in named if name is not None})
+        return Condition(_tensors({name: value for name, value in named if name is not None}))
 
     def encode_ahead(self, prompts: list[str], *, batch: int = 32) -> None:
         """With text_encoders "drop": encodes these prompts and lets the encoders go; without, does nothing.
 
         From then on `encode` knows these prompts alone. The results rest on the CPU.
         """
-        if self.memory.text_encoders != "drop" or self._text is None or not self._text.encoders:
+        if self.memory.text_encoders != "drop" or self._resting is None or not self._resting.encoders:
             return
         once = list(dict.fromkeys(prompts))
         self.check_prompts(once)
-        with self._text.awake(self.device):
+        with self._resting.awake(self.device):
             for start in range(0, len(once), batch):
                 part = once[start : start + batch]
-                self._text.keep(part, self._encode(part))
-        self._text.drop()
+                self._ahead |= dict(zip(part, separate(self._encode(part)), strict=True))
+        self._resting.encoders = {}
 
     @property
     def resting_encoders(self) -> dict[str, nn.Module]:
         """Text encoders that are out of the pipeline while nobody asks them, by their names in it."""
-        return self._text.encoders if self._text is not None else {}
+        return self._resting.encoders if self._resting is not None else {}
 
-    def sample(
-        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
+    def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
+        return self._call(noise, condition, num_inference_steps, seed, output_type="pt")
+
+    def latents(
+        self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None
     ) -> Tensor:
-        return self._call(noise, condition, steps, seed, output_type="pt")
-
-    def latents(self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | None = None) -> Tensor:
         """What `sample` decodes, as the pipeline's output_type "latent" gives it. Differentiable."""
-        return self._call(noise, condition, steps, seed, output_type="latent")
+        return self._call(noise, condition, num_inference_steps, seed, output_type="latent")
 
     def denoise_first(self, noise: Tensor, condition: Condition) -> Tensor:
         """The denoiser's first answer to `noise`, of noise's shape: what f adapts. Differentiable."""
         with stop_at_first_answer(self.called) as answer:
             self._call(noise, condition, self.least_steps, None, output_type="latent")
         return self.family.answer(answer[0], tuple(noise.shape))
+
+    def describe(self) -> dict[str, Any]:
+        """What an adapter notes of its base; noted once, since sharding takes the weights out of reach."""
+        if self._description is None:
+            noise_shape = list(self.noise_shape)
+            self._description = {"name": self.name, "noise_shape": noise_shape, **identify_denoiser(self.denoiser)}
+        return self._description
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -211,9 +223,7 @@ class DiffusionGenerator:
         with replaced(vae, {"decode": decoding(vae.decode, self.memory)}):
             yield
 
-    def _call(
-        self, noise: Tensor, condition: Condition, steps: int, seed: int | Sequence[int] | None, output_type: str
-    ) -> Tensor:
+    def _call(self, noise: Tensor, condition: Condition, steps: int, seed: Seed, output_type: str) -> Tensor:
         with quiet(self.pipeline), self.decoding():
             return self._draw(
                 self.pipeline,

@@ -5,22 +5,20 @@ and `quantise`, which swap a network for a smaller one.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.generators.families import family_of
 from hypernoise.generators.hub import HUB_ID, fetch
-
-if TYPE_CHECKING:
-    from hypernoise.generators.diffusion import DiffusionGenerator
 
 Quantised = Literal["none", "int8", "nf4"]
 TextEncoders = Literal["stay", "offload", "drop"]
@@ -52,35 +50,40 @@ class Memory:
 NO_SAVING = Memory()
 
 
-def checkpoint_blocks(generator: DiffusionGenerator) -> None:
-    """The denoiser's blocks keep their inputs alone and run again for the gradient, in the adapter state of then.
+def checkpoint_blocks(denoiser: nn.Module) -> None:
+    """The denoiser's blocks keep only their inputs and run again for the gradient, with the adapters of the first run.
 
-    Without that, a block that f ran with its LoRA on would be run again with it off, as the trainer leaves it.
+    A block that f ran with its LoRA on would otherwise run again with it off, as it is between two calls of f.
     """
-    denoiser: Any = generator.denoiser
+    blocks: Any = denoiser
     if not getattr(denoiser, "_supports_gradient_checkpointing", False):
         raise InputError(f"{type(denoiser).__name__} has no gradient checkpointing; leave checkpointing out")
 
     def run(block: nn.Module, *arguments: Any) -> Any:
-        network: Any = generator.network
-        again = network.as_now() if network is not None else nullcontext
-        return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _Each(again)))
+        return checkpoint(
+            block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _AdaptersAsNow(block))
+        )
 
-    denoiser.enable_gradient_checkpointing(run)
+    blocks.enable_gradient_checkpointing(run)
 
 
-class _Each(AbstractContextManager):
-    """A context made anew each time it is entered: of a graph that is kept, layers run again at every pass."""
+class _AdaptersAsNow(AbstractContextManager):
+    """Switches a block's adapters as they are now; may be entered many times (a kept graph runs its blocks again)."""
 
-    def __init__(self, make: Callable[[], AbstractContextManager]):
-        self.make = make
+    def __init__(self, block: nn.Module):
+        self.layers = [module for module in block.modules() if isinstance(module, LoraLayer)]
+        self.now = [layer._disable_adapters for layer in self.layers]
 
-    def __enter__(self) -> Any:
-        self.inner = self.make()
-        return self.inner.__enter__()
+    def __enter__(self) -> None:
+        self.before = [layer._disable_adapters for layer in self.layers]
+        self._switch(self.now)
 
-    def __exit__(self, *error: Any) -> bool | None:
-        return self.inner.__exit__(*error)
+    def __exit__(self, *error: object) -> None:
+        self._switch(self.before)
+
+    def _switch(self, disabled: list[bool]) -> None:
+        for layer, off in zip(self.layers, disabled, strict=True):
+            layer._disable_adapters = off
 
 
 def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
@@ -174,50 +177,3 @@ def _nf4(layer: nn.Linear) -> nn.Module:
     packed.bias = layer.bias
     packed.support_avx512bf16_for_cpu = False  # its kernel repacks the weights, which a gradient needs as they were
     return packed
-
-
-class TextSide:
-    """A pipeline's text encoders while they are not needed: on the CPU, or gone and what they said kept.
-
-    The pipeline's own attributes are None meanwhile, as diffusers has it for encoders that were never loaded.
-    """
-
-    def __init__(self, pipeline: Any):
-        parts = {name: part for name, part in pipeline.components.items() if name.startswith("text_encoder")}
-        self.pipeline = pipeline
-        self.encoders: dict[str, nn.Module] = {n: part for n, part in parts.items() if isinstance(part, nn.Module)}
-        self.known: dict[str, dict[str, Tensor]] = {}  # prompt -> its row of the condition, on the CPU
-        self._rest()
-
-    def _rest(self) -> None:
-        for name, encoder in self.encoders.items():
-            encoder.to("cpu")
-            setattr(self.pipeline, name, None)
-
-    @contextmanager
-    def awake(self, device: torch.device) -> Iterator[None]:
-        """Inside the block the encoders are on the device and in the pipeline."""
-        for name, encoder in self.encoders.items():
-            setattr(self.pipeline, name, encoder.to(device))
-        try:
-            yield
-        finally:
-            self._rest()
-
-    def drop(self) -> None:
-        self.encoders = {}
-
-    def keep(self, prompts: list[str], tensors: dict[str, Tensor]) -> None:
-        for row, prompt in enumerate(prompts):
-            self.known[prompt] = {name: tensor[row].to("cpu", copy=True) for name, tensor in tensors.items()}
-
-    def recall(self, prompts: list[str]) -> dict[str, Tensor]:
-        """The condition's tensors of prompts that were encoded ahead; rows of other lengths are padded with 0."""
-        unknown = next((prompt for prompt in prompts if prompt not in self.known), None)
-        if unknown is not None:
-            raise InputError(
-                f"the text encoders were dropped, and {unknown!r} is not among the prompts encoded ahead; "
-                "use text_encoders: offload"
-            )
-        rows = [self.known[prompt] for prompt in prompts]
-        return {n: nn.utils.rnn.pad_sequence([row[n] for row in rows], batch_first=True) for n in rows[0]}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Seed
+from hypernoise.generators.identity import identify_module
 
 
 class ModuleGenerator:
@@ -55,9 +57,10 @@ class ModuleGenerator:
             raise InputError(f"embed must give a tensor with a row for each of {len(prompts)} prompts")
         return Condition({"embedding": embedded.to(self.device)})
 
-    def sample(
-        self, noise: Tensor, condition: Condition, *, steps: int = 1, seed: int | Sequence[int] | None = None
-    ) -> Tensor:
+    def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         if self.embed is None:
             return self.to_pixels(self.module(noise))
         return self.to_pixels(self.module(noise, condition.tensors["embedding"]))
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "noise_shape": list(self.noise_shape), **identify_module(self.module)}

@@ -1,6 +1,6 @@
 """The contract of a method: a way of spending compute on a prompt and a noise, and the meter of what it spends.
 
-A method gets a `Problem` (generator, reward, steps), prompts and noises, and gives a `Result`. Calls are
+A method gets a `Problem` (generator, reward, inference steps), prompts and noises, and gives a `Result`. Calls are
 counted where they happen, by hooks on the denoiser and the decoder, so that no method reports on itself.
 """
 
@@ -24,11 +24,11 @@ from hypernoise.rewards.base import RewardFunction
 
 @dataclass(frozen=True)
 class Problem:
-    """What every method is given alike: the generator, its steps, and the reward to raise."""
+    """What every method is given alike: the generator, its inference steps, and the reward to raise."""
 
     generator: Generator
     reward: RewardFunction
-    steps: int = 1
+    num_inference_steps: int = 1  # denoiser calls per picture
     seed: int = 0  # of the noise that a stochastic scheduler adds between steps
 
 
@@ -108,8 +108,8 @@ class Meter:
 
     def draw(self, noise: Tensor, condition: Condition) -> Tensor:
         """Pixels [B, 3, H, W] in fp32 or better, differentiable in the noise."""
-        problem = self.problem
-        pixels = problem.generator.sample(noise, condition, steps=problem.steps, seed=problem.seed)
+        steps, seed = self.problem.num_inference_steps, self.problem.seed
+        pixels = self.problem.generator.sample(noise, condition, num_inference_steps=steps, seed=seed)
         return pixels if pixels.dtype == torch.float64 else pixels.float()
 
     def score(self, pixels: Tensor, prompts: list[str], hint: str = "") -> Tensor:

@@ -62,7 +62,7 @@ def finetune(
         return train(generator, network, reward, prompts, config, output=output, resume=resume, progress=progress)
 
 
-def load_finetuned(generator: Generator, folder: str | Path) -> LoRATune:
+def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:
     """The LoRA that was saved in `folder` with `save_adapter`.
 
     Raises:
@@ -70,7 +70,7 @@ def load_finetuned(generator: Generator, folder: str | Path) -> LoRATune:
     """
     folder = Path(folder)
     about = read_about(folder)
-    if about["kind"] != LoRATune.kind or not isinstance(generator, DiffusionGenerator):
+    if about["kind"] != LoRATune.kind or not hasattr(generator, "denoise_first"):
         raise InputError(f"{folder} holds a {about['kind']!r} network, not a fine-tuned LoRA of {generator.name!r}")
     check_base(about, generator, folder)
     state = read_weights(folder)

@@ -33,7 +33,7 @@ class Adapter:
     def on(self, generator: Generator) -> NoiseNetwork:
         """Raises InputError for a directory that holds no adapter of this generator."""
         network = self._network
-        displaced = isinstance(network, LoRANoise) and getattr(generator, "network", None) is not network
+        displaced = isinstance(network, LoRANoise) and not network.is_on(generator)
         if self._folder is not None and (network is None or displaced):
             network = self._network = self.load(generator, self._folder)
         if network is None or (displaced and self._folder is None):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,12 +21,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Generator
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
 from hypernoise.noise.frequencies import low_frequencies
 from hypernoise.noise.state import copy_state
 
 ADAPTER = "hypernoise"
+_NETWORKS: WeakValueDictionary[int, LoRANoise] = WeakValueDictionary()  # by the id of the generator each is on
 
 
 class LoRANoise(nn.Module):
@@ -70,8 +72,9 @@ class LoRANoise(nn.Module):
             raise InputError(f"frequencies are of noise [C, H, W]; {generator.name!r} takes {generator.noise_shape}")
         if not hasattr(generator, "denoiser"):
             raise InputError(f"{generator.name!r} has no denoiser to put a LoRA on: take ResidualNoise")
-        if isinstance(generator.network, LoRANoise):
-            generator.network.remove()
+        before = _NETWORKS.get(id(generator))
+        if before is not None:
+            before.remove()
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
         self.output_layer = generator.family.output_layer
         _check_bare(generator.denoiser)
@@ -91,16 +94,20 @@ class LoRANoise(nn.Module):
         self.lora.to(torch.float64 if generator.dtype == torch.float64 else torch.float32)
         base = self.layers[self.output_layer].get_base_layer()
         self._hook = base.register_forward_hook(self._drop_base_path)
-        self._active = False
-        generator.network = self
+        self._removed = False
+        _NETWORKS[id(generator)] = self
 
     @property
     def generator(self) -> DiffusionGenerator:
         return self._generator[0]
 
+    def is_on(self, generator: Generator) -> bool:
+        """Whether it can run on this generator: made on it, and not removed since."""
+        return generator is self.generator and not self._removed
+
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """The residual [B, *noise_shape] for noise [B, *noise_shape]."""
-        if self.generator.network is not self:
+        if self._removed:
             raise InputError("this noise network was removed from its generator; make or load it again")
         with self.adapted():
             answer = self.generator.denoise_first(noise, condition)
@@ -127,21 +134,6 @@ class LoRANoise(nn.Module):
             return nullcontext()
         return replaced(scheduler, {"scale_model_input": lambda latents, step: latents / scheduler.init_noise_sigma})
 
-    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
-        """Gives blocks inside which the denoiser computes as it does now, whatever it does when they are entered."""
-        active = self._active
-
-        @contextmanager
-        def block() -> Iterator[None]:
-            before = self._active
-            self._switch(active)
-            try:
-                yield
-            finally:
-                self._switch(before)
-
-        return block
-
     def check_alone(self) -> None:
         """Raises InputError if other adapters came onto the denoiser: switching would silence them too."""
         others = {name for layer in self.layers.values() for name in layer.lora_A} - {ADAPTER}
@@ -154,12 +146,11 @@ class LoRANoise(nn.Module):
     def _switch(self, active: bool) -> None:
         # PEFT's enable_adapters() would also toggle requires_grad, and a backward pass after it would
         # silently see no gradient; the private flag only selects the forward path (pinned by a test).
-        self._active = active
         for layer in self.layers.values():
             layer._disable_adapters = not active
 
     def _drop_base_path(self, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        return torch.zeros_like(output) if self._active else output
+        return torch.zeros_like(output) if self.active else output
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.lora.parameters())
@@ -178,7 +169,7 @@ class LoRANoise(nn.Module):
     @property
     def active(self) -> bool:
         """Whether the denoiser is f at the moment, and not the generator."""
-        return self._active
+        return not self.layers[self.output_layer]._disable_adapters
 
     @torch.no_grad()
     def set_output(self, weight: Tensor) -> None:
@@ -198,9 +189,10 @@ class LoRANoise(nn.Module):
 
     def remove(self) -> None:
         """Takes the LoRA out of the denoiser, which is then what it was before, module for module."""
-        if self.generator.network is not self:
+        if self._removed:
             return
-        self.generator.network = None
+        self._removed = True
+        _NETWORKS.pop(id(self.generator), None)
         self._hook.remove()
         for name, layer in self.layers.items():
             parent, _, attribute = name.rpartition(".")

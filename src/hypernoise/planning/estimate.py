@@ -306,7 +306,7 @@ def estimate(
         mark("start")
         residual = network(noise, condition)
         mark("noise network")
-        pixels = generator.sample(noise + residual, condition, steps=steps)
+        pixels = generator.sample(noise + residual, condition, num_inference_steps=steps)
         mark("decoder")
         if training:
             score = pixels

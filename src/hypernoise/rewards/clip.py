@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
+from hypernoise.generators.text_cache import Remembered
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import NetworkReward, prepared, wide
 from hypernoise.rewards.openclip import from_openclip
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
-from hypernoise.rewards.text import ENCODED_TOGETHER, Remembered, Windows, combined, load_tokenizer, tokens
+from hypernoise.rewards.text import ENCODED_TOGETHER, Windows, combined, load_tokenizer, tokens
 from hypernoise.rewards.weights import Released, filled, read_state
 
 SOFTNESS = 0.01  # of the soft minimum over windows, in cosines: what tells good from bad is a few hundredths

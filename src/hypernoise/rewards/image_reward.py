@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from hypernoise.generators.text_cache import Remembered
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.heads import linear_head
 from hypernoise.rewards.network import NetworkReward, prepared, wide
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
-from hypernoise.rewards.text import Remembered, Windows, combined, load_tokenizer
+from hypernoise.rewards.text import Windows, combined, load_tokenizer
 from hypernoise.rewards.weights import Released, filled, read_state
 
 WEIGHTS = Released("zai-org/ImageReward", ("ImageReward.pt",))
@@ -114,9 +115,9 @@ class ImageReward(NetworkReward):
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         network: Any = self.network
-        texts = [ids for windows in self.texts(prompts) for ids in windows.unbind()]
-        counts = [len(windows) for windows in self.texts(prompts)]
-        ids = pad_sequence(texts, batch_first=True).to(self.device)
+        split = self.texts(prompts)
+        counts = [len(windows) for windows in split]
+        ids = pad_sequence([ids for windows in split for ids in windows.unbind()], batch_first=True).to(self.device)
         pictures = normalise(resized, CLIP_MEAN, CLIP_STD).to(self.dtype)
         states = network.vision_model(pixel_values=pictures).last_hidden_state
         states = states.repeat_interleave(torch.tensor(counts, device=self.device), 0)

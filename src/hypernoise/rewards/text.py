@@ -1,10 +1,9 @@
-"""Prompts for a text encoder of limited length: never cut silently, and encoded once each."""
+"""Prompts for a text encoder of limited length: never cut silently."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from transformers import AutoTokenizer
 
 from hypernoise.errors import InputError, first_line
 
-REMEMBERED = 100_000  # prompts; 400 MB of fp32 features at 1024 numbers and a window each
 ENCODED_TOGETHER = 256  # windows
 
 
@@ -59,26 +57,6 @@ class Windows:
                 "scored (this and later ones are counted; long_prompts: chunk-mean or chunk-min scores it all)",
                 stacklevel=2,
             )
-
-
-class Remembered:
-    """What `encode` makes of each prompt, made once; the oldest of more than `REMEMBERED` is forgotten."""
-
-    def __init__(self, encode: Callable[[list[str]], Sequence[Tensor]]):
-        self.encode = encode
-        self.made: dict[str, Tensor] = {}
-
-    def __call__(self, prompts: list[str]) -> list[Tensor]:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.made]
-        fresh = dict(zip(new, self.encode(new), strict=True)) if new else {}
-        found = [fresh[prompt] if prompt in fresh else self.made[prompt] for prompt in prompts]
-        self.made.update(fresh)
-        while len(self.made) > REMEMBERED:
-            self.made.pop(next(iter(self.made)))
-        return found
-
-    def clear(self) -> None:
-        self.made.clear()
 
 
 def load_tokenizer(repository: str) -> Any:

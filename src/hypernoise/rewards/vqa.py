@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.generators.text_cache import Remembered
 from hypernoise.quiet import no_loading_bars
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import NetworkReward, prepared, wide
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Resize, normalise
-from hypernoise.rewards.text import Remembered, load_tokenizer
+from hypernoise.rewards.text import load_tokenizer
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's, section 3
 

@@ -100,7 +100,7 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Pixels and the residual that was added to the noise (zeros without a network)."""
     residual = torch.zeros_like(noise) if network is None else network(noise, condition)
-    return generator.sample(noise + residual, condition, steps=steps, seed=0), residual
+    return generator.sample(noise + residual, condition, num_inference_steps=steps, seed=0), residual
 
 
 def _clock(generator: Generator) -> float:

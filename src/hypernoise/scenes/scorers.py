@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hypernoise.errors import InputError
+from hypernoise.generators.text_cache import Remembered
 from hypernoise.quiet import no_loading_bars
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import prepared
@@ -105,18 +106,15 @@ class Scorer:
         self.model: Any = None
         self.tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer")
         self.windows = Windows(name, self.tokenizer, LONGEST, self.settings.long_prompts)
-        self._split: dict[str, list[str]] = {}
+        self._split = Remembered(lambda prompts: [self.windows(prompt) for prompt in prompts])
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """P(matches) [B] of pixels [B, 3, 64, 64] in [0, 1], at a temperature of 3."""
         if pixels.shape[1:] != (3, SIZE, SIZE):
             raise InputError(f"reward {self.name!r} reads {SIZE}x{SIZE} pictures, not {list(pixels.shape[2:])}")
         self._ready(torch.empty(0, device=self.settings.device or pixels.device).device)
-        for prompt in prompts:
-            if prompt not in self._split:
-                self._split[prompt] = self.windows(prompt)
-        counts = [len(self._split[prompt]) for prompt in prompts]
-        texts = [window for prompt in prompts for window in self._split[prompt]]
+        split = self._split(prompts)
+        counts, texts = [len(windows) for windows in split], [window for windows in split for window in windows]
         seen = pixels.to(self.model.device, self.model.dtype)
         pictures = matcher_pictures(self.model, seen).repeat_interleave(torch.tensor(counts, device=seen.device), 0)
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
 from hypernoise.adapters import WEIGHTS, check_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, first_line
-from hypernoise.files import atomic_folder, write_json
+from hypernoise.files import atomic_folder, write_json, writing
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.rewards.ensemble import WeightedSum
@@ -76,19 +75,6 @@ def save_checkpoint(
         if old != best:
             shutil.rmtree(old)
     return folder
-
-
-@contextmanager
-def writing(what: str, but: str) -> Iterator[None]:
-    """Turns what stops the block from writing into an InputError of one line."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        disk = isinstance(error, OSError) or "write" in str(error) or isinstance(error, SafetensorError)
-        if not disk:
-            raise
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"the {what} cannot be written ({reason}); {but}; make room and go on") from error
 
 
 @contextmanager

@@ -35,8 +35,8 @@ def draw_samples(
     columns = []
     for i, text in enumerate(texts):  # one by one: as little memory as there can be
         x, c = noise[i : i + 1], encode([text])
-        pair = [generator.sample(z, c, steps=steps, seed=seed)[0].float().cpu() for z in (x, x + network(x, c))]
-        columns.append(pair)
+        pair = [generator.sample(z, c, num_inference_steps=steps, seed=seed) for z in (x, x + network(x, c))]
+        columns.append([pixels[0].float().cpu() for pixels in pair])
     return grid([[column[row] for column in columns] for row in range(2)])
 
 

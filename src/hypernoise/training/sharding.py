@@ -14,7 +14,6 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from hypernoise.adapters import describe_base
 from hypernoise.errors import InputError
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.training.processes import launched
@@ -38,8 +37,7 @@ def shard_base(network: LoRANoise, parts: str, device: torch.device) -> None:
         raise InputError(f"shard_base needs torch 2.7 or later, not {torch.__version__}")
     PartialState(cpu=device.type == "cpu")  # joins the others, as `start` would later
     generator = network.generator
-    generator.described = describe_base(generator)
-    generator.encodes_together = parts == "all"
+    generator.describe()  # while each process still has the whole weights
     mesh, own = init_device_mesh(device.type, (launched()[1],)), set(network.trainable_parameters())
     for name, part in generator.pipeline.components.items():
         if part is generator.called or (parts == "all" and name.startswith("text_encoder") and part is not None):

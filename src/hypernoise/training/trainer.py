@@ -24,6 +24,7 @@ from tqdm import tqdm
 from hypernoise.errors import InputError
 from hypernoise.files import output_folder
 from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.text_cache import Encode
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.draws import key_of, training_noise
 from hypernoise.objective import l2_kl, limit_gradient, noise_objective
@@ -35,7 +36,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint, tidied, writing
 from hypernoise.training.config import TrainConfig, recognised
 from hypernoise.training.early_stopping import Reading, parted, readings
-from hypernoise.training.embeddings import Encoded, encoder
+from hypernoise.training.encoding import encoder
 from hypernoise.training.guards import (
     NOT_THE_REWARDS,
     Round,
@@ -277,7 +278,7 @@ class _Run:
     model: Any  # the network, in DDP's wrapper where there are several processes
     reward: RewardFunction
     watched: RewardFunction | None
-    encode: Encoded
+    encode: Encode
     accelerator: Accelerator
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
@@ -320,7 +321,7 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
                 improved = limit_gradient(improved, config.sample_clip, share)
             with gradient_through_last(generator, config.gradient_steps, calls):
                 seeds = [key_of(config.seed, step, sample) for sample in samples]
-                pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
+                pixels = generator.sample(improved, condition, num_inference_steps=calls, seed=seeds)
         rewards = scored(run.reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
         loss, kl = noise_objective(residual, rewards, config.kl_weight).mean(), l2_kl(residual).mean()
         if config.kl_term == "exact":

@@ -110,7 +110,7 @@ def _objective(
     with autocast(generator.device, config):
         residual = network(noise, condition)
         steps, seed = steps_of(config, batch), key_of(config.seed, batch)
-        pixels = generator.sample(noise + residual, condition, steps=steps, seed=seed)
+        pixels = generator.sample(noise + residual, condition, num_inference_steps=steps, seed=seed)
     return noise_objective(residual, reward(pixels.to(noise.dtype), texts), config.kl_weight).sum().item()
 
 
@@ -140,7 +140,8 @@ def _measure(
         improved = noise + network(noise, condition)
         if config.sample_clip:
             improved = limit_gradient(improved, config.sample_clip, 1.0)
-        pixels = generator.sample(improved, condition, steps=steps_of(config, batch), seed=key_of(config.seed, batch))
+        steps, seed = steps_of(config, batch), key_of(config.seed, batch)
+        pixels = generator.sample(improved, condition, num_inference_steps=steps, seed=seed)
     rewards = reward(pixels.to(noise.dtype), texts)
     check_gradients(reward, rewards, pixels)
     answer, features = kept["answer"], kept["features"]

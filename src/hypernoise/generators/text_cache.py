@@ -1,4 +1,4 @@
-"""Prompts encoded once: kept in memory, or on disk in memory-mapped safetensors with the text encoders set aside.
+"""The one place where encoded prompts are kept: in memory, or on disk in memory-mapped safetensors.
 
 A prompt's embedding is a function of its text and the text encoder alone, whatever batch it is asked for in.
 """
@@ -11,44 +11,53 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hypernoise.errors import InputError
-from hypernoise.files import atomic_file, output_folder
+from hypernoise.files import atomic_file, output_folder, writing
 from hypernoise.generators.base import Condition, Generator
-from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.training.checkpoint import writing
-from hypernoise.training.processes import gathered, say
 
+REMEMBERED = 100_000  # prompts; 400 MB of fp32 features at 1024 numbers and a window each
 MEMORY = 2**30  # bytes of embeddings that are kept in memory
 SHARD = 2**28  # bytes of a file on disk
 LAST_CALLS = {"padding": None, "truncation": None}  # of a fast tokenizer's state: they change with every call
 
-
-class Encoded:
-    """The conditions of prompts; this one keeps none and encodes every batch."""
-
-    def __init__(self, generator: Generator):
-        self.generator = generator
-
-    def __call__(self, prompts: list[str]) -> Condition:
-        """One row per prompt, on the generator's device."""
-        return self.generator.encode(prompts)
+Encode = Callable[[list[str]], Condition]  # one row per prompt, on the generator's device
+Made = TypeVar("Made")
 
 
-class KeptInMemory(Encoded):
-    """Each prompt is encoded when it is first seen, and kept; as long as all of them fit into `limit` bytes.
+class Remembered(Generic[Made]):
+    """What `encode` makes of each prompt, made once; the oldest of more than `REMEMBERED` are forgotten."""
 
-    Prompts whose embeddings differ in length are not kept. `everyones` gives those that all processes ask for at
-    once, where each must encode what any of them does.
+    def __init__(self, encode: Callable[[list[str]], Sequence[Made]]):
+        self.encode = encode
+        self.made: dict[str, Made] = {}
+
+    def __call__(self, prompts: list[str]) -> list[Made]:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.made]
+        fresh = dict(zip(new, self.encode(new), strict=True)) if new else {}
+        found = [fresh[prompt] if prompt in fresh else self.made[prompt] for prompt in prompts]
+        self.made.update(fresh)
+        while len(self.made) > REMEMBERED:
+            self.made.pop(next(iter(self.made)))
+        return found
+
+    def clear(self) -> None:
+        self.made.clear()
+
+
+class KeptInMemory:
+    """Encodes each prompt when it is first seen and keeps it, as long as all of them fit into `limit` bytes.
+
+    Prompts whose embeddings differ in length are not kept. `everyones` gives the prompts that all processes ask for at
+    the same time, where each must encode what any of them does.
     """
 
     def __init__(
@@ -58,8 +67,7 @@ class KeptInMemory(Encoded):
         limit: int = MEMORY,
         everyones: Callable[[list[str]], list[str]] = list,
     ):
-        super().__init__(generator)
-        self.everyones = everyones
+        self.generator, self.everyones = generator, everyones
         self.rows: dict[str, Condition] = {}
         self.limit, self.count = limit, len(set(prompts))
         self.fits = True
@@ -74,23 +82,22 @@ class KeptInMemory(Encoded):
             self.fits = False
             self.rows.clear()
             return self.generator.encode(prompts)
-        return _joined([self.rows[prompt] for prompt in prompts]).to(self.generator.device)
+        return joined([self.rows[prompt] for prompt in prompts]).to(self.generator.device)
 
 
-class KeptOnDisk(Encoded):
-    """All prompts' embeddings in safetensors files under `folder`, read as they are needed.
+class KeptOnDisk:
+    """Reads prompts' embeddings from the safetensors files under `folder`.
 
-    Files are named by what encodes and what is encoded, so that runs may share a folder and add to it. Those that are
-    not what was written are `damaged` and not used.
+    Files are named by what encodes and what is encoded, so that runs may share a folder and add to it. Files that are
+    not what was written are listed in `damaged` and not used.
 
     Raises:
         InputError: a prompt is not there.
     """
 
     def __init__(self, generator: Generator, folder: Path):
-        super().__init__(generator)
+        self.generator, self.folder = generator, folder
         self.places: dict[str, tuple[Any, int]] = {}
-        self.folder = folder
         self.damaged: list[Path] = []
         for file in sorted(folder.glob(f"{fingerprint(generator)}-*.safetensors")):
             opened, texts = _whole(file)
@@ -107,16 +114,12 @@ class KeptOnDisk(Encoded):
                     "give each its own --embeddings-folder or take --embeddings memory"
                 )
             opened, row = self.places[_key(prompt)]
-            rows.append({name: opened.get_slice(name)[row : row + 1] for name in opened.keys()})  # noqa: SIM118
-        tensors = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        return Condition(tensors).to(self.generator.device)
-
-    def __contains__(self, prompt: str) -> bool:
-        return _key(prompt) in self.places
+            rows.append(Condition({name: opened.get_slice(name)[row : row + 1] for name in opened.keys()}))  # noqa: SIM118
+        return joined(rows).to(self.generator.device)
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that are yet to be encoded, each once."""
-        return [prompt for prompt in dict.fromkeys(prompts) if prompt not in self]
+        return [prompt for prompt in dict.fromkeys(prompts) if _key(prompt) not in self.places]
 
 
 def _whole(file: Path) -> tuple[Any, list[str]]:
@@ -138,11 +141,6 @@ def _sum(tensors: Mapping[str, torch.Tensor], texts: str) -> str:
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def missing_from(generator: Generator, folder: Path, prompts: Sequence[str]) -> list[str]:
-    """The prompts that are yet to be encoded, each once."""
-    return KeptOnDisk(generator, folder).missing(prompts)
 
 
 def bytes_needed(generator: Generator, prompts: Sequence[str]) -> int:
@@ -172,14 +170,13 @@ def encode_to_disk(generator: Generator, folder: Path, prompts: Sequence[str]) -
         encoded = [generator.encode([text]).to("cpu") for text in texts]
         if not _alike(encoded):
             raise InputError(f"{generator.name!r} gives embeddings of differing lengths; take --embeddings off")
-        rows = _joined(encoded)
+        tensors = {name: tensor.contiguous() for name, tensor in joined(encoded).tensors.items()}
         keys = [_key(text) for text in texts]
+        written = json.dumps(keys)
         digest = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
         file = folder / f"{encoders}-{digest}.safetensors"
         with writing("embeddings", "those written before are whole"), atomic_file(file) as temporary:
-            tensors = {name: tensor.contiguous() for name, tensor in rows.tensors.items()}
-            told = json.dumps(keys)
-            save_file(tensors, temporary, metadata={"texts": told, "sha256": _sum(tensors, told)})
+            save_file(tensors, temporary, metadata={"texts": written, "sha256": _sum(tensors, written)})
 
 
 def size_of(condition: Condition) -> int:
@@ -187,15 +184,17 @@ def size_of(condition: Condition) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in condition.tensors.values())
 
 
-def fingerprint(generator: Generator) -> str:
+def fingerprint(generator: Any) -> str:
     """What the embeddings depend on besides the text: encoders, tokenizers and their settings, and the precision.
 
-    Of the encoders' weights, names, shapes and three values of each are looked at; of the tokenizers all but the
-    padding and truncation of their last call; of the pipeline's call what its `encode_prompt` takes.
+    Of the encoders' weights it sees names, shapes and three values of each; of the tokenizers all but the padding and
+    truncation of their last call; of the pipeline's call what its `encode_prompt` takes.
     """
-    found = hashlib.sha256(generator.name.encode() if not isinstance(generator, DiffusionGenerator) else b"")
-    resting = generator.resting_encoders if isinstance(generator, DiffusionGenerator) else {}
-    for name, part in sorted({**_parts(generator), **resting}.items()):
+    pipeline = getattr(generator, "pipeline", None)
+    if pipeline is None:
+        return hashlib.sha256(generator.name.encode()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for name, part in sorted({**_text_parts(pipeline), **generator.resting_encoders}.items()):
         found.update(name.encode() + type(part).__name__.encode())
         if isinstance(part, nn.Module):
             config: Any = getattr(part, "config", None)
@@ -208,38 +207,76 @@ def fingerprint(generator: Generator) -> str:
             fast = getattr(part, "backend_tokenizer", None)
             words = {**json.loads(fast.to_str()), **LAST_CALLS} if fast is not None else part.get_vocab()
             found.update(f"{part.model_max_length} {json.dumps(words, sort_keys=True)}".encode())
-    if isinstance(generator, DiffusionGenerator):
-        taken = inspect.signature(generator.pipeline.encode_prompt).parameters
-        asked = {name: value for name, value in generator.call(1).items() if name in taken}
-        found.update(json.dumps(asked, sort_keys=True, default=str).encode())
+    taken = inspect.signature(pipeline.encode_prompt).parameters
+    asked = {name: value for name, value in generator.call(1).items() if name in taken}
+    found.update(json.dumps(asked, sort_keys=True, default=str).encode())
     return found.hexdigest()[:16]
 
 
+class RestingEncoders:
+    """A pipeline's text encoders, on the CPU and out of the pipeline while they are not needed.
+
+    The pipeline's own attributes are None meanwhile, as diffusers has it for encoders that were never loaded.
+    """
+
+    def __init__(self, pipeline: Any):
+        parts = _text_parts(pipeline).items()
+        self.pipeline = pipeline
+        self.encoders: dict[str, nn.Module] = {name: part for name, part in parts if isinstance(part, nn.Module)}
+        self.rest()
+
+    def rest(self) -> None:
+        for name, encoder in self.encoders.items():
+            encoder.to("cpu")
+            setattr(self.pipeline, name, None)
+
+    def wake(self, device: torch.device) -> None:
+        for name, encoder in self.encoders.items():
+            setattr(self.pipeline, name, encoder.to(device))
+
+    @contextmanager
+    def awake(self, device: torch.device) -> Iterator[None]:
+        """Inside the block the encoders are on the device and in the pipeline."""
+        self.wake(device)
+        try:
+            yield
+        finally:
+            self.rest()
+
+
 @contextmanager
-def text_encoders_aside(generator: Generator) -> Iterator[None]:
+def text_encoders_aside(generator: Any) -> Iterator[None]:
     """Inside the block the pipeline has no text encoders; their weights wait in the CPU's memory."""
-    if not isinstance(generator, DiffusionGenerator):
+    pipeline = getattr(generator, "pipeline", None)
+    if pipeline is None:
         yield
         return
-    device = generator.device
-    encoders = {name: part for name, part in _parts(generator).items() if isinstance(part, nn.Module)}
-    for name, encoder in encoders.items():
-        setattr(generator.pipeline, name, None)
-        encoder.to("cpu")
+    device, aside = generator.device, RestingEncoders(pipeline)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
         yield
     finally:
-        for name, encoder in encoders.items():
-            setattr(generator.pipeline, name, encoder.to(device))
+        aside.wake(device)
 
 
-def _parts(generator: Generator) -> Mapping[str, Any]:
+def separate(condition: Condition) -> list[Condition]:
+    """Each row by itself, on the CPU and in memory of its own."""
+    rows = [condition[row : row + 1] for row in range(len(condition))]
+    return [Condition({name: tensor.to("cpu", copy=True) for name, tensor in row.tensors.items()}) for row in rows]
+
+
+def joined(rows: Sequence[Condition]) -> Condition:
+    """Conditions of one prompt each as one; rows that differ in length are padded with 0."""
+    names = rows[0].tensors
+    if _alike(rows):
+        return Condition({name: torch.cat([row.tensors[name] for row in rows]) for name in names})
+    return Condition({n: pad_sequence([row.tensors[n][0] for row in rows], batch_first=True) for n in names})
+
+
+def _text_parts(pipeline: Any) -> dict[str, Any]:
     """The pipeline's text encoders and tokenizers, by their names in it."""
-    if not isinstance(generator, DiffusionGenerator):
-        return {}
-    components = generator.pipeline.components.items()
+    components = pipeline.components.items()
     return {
         name: part for name, part in components if name.startswith(("text_encoder", "tokenizer")) and part is not None
     }
@@ -253,40 +290,3 @@ def _alike(rows: Sequence[Condition]) -> bool:
     """Whether the tensors of conditions have the same names and shapes."""
     shapes = [{name: tensor.shape for name, tensor in row.tensors.items()} for row in rows]
     return all(own == shapes[0] for own in shapes)
-
-
-def _joined(rows: Sequence[Condition]) -> Condition:
-    """Conditions of one prompt each, and alike, as one."""
-    return Condition({name: torch.cat([row.tensors[name] for row in rows]) for name in rows[0].tensors})
-
-
-@contextmanager
-def encoder(
-    kind: str, generator: Generator, folder: Path, accelerator: Accelerator, prompts: Sequence[str]
-) -> Iterator[Encoded]:
-    """What gives prompts their conditions inside the block: "memory", "disk" (under `folder`) or "off".
-
-    With "disk" `prompts` are encoded first, their share by each process, the size told beforehand, and the text
-    encoders are aside until the block ends.
-    """
-    if kind != "disk":
-        together = getattr(generator, "encodes_together", False)
-        everyones = partial(gathered, accelerator) if together else list
-        yield KeptInMemory(generator, prompts, everyones=everyones) if kind == "memory" else Encoded(generator)
-        return
-    kept = KeptOnDisk(generator, folder)
-    missing = kept.missing(prompts)
-    for file in kept.damaged:
-        say(f"embeddings: {file} is damaged; its prompts are encoded again")
-    gib = bytes_needed(generator, missing) / 2**30
-    say(f"embeddings: {len(missing)} of {len(set(prompts))} prompts to encode, {gib:.3g} GiB in {folder}")
-    accelerator.wait_for_everyone()  # all have looked
-    if accelerator.is_main_process:
-        for file in kept.damaged:
-            file.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    encode_to_disk(generator, folder, missing[accelerator.process_index :: accelerator.num_processes])
-    accelerator.wait_for_everyone()
-    kept = KeptOnDisk(generator, folder)
-    with text_encoders_aside(generator):
-        yield kept

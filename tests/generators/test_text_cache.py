@@ -1,7 +1,6 @@
 """Prompts encoded once: the same rows as the generator's own, from memory or from disk."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -11,19 +10,9 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.memory import Memory
-from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.config import Recipe
-from hypernoise.training.embeddings import (
-    KeptInMemory,
-    KeptOnDisk,
-    encode_to_disk,
-    fingerprint,
-    missing_from,
-    text_encoders_aside,
-)
-from hypernoise.training.metrics import rows_of
-from hypernoise.training.trainer import train
-from tests.training.test_trainer import PROMPTS, build, config, same, state
+from hypernoise.generators.text_cache import KeptInMemory, KeptOnDisk, encode_to_disk, fingerprint, text_encoders_aside
+
+PROMPTS = ["a ring", "a cross", "a red circle", "two blue rings", "a cat"]
 
 
 def equal(a, b):
@@ -79,13 +68,13 @@ def test_memory_does_not_keep_rows_of_differing_lengths(generator, monkeypatch):
 
 def test_disk_gives_the_same_rows_and_is_added_to(generator, tmp_path, monkeypatch):
     folder = tmp_path / "embeddings"
-    monkeypatch.setattr("hypernoise.training.embeddings.SHARD", 4000)  # two prompts to a file
-    encode_to_disk(generator, folder, missing_from(generator, folder, PROMPTS[:3]))
+    monkeypatch.setattr("hypernoise.generators.text_cache.SHARD", 4000)  # two prompts to a file
+    encode_to_disk(generator, folder, KeptOnDisk(generator, folder).missing(PROMPTS[:3]))
     files = sorted(folder.iterdir())
     assert len(files) == 2
-    assert missing_from(generator, folder, PROMPTS) == PROMPTS[3:]
+    assert KeptOnDisk(generator, folder).missing(PROMPTS) == PROMPTS[3:]
     encode_to_disk(generator, folder, PROMPTS[3:])
-    assert missing_from(generator, folder, PROMPTS) == []
+    assert KeptOnDisk(generator, folder).missing(PROMPTS) == []
     asked = [PROMPTS[4], PROMPTS[0], PROMPTS[4], PROMPTS[2]]
     assert equal(KeptOnDisk(generator, folder)(asked), alone(generator, asked))
     texts = [key for file in folder.iterdir() for key in json.loads(safe_open(file, "pt").metadata()["texts"])]
@@ -95,7 +84,7 @@ def test_disk_gives_the_same_rows_and_is_added_to(generator, tmp_path, monkeypat
 
 
 def test_another_encoder_or_setting_finds_nothing(sd_pipeline, tmp_path):
-    generator, _ = build(sd_pipeline)
+    generator = DiffusionGenerator(sd_pipeline())
     encode_to_disk(generator, tmp_path, ["a ring"])
     prints = {fingerprint(generator)}
     with torch.no_grad():
@@ -104,16 +93,16 @@ def test_another_encoder_or_setting_finds_nothing(sd_pipeline, tmp_path):
     generator.pipeline.tokenizer.model_max_length = 7
     prints.add(fingerprint(generator))
     assert len(prints) == 3
-    assert missing_from(generator, tmp_path, ["a ring"]) == ["a ring"]
+    assert KeptOnDisk(generator, tmp_path).missing(["a ring"]) == ["a ring"]
 
 
 def test_a_new_process_finds_what_an_earlier_one_encoded(sd_pipeline, tmp_path):
     """The first call of a tokenizer leaves its padding and truncation behind."""
-    first, _ = build(sd_pipeline)
+    first = DiffusionGenerator(sd_pipeline())
     first.encode(["a ring"])
     encode_to_disk(first, tmp_path, PROMPTS)
-    fresh, _ = build(sd_pipeline)
-    assert missing_from(fresh, tmp_path, PROMPTS) == []
+    fresh = DiffusionGenerator(sd_pipeline())
+    assert KeptOnDisk(fresh, tmp_path).missing(PROMPTS) == []
 
 
 def test_settings_of_the_call_that_change_an_encoding_are_known(sd_pipeline):
@@ -122,26 +111,6 @@ def test_settings_of_the_call_that_change_an_encoding_are_known(sd_pipeline):
 
     assert len({printed(), printed(clip_skip=1), printed(clip_skip=2)}) == 3
     assert printed(eta=0.5) == printed()
-
-
-@pytest.mark.parametrize("how", ["cut short", "changed", "empty"])
-def test_a_damaged_file_is_told_and_encoded_again(sd_pipeline, tmp_path, capsys, how):
-    def run():
-        generator, network = build(sd_pipeline)
-        settings = config(steps=1, embeddings="disk", embeddings_folder=str(tmp_path))
-        train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, progress=False)
-        return state(network), capsys.readouterr().err
-
-    whole, _ = run()
-    (file,) = tmp_path.glob("*.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-8] ^= 4
-    file.write_bytes({"cut short": content[:-8], "changed": content, "empty": b""}[how])
-    again, told = run()
-    assert f"embeddings: {file} is damaged; its prompts are encoded again" in told
-    assert "5 of 5 prompts to encode" in told
-    assert same(again, whole)
-    assert "0 of 5 prompts to encode" in run()[1]
 
 
 def test_encoders_that_rest_outside_the_pipeline_are_known_by_their_weights_too(sd_pipeline, tmp_path):
@@ -153,13 +122,11 @@ def test_encoders_that_rest_outside_the_pipeline_are_known_by_their_weights_too(
 
     assert printed(0.0) == printed(0.0, text_encoders="offload")
     assert printed(0.0, text_encoders="offload") != printed(1e-3, text_encoders="offload")
-    with pytest.raises(InputError, match="take one of the two"):
-        Recipe(text_encoders="drop", embeddings="disk")
 
 
 def test_too_little_room_is_told_before_anything_is_encoded(generator, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr("hypernoise.training.embeddings.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("hypernoise.generators.text_cache.shutil.disk_usage", lambda folder: usage)
     with pytest.raises(InputError, match=r"5 prompts take 0.00 GiB as embeddings, .* take --embeddings off"):
         encode_to_disk(generator, tmp_path / "embeddings", PROMPTS)
     assert list((tmp_path / "embeddings").iterdir()) == []
@@ -174,21 +141,3 @@ def test_aside_the_pipeline_draws_without_text_encoders_and_has_them_again_after
         assert torch.equal(generator.sample(noise, condition), before)
     assert generator.pipeline.text_encoder is encoder
     assert equal(generator.encode(["a ring"]), condition)
-
-
-def test_a_run_from_disk_trains_to_the_weights_of_one_from_memory(sd_pipeline, tmp_path, capsys):
-    """With sample grids and a watch beside it, whose prompts come from the disk too."""
-
-    def run(output=None, **changes):
-        generator, network = build(sd_pipeline)
-        reward = WeightedSum({"redness": 20.0})
-        settings = config(steps=2, **changes)
-        train(generator, network, reward, PROMPTS, settings, output=output, progress=False)
-        return state(network)
-
-    beside = dict(samples_every=1, watch=("lipschitz",), watch_every=2)
-    assert same(run(), run(tmp_path, embeddings="disk", **beside))
-    told = capsys.readouterr().err
-    assert re.search(r"embeddings: 5 of 5 prompts to encode, \S+ GiB in ", told)
-    assert "lipschitz" in rows_of(tmp_path)[-1]
-    assert len(list((tmp_path / "samples").glob("step-*.png"))) == 2

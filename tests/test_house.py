@@ -1,0 +1,93 @@
+"""The house's own rules: arrows between its rooms point one way, and it stays small."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "hypernoise"
+
+LINES = 17_100  # of src/hypernoise
+CORE_LINES = 7_400  # of objective, noise, generators, rewards and training
+
+FLOORS = (  # a room may import rooms of its own floor, as long as none comes back, and of those below
+    {"errors", "files", "version", "precision", "quiet", "waiting"},
+    {"objective"},
+    {"noise", "generators", "rewards"},
+    {"adapters", "pipeline", "prompts"},
+    {"training", "methods", "diagnostics"},
+    {"evaluation"},
+    {"scenes", "plan", "planning"},
+    {"commands", "cli", "__init__"},
+)
+NOT_YET = {("training.early_stopping", "evaluation.charts"), ("training.watch", "evaluation.charts")}
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(SOURCE).with_suffix("").parts)
+
+
+def imports_of(file: Path) -> set[str]:
+    """The modules that a file imports anywhere in it; `from hypernoise import x` is hypernoise.x."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = node.module == "hypernoise"
+            found |= {f"hypernoise.{alias.name}" for alias in node.names} if whole else {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+FILES = {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
+ALL_IMPORTS = {module: imports_of(file) for module, file in FILES.items()}
+IMPORTS = {
+    module: {name.removeprefix("hypernoise.") for name in names if name.startswith("hypernoise.")}
+    for module, names in ALL_IMPORTS.items()
+}
+ARROWS = {(module, other) for module, others in IMPORTS.items() for other in others}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def floor(module: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room(module) in rooms)
+
+
+def test_no_arrow_points_up():
+    assert {arrow for arrow in ARROWS - NOT_YET if floor(arrow[1]) > floor(arrow[0])} == set()
+
+
+def test_no_circle_of_modules_or_rooms():
+    rooms: dict[str, set[str]] = {}
+    for module, other in ARROWS - NOT_YET:
+        if room(module) != room(other):
+            rooms.setdefault(room(module), set()).add(room(other))
+    TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names the circle
+    TopologicalSorter(rooms).prepare()
+
+
+def test_methods_train_in_one_place_only():
+    assert {module for module, other in ARROWS if room(module) == "methods" and room(other) == "training"} <= {
+        "methods.finetune"
+    }
+
+
+def test_only_commands_know_the_scenes():
+    assert {room(module) for module, other in ARROWS if room(other) == "scenes"} <= {"scenes", "commands"}
+
+
+def test_the_package_imports_nothing_that_is_outside_it():
+    outside = {"experiments", "dev", "tests", "benchmarks"}
+    assert {(module, name) for module, names in ALL_IMPORTS.items() for name in names if room(name) in outside} == set()
+
+
+def lines(modules) -> int:
+    return sum(len(FILES[module].read_text().splitlines()) for module in modules)
+
+
+def test_the_house_stays_small():
+    core = {"objective", "noise", "generators", "rewards", "training"}
+    assert lines(FILES) <= LINES
+    assert lines(module for module in FILES if room(module) in core) <= CORE_LINES
