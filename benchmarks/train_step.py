@@ -57,7 +57,7 @@ from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 PROMPTS = [
     f"{count} {color} {shape}" for count in ("a", "two") for color in ("red", "blue") for shape in ("ring", "cross")

@@ -37,8 +37,8 @@ from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe, recognised
+from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.trainer import train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 KINDS = {"hypernoise": (LoRANoise, train), "finetune": (LoRATune, finetune)}

@@ -31,7 +31,6 @@ from experiments.failure_modes import (
     weakest_that_break,
 )
 from hypernoise.commands.common import write_summary
-from hypernoise.commands.training import parted_line
 from hypernoise.diagnostics.diagnosis import diagnose, findings
 from hypernoise.errors import InputError, at_least_one, unknown
 from hypernoise.files import output_folder, write_json
@@ -41,7 +40,9 @@ from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.scenes.benchmark import Evaluation, evaluate
 from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.training.trainer import train
+from hypernoise.training.early_stopping import readings, stopped_line
+from hypernoise.training.loop import train
+from hypernoise.training.metrics import rows_of
 
 MATCHER = {"steps": 300, "pictures": 1500}  # of the hackable reward's training: about a quarter of a minute
 
@@ -144,7 +145,8 @@ class Failures(Experiment):
                 if not result.finished:
                     return None
                 plain = plain or self._evaluated(generator, None, reward)
-                ended = parted_line(folder, result.step, config.patience) if result.parted else ""
+                seen = readings(rows_of(folder), result.step)
+                ended = stopped_line(seen, result.step, config.patience) if result.stopped_early else ""
                 write_json(kept, {"step": result.step, "ended": ended, **self._look(generator, network, reward, plain)})
             row["looks"].append(json.loads(kept.read_text()))
             if row["looks"][-1]["ended"]:

@@ -5,7 +5,7 @@ from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.objective import exact_kl, l2_kl, limit_gradient, noise_objective
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 
 def test_l2_kl_is_summed_over_dimensions_and_computed_in_fp32():

@@ -18,8 +18,8 @@ from hypernoise.commands.quickstart import Quickstart
 from hypernoise.errors import InputError
 from hypernoise.precision import native_bf16, resolve  # as they are, before conftest's fixture
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe
+from hypernoise.training.optimizers import autocast
 from hypernoise.training.processes import say_once
-from hypernoise.training.steps import autocast
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 NARROWED = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}

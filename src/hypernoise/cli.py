@@ -24,7 +24,6 @@ COMMANDS = {
     "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
     "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
     "plan": Command("plan", "Plan", "parameters, memory and arithmetic of a recipe, before anything is downloaded"),
-    "watch": Command("watch", "Watch", "where a training run is, and its curves as a page"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
     "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 
 
 @contextmanager
@@ -63,3 +63,17 @@ def output_folder(folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     return folder
+
+
+@contextmanager
+def writing(what: str, but: str) -> Iterator[None]:
+    """Turns a write that fails inside the block, such as on a full disk, into an InputError of one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"the {what} cannot be written ({reason}); {but}; make room and go on") from error

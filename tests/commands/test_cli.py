@@ -64,9 +64,6 @@ def test_every_commands_help_explains(command, capsys):
                 main([command, name, "--help"])
             assert "--output" in capsys.readouterr().out
         return
-    if command == "watch":  # which only reads a run's folder
-        assert "--every" in printed
-        return
     assert "--output" in printed
     if command == "prompts":  # which draws nothing
         return

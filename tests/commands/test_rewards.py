@@ -191,7 +191,7 @@ def test_train_reports_trained_against_watched(tiny, tmp_path, capsys):
     assert main(["train", str(recipe), "--steps", "6", *out]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [reading["step"] for reading in summary["watched"]] == [2, 4, 6]
-    assert summary["ended_early"] is False
+    assert summary["stopped_early"] is False
     last = [reading["watched_reward"] for reading in summary["watched"]]
     assert summary["results"][0]["watched_reward"] == pytest.approx(sum(last) / 3)
     printed = capsys.readouterr().out.splitlines()
@@ -199,8 +199,8 @@ def test_train_reports_trained_against_watched(tiny, tmp_path, capsys):
     assert "watched reward" in printed[0]
     assert [line.split()[0] for line in printed[1:4]] == ["2", "4", "6"]
     assert float(printed[1].split()[2]) == pytest.approx(last[0], abs=1e-4)
-    assert "watched.png" in printed[4]
-    assert (tmp_path / "run" / "watched.png").exists()
+    assert "curves.png" in printed[4]
+    assert (tmp_path / "run" / "curves.png").exists()
 
 
 def test_the_report_has_a_table_per_reward(album, tmp_path):

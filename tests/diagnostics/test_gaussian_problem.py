@@ -18,7 +18,7 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.lipschitz import exact_gap
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import draws, gaussian_kl, within
 from tests.test_objective import linear_generator

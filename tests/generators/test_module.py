@@ -9,7 +9,7 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import redness
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 COLOURS = ["red", "green", "blue"]
 

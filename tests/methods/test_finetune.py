@@ -90,7 +90,7 @@ def test_training_raises_the_reward_and_freezes_the_base(sd_pipeline):
 
 def test_its_noises_and_first_reward_are_those_of_a_noise_network(sd_pipeline):
     """Before the first update both draw the plain generator's pictures: the same prompts and noises."""
-    from hypernoise.training.trainer import train
+    from hypernoise.training.loop import train
 
     generator = DiffusionGenerator(sd_pipeline(), name="tiny")
     reward = WeightedSum({"redness": 20.0})

@@ -25,7 +25,7 @@ from hypernoise.planning.rows import plan_rows
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS
 from hypernoise.training.config import Recipe, TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 
 def allocated_peak(run):

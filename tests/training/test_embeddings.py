@@ -21,8 +21,8 @@ from hypernoise.training.embeddings import (
     missing_from,
     text_encoders_aside,
 )
+from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.trainer import train
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
 

@@ -11,9 +11,8 @@ from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.guards import Skipped, check_blow_up
-from hypernoise.training.run_status import end_of
-from hypernoise.training.trainer import train
+from hypernoise.training.guards import BlowUp, Skipped
+from hypernoise.training.loop import train
 from tests.training.ranks import on_ranks
 from tests.training.test_resume import quick, small
 from tests.training.test_trainer import PROMPTS, same, state
@@ -47,9 +46,9 @@ def test_the_member_and_the_prompt_at_fault_are_named():
 
     reward = WeightedSum({"redness": 1.0, "root": 1.0}, {"root": root})
     with pytest.raises(InputError) as caught:
-        quick(None, reward, steps=50, skip_limit=2)
+        quick(None, reward, steps=50)
     told = str(caught.value)
-    assert "3 of the last " in told
+    assert "6 of the last " in told
     assert "the gradient of reward 'root' is nan for" in told
     assert "redness" not in told
     assert "ring'" in told
@@ -62,7 +61,7 @@ def test_skips_count_over_the_last_hundred_steps():
     for step in range(2, 101):
         skipped.note(False, step, [])
     skipped.note(True, 101, ["b"])  # the first has left the window
-    with pytest.raises(InputError, match=r"2 of the last 100 steps were skipped, over skip_limit 1; at step 102: c; "):
+    with pytest.raises(InputError, match=r"2 of the last 100 steps were skipped, more than 1; at step 102: c; "):
         skipped.note(True, 102, ["c"])
     assert skipped.count == 3
 
@@ -74,7 +73,7 @@ def test_a_reward_that_raises_is_told_with_its_prompt_and_place():
         return pixels.flatten(1).mean(1)
 
     reward = WeightedSum({"redness": 1.0, "fussy": 1.0}, {"fussy": fussy})
-    message = r"reward 'fussy' raised KeyError at step \d for 'a black square': 'black' \(test_faults.py, line \d+\)"
+    message = r"reward 'fussy' raised KeyError at step \d for 'a black square': 'black' \(test_guards.py, line \d+\)"
     with pytest.raises(InputError, match=message) as caught:
         quick(None, reward)
     assert isinstance(caught.value.__cause__, KeyError)
@@ -102,8 +101,8 @@ def test_pictures_that_blow_up_stop_the_run_with_advice(tmp_path):
     with pytest.raises(InputError, match=r"clipped pixel values has risen by 0\.\d+, over saturation_limit 0.2; raise"):
         train(generator, network, WeightedSum({"brightness": 50.0}), PROMPTS, settings, output=tmp_path, progress=False)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert 0 < rows[0]["saturated"] < 0.8
-    assert [row["saturated"] - rows[0]["saturated"] <= 0.2 for row in rows] == [True] * (len(rows) - 1) + [False]
+    assert 0 < rows[0]["clipped"] < 0.8
+    assert [row["clipped"] - rows[0]["clipped"] <= 0.2 for row in rows] == [True] * (len(rows) - 1) + [False]
     assert checkpoints(tmp_path)[-1].name == f"checkpoint-{rows[-2]['step']:06d}"
 
 
@@ -126,23 +125,39 @@ def test_a_reward_that_raises_leaves_the_last_good_step_to_go_on_from(tmp_path, 
     told = on_ranks(processes, lambda: run(tmp_path, 4 if os.environ["RANK"] == str(processes - 1) else 0))
     assert "reward 'own' raised ValueError at step 3" in told[-1]
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-000003"]
-    assert end_of(tmp_path) == told[0].splitlines()[0]
+    assert json.loads((tmp_path / "process.json").read_text())["ended"] == told[0].splitlines()[0]
     if processes == 1:
         assert on_ranks(1, lambda: run(tmp_path, 0))[0] == on_ranks(1, lambda: run(None, 0))[0][3:]
 
 
 @pytest.mark.parametrize(("dimensions", "limit"), [(1, 32.0), (64, 32.0), (1024, 512.0)])
 def test_a_noise_of_few_dimensions_may_be_moved_by_several_deviations(dimensions, limit):
-    config = TrainConfig()
-    check_blow_up(config, 1, limit, dimensions, 0.0)
+    guard = BlowUp(TrainConfig(), (dimensions,))
+    guard.check(1, {"kl": limit, "clipped": 0.0})
     with pytest.raises(InputError, match=rf"over kl_limit 0.5 x {max(dimensions, 64)}"):
-        check_blow_up(config, 1, 1.001 * limit, dimensions, 0.0)
+        guard.check(2, {"kl": 1.001 * limit, "clipped": 0.0})
 
 
 def test_limits_of_zero_never_stop():
-    check_blow_up(TrainConfig(kl_limit=0, saturation_limit=0), 1, 1e9, 4, 1.0)
+    first, later = {"kl": 1e9, "clipped": 0.1}, {"kl": 1e9, "clipped": 0.61}
+    never, clipping = (BlowUp(TrainConfig(kl_limit=0, saturation_limit=limit), (4,)) for limit in (0, 0.5))
+    for step, row in ((1, first), (2, later)):
+        never.check(step, row)
+    clipping.check(1, first)
     with pytest.raises(InputError, match="over saturation_limit 0.5"):
-        check_blow_up(TrainConfig(kl_limit=0), 1, 1e9, 4, 0.51)
+        clipping.check(2, later)
+
+
+def test_a_resumed_run_measures_clipping_against_its_first_step(tmp_path):
+    def run(steps, level):
+        generator, network = small()
+        generator.to_pixels = lambda pixels: (pixels - 0.5).mul(level).add(0.5).clamp(0, 1)
+        settings = TrainConfig(steps=steps, batch_size=4, saturation_limit=0.2)
+        train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, settings, output=tmp_path, progress=False)
+
+    run(2, 1.0)
+    with pytest.raises(InputError, match=r"blown up at step 3: the share of clipped pixel values has risen by"):
+        run(4, 100.0)
 
 
 def test_a_first_step_without_gradient_is_refused():

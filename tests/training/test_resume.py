@@ -19,9 +19,9 @@ from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, damage, newest_whole
 from hypernoise.training.config import TrainConfig
+from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
 from hypernoise.training.signals import stop_requested
-from hypernoise.training.trainer import train
 from tests.training.ranks import on_ranks, start_ranks
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
@@ -86,7 +86,7 @@ def test_killed_at_any_step_it_resumes_to_the_same_lora_bit_for_bit(sd_pipeline,
     assert same(*map(load_file, last))
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "state.json", "sha256.json"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "training_state.pt", "state.json", "sha256.json"])
 @pytest.mark.parametrize("how", ["cut short", "changed", "gone"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsys, name, how):
     whole, _ = quick(steps=6)
@@ -118,12 +118,12 @@ def test_folders_of_other_names_beside_checkpoints_are_passed_over(tmp_path):
 def test_sums_that_do_not_name_every_file_are_damage(tmp_path, capsys, sums):
     quick(tmp_path, steps=4, checkpoint_every=2)
     (tmp_path / "checkpoint-000004" / "sha256.json").write_text(sums)
-    (tmp_path / "checkpoint-000004" / "optimizer.pt").write_bytes(b"")
+    (tmp_path / "checkpoint-000004" / "training_state.pt").write_bytes(b"")
     _, result = quick(tmp_path, steps=5)
     told = capsys.readouterr().err
     assert "checkpoint-000004 is damaged (sha256.json" in told
-    assert f"going on from {tmp_path / 'checkpoint-000002'} (" in told
-    assert f"going on from {tmp_path / 'checkpoint-000004'}" not in told
+    assert f"resuming from {tmp_path / 'checkpoint-000002'} (" in told
+    assert f"resuming from {tmp_path / 'checkpoint-000004'}" not in told
     assert result.history[0]["step"] == 3
 
 
@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_for_anything_else_is_told_in_a_line(tmp_path, monke
     def full(*args, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    place = "PIL.Image.Image.save" if what == "sample grid" else "hypernoise.training.tracking.write_text"
+    place = "PIL.Image.Image.save" if what == "sample grid" else "hypernoise.training.metrics.write_text"
     monkeypatch.setattr(place, full)
     with pytest.raises(InputError, match=rf"the {what} cannot be written \(No space left on device\); the checkpoints"):
         quick(tmp_path, steps=4, samples_every=1)
@@ -169,8 +169,10 @@ def test_a_disk_that_is_full_for_anything_else_is_told_in_a_line(tmp_path, monke
 def test_when_every_checkpoint_is_damaged_nothing_is_started_anew(tmp_path):
     quick(tmp_path, steps=2, checkpoint_every=1)
     for folder in checkpoints(tmp_path):
-        (folder / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: checkpoint-000002 is damaged \(optimizer.pt"):
+        (folder / "training_state.pt").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"every checkpoint in .* is damaged: checkpoint-000002 is damaged \(training_state.pt"
+    ):
         quick(tmp_path, steps=4)
     assert len(checkpoints(tmp_path)) == 2
 
@@ -208,16 +210,16 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_sigterm_while_saving_changes_nothing(tmp_path, monkeypatch, processes):
     """A cluster signals every process, and torchrun passes it on again."""
-    from hypernoise.training import trainer
+    from hypernoise.training import run as running
 
-    own = trainer.save_checkpoint
+    own = running.save_checkpoint
 
     def slow(*args, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.3)
         return own(*args, **settings)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", slow)
+    monkeypatch.setattr(running, "save_checkpoint", slow)
 
     def run():
         def reward(pixels, prompts):
@@ -260,7 +262,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
     quick(tmp_path, steps=2)
 
     def run():
-        limit = (tmp_path / "checkpoint-000002" / "optimizer.pt").stat().st_size - 100
+        limit = (tmp_path / "checkpoint-000002" / "training_state.pt").stat().st_size - 100
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow beyond: writing fails half-way
         with pytest.raises(InputError) as caught:
             quick(tmp_path, steps=4)
@@ -274,22 +276,6 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
     assert same(state(network), state(quick(steps=4)[0]))
 
 
-def test_the_last_few_and_the_best_are_kept(tmp_path):
-    levels = iter([0.0, 1.0, 5.0, 2.0, 3.0, 1.0])
-
-    def reward(pixels, prompts):
-        return next(levels) + 1e-3 * pixels.flatten(1).mean(1)
-
-    quick(tmp_path, reward, steps=6, checkpoint_every=1, keep=1, best_by="reward")
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-000003", "checkpoint-000006"]
-    with pytest.raises(InputError, match="best_by must be one of reward, not 'judge'"):
-        quick(steps=1, reward=lambda pixels, prompts: pixels.mean((1, 2, 3)), best_by="judge")
-
-
-def test_a_checkpoint_is_due_by_the_clock_too(tmp_path):
-    def reward(pixels, prompts):
-        time.sleep(0.02)
-        return pixels.flatten(1).mean(1)
-
-    quick(tmp_path, reward, steps=4, checkpoint_every=100, checkpoint_minutes=0.01 / 60, keep=10)
-    assert [folder.name for folder in checkpoints(tmp_path)] == [f"checkpoint-00000{step}" for step in (1, 2, 3, 4)]
+def test_the_last_few_are_kept(tmp_path):
+    quick(tmp_path, steps=6, checkpoint_every=1, keep=3)
+    assert [folder.name for folder in checkpoints(tmp_path)] == [f"checkpoint-00000{step}" for step in (4, 5, 6)]

@@ -16,10 +16,10 @@ from hypernoise.generators.memory import Memory
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe
+from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
 from hypernoise.training.processes import samples_per_round
 from hypernoise.training.sharding import shard_base
-from hypernoise.training.trainer import train
 from tests.training.ranks import on_ranks
 from tests.training.test_trainer import PROMPTS, config
 

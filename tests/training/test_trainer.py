@@ -14,7 +14,7 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe, TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross", "a ring", "a black square"]
 

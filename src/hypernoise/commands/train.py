@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import tyro
 
 from hypernoise.errors import InputError, out_of_memory
 from hypernoise.training.config import Recipe, read_recipe
-from hypernoise.training.early_stopping import Reading, draw_readings, in_stretches, readings
+from hypernoise.training.early_stopping import readings, table
 from hypernoise.training.metrics import mean_of, rows_of
+
+CHARTS = {  # the columns of metrics.jsonl that are drawn
+    "reward": "reward",
+    "watched_reward": "watched reward",
+    "kl": "½‖f‖², nats",
+    "lipschitz": "Lipschitz constant of the residual",
+    "kl_gap": "what ½‖f‖² leaves out of the KL, nats",
+}
 
 
 @dataclass(frozen=True)
@@ -63,15 +71,17 @@ class Train(Recipe):
             return 128 + started.result.signal  # as a shell tells what ended a command: 130 after Ctrl-C
         if launched()[0] > 0:
             return 0
-        metrics = self.output / "metrics.jsonl"
-        seen = readings(metrics, started.result.step)
-        rows = [{"method": "hypernoise", "steps": self.generator_steps, **_last_means(metrics), **_last_watched(seen)}]
-        more = {"ended_early": started.result.parted, "watched": [vars(reading) for reading in seen]}
-        write_summary(self.output, "train", self, started.generator.device, rows, **more)
+        rows = rows_of(self.output)
+        seen = readings(rows, started.result.step)
+        means = {name: mean_of(rows[-20:], name) for name in ("reward", "kl")}
+        watched = sum(reading.watched_reward for reading in seen[-5:]) / len(seen[-5:]) if seen else None
+        results = [{"method": "hypernoise", "steps": self.generator_steps, **means, "watched_reward": watched}]
+        more = {"stopped_early": started.result.stopped_early, "watched": [vars(reading) for reading in seen]}
+        write_summary(self.output, "train", self, started.generator.device, results, **more)
         if seen:
             print(table(seen))
-            if draw_readings(seen, self.output / "watched.png"):
-                print(f"trained against watched: {self.output / 'watched.png'}")
+        draw_curves(rows, self.output / "curves.png")
+        print(f"curves:  {self.output / 'curves.png'}")
         print(f"adapter: {self.output / 'adapter'}")
         return 0
 
@@ -86,21 +96,14 @@ def _too_little(recipe: Recipe) -> str:
     )
 
 
-def table(seen: Sequence[Reading]) -> str:
-    """Trained against watched reward over training, each line the mean of a stretch of readings."""
-    told = [f"{'step':>14}{'trained reward':>18}{'watched reward':>18}"]
-    for part in in_stretches(seen):
-        steps = f"{part.first}-{part.last}" if part.last > part.first else str(part.first)
-        told.append(f"{steps:>14}{part.reward:>18.4f}{part.watched_reward:>18.4f}")
-    return "\n".join(told)
+def draw_curves(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Charts the run: the reward, the watched reward and the KL, and the Lipschitz constant against 1 if measured."""
+    from hypernoise.evaluation.charts import Line, line_chart, page
 
-
-def _last_watched(seen: Sequence[Reading], last: int = 5) -> dict[str, float | None]:
-    part = [reading.watched_reward for reading in seen[-last:]]
-    return {"watched_reward": sum(part) / len(part) if part else None}
-
-
-def _last_means(metrics: Path, rows: int = 20) -> dict[str, float | None]:
-    """Means over the last rows of metrics.jsonl, which holds the whole run however often it was resumed."""
-    last = rows_of(metrics.parent)[-rows:]
-    return {name: mean_of(last, name) for name in ("reward", "kl")}
+    charts = []
+    for name, title in CHARTS.items():
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            one = [Line("1", [(points[0][0], 1.0), (points[-1][0], 1.0)])] if name == "lipschitz" else []
+            charts.append(line_chart([Line(title, points), *one], title=title, across="step", with_zero=False))
+    page("", charts).save(file)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hypernoise.adapters import save_adapter
 from hypernoise.commands.common import tell_cut_prompts
@@ -18,12 +20,11 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
-from hypernoise.training.early_stopping import best_stretch, readings
-from hypernoise.training.metrics import METRICS
+from hypernoise.training.early_stopping import readings, stopped_line
+from hypernoise.training.loop import TrainResult, train
+from hypernoise.training.metrics import rows_of
 from hypernoise.training.processes import launched, leave, own_device, say, say_once
-from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
-from hypernoise.training.watch import draw_watched, stretch_warning
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,10 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     result = train(generator, network, reward, prompts, recipe, watched=watched, output=output)
     if launched()[0] == 0:
         tell_cut_prompts(reward)
-    if result.parted:
-        say(parted_line(output, result.step, recipe.patience))
+    if result.stopped_early:
+        say(stopped_line(readings(rows_of(output), result.step), result.step, recipe.patience))
     if result.finished and launched()[0] == 0:
-        if draw_watched(output, output / "lipschitz.png"):
-            say(f"watched: {output / 'lipschitz.png'}")
-        warning = stretch_warning(output)
-        if warning:
-            say(warning)
+        say(stretch_warning(rows_of(output)))
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
         save_adapter(network, output / "adapter", training=training)
     elif not result.finished:
@@ -101,10 +98,14 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     return Trained(generator, network, result)
 
 
-def parted_line(output: Path, step: int, patience: int) -> str:
-    """What is said of a run that has ended early."""
-    best = best_stretch(readings(output / METRICS, step), patience)
+def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is said of a run whose Lipschitz constant was seen at 1 or more; empty if it was not."""
+    seen = [row for row in rows if "lipschitz" in row]
+    over = [row for row in seen if row["lipschitz"] >= 1]
+    if not over:
+        return ""
     return (
-        f"ended early at step {step}: the watched reward has fallen since about step {best.step} while "
-        "the trained one has not; the pictures please the trained reward alone"
+        f"Lipschitz constant {over[0]['lipschitz']:.3g} at step {over[0]['step']}, {seen[-1]['lipschitz']:.3g} at the "
+        "end: from 1 on nothing bounds what the KL term leaves out; train with --lipschitz penalty or clamp, or "
+        "measure it with hypernoise diagnose"
     )

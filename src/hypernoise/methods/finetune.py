@@ -24,7 +24,7 @@ from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.trainer import TrainResult, train
+from hypernoise.training.loop import TrainResult, train
 
 
 class LoRATune(LoRANoise):

@@ -120,9 +120,8 @@ class TrainConfig:
     """Lower the learning rate to 0 over the run."""
     decay_shape: Literal["cosine", "linear"] = "cosine"
     """How it falls: along a half cosine, or a line."""
-    optimizer: Literal["adamw", "sgd", "adamw8bit"] = "adamw"
-    """sgd has momentum 0.9, as published for SD-Turbo and SANA-Sprint; adamw8bit needs bitsandbytes and a GPU."""
-    weight_decay: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd has momentum 0.9, as published for SD-Turbo and SANA-Sprint."""
     ema: float = 0.0
     """Share of the past in a running average of what trains, such as 0.99, which is then what the run ends with;
     0: none."""
@@ -136,14 +135,8 @@ class TrainConfig:
     kl_term: Literal["l2", "exact"] = "l2"
     """l2: ½‖f‖², as published. exact: the whole KL, from each sample's whole Jacobian: a backward pass per dimension,
     for noise of up to 256."""
-    noise: Literal["fresh", "batch", "fixed"] = "fresh"
-    """A noise of its own for every sample, one for all samples of an update, or draws from a fixed set."""
-    fixed_noises: int = 64
-    """Noises in the fixed set."""
     generator_steps: Counts = 1
     """Denoiser calls per picture in training; of several numbers each update draws one."""
-    gradient_steps: int = 0
-    """Of those calls the last so many pass the gradient on; earlier ones are taken as constant. 0: all."""
     embeddings: Literal["memory", "disk", "off"] = "memory"
     """Where encoded prompts are kept: the last GiB of them, or all on disk before the first update (the text
     encoders are then set aside), or nowhere."""
@@ -151,14 +144,8 @@ class TrainConfig:
     """Of embeddings on disk; empty: in the run's output. Runs with one text encoder may share it."""
     checkpoint_every: int = 100
     """Updates between checkpoints."""
-    checkpoint_minutes: float = 0.0
-    """A checkpoint is also written when the last one is older than this; 0: never."""
     keep: int = 2
     """Checkpoints that are kept, the newest ones."""
-    best_by: str = ""
-    """A column such as watched_reward: the checkpoint is kept as well before which its mean was highest."""
-    skip_limit: int = 5
-    """Updates out of the last hundred that may be skipped because reward or gradient was not finite."""
     kl_limit: float = 0.5
     """The run stops when ½‖f‖² is over this many nats per dimension of the noise; at 0.5 the residual is as long as
     the noise. Noises of fewer than 64 dimensions count as 64. 0: never."""
@@ -188,15 +175,10 @@ class TrainConfig:
     """Of the penalty, on the squared excess over the bound."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep", "fixed_noises")
+        counts = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep")
         at_least_one(self, *counts, "watched_every", "watch_every")
         if not self.step_counts or min(self.step_counts) < 1:
             raise InputError(f"generator_steps must be at least 1, not {self.generator_steps}")
-        if not 0 <= self.gradient_steps <= min(self.step_counts):
-            raise InputError(
-                f"gradient_steps must be from 0 (all) to the fewest generator_steps, {min(self.step_counts)}, "
-                f"not {self.gradient_steps}"
-            )
         for kind, names, known in (("watch", self.watch, WATCHES), ("tracker", self.trackers, TRACKERS)):
             for name in names:
                 if name not in known:
@@ -207,16 +189,8 @@ class TrainConfig:
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be a positive number, not {getattr(self, name)}")
         for name in (
-            *(
-                "kl_weight",
-                "sample_clip",
-                "warmup",
-                "weight_decay",
-                "lipschitz_weight",
-                "checkpoint_minutes",
-                "skip_limit",
-            ),
-            *("kl_limit", "saturation_limit", "samples_every"),
+            *("kl_weight", "sample_clip", "warmup", "lipschitz_weight", "kl_limit", "saturation_limit"),
+            "samples_every",
         ):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -237,24 +211,16 @@ class TrainConfig:
 
 
 FREE = {  # fields that change no number of the run: a resumed one may have others
-    *("checkpoint_every", "checkpoint_minutes", "keep", "best_by", "watched_every", "patience", "watch", "watch_every"),
-    *("skip_limit", "kl_limit", "saturation_limit", "samples_every", "trackers", "embeddings", "embeddings_folder"),
-}
-LATER = {  # fields that runs of before did not note: at their default they are as good as not there
-    *("decay_shape", "ema", "noise", "fixed_noises", "gradient_steps", "sample_clip", "kl_term"),
+    *("checkpoint_every", "keep", "watched_every", "patience", "watch", "watch_every", "kl_limit", "saturation_limit"),
+    *("samples_every", "trackers", "embeddings", "embeddings_folder"),
 }
 
 
 def recognised(config: TrainConfig) -> dict[str, Any]:
-    """What decides the numbers of a run, by which one that is found again is recognised; None stands for nothing."""
-    values = {}
-    for own in dataclasses.fields(TrainConfig):
-        if own.name not in FREE:
-            value = getattr(config, own.name)
-            values[own.name] = None if own.name in LATER and value == own.default else value
-    if isinstance(config, Recipe):  # where there was no warm start, its settings decide nothing
-        warm = ("warm_rounds", "warm_samples", "warm_step")
-        values |= {name: getattr(config, name) if config.warm_rounds else None for name in warm}
+    """The settings that decide a run's numbers."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name not in FREE}
+    if isinstance(config, Recipe) and config.warm_rounds:
+        values |= {name: getattr(config, name) for name in ("warm_rounds", "warm_samples", "warm_step")}
     return values
 
 

@@ -22,10 +22,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hypernoise.errors import InputError
-from hypernoise.files import atomic_file, output_folder
+from hypernoise.files import atomic_file, output_folder, writing
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.training.checkpoint import writing
 from hypernoise.training.processes import gathered, say
 
 MEMORY = 2**30  # bytes of embeddings that are kept in memory

@@ -34,8 +34,8 @@ def own_device(device: str) -> str:
 
 
 def say(line: str) -> None:
-    """A line on stderr, from the first process only."""
-    if launched()[0] == 0:
+    """A line on stderr, from the first process only; nothing if it is empty."""
+    if line and launched()[0] == 0:
         print(line, file=sys.stderr)
 
 

@@ -31,7 +31,8 @@ from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.steps import autocast, steps_of
+from hypernoise.training.optimizers import autocast
+from hypernoise.training.step import inference_steps_of
 
 RIDGE = 0.1  # of the features' mean square, added to E[h hᵀ]
 FACTORS = (1.0, 2**0.5, 2.0, 8**0.5, 4.0)  # by which a round's move is tried
@@ -109,7 +110,7 @@ def _objective(
     condition = generator.encode(texts)
     with autocast(generator.device, config):
         residual = network(noise, condition)
-        steps, seed = steps_of(config, batch), key_of(config.seed, batch)
+        steps, seed = inference_steps_of(config, batch), key_of(config.seed, batch)
         pixels = generator.sample(noise + residual, condition, steps=steps, seed=seed)
     return noise_objective(residual, reward(pixels.to(noise.dtype), texts), config.kl_weight).sum().item()
 
@@ -140,7 +141,9 @@ def _measure(
         improved = noise + network(noise, condition)
         if config.sample_clip:
             improved = limit_gradient(improved, config.sample_clip, 1.0)
-        pixels = generator.sample(improved, condition, steps=steps_of(config, batch), seed=key_of(config.seed, batch))
+        pixels = generator.sample(
+            improved, condition, steps=inference_steps_of(config, batch), seed=key_of(config.seed, batch)
+        )
     rewards = reward(pixels.to(noise.dtype), texts)
     check_gradients(reward, rewards, pixels)
     answer, features = kept["answer"], kept["features"]

@@ -1,0 +1,317 @@
+"""What a training run holds, and how it opens and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypernoise.errors import InputError, first_line
+from hypernoise.files import output_folder, write_json
+from hypernoise.generators.base import Condition, Generator
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.precision import resolve
+from hypernoise.prompts import PromptMix, prompts_of_step, spread
+from hypernoise.rewards.base import RewardFunction, check_callable
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.checkpoint import (
+    Stateful,
+    checkpoints,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+    tidied,
+)
+from hypernoise.training.config import TrainConfig, recognised
+from hypernoise.training.early_stopping import Reading, readings, should_stop
+from hypernoise.training.embeddings import Encoded, encoder
+from hypernoise.training.guards import BlowUp, Skipped
+from hypernoise.training.lipschitz import check_exact, clamp, lipschitz_seen, scalable
+from hypernoise.training.metrics import Log, check_trackers, rows_of
+from hypernoise.training.observers import SAMPLES, fixed_noises
+from hypernoise.training.optimizers import Average, autocast, make_optimizer
+from hypernoise.training.processes import broadcast, samples_per_round, say, say_once, start
+from hypernoise.training.signals import stop_requested
+
+PROCESS = "process.json"
+
+
+@dataclass
+class Run:
+    """A run in progress. `state` names everything a checkpoint holds beside the network: see `Stateful`."""
+
+    config: TrainConfig
+    generator: Generator
+    network: NoiseNetwork
+    model: Any  # the network, inside DDP's wrapper where there are several processes
+    reward: RewardFunction
+    watched: RewardFunction | None
+    prompts: Sequence[str]
+    folder: Path | None
+    accelerator: Accelerator
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    average: Average | None
+    blow_up: BlowUp
+    state: dict[str, Stateful]
+    fixed: dict[str, Any]  # the settings that a resumed run must share
+    log: Log
+    step: int = 0  # completed updates
+    checkpoint: Path | None = None  # the last one
+    skipped: Skipped = field(default_factory=Skipped)
+    readings: list[Reading] = field(default_factory=list)  # of the watched reward
+    row: dict[str, Any] | None = None  # of the current step, until it is written
+    committing: bool = False  # inside an update: what a checkpoint would hold is neither the old nor the new step
+    ended: str = ""  # why the run ends before its last step
+    signal: int = 0
+    stopped_early: bool = False
+    began: float = field(default_factory=time.perf_counter)  # seconds of the clock
+    encode: Encoded = field(init=False)
+
+    @property
+    def scales(self) -> WeightedSum | None:
+        """The reward, if it is a sum whose members are known by name and may be scaled."""
+        return self.reward if isinstance(self.reward, WeightedSum) else None
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[], int]]:
+        """Opens the status file, the prompt encoder, the log and the signal handlers, and closes them after the block.
+
+        Yields a function that returns the signal received so far, 0 if none. If the block raises, the row of the
+        current step and the last completed step are saved.
+        """
+        config, main = self.config, self.accelerator.is_main_process
+        embeddings = (
+            Path(config.embeddings_folder) if config.embeddings_folder else (self.folder or Path()) / "embeddings"
+        )
+        coming = _coming(config, self.prompts, self.step) if config.embeddings == "disk" else self.prompts
+        encoding = encoder(config.embeddings, self.generator, embeddings, self.accelerator, coming)
+        with run_status(self.folder if main else None) as status, encoding as self.encode, self.log.opened():
+            with stop_requested() as stop:
+                try:
+                    yield stop
+                except Exception:
+                    with suppress(InputError):  # a full disk: the error itself says so, or is the one to report
+                        self.write_row()
+                        self._save_last_good()
+                    raise
+            status["ended"] = self.ended or "done"
+
+    def clamp(self, noise: Tensor, condition: Condition) -> None:
+        """Scales the residual down until the Lipschitz constant seen at some noises is within the bound."""
+        with autocast(self.generator.device, self.config):
+            seen = self.accelerator.gather(lipschitz_seen(self.network, noise, condition))
+        clamp(self.network, seen.max().item(), self.config.lipschitz_bound)  # type: ignore[union-attr]
+
+    def write_row(self) -> None:
+        row, self.row = self.row, None
+        if row is not None:
+            self.log.write(row)
+
+    def save(self) -> None:
+        """Writes a checkpoint, from the first process."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.checkpoint = save_checkpoint(
+                self.folder,
+                self.step,
+                self.network,
+                self.generator,
+                self.state,
+                fixed=self.fixed,
+                keep=self.config.keep,
+            )
+
+    def _save_last_good(self) -> None:
+        saved = self.checkpoint is not None and self.checkpoint.name == f"checkpoint-{self.step:06d}"
+        if self.step and not (self.committing or saved):
+            self.save()
+
+
+def open_run(
+    generator: Generator,
+    network: NoiseNetwork,
+    reward: RewardFunction,
+    prompts: Sequence[str],
+    config: TrainConfig,
+    watched: RewardFunction | None,
+    output: str | Path | None,
+    resume: bool,
+    progress: bool,
+) -> Run:
+    """Checks the input, joins the other processes and restores the newest checkpoint. Raises `train`'s errors."""
+    folder = Path(output) if output is not None else None
+    precision = resolve(config.mixed_precision, generator.device)
+    if precision.slow:
+        say_once(precision.line)
+    config = dataclasses.replace(config, mixed_precision=precision.name)
+    _check(config, generator, network, reward, watched, prompts, folder)
+    accelerator = start(generator.device, config.trackers, folder)
+    samples_per_round(config, accelerator.num_processes)
+    if isinstance(network, nn.Module):
+        network.to(generator.device)
+    optimizer = make_optimizer(network.trainable_parameters(), config)
+    scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=precision.name == "fp16")
+    average = Average(network, config.ema) if config.ema else None
+    blow_up = BlowUp(config, generator.noise_shape)
+    state: dict[str, Stateful] = {"optimizer": optimizer, "scaler": scaler, "blow_up": blow_up}
+    state |= {"average": average} if average is not None else {}
+    state |= {"reward": reward} if isinstance(reward, WeightedSum) else {}
+    fixed = _fixed_settings(config, generator, network, reward, prompts)
+    step, checkpoint = 0, _found(folder, accelerator, resume) if folder is not None else None
+    if checkpoint is not None:
+        step = load_checkpoint(checkpoint, network, generator, state, fixed=fixed)
+        say(f"resuming from {checkpoint} (delete {folder} to start over)")
+    if step > config.steps:
+        raise InputError(f"{checkpoint} is at step {step}, beyond the {config.steps} asked for; give another --output")
+    log = Log(accelerator, folder, step, config, fixed, progress)
+    model: Any = network
+    if isinstance(network, nn.Module):
+        model = accelerator.prepare_model(network, device_placement=False)
+    run = Run(
+        config,
+        generator,
+        network,
+        model,
+        reward,
+        watched,
+        prompts,
+        folder,
+        accelerator,
+        optimizer,
+        scaler,
+        average,
+        blow_up,
+        state,
+        fixed,
+        log,
+        step,
+        checkpoint,
+    )
+    run.readings = readings(rows_of(folder), step) if folder is not None and step else []
+    if should_stop(run.readings, config.patience):  # a run that stopped early does not go on
+        run.stopped_early, run.ended = True, "stopped early"
+    return run
+
+
+def finish(run: Run) -> None:
+    """The network becomes its average if the run is over; every process learns of the last checkpoint."""
+    if run.average is not None and not run.signal:
+        run.network.load_trainable_state(run.average.weights)
+        if run.config.lipschitz == "clamp":  # layers each under a bound may have averages whose product is over it
+            noise, condition = fixed_noises(run.generator, run.network, run.prompts, run.encode, run.config.seed)
+            run.clamp(noise, condition)
+    run.checkpoint = broadcast(run.accelerator, run.checkpoint)
+
+
+@contextmanager
+def run_status(folder: Path | None) -> Iterator[dict[str, Any]]:
+    """Keeps process.json in `folder`: which process trains, and after the block how it ended."""
+    about: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "ended": ""}
+
+    def write() -> None:
+        if folder is not None:
+            with suppress(OSError):  # a full disk is reported by what must be written
+                write_json(folder / PROCESS, about)
+
+    write()
+    try:
+        yield about
+    except BaseException as error:
+        about["ended"] = first_line(error) if isinstance(error, Exception) else "interrupted"
+        raise
+    finally:
+        write()
+
+
+def _check(
+    config: TrainConfig,
+    generator: Generator,
+    network: NoiseNetwork,
+    reward: RewardFunction,
+    watched: RewardFunction | None,
+    prompts: Sequence[str],
+    folder: Path | None,
+) -> None:
+    if not prompts:
+        raise InputError("no prompt to train on")
+    check_callable(reward)
+    if watched is not None:
+        check_callable(watched, "the watched reward")
+    if config.patience and watched is None:
+        raise InputError("patience needs a watched reward")
+    if config.lipschitz == "clamp" and not scalable(network):
+        raise InputError(f"lipschitz: clamp needs a network with scale_output; a {network.kind!r} network has none")
+    if config.kl_term == "exact":
+        check_exact(generator.noise_shape)
+    if config.embeddings == "disk" and folder is None and not config.embeddings_folder:
+        raise InputError("embeddings on disk need an output, or an embeddings_folder")
+    check_trackers(config.trackers, folder)
+    if folder is not None:
+        output_folder(folder)
+
+
+def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
+    """The checkpoint to resume from, the same in every process. Reports damaged ones; without `resume`, deletes all."""
+    found: Path | InputError | None = None
+    if accelerator.is_main_process:
+        tidied(folder)
+        if resume:
+            try:
+                found, damaged = newest_whole(folder)
+                for line in damaged:
+                    say(line)
+            except InputError as error:
+                found = error
+        else:
+            for old in checkpoints(folder):
+                shutil.rmtree(old)
+    found = broadcast(accelerator, found)
+    if isinstance(found, InputError):
+        raise found
+    if found is not None and not found.is_dir():
+        raise InputError(f"{found} is not visible to every process; --output must be on a disk that all nodes share")
+    return found
+
+
+def _coming(config: TrainConfig, prompts: Sequence[str], step: int) -> list[str]:
+    """The prompts that a run will use from a step on."""
+    if (config.steps - step) * config.batch_size >= len(prompts):
+        return list(prompts)
+    coming = (prompts_of_step(prompts, later, config.batch_size, config.seed) for later in range(step, config.steps))
+    return [*spread(prompts, SAMPLES), *(prompt for batch in coming for prompt in batch)]
+
+
+def _fixed_settings(
+    config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: Sequence[str]
+) -> dict[str, Any]:
+    """What a resumed run must share with the interrupted one to reach the same numbers."""
+    settings = recognised(config)
+    if not config.decay:
+        del settings["steps"]
+    named = getattr(reward, "__name__", type(reward).__name__)
+    rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+    shares = f", mixed {prompts.counts.tolist()}" if isinstance(prompts, PromptMix) else ""
+    fixed = {
+        **settings,
+        "generator": generator.name,
+        "network": {"kind": network.kind, **network.settings},
+        "rewards": rewards,
+        "reward_settings": how,
+        "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
+    }
+    return json.loads(json.dumps(fixed))  # as it will be read back
