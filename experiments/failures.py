@@ -78,7 +78,7 @@ class Failures(Experiment):
         bench = self.bench()
         if set(bench.recipe.rewards) != {"redness"}:
             raise InputError(f"the modes are of a recipe that trains for redness alone, not {bench.recipe.rewards}")
-        known = modes(bench.recipe.rewards["redness"], bench.recipe.lr)
+        known = modes(bench.recipe.rewards["redness"], bench.recipe.learning_rate)
         for name in self.modes:
             if name not in known:
                 raise unknown("mode", name, known)
@@ -129,15 +129,17 @@ class Failures(Experiment):
         watched = WeightedSum(mode.watched) if mode.watched else None
         network = LoRANoise(generator, seed=self.seed, **lora_of(recipe))
         start_off_zero(network, mode.start, self.seed)
-        config = bench.config(self.updates, self.seed, decay=False, **mode.changes)
+        config = bench.config(self.updates, self.seed, lr_scheduler="constant", **mode.changes)
         prompts = read_mix(recipe.prompts)
         plain = None
         for point in sorted({max(1, round(self.updates * i / self.looks)) for i in range(1, self.looks + 1)}):
             kept = folder / f"look-{point:06d}.json"
             if not kept.is_file():
-                reached = dataclasses.replace(config, steps=point)
+                reached = dataclasses.replace(config, max_train_steps=point)
                 try:
-                    result = train(generator, network, reward, prompts, reached, watched=watched, output=folder)
+                    result = train(
+                        generator, network, reward, prompts, reached, validation_reward=watched, output_dir=folder
+                    )
                 except InputError as error:
                     row["said"].append(str(error))
                     row["stopped"] = True

@@ -20,14 +20,13 @@ from hypernoise.noise.lora import LoRANoise
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-QUICK = ["--steps", "2", "--batch-size", "2"]
+QUICK = ["--max-train-steps", "2", "--train-batch-size", "2"]
 EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
 COMPARED = ["--judged", "1", "--noises", "1", "--methods", "best-of-2"]
 SHORTENED = {
     "quickstart": [*QUICK, "--judged", "1"],
     "train": QUICK,
     "generate": [],
-    "plan": ["--batch-size", "2"],
     "evaluate scenes": EVALUATED,
     "evaluate rewards": ["--count", "2"],
     "evaluate geneval": ["--count", "1", "--noises", "2"],

@@ -49,9 +49,9 @@ def test_stretches_cover_every_reading_once():
 
 
 def test_readings_come_from_the_rows_that_have_one():
-    rows = [{"step": 1, "reward": 2.0}, {"step": 2, "reward": 3.0, "watched_reward": 4.0}]
-    rows += [{"step": 4, "reward": 5.0, "watched_reward": 6.0}]
-    rows += [{"step": 3, "reward": 5.0, "watched_reward": float("nan")}]
+    rows = [{"step": 1, "reward": 2.0}, {"step": 2, "reward": 3.0, "validation_reward": 4.0}]
+    rows += [{"step": 4, "reward": 5.0, "validation_reward": 6.0}]
+    rows += [{"step": 3, "reward": 5.0, "validation_reward": float("nan")}]
     assert readings(rows, 3) == [Reading(2, 3.0, 4.0)]
     seen = []
     assert not any(early_stop(seen, row, 3) for row in rows)
@@ -59,7 +59,7 @@ def test_readings_come_from_the_rows_that_have_one():
 
 
 def green(pixels, prompts):
-    torch.rand(1)  # chance in the watched reward must not reach the trained one
+    torch.rand(1)  # chance in the validation reward must not reach the trained one
     return pixels[:, 1].mean((1, 2))
 
 
@@ -81,13 +81,15 @@ def test_watching_changes_nothing_and_reads_the_same_pictures(sd_pipeline):
         assert not pixels.requires_grad
         return green(pixels, prompts)
 
-    network, result = run(sd_pipeline, config(watched_every=2, accumulation=2), chancy, watched=watched)
-    again, other = run(sd_pipeline, config(accumulation=2), chancy)
+    network, result = run(
+        sd_pipeline, config(validation_steps=2, gradient_accumulation_steps=2), chancy, validation_reward=watched
+    )
+    again, other = run(sd_pipeline, config(gradient_accumulation_steps=2), chancy)
     assert same(state(network), state(again))
-    assert [row["step"] for row in result.history if "watched_reward" in row] == [2, 4, 6]
+    assert [row["step"] for row in result.history if "validation_reward" in row] == [2, 4, 6]
     expected = torch.cat(pictures[:2])[:, 1].mean().item()
-    assert result.history[1]["watched_reward"] == pytest.approx(expected, rel=1e-5)
-    assert not any("watched_reward" in row for row in other.history)
+    assert result.history[1]["validation_reward"] == pytest.approx(expected, rel=1e-5)
+    assert not any("validation_reward" in row for row in other.history)
 
 
 def test_training_ends_when_they_part_and_does_not_go_on(sd_pipeline, tmp_path):
@@ -96,16 +98,16 @@ def test_training_ends_when_they_part_and_does_not_go_on(sd_pipeline, tmp_path):
         return falling.level + 1e-3 * pixels.flatten(1).mean(1)
 
     falling.level = 0.0
-    settings = config(steps=60, lr=2e-2, watched_every=1, patience=3, kl_weight=0.01)
-    _, result = run(sd_pipeline, settings, watched=falling, output=tmp_path)
+    settings = config(max_train_steps=60, learning_rate=2e-2, validation_steps=1, patience=3, kl_weight=0.01)
+    _, result = run(sd_pipeline, settings, validation_reward=falling, output_dir=tmp_path)
     assert (result.stopped_early, result.finished) == (True, True)
     assert 6 <= result.step < 60
     assert result.checkpoint is not None
     assert result.checkpoint.name == f"checkpoint-{result.step:06d}"
-    _, again = run(sd_pipeline, settings, watched=falling, output=tmp_path)
+    _, again = run(sd_pipeline, settings, validation_reward=falling, output_dir=tmp_path)
     assert (again.step, again.history, again.stopped_early) == (result.step, [], True)
 
 
 def test_patience_without_anything_watched_is_refused(sd_pipeline):
-    with pytest.raises(InputError, match="patience needs a watched reward"):
+    with pytest.raises(InputError, match="patience needs a validation reward"):
         run(sd_pipeline, config(patience=3))

@@ -128,7 +128,7 @@ def test_settings_of_the_call_that_change_an_encoding_are_known(sd_pipeline):
 def test_a_damaged_file_is_told_and_encoded_again(sd_pipeline, tmp_path, capsys, how):
     def run():
         generator, network = build(sd_pipeline)
-        settings = config(steps=1, embeddings="disk", embeddings_folder=str(tmp_path))
+        settings = config(max_train_steps=1, embeddings="disk", embeddings_folder=str(tmp_path))
         train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, progress=False)
         return state(network), capsys.readouterr().err
 
@@ -154,7 +154,7 @@ def test_encoders_that_rest_outside_the_pipeline_are_known_by_their_weights_too(
     assert printed(0.0) == printed(0.0, text_encoders="offload")
     assert printed(0.0, text_encoders="offload") != printed(1e-3, text_encoders="offload")
     with pytest.raises(InputError, match="take one of the two"):
-        Recipe(text_encoders="drop", embeddings="disk")
+        Recipe(memory=Memory(text_encoders="drop"), embeddings="disk")
 
 
 def test_too_little_room_is_told_before_anything_is_encoded(generator, tmp_path, monkeypatch):
@@ -182,11 +182,13 @@ def test_a_run_from_disk_trains_to_the_weights_of_one_from_memory(sd_pipeline, t
     def run(output=None, **changes):
         generator, network = build(sd_pipeline)
         reward = WeightedSum({"redness": 20.0})
-        settings = config(steps=2, **changes)
-        train(generator, network, reward, PROMPTS, settings, output=output, progress=False)
+        settings = config(max_train_steps=2, **changes)
+        train(generator, network, reward, PROMPTS, settings, output_dir=output, progress=False)
         return state(network)
 
-    beside = dict(samples_every=1, watch=("lipschitz",), watch_every=2)
+    beside = dict(
+        validation_steps=1, validation_prompts=("a ring", "a cross"), diagnostics=("lipschitz",), diagnostics_steps=2
+    )
     assert same(run(), run(tmp_path, embeddings="disk", **beside))
     told = capsys.readouterr().err
     assert re.search(r"embeddings: 5 of 5 prompts to encode, \S+ GiB in ", told)

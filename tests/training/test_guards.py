@@ -25,9 +25,9 @@ def test_a_skipped_step_changes_no_weight_and_is_told(tmp_path, capsys):
         return torch.where(torch.arange(len(scores)) == 1, torch.nan, scores) if reward.calls == 3 else scores
 
     reward.calls = 0
-    network, result = quick(tmp_path, reward, steps=3, optimizer="sgd")
+    network, result = quick(tmp_path, reward, max_train_steps=3, optimizer="sgd")
     reward.calls = 10
-    before, _ = quick(None, reward, steps=2, optimizer="sgd")
+    before, _ = quick(None, reward, max_train_steps=2, optimizer="sgd")
     assert same(state(network), state(before))
     assert (result.skipped, result.finished) == (1, True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -46,7 +46,7 @@ def test_the_member_and_the_prompt_at_fault_are_named():
 
     reward = WeightedSum({"redness": 1.0, "root": 1.0}, {"root": root})
     with pytest.raises(InputError) as caught:
-        quick(None, reward, steps=50)
+        quick(None, reward, max_train_steps=50)
     told = str(caught.value)
     assert "6 of the last " in told
     assert "the gradient of reward 'root' is nan for" in told
@@ -91,15 +91,27 @@ def test_a_reward_that_raises_for_a_whole_batch_alone_is_told_too():
 
 def test_a_kl_that_blows_up_stops_the_run_with_advice():
     with pytest.raises(InputError, match=r"blown up at step \d+: ½‖f‖² .* over kl_limit 0.5 x 64 .*raise kl_weight"):
-        quick(None, WeightedSum({"redness": 500.0}), steps=200, lr=1.0, kl_weight=0.0, kl_limit=0.5)
+        quick(
+            None, WeightedSum({"redness": 500.0}), max_train_steps=200, learning_rate=1.0, kl_weight=0.0, kl_limit=0.5
+        )
 
 
 def test_pictures_that_blow_up_stop_the_run_with_advice(tmp_path):
     generator, network = small()
     generator.to_pixels = lambda pixels: (pixels - 0.5).mul(2).add(0.5).clamp(0, 1)
-    settings = TrainConfig(steps=400, batch_size=4, lr=0.3, kl_weight=0.0, kl_limit=0, saturation_limit=0.2)
-    with pytest.raises(InputError, match=r"clipped pixel values has risen by 0\.\d+, over saturation_limit 0.2; raise"):
-        train(generator, network, WeightedSum({"brightness": 50.0}), PROMPTS, settings, output=tmp_path, progress=False)
+    settings = TrainConfig(
+        max_train_steps=400, train_batch_size=4, learning_rate=0.3, kl_weight=0.0, kl_limit=0, clipping_limit=0.2
+    )
+    with pytest.raises(InputError, match=r"clipped pixel values has risen by 0\.\d+, over clipping_limit 0.2; raise"):
+        train(
+            generator,
+            network,
+            WeightedSum({"brightness": 50.0}),
+            PROMPTS,
+            settings,
+            output_dir=tmp_path,
+            progress=False,
+        )
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert 0 < rows[0]["clipped"] < 0.8
     assert [row["clipped"] - rows[0]["clipped"] <= 0.2 for row in rows] == [True] * (len(rows) - 1) + [False]
@@ -118,7 +130,7 @@ def test_a_reward_that_raises_leaves_the_last_good_step_to_go_on_from(tmp_path, 
         reward.calls = 0
         member = WeightedSum({"own": 1.0}, {"own": reward}, normalise=True)
         try:
-            return [row["loss"] for row in quick(output, member, steps=5)[1].history]
+            return [row["loss"] for row in quick(output, member, max_train_steps=5)[1].history]
         except Exception as error:
             return str(error)
 
@@ -140,11 +152,11 @@ def test_a_noise_of_few_dimensions_may_be_moved_by_several_deviations(dimensions
 
 def test_limits_of_zero_never_stop():
     first, later = {"kl": 1e9, "clipped": 0.1}, {"kl": 1e9, "clipped": 0.61}
-    never, clipping = (BlowUp(TrainConfig(kl_limit=0, saturation_limit=limit), (4,)) for limit in (0, 0.5))
+    never, clipping = (BlowUp(TrainConfig(kl_limit=0, clipping_limit=limit), (4,)) for limit in (0, 0.5))
     for step, row in ((1, first), (2, later)):
         never.check(step, row)
     clipping.check(1, first)
-    with pytest.raises(InputError, match="over saturation_limit 0.5"):
+    with pytest.raises(InputError, match="over clipping_limit 0.5"):
         clipping.check(2, later)
 
 
@@ -152,8 +164,8 @@ def test_a_resumed_run_measures_clipping_against_its_first_step(tmp_path):
     def run(steps, level):
         generator, network = small()
         generator.to_pixels = lambda pixels: (pixels - 0.5).mul(level).add(0.5).clamp(0, 1)
-        settings = TrainConfig(steps=steps, batch_size=4, saturation_limit=0.2)
-        train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, settings, output=tmp_path, progress=False)
+        settings = TrainConfig(max_train_steps=steps, train_batch_size=4, clipping_limit=0.2)
+        train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, settings, output_dir=tmp_path, progress=False)
 
     run(2, 1.0)
     with pytest.raises(InputError, match=r"blown up at step 3: the share of clipped pixel values has risen by"):
@@ -165,4 +177,6 @@ def test_a_first_step_without_gradient_is_refused():
     constant = torch.nn.Parameter(torch.ones(()))
     generator.module.register_forward_hook(lambda module, inputs, output: output.detach() + 0 * constant)
     with pytest.raises(InputError, match="no gradient reaches the noise network"):
-        train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, TrainConfig(steps=2), progress=False)
+        train(
+            generator, network, WeightedSum({"redness": 1.0}), PROMPTS, TrainConfig(max_train_steps=2), progress=False
+        )

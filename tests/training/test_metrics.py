@@ -8,9 +8,9 @@ from hypernoise.training.metrics import check_trackers
 from tests.training.test_resume import quick
 
 
-def test_sample_grids_have_two_rows_of_eight(tmp_path):
-    quick(tmp_path, steps=4, samples_every=4)
-    assert Image.open(tmp_path / "samples" / "step-000004.png").size == (8 * 8 - 4, 2 * 8 - 4)
+def test_sample_grids_have_two_rows_of_the_validation_prompts(tmp_path):
+    quick(tmp_path, max_train_steps=4, validation_steps=4, validation_prompts=("a ring", "a cross"))
+    assert Image.open(tmp_path / "samples" / "step-000004.png").size == (2 * 8 - 4, 2 * 8 - 4)
 
 
 def test_trackers_that_are_not_installed_are_told(tmp_path, monkeypatch):
@@ -18,7 +18,7 @@ def test_trackers_that_are_not_installed_are_told(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"tracker wandb is not installed: pip install 'hypernoise\[wandb\]'"):
         check_trackers(("wandb",), tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    with pytest.raises(InputError, match="tracker wandb needs an output folder"):
+    with pytest.raises(InputError, match="tracker wandb needs an output_dir"):
         check_trackers(("wandb",), None)
 
 
@@ -48,9 +48,9 @@ def test_rows_reach_the_trackers_through_accelerate(tmp_path, monkeypatch):
 
     monkeypatch.setattr("hypernoise.training.run.check_trackers", lambda names, folder: None)
     monkeypatch.setattr(accelerator, "filter_trackers", lambda log_with, logging_dir: [Kept("run")])
-    _, result = quick(tmp_path, steps=2, trackers=("tensorboard",))
+    _, result = quick(tmp_path, max_train_steps=2, report_to=("tensorboard",))
     settings, first, second, last = kept
-    assert settings["lr"] == 0.01
+    assert settings["learning_rate"] == 0.01
     assert (first[0], second[0], last) == (1, 2, "finished")
     assert first[1]["reward"] == result.history[0]["reward"]
     assert "step" not in first[1]

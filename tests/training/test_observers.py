@@ -10,7 +10,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.config import TrainConfig, read_recipe
+from hypernoise.training.config import Lipschitz, TrainConfig, read_recipe
 from hypernoise.training.lipschitz import clamp, lipschitz_seen, squared_excess
 from hypernoise.training.loop import train
 from hypernoise.training.observers import diagnosed, fixed_noises, peak_memory
@@ -19,9 +19,9 @@ from tests.diagnostics.test_kl import affine, draws
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
 
-def run(sd_pipeline, settings, output=None):
+def run(sd_pipeline, settings, output_dir=None):
     generator, network = build(sd_pipeline)
-    train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, output=output, progress=False)
+    train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, output_dir=output_dir, progress=False)
     return generator, network
 
 
@@ -36,7 +36,9 @@ def measured(generator, network):
 
 def test_watching_changes_no_weight_and_writes_its_rows(sd_pipeline, tmp_path):
     _, plain = run(sd_pipeline, config())
-    generator, watched = run(sd_pipeline, config(watch=("lipschitz", "kl"), watch_every=4), output=tmp_path)
+    generator, watched = run(
+        sd_pipeline, config(diagnostics=("lipschitz", "kl"), diagnostics_steps=4), output_dir=tmp_path
+    )
     assert same(state(plain), state(watched))
     rows = rows_of(tmp_path)
     assert ["lipschitz" in row for row in rows] == [False, False, False, True, False, True]
@@ -80,29 +82,29 @@ def test_watching_works_under_bf16(sd_pipeline, tmp_path):
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resuming_a_clamped_run_equals_no_interruption(sd_pipeline, tmp_path, ema):
-    settings = dict(lipschitz="clamp", lipschitz_bound=0.02, checkpoint_every=2, ema=ema)
+    settings = dict(lipschitz=Lipschitz("clamp", 0.02), checkpointing_steps=2, ema=ema)
     _, whole = run(sd_pipeline, config(**settings))
-    run(sd_pipeline, config(**{**settings, "steps": 4}), output=tmp_path)
-    _, resumed = run(sd_pipeline, config(**settings), output=tmp_path)
+    run(sd_pipeline, config(**{**settings, "max_train_steps": 4}), output_dir=tmp_path)
+    _, resumed = run(sd_pipeline, config(**settings), output_dir=tmp_path)
     _, free = run(sd_pipeline, config())
     assert same(state(whole), state(resumed))
     assert not same(state(whole), state(free))
 
 
 def test_a_limit_is_part_of_what_a_resumed_run_must_share(sd_pipeline, tmp_path):
-    run(sd_pipeline, config(steps=1, lipschitz="clamp"), output=tmp_path / "clamped")
-    with pytest.raises(InputError, match="trained with lipschitz = 'clamp'"):
-        run(sd_pipeline, config(steps=2), output=tmp_path / "clamped")
+    run(sd_pipeline, config(max_train_steps=1, lipschitz=Lipschitz("clamp")), output_dir=tmp_path / "clamped")
+    with pytest.raises(InputError, match="trained with lipschitz = .*'clamp'"):
+        run(sd_pipeline, config(max_train_steps=2), output_dir=tmp_path / "clamped")
 
 
 def test_a_clamped_lora_stretches_less(sd_pipeline):
     def greatest(**changes):
-        generator, network = run(sd_pipeline, config(steps=8, lr=5e-2, kl_weight=0.01, **changes))
+        generator, network = run(sd_pipeline, config(max_train_steps=8, learning_rate=5e-2, kl_weight=0.01, **changes))
         noise, _ = draws(8, *generator.noise_shape, seed=5, dtype=torch.float32)
         return spectral_norm(network, noise, generator.encode(["a ring"] * 8)).max().item()
 
     assert greatest() > 0.3
-    assert 0.02 < greatest(lipschitz="clamp", lipschitz_bound=0.1) < 0.15
+    assert 0.02 < greatest(lipschitz=Lipschitz("clamp", 0.1)) < 0.15
 
 
 def test_clamp_scales_the_residual_to_the_bound_and_only_if_it_must(generator):
@@ -152,15 +154,15 @@ def test_the_penalty_of_an_untrained_network_is_zero_and_so_is_its_gradient(gene
     assert all(p.grad is None or not p.grad.isnan().any() for p in network.trainable_parameters())
 
 
-def test_recipes_name_what_to_watch(tmp_path):
+def test_recipes_name_their_diagnostics(tmp_path):
     file = tmp_path / "recipe.yaml"
-    for text in ("watch: lipschitz,kl", "watch: [lipschitz, kl]"):
-        file.write_text(text)
-        assert read_recipe(file).watch == ("lipschitz", "kl")
-    file.write_text("watch: 3")
-    with pytest.raises(InputError, match="watch must be a name or a list of names, not 3"):
+    for text, expected in (("kl", ("kl",)), ("[lipschitz, kl]", ("lipschitz", "kl"))):
+        file.write_text(f"diagnostics: {text}")
+        assert read_recipe(file).diagnostics == expected
+    file.write_text("diagnostics: 3")
+    with pytest.raises(InputError, match="diagnostics must be a text or a list of texts, not 3"):
         read_recipe(file)
-    with pytest.raises(InputError, match="unknown watch 'lipshitz'; did you mean 'lipschitz'"):
-        TrainConfig(watch=("lipshitz",))
-    with pytest.raises(InputError, match="lipschitz_bound must be a positive number"):
-        TrainConfig(lipschitz_bound=0.0)
+    with pytest.raises(InputError, match="unknown diagnostics 'lipshitz'; did you mean 'lipschitz'"):
+        TrainConfig(diagnostics=("lipshitz",))
+    with pytest.raises(InputError, match="lipschitz.bound must be a positive number"):
+        Lipschitz(bound=0.0)

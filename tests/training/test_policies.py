@@ -18,22 +18,22 @@ from tests.training.test_trainer import same, state
 
 
 def test_each_update_draws_its_number_of_denoiser_calls():
-    config = TrainConfig(generator_steps=(1, 2, 4))
+    config = TrainConfig(num_inference_steps=(1, 2, 4))
     drawn = [inference_steps_of(config, step) for step in range(300)]
     assert drawn == [inference_steps_of(config, step) for step in range(300)]
     assert all(70 < count < 130 for count in Counter(drawn).values())
     assert set(drawn) == {1, 2, 4}
-    assert {inference_steps_of(TrainConfig(generator_steps=3), step) for step in range(9)} == {3}
+    assert {inference_steps_of(TrainConfig(num_inference_steps=3), step) for step in range(9)} == {3}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"generator_steps": 0}, "generator_steps must be at least 1"),
-        ({"generator_steps": (2, 0)}, "generator_steps must be at least 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
+        ({"num_inference_steps": (2, 0)}, "num_inference_steps must be at least 1"),
         ({"ema": 1.0}, "ema must be from 0"),
-        ({"keep": 0}, "keep must be at least 1"),
-        ({"trackers": ("tensorbord",)}, "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
+        ({"checkpoints_total_limit": 0}, "checkpoints_total_limit must be at least 1"),
+        ({"report_to": ("tensorbord",)}, "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
     ],
 )
 def test_impossible_policies_are_refused(values, message):
@@ -42,11 +42,11 @@ def test_impossible_policies_are_refused(values, message):
 
 
 def test_the_average_is_what_the_run_ends_with_and_is_resumed(tmp_path):
-    raw, _ = quick(steps=6)
-    averaged, _ = quick(steps=6, ema=0.5)
+    raw, _ = quick(max_train_steps=6)
+    averaged, _ = quick(max_train_steps=6, ema=0.5)
     assert not same(state(raw), state(averaged))
-    quick(tmp_path, steps=3, ema=0.5)
-    resumed, _ = quick(tmp_path, steps=6, ema=0.5)
+    quick(tmp_path, max_train_steps=3, ema=0.5)
+    resumed, _ = quick(tmp_path, max_train_steps=6, ema=0.5)
     assert same(state(resumed), state(averaged))
 
 
@@ -66,9 +66,12 @@ def test_the_average_follows_its_formula():
     assert same(state(network), own)
 
 
-@pytest.mark.parametrize(("shape", "fall"), [("cosine", [1.0, 0.75, 0.25]), ("linear", [1.0, 2 / 3, 1 / 3])])
+@pytest.mark.parametrize(
+    ("shape", "fall"),
+    [("constant", [1.0, 1.0, 1.0]), ("cosine", [1.0, 0.75, 0.25]), ("linear", [1.0, 2 / 3, 1 / 3])],
+)
 def test_learning_rates(shape, fall):
-    config = TrainConfig(steps=3, lr=2.0, warmup=1, decay=True, decay_shape=shape)
+    config = TrainConfig(max_train_steps=3, learning_rate=2.0, lr_warmup_steps=1, lr_scheduler=shape)
     _, network = small()
     optimizer = make_optimizer(network.trainable_parameters(), config)
     rates = []
@@ -81,7 +84,11 @@ def test_learning_rates(shape, fall):
 def test_fp16_scales_its_loss_and_leaves_out_what_overflows():
     """With the loss scaled by 1024 the first gradients are beyond fp16, and the scale is halved until they fit."""
     _, result = quick(
-        None, lambda pixels, prompts: 4e3 * pixels.mean((1, 2, 3)), steps=12, mixed_precision="fp16", lr=1e-4
+        None,
+        lambda pixels, prompts: 4e3 * pixels.mean((1, 2, 3)),
+        max_train_steps=12,
+        mixed_precision="fp16",
+        learning_rate=1e-4,
     )
     assert result.finished
     assert result.history[-1]["kl"] > 0

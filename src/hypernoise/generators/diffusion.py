@@ -79,7 +79,7 @@ class DiffusionGenerator:
         self.noise_shape: tuple[int, ...] = self.family.noise_shape(
             channels, self.size[0] // scale, self.size[1] // scale
         )
-        if memory.checkpointing:
+        if memory.gradient_checkpointing:
             checkpoint_blocks(self)
         if memory.text_encoders != "stay":
             self._text = TextSide(pipeline)

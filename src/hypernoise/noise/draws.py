@@ -10,9 +10,9 @@ from torch import Tensor
 
 # Noise keys of other uses than a training step's: no step is as late, and no two are the same.
 EVALUATION_STEP = 10**9
-WATCH_STEP = 10**9 + 1
+OBSERVED_STEP = 10**9 + 1
 DIAGNOSIS_STEP = 10**9 + 2
-SAMPLE_STEP = 10**9 + 3
+VALIDATION_STEP = 10**9 + 3
 DRAWING_STEP = 10**9 + 5  # of what `evaluate rewards` draws
 WARM_STEP = 10**9 + 10**6  # of a warm start; its batch n has WARM_STEP + n
 

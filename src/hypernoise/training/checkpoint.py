@@ -106,7 +106,7 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
         broken.append(f"{folder.name} is damaged ({fault})")
     if broken:
         raise InputError(
-            f"every checkpoint in {output} is damaged: {'; '.join(broken)}; delete them, or give another --output"
+            f"every checkpoint in {output} is damaged: {'; '.join(broken)}; delete them, or give another --output-dir"
         )
     return None, broken
 
@@ -153,7 +153,7 @@ def load_checkpoint(
         if saved.get(name) != value:
             raise InputError(
                 f"{folder} was trained with {name} = {saved.get(name)!r}, not {value!r}; "
-                "resume with the same settings, or give another --output"
+                "resume with the same settings, or give another --output-dir"
             )
     check_base(read_about(folder), generator, folder)
     network.load_trainable_state(read_weights(folder))

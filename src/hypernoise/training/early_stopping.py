@@ -22,12 +22,12 @@ class Reading:
 
     step: int
     reward: float
-    watched_reward: float
+    validation_reward: float
 
 
 def reading_of(row: Mapping[str, Any]) -> Reading | None:
     """The reading in a row of metrics.jsonl, if it has one and both rewards are finite."""
-    rewards = [row.get(name, math.nan) for name in ("reward", "watched_reward")]
+    rewards = [row.get(name, math.nan) for name in ("reward", "validation_reward")]
     return Reading(row["step"], *rewards) if all(map(math.isfinite, rewards)) else None
 
 
@@ -46,37 +46,37 @@ def early_stop(seen: list[Reading], row: Mapping[str, Any], patience: int) -> bo
 
 
 def should_stop(seen: Sequence[Reading], patience: int) -> bool:
-    """Whether the watched reward has fallen while the trained one has not.
+    """Whether the validation reward has fallen while the trained one has not.
 
-    Compares the last `patience` readings with the earlier stretch of as many in which the watched reward was best:
+    Compares the last `patience` readings with the earlier stretch of as many in which the validation reward was best:
     True if it is lower now by more than 3 standard errors and the trained reward is at least as high.
     """
     stretches = _stretches(seen, patience)[:-patience] if patience > 1 else []
     if not stretches:
         return False
-    best, last = max(stretches, key=_watched), seen[-patience:]
+    best, last = max(stretches, key=_validation), seen[-patience:]
     error = math.sqrt(sum(_variance(part) / patience for part in (best, last)))
-    fallen = _watched(best) - _watched(last) > SURE * error
+    fallen = _validation(best) - _validation(last) > SURE * error
     return fallen and _trained(last) >= _trained(best)
 
 
 def stopped_line(seen: Sequence[Reading], step: int, patience: int) -> str:
     """What is said of a run that stopped early."""
-    best = max(_stretches(seen, patience), key=_watched)[patience // 2]
+    best = max(_stretches(seen, patience), key=_validation)[patience // 2]
     return (
-        f"stopped early at step {step}: the watched reward has fallen since about step {best.step} while the trained "
-        "one has not; the pictures please the trained reward alone"
+        f"stopped early at step {step}: the validation reward has fallen since about step {best.step} while the "
+        "trained one has not; the pictures please the trained reward alone"
     )
 
 
 def table(seen: Sequence[Reading]) -> str:
-    """The trained and the watched reward over training, in at most `STRETCHES` lines of means."""
+    """The trained and the validation reward over training, in at most `STRETCHES` lines of means."""
     length = max(1, math.ceil(len(seen) / STRETCHES))
-    lines = [f"{'step':>14}{'trained reward':>18}{'watched reward':>18}"]
+    lines = [f"{'step':>14}{'trained reward':>18}{'validation reward':>18}"]
     for start in range(0, len(seen), length):
         part = seen[start : start + length]
         steps = f"{part[0].step}-{part[-1].step}" if len(part) > 1 else str(part[0].step)
-        lines.append(f"{steps:>14}{_trained(part):>18.4f}{_watched(part):>18.4f}")
+        lines.append(f"{steps:>14}{_trained(part):>18.4f}{_validation(part):>18.4f}")
     return "\n".join(lines)
 
 
@@ -84,8 +84,8 @@ def _stretches(seen: Sequence[Reading], patience: int) -> list[Sequence[Reading]
     return [seen[i : i + patience] for i in range(len(seen) - patience + 1)]
 
 
-def _watched(part: Sequence[Reading]) -> float:
-    return statistics.fmean(reading.watched_reward for reading in part)
+def _validation(part: Sequence[Reading]) -> float:
+    return statistics.fmean(reading.validation_reward for reading in part)
 
 
 def _trained(part: Sequence[Reading]) -> float:
@@ -93,4 +93,4 @@ def _trained(part: Sequence[Reading]) -> float:
 
 
 def _variance(part: Sequence[Reading]) -> float:
-    return statistics.variance(reading.watched_reward for reading in part)
+    return statistics.variance(reading.validation_reward for reading in part)

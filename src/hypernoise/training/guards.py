@@ -55,7 +55,7 @@ class Skipped:
         if sum(self.recent) > self.limit:
             raise InputError(
                 f"{sum(self.recent)} of the last {len(self.recent)} steps were skipped, more than {self.limit}; "
-                f"at step {step}: {shortened(faults)}; lower lr or the rewards' weights"
+                f"at step {step}: {shortened(faults)}; lower learning_rate or the rewards' weights"
             )
 
 
@@ -81,7 +81,7 @@ class BlowUp:
         if self.first_clipped is None:
             self.first_clipped = row["clipped"]
         config, risen, counted = self.config, row["clipped"] - self.first_clipped, max(self.dimensions, FEWEST)
-        advice = "raise kl_weight, or lower lr or the rewards' weights"
+        advice = "raise kl_weight, or lower learning_rate or the rewards' weights"
         if config.kl_limit and row["kl"] > config.kl_limit * counted:
             few = f" (fewer than {FEWEST} count as {FEWEST})" if self.dimensions < FEWEST else ""
             name = "the KL" if config.kl_term == "exact" else "½‖f‖²"
@@ -89,10 +89,10 @@ class BlowUp:
                 f"blown up at step {step}: {name} is {row['kl']:.4g} nats, over kl_limit {config.kl_limit:g} x "
                 f"{counted} dimensions{few}; a noise itself has {self.dimensions / 2:g}; {advice}"
             )
-        if config.saturation_limit and risen > config.saturation_limit:
+        if config.clipping_limit and risen > config.clipping_limit:
             raise InputError(
                 f"blown up at step {step}: the share of clipped pixel values has risen by {risen:.2f}, over "
-                f"saturation_limit {config.saturation_limit:g}; {advice}, or add a reward that keeps pictures natural"
+                f"clipping_limit {config.clipping_limit:g}; {advice}, or add a reward that keeps pictures natural"
             )
 
     def state_dict(self) -> dict[str, Any]:

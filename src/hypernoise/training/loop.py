@@ -28,7 +28,7 @@ class TrainResult:
     finished: bool
     history: list[dict[str, Any]]
     checkpoint: Path | None
-    stopped_early: bool = False  # the watched reward fell while the trained one did not
+    stopped_early: bool = False  # the validation reward fell while the trained one did not
     signal: int = 0
     skipped: int = 0  # steps of this call whose reward or gradient was not finite
 
@@ -40,9 +40,9 @@ def train(
     prompts: Sequence[str],
     config: TrainConfig,
     *,
-    watched: RewardFunction | None = None,
-    output: str | Path | None = None,
-    resume: bool = True,
+    validation_reward: RewardFunction | None = None,
+    output_dir: str | Path | None = None,
+    resume_from_checkpoint: bool = True,
     progress: bool = True,
 ) -> TrainResult:
     """Trains `network` in place to lower E[kl_weight·½‖f‖² − reward(g(x + f))]; the generator stays as it is.
@@ -53,10 +53,11 @@ def train(
 
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
-        watched: a reward that is only measured, on the same pictures; with `patience` it can end the run
+        validation_reward: only measured, on the same pictures; with `patience` it can end the run
             (`early_stopping.should_stop`).
-        output: where metrics.jsonl and checkpoints go; nothing is written if None.
-        resume: continue from the newest undamaged checkpoint in `output`; if False, checkpoints there are deleted.
+        output_dir: where metrics.jsonl and checkpoints go; nothing is written if None.
+        resume_from_checkpoint: continue from the newest undamaged checkpoint in `output_dir`; if False, checkpoints
+            there are deleted.
 
     Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; a second Ctrl-C ends it at once. An error
     leaves a checkpoint of the last completed step.
@@ -66,27 +67,27 @@ def train(
             gradient, too many steps that are not finite, a KL or pictures that blow up, a checkpoint with other
             settings or of a later step, a full disk, or a clamp on a network that cannot be scaled.
     """
-    run = open_run(generator, network, reward, prompts, config, watched, output, resume, progress)
+    folder = Path(output_dir) if output_dir is not None else None
+    run = open_run(
+        generator, network, reward, prompts, config, validation_reward, folder, resume_from_checkpoint, progress
+    )
     with run.opened() as stop:
-        while run.step < config.steps and not run.ended:
+        while not run.ended:
             batch = batch_of(run)
             rounds = [forward_backward(run, batch, part) for part in batch.parts]
-            row, signal = measure(run, rounds, stop())
+            row, run.signal = measure(run, rounds, stop())
             run.blow_up.check(run.step + 1, row)
             commit(run, rounds, row)
             for observe in OBSERVERS:
                 row |= observe(run, batch)
             run.write_row()
-            if signal:
-                run.signal, run.ended = signal, f"stopped by signal {signal}"
-            elif early_stop(run.readings, row, config.patience):
-                run.stopped_early, run.ended = True, "stopped early"
-            if run.ended or run.step == config.steps or run.step % config.checkpoint_every == 0:
+            run.stopped_early = early_stop(run.readings, row, config.patience)
+            if run.ended or run.step % config.checkpointing_steps == 0:
                 run.save()
         finish(run)
     return TrainResult(
         step=run.step,
-        finished=not run.signal,
+        finished=run.finished,
         history=run.log.history,
         checkpoint=run.checkpoint,
         stopped_early=run.stopped_early,

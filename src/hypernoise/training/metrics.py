@@ -60,10 +60,10 @@ class Log:
             kept = [row for row in rows_of(folder) if row["step"] <= start]
             with writing(METRICS, "the checkpoints are intact"):
                 write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        if config.trackers:
+        if config.report_to:
             plain = {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in settings.items()}
             accelerator.init_trackers(PROJECT, config=plain)
-        self.bar = tqdm(total=config.steps, initial=start, unit="step", disable=not (progress and main))
+        self.bar = tqdm(total=config.max_train_steps, initial=start, unit="step", disable=not (progress and main))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -94,4 +94,4 @@ def check_trackers(names: Sequence[str], folder: Path | None) -> None:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"tracker {name} is not installed: pip install 'hypernoise[{name}]'")
     if names and folder is None:
-        raise InputError(f"tracker {names[0]} needs an output folder")
+        raise InputError(f"tracker {names[0]} needs an output_dir")

@@ -21,7 +21,7 @@ from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.files import output_folder, writing
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.noise.draws import SAMPLE_STEP, WATCH_STEP, keyed_noise
+from hypernoise.noise.draws import OBSERVED_STEP, VALIDATION_STEP, keyed_noise
 from hypernoise.prompts import spread
 from hypernoise.training.optimizers import autocast
 
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 Encode = Callable[[list[str]], Condition]
 NOISES = 4  # that the KL and the Lipschitz constant are measured at
-SAMPLES = 8  # pictures in a row of a grid
-GAP = 4  # px between them
+GAP = 4  # px between the pictures of a grid
 
 
 def pace(run: Run, batch: Batch) -> dict[str, float]:
@@ -42,7 +41,7 @@ def pace(run: Run, batch: Batch) -> dict[str, float]:
     row = {
         "seconds": round(seconds, 4),
         "images_per_second": round(len(batch.prompts) / seconds, 3),
-        "eta_seconds": round(per_step * (run.config.steps - run.step), 1),
+        "eta_seconds": round(per_step * (run.config.max_train_steps - run.step), 1),
     }
     peak = peak_memory(run.generator.device)
     return row | ({} if peak is None else {"memory_gib": round(peak / 2**30, 3)})
@@ -61,14 +60,14 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
-    """The columns that `watch` asks for, every `watch_every` steps and at the last one."""
+    """The columns that `config.diagnostics` names, every `diagnostics_steps` and at the last step."""
     config = run.config
-    due = run.step % config.watch_every == 0 or run.step == config.steps
-    if not (config.watch and due and run.accelerator.is_main_process):
+    due = run.step % config.diagnostics_steps == 0 or run.step == config.max_train_steps
+    if not (config.diagnostics and due and run.accelerator.is_main_process):
         return {}
     with autocast(run.generator.device, config):
         noise, condition = fixed_noises(run.generator, run.network, run.prompts, run.encode, config.seed)
-        return diagnosed(config.watch, run.network, noise, condition)
+        return diagnosed(config.diagnostics, run.network, noise, condition)
 
 
 def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condition: Condition) -> dict[str, float]:
@@ -89,18 +88,18 @@ def fixed_noises(
     generator: Generator, network: NoiseNetwork, prompts: Sequence[str], encode: Encode, seed: int
 ) -> tuple[Tensor, Condition]:
     """The noises [4, *noise_shape] that diagnostics measure at, and their conditions."""
-    noise = keyed_noise(generator.noise_shape, seed=seed, step=WATCH_STEP, samples=range(NOISES))
+    noise = keyed_noise(generator.noise_shape, seed=seed, step=OBSERVED_STEP, samples=range(NOISES))
     noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
     return noise, encode(spread(prompts, NOISES))
 
 
 def sample_grid(run: Run, batch: Batch) -> dict[str, Any]:
-    """Every `samples_every` steps a picture of the same prompts from the same noises, plain above, improved below.
+    """Every `validation_steps` the validation prompts from the same noises, plain above, improved below, as a PNG.
 
     All processes draw it: with a sharded base none can draw alone.
     """
     config = run.config
-    if run.folder is None or not config.samples_every or run.step % config.samples_every:
+    if run.folder is None or not config.validation_prompts or run.step % config.validation_steps:
         return {}
     average = run.average.in_place() if run.average is not None else nullcontext()
     with autocast(run.generator.device, config), average:
@@ -113,8 +112,8 @@ def sample_grid(run: Run, batch: Batch) -> dict[str, Any]:
 
 @torch.no_grad()
 def _samples(run: Run, inference_steps: int) -> list[list[Tensor]]:
-    generator, seed, texts = run.generator, run.config.seed, spread(run.prompts, SAMPLES)
-    noise = keyed_noise(generator.noise_shape, seed=seed, step=SAMPLE_STEP, samples=range(len(texts)))
+    generator, seed, texts = run.generator, run.config.seed, run.config.validation_prompts
+    noise = keyed_noise(generator.noise_shape, seed=seed, step=VALIDATION_STEP, samples=range(len(texts)))
     noise = noise.to(generator.device, run.network.trainable_parameters()[0].dtype)
     rows: list[list[Tensor]] = [[], []]
     for i, text in enumerate(texts):  # one by one: least memory

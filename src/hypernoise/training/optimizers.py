@@ -18,17 +18,17 @@ from hypernoise.training.config import TrainConfig
 
 def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
 
 
 def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> None:
-    """The rate of one step: warm-up, then constant or down to 0. It is a function of the step: there is no state."""
-    warm = min(1.0, (step + 1) / (config.warmup + 1))
-    done = min(1.0, step / config.steps) if config.decay else 0.0
-    factor = warm * (1 - done if config.decay_shape == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+    """The rate of one step: warm-up, then constant or falling to 0. A function of the step alone."""
+    warm = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
+    done = min(1.0, step / config.max_train_steps)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.lr_scheduler]
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * factor
+        group["lr"] = config.learning_rate * (warm * left)
 
 
 class Average:

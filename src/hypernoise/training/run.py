@@ -11,14 +11,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
@@ -42,7 +40,7 @@ from hypernoise.training.embeddings import Encoded, encoder
 from hypernoise.training.guards import BlowUp, Skipped
 from hypernoise.training.lipschitz import check_exact, clamp, lipschitz_seen, scalable
 from hypernoise.training.metrics import Log, check_trackers, rows_of
-from hypernoise.training.observers import SAMPLES, fixed_noises
+from hypernoise.training.observers import NOISES, fixed_noises
 from hypernoise.training.optimizers import Average, autocast, make_optimizer
 from hypernoise.training.processes import broadcast, samples_per_round, say, say_once, start
 from hypernoise.training.signals import stop_requested
@@ -50,42 +48,58 @@ from hypernoise.training.signals import stop_requested
 PROCESS = "process.json"
 
 
-@dataclass
 class Run:
     """A run in progress. `state` names everything a checkpoint holds beside the network: see `Stateful`."""
 
-    config: TrainConfig
-    generator: Generator
-    network: NoiseNetwork
-    model: Any  # the network, inside DDP's wrapper where there are several processes
-    reward: RewardFunction
-    watched: RewardFunction | None
-    prompts: Sequence[str]
-    folder: Path | None
-    accelerator: Accelerator
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
-    average: Average | None
-    blow_up: BlowUp
-    state: dict[str, Stateful]
-    fixed: dict[str, Any]  # the settings that a resumed run must share
-    log: Log
-    step: int = 0  # completed updates
-    checkpoint: Path | None = None  # the last one
-    skipped: Skipped = field(default_factory=Skipped)
-    readings: list[Reading] = field(default_factory=list)  # of the watched reward
-    row: dict[str, Any] | None = None  # of the current step, until it is written
-    committing: bool = False  # inside an update: what a checkpoint would hold is neither the old nor the new step
-    ended: str = ""  # why the run ends before its last step
-    signal: int = 0
-    stopped_early: bool = False
-    began: float = field(default_factory=time.perf_counter)  # seconds of the clock
-    encode: Encoded = field(init=False)
+    def __init__(
+        self,
+        generator: Generator,
+        network: NoiseNetwork,
+        reward: RewardFunction,
+        prompts: Sequence[str],
+        config: TrainConfig,
+        validation_reward: RewardFunction | None,
+        folder: Path | None,
+        accelerator: Accelerator,
+    ):
+        self.generator, self.network, self.reward, self.prompts = generator, network, reward, prompts
+        self.config, self.validation_reward = config, validation_reward
+        self.folder, self.accelerator = folder, accelerator
+        self.optimizer = make_optimizer(network.trainable_parameters(), config)
+        fp16 = config.mixed_precision == "fp16"
+        self.scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=fp16)
+        self.average = Average(network, config.ema) if config.ema else None
+        self.blow_up, self.skipped = BlowUp(config, generator.noise_shape), Skipped()
+        parts: dict[str, Stateful | None] = {"optimizer": self.optimizer, "scaler": self.scaler}
+        parts |= {"average": self.average, "blow_up": self.blow_up, "reward": self.scales}
+        self.state = {name: part for name, part in parts.items() if part is not None}
+        self.fixed = _fixed_settings(config, generator, network, reward, prompts)
+        self.step = 0  # completed updates
+        self.checkpoint: Path | None = None  # the last one
+        self.readings: list[Reading] = []  # of the validation reward
+        self.row: dict[str, Any] | None = None  # of the current step, until it is written
+        self.committing = False  # inside an update, where a checkpoint would hold neither the old nor the new step
+        self.signal, self.stopped_early = 0, False
+        self.began = time.perf_counter()
+        self.model: Any = network  # inside DDP's wrapper where there are several processes
+        self.log: Log
+        self.encode: Encoded
 
     @property
     def scales(self) -> WeightedSum | None:
         """The reward, if it is a sum whose members are known by name and may be scaled."""
         return self.reward if isinstance(self.reward, WeightedSum) else None
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped_early or self.step >= self.config.max_train_steps
+
+    @property
+    def ended(self) -> str:
+        """How the run has ended; empty while it goes on."""
+        if self.signal:
+            return f"stopped by signal {self.signal}"
+        return "stopped early" if self.stopped_early else "done" if self.finished else ""
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], int]]:
@@ -105,17 +119,17 @@ class Run:
                 try:
                     yield stop
                 except Exception:
-                    with suppress(InputError):  # a full disk: the error itself says so, or is the one to report
-                        self.write_row()
-                        self._save_last_good()
+                    for keep in (self.write_row, self._save_last_good):
+                        with suppress(InputError):  # a full disk: the error itself says so, or is the one to report
+                            keep()
                     raise
-            status["ended"] = self.ended or "done"
+            status["ended"] = self.ended
 
     def clamp(self, noise: Tensor, condition: Condition) -> None:
         """Scales the residual down until the Lipschitz constant seen at some noises is within the bound."""
         with autocast(self.generator.device, self.config):
             seen = self.accelerator.gather(lipschitz_seen(self.network, noise, condition))
-        clamp(self.network, seen.max().item(), self.config.lipschitz_bound)  # type: ignore[union-attr]
+        clamp(self.network, seen.max().item(), self.config.lipschitz.bound)  # type: ignore[union-attr]
 
     def write_row(self) -> None:
         row, self.row = self.row, None
@@ -132,7 +146,7 @@ class Run:
                 self.generator,
                 self.state,
                 fixed=self.fixed,
-                keep=self.config.keep,
+                keep=self.config.checkpoints_total_limit,
             )
 
     def _save_last_good(self) -> None:
@@ -147,71 +161,43 @@ def open_run(
     reward: RewardFunction,
     prompts: Sequence[str],
     config: TrainConfig,
-    watched: RewardFunction | None,
-    output: str | Path | None,
+    validation_reward: RewardFunction | None,
+    folder: Path | None,
     resume: bool,
     progress: bool,
 ) -> Run:
     """Checks the input, joins the other processes and restores the newest checkpoint. Raises `train`'s errors."""
-    folder = Path(output) if output is not None else None
     precision = resolve(config.mixed_precision, generator.device)
     if precision.slow:
         say_once(precision.line)
     config = dataclasses.replace(config, mixed_precision=precision.name)
-    _check(config, generator, network, reward, watched, prompts, folder)
-    accelerator = start(generator.device, config.trackers, folder)
+    _check(config, generator, network, reward, validation_reward, prompts, folder)
+    accelerator = start(generator.device, config.report_to, folder)
     samples_per_round(config, accelerator.num_processes)
     if isinstance(network, nn.Module):
         network.to(generator.device)
-    optimizer = make_optimizer(network.trainable_parameters(), config)
-    scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=precision.name == "fp16")
-    average = Average(network, config.ema) if config.ema else None
-    blow_up = BlowUp(config, generator.noise_shape)
-    state: dict[str, Stateful] = {"optimizer": optimizer, "scaler": scaler, "blow_up": blow_up}
-    state |= {"average": average} if average is not None else {}
-    state |= {"reward": reward} if isinstance(reward, WeightedSum) else {}
-    fixed = _fixed_settings(config, generator, network, reward, prompts)
-    step, checkpoint = 0, _found(folder, accelerator, resume) if folder is not None else None
-    if checkpoint is not None:
-        step = load_checkpoint(checkpoint, network, generator, state, fixed=fixed)
-        say(f"resuming from {checkpoint} (delete {folder} to start over)")
-    if step > config.steps:
-        raise InputError(f"{checkpoint} is at step {step}, beyond the {config.steps} asked for; give another --output")
-    log = Log(accelerator, folder, step, config, fixed, progress)
-    model: Any = network
+    run = Run(generator, network, reward, prompts, config, validation_reward, folder, accelerator)
+    if folder is not None:
+        run.checkpoint = _found(folder, accelerator, resume)
+    if run.checkpoint is not None:
+        run.step = load_checkpoint(run.checkpoint, network, generator, run.state, fixed=run.fixed)
+        say(f"resuming from {run.checkpoint} (delete {folder} to start over)")
+    if run.step > config.max_train_steps:
+        reached = f"{run.checkpoint} is at step {run.step}, beyond max_train_steps {config.max_train_steps}"
+        raise InputError(f"{reached}; give another --output-dir")
+    run.log = Log(accelerator, folder, run.step, config, run.fixed, progress)
     if isinstance(network, nn.Module):
-        model = accelerator.prepare_model(network, device_placement=False)
-    run = Run(
-        config,
-        generator,
-        network,
-        model,
-        reward,
-        watched,
-        prompts,
-        folder,
-        accelerator,
-        optimizer,
-        scaler,
-        average,
-        blow_up,
-        state,
-        fixed,
-        log,
-        step,
-        checkpoint,
-    )
-    run.readings = readings(rows_of(folder), step) if folder is not None and step else []
-    if should_stop(run.readings, config.patience):  # a run that stopped early does not go on
-        run.stopped_early, run.ended = True, "stopped early"
+        run.model = accelerator.prepare_model(network, device_placement=False)
+    run.readings = readings(rows_of(folder), run.step) if folder is not None and run.step else []
+    run.stopped_early = should_stop(run.readings, config.patience)  # such a run does not go on
     return run
 
 
 def finish(run: Run) -> None:
     """The network becomes its average if the run is over; every process learns of the last checkpoint."""
-    if run.average is not None and not run.signal:
+    if run.average is not None and run.finished:
         run.network.load_trainable_state(run.average.weights)
-        if run.config.lipschitz == "clamp":  # layers each under a bound may have averages whose product is over it
+        if run.config.lipschitz.mode == "clamp":  # layers each under a bound may have averages whose product is over it
             noise, condition = fixed_noises(run.generator, run.network, run.prompts, run.encode, run.config.seed)
             run.clamp(noise, condition)
     run.checkpoint = broadcast(run.accelerator, run.checkpoint)
@@ -242,24 +228,24 @@ def _check(
     generator: Generator,
     network: NoiseNetwork,
     reward: RewardFunction,
-    watched: RewardFunction | None,
+    validation_reward: RewardFunction | None,
     prompts: Sequence[str],
     folder: Path | None,
 ) -> None:
     if not prompts:
         raise InputError("no prompt to train on")
     check_callable(reward)
-    if watched is not None:
-        check_callable(watched, "the watched reward")
-    if config.patience and watched is None:
-        raise InputError("patience needs a watched reward")
-    if config.lipschitz == "clamp" and not scalable(network):
+    if validation_reward is not None:
+        check_callable(validation_reward, "the validation reward")
+    if config.patience and validation_reward is None:
+        raise InputError("patience needs a validation reward")
+    if config.lipschitz.mode == "clamp" and not scalable(network):
         raise InputError(f"lipschitz: clamp needs a network with scale_output; a {network.kind!r} network has none")
     if config.kl_term == "exact":
         check_exact(generator.noise_shape)
     if config.embeddings == "disk" and folder is None and not config.embeddings_folder:
-        raise InputError("embeddings on disk need an output, or an embeddings_folder")
-    check_trackers(config.trackers, folder)
+        raise InputError("embeddings on disk need an output_dir, or an embeddings_folder")
+    check_trackers(config.report_to, folder)
     if folder is not None:
         output_folder(folder)
 
@@ -283,16 +269,22 @@ def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
     if isinstance(found, InputError):
         raise found
     if found is not None and not found.is_dir():
-        raise InputError(f"{found} is not visible to every process; --output must be on a disk that all nodes share")
+        raise InputError(
+            f"{found} is not visible to every process; --output-dir must be on a disk that all nodes share"
+        )
     return found
 
 
 def _coming(config: TrainConfig, prompts: Sequence[str], step: int) -> list[str]:
     """The prompts that a run will use from a step on."""
-    if (config.steps - step) * config.batch_size >= len(prompts):
-        return list(prompts)
-    coming = (prompts_of_step(prompts, later, config.batch_size, config.seed) for later in range(step, config.steps))
-    return [*spread(prompts, SAMPLES), *(prompt for batch in coming for prompt in batch)]
+    if (config.max_train_steps - step) * config.train_batch_size >= len(prompts):
+        return [*prompts, *config.validation_prompts]
+    coming = (
+        prompts_of_step(prompts, later, config.train_batch_size, config.seed)
+        for later in range(step, config.max_train_steps)
+    )
+    shown = [*spread(prompts, NOISES), *config.validation_prompts]
+    return [*shown, *(prompt for batch in coming for prompt in batch)]
 
 
 def _fixed_settings(
@@ -300,8 +292,8 @@ def _fixed_settings(
 ) -> dict[str, Any]:
     """What a resumed run must share with the interrupted one to reach the same numbers."""
     settings = recognised(config)
-    if not config.decay:
-        del settings["steps"]
+    if config.lr_scheduler == "constant":
+        del settings["max_train_steps"]
     named = getattr(reward, "__name__", type(reward).__name__)
     rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]

@@ -35,7 +35,7 @@ class Batch:
 
     prompts: list[str]
     inference_steps: int
-    validated: bool  # the watched reward scores its pictures too
+    validated: bool  # the validation reward scores its pictures too
     parts: range
     began: float  # seconds of the clock
 
@@ -43,17 +43,17 @@ class Batch:
 def batch_of(run: Run) -> Batch:
     config = run.config
     return Batch(
-        prompts_of_step(run.prompts, run.step, config.batch_size, config.seed),
+        prompts_of_step(run.prompts, run.step, config.train_batch_size, config.seed),
         inference_steps_of(config, run.step),
-        run.watched is not None and (run.step + 1) % config.watched_every == 0,
-        range(config.accumulation),
+        run.validation_reward is not None and (run.step + 1) % config.validation_steps == 0,
+        range(config.gradient_accumulation_steps),
         time.perf_counter(),
     )
 
 
 def inference_steps_of(config: TrainConfig, step: int) -> int:
-    """The denoiser calls per picture of an update: one of `generator_steps`, keyed by (seed, step)."""
-    counts = config.step_counts
+    """The denoiser calls per picture of an update: one of `num_inference_steps`, keyed by (seed, step)."""
+    counts = config.inference_steps
     return counts[key_of(config.seed, step, DRAW) % len(counts)]
 
 
@@ -73,7 +73,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             residual = run.model(noise, condition)  # f(x0, c)
             improved = noise + residual
             if config.sample_clip:
-                share = run.scaler.get_scale() / (count * config.accumulation)
+                share = run.scaler.get_scale() / (count * config.gradient_accumulation_steps)
                 improved = limit_gradient(improved, config.sample_clip, share)
             seeds = [key_of(config.seed, run.step, sample) for sample in samples]
             pixels = generator.sample(improved, condition, steps=batch.inference_steps, seed=seeds)
@@ -82,20 +82,21 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
         if config.kl_term == "exact":
             gap = exact_gap(run.network, noise, condition).mean()
             loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
-        if config.lipschitz == "penalty":
+        if config.lipschitz.mode == "penalty":
             with autocast(device, config):
-                excess = squared_excess(run.network, noise, condition, config.lipschitz_bound)
-            loss = loss + config.lipschitz_weight * excess
+                excess = squared_excess(run.network, noise, condition, config.lipschitz.bound)
+            loss = loss + config.lipschitz.weight * excess
         if not run.log.history:  # the first step of this call
             check_gradients(run.reward, rewards, pixels)
-        accelerator.backward(run.scaler.scale(loss / config.accumulation))
+        accelerator.backward(run.scaler.scale(loss / config.gradient_accumulation_steps))
     drawn = pixels.detach().to(noise.dtype)
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
     if run.scales is not None:
         means |= {f"reward/{name}": score for name, score in run.scales.last.items()}
-    if run.watched is not None and batch.validated:
+    if run.validation_reward is not None and batch.validated:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            means["watched_reward"] = scored(run.watched, drawn, prompts, run.step, "the watched reward").mean()
+            scores = scored(run.validation_reward, drawn, prompts, run.step, "the validation reward")
+            means["validation_reward"] = scores.mean()
     means = {name: mean.detach().float().to(device) for name, mean in means.items()}
     return Round(prompts, noise, condition, drawn, rewards.detach(), means)
 
@@ -110,10 +111,10 @@ def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], 
     """
     accelerator = run.accelerator
     run.scaler.unscale_(run.optimizer)
-    norm = nn.utils.clip_grad_norm_(run.network.trainable_parameters(), run.config.clip)
+    norm = nn.utils.clip_grad_norm_(run.network.trainable_parameters(), run.config.max_grad_norm)
     names = list(rounds[0].means)
     means = torch.stack([sum((seen.means[name] for seen in rounds), torch.zeros(())) for name in names])
-    own = torch.cat([means / run.config.accumulation, torch.tensor([float(asked)]).to(means)])
+    own = torch.cat([means / run.config.gradient_accumulation_steps, torch.tensor([float(asked)]).to(means)])
     shared = accelerator.reduce(own, "mean") if accelerator.num_processes > 1 else own
     *values, signal, gradient = torch.cat([shared, norm.detach().float()[None].to(own)]).tolist()  # type: ignore[list-item]
     if run.step == 0 and gradient == 0:
@@ -137,7 +138,7 @@ def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
     if math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"]):
         set_learning_rate(run.optimizer, config, run.step)
         scaler.step(run.optimizer)
-        if config.lipschitz == "clamp":
+        if config.lipschitz.mode == "clamp":
             run.clamp(rounds[-1].noise, rounds[-1].condition)
         if run.average is not None:
             run.average.update()
