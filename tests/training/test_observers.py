@@ -13,7 +13,8 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Lipschitz, TrainConfig, read_recipe
 from hypernoise.training.lipschitz import clamp, lipschitz_seen, squared_excess
 from hypernoise.training.loop import train
-from hypernoise.training.observers import diagnosed, fixed_noises, peak_memory
+from hypernoise.training.observers import diagnosed, peak_memory
+from hypernoise.training.run import fixed_noises
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import affine, draws
 from tests.training.test_trainer import PROMPTS, build, config, same, state

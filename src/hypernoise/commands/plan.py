@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hypernoise.commands.train import Train
+from hypernoise.training.config import Recipe
 
 if TYPE_CHECKING:
     from hypernoise.planning.estimate import Planned
     from hypernoise.planning.rows import Plans
 
 
-def plan(recipe: Train) -> int:
-    """Prints parameters, peak memory, arithmetic, and what each memory option would save.
+def plan(recipe: Recipe, output_dir: Path) -> int:
+    """Prints parameters, peak memory, arithmetic, and what each memory option would save, and writes summary.json.
 
     The generator is built from its published configuration, or that of a local directory, without data, and the
     training step is run on it. Memory leaves out rewards that are not counted, kernels' workspaces and the framework's
@@ -23,7 +24,7 @@ def plan(recipe: Train) -> int:
     from hypernoise.planning.estimate import lora_parameters
     from hypernoise.planning.rows import plan_generator, plan_rows, planned_network
 
-    folder = output_folder(recipe.output_dir / "plan")
+    folder = output_folder(output_dir)
     planned = plan_generator(recipe)
     network = planned_network(recipe, planned)
     trained = lora_parameters(network)
@@ -52,7 +53,7 @@ def plan(recipe: Train) -> int:
     return 0
 
 
-def page(recipe: Train, planned: Planned, trained: dict[str, int], found: Plans) -> str:
+def page(recipe: Recipe, planned: Planned, trained: dict[str, int], found: Plans) -> str:
     import torch
 
     from hypernoise.precision import resolve
@@ -93,7 +94,7 @@ def page(recipe: Train, planned: Planned, trained: dict[str, int], found: Plans)
     return "\n".join(lines)
 
 
-def _revision(recipe: Train, planned: Planned) -> str:
+def _revision(recipe: Recipe, planned: Planned) -> str:
     """What will be loaded: the revision asked for, the pinned one, or the newest."""
     return recipe.revision or planned.preset.revision or "main (the newest; none is pinned)"
 

@@ -71,7 +71,7 @@ class Train(Recipe):
         if self.dry_run:
             from hypernoise.commands.plan import plan
 
-            return plan(self)
+            return plan(self, self.output_dir / "plan")
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
         from hypernoise.training.processes import launched

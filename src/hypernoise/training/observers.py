@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,18 +19,13 @@ from torch import Tensor
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.files import output_folder, writing
-from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.noise.draws import OBSERVED_STEP, VALIDATION_STEP, keyed_noise
-from hypernoise.prompts import spread
+from hypernoise.noise.draws import VALIDATION_STEP, keyed_noise
 from hypernoise.training.optimizers import autocast
+from hypernoise.training.run import Run, fixed_noises
+from hypernoise.training.step import Batch
 
-if TYPE_CHECKING:
-    from hypernoise.training.run import Run
-    from hypernoise.training.step import Batch
-
-Encode = Callable[[list[str]], Condition]
-NOISES = 4  # that the KL and the Lipschitz constant are measured at
 GAP = 4  # px between the pictures of a grid
 
 
@@ -82,15 +77,6 @@ def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condit
         gap = estimate_kl(network, noise, condition).gap
         row["kl_gap"], row["kl_gap_error"] = gap.value, gap.error
     return row
-
-
-def fixed_noises(
-    generator: Generator, network: NoiseNetwork, prompts: Sequence[str], encode: Encode, seed: int
-) -> tuple[Tensor, Condition]:
-    """The noises [4, *noise_shape] that diagnostics measure at, and their conditions."""
-    noise = keyed_noise(generator.noise_shape, seed=seed, step=OBSERVED_STEP, samples=range(NOISES))
-    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
-    return noise, encode(spread(prompts, NOISES))
 
 
 def sample_grid(run: Run, batch: Batch) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.draws import OBSERVED_STEP, keyed_noise
 from hypernoise.precision import resolve
 from hypernoise.prompts import PromptMix, prompts_of_step, spread
 from hypernoise.rewards.base import RewardFunction, check_callable
@@ -40,12 +41,12 @@ from hypernoise.training.embeddings import Encoded, encoder
 from hypernoise.training.guards import BlowUp, Skipped
 from hypernoise.training.lipschitz import check_exact, clamp, lipschitz_seen, scalable
 from hypernoise.training.metrics import Log, check_trackers, rows_of
-from hypernoise.training.observers import NOISES, fixed_noises
 from hypernoise.training.optimizers import Average, autocast, make_optimizer
 from hypernoise.training.processes import broadcast, samples_per_round, say, say_once, start
 from hypernoise.training.signals import stop_requested
 
 PROCESS = "process.json"
+NOISES = 4  # that the KL and the Lipschitz constant are measured at
 
 
 class Run:
@@ -201,6 +202,19 @@ def finish(run: Run) -> None:
             noise, condition = fixed_noises(run.generator, run.network, run.prompts, run.encode, run.config.seed)
             run.clamp(noise, condition)
     run.checkpoint = broadcast(run.accelerator, run.checkpoint)
+
+
+def fixed_noises(
+    generator: Generator,
+    network: NoiseNetwork,
+    prompts: Sequence[str],
+    encode: Callable[[list[str]], Condition],
+    seed: int,
+) -> tuple[Tensor, Condition]:
+    """The noises [4, *noise_shape] that diagnostics measure at, and their conditions."""
+    noise = keyed_noise(generator.noise_shape, seed=seed, step=OBSERVED_STEP, samples=range(NOISES))
+    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
+    return noise, encode(spread(prompts, NOISES))
 
 
 @contextmanager
