@@ -57,13 +57,13 @@ from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 PROMPTS = [
     f"{count} {color} {shape}" for count in ("a", "two") for color in ("red", "blue") for shape in ("ring", "cross")
 ]
 SEEN = 3  # pictures after which a step is timed: by then every prompt was encoded
-SAVING = Memory(checkpointing=True, decode_slice=1)
+SAVING = Memory(gradient_checkpointing=True, decode_slice=1)
 REWARD = {"redness": 20.0, "clip": 1.0}  # weights
 
 
@@ -221,12 +221,12 @@ def steps_of(config: Benchmark) -> int:
 def settings_of(config: Benchmark, dtype: torch.dtype) -> TrainConfig:
     mixed: Any = "bf16" if dtype == torch.bfloat16 else "no"
     return TrainConfig(
-        steps=steps_of(config),
-        batch_size=config.batch_size,
-        warmup=0,
+        max_train_steps=steps_of(config),
+        train_batch_size=config.batch_size,
+        lr_warmup_steps=0,
         mixed_precision=mixed,
         kl_limit=0,
-        saturation_limit=0,
+        clipping_limit=0,
     )
 
 

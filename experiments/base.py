@@ -37,8 +37,8 @@ from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe, recognised
+from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.trainer import train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 KINDS = {"hypernoise": (LoRANoise, train), "finetune": (LoRATune, finetune)}
@@ -128,15 +128,16 @@ class Bench:
 
     def updates(self, pictures: int) -> int:
         """The updates in which the recipe's batches see so many pictures; 0: those of the recipe's own run."""
-        batch = self.recipe.batch_size
+        batch = self.recipe.train_batch_size
         if pictures and pictures < batch:
             raise InputError(f"--pictures must be at least a batch of the recipe, {batch}, not {pictures}")
-        return pictures // batch or self.recipe.steps
+        return pictures // batch or self.recipe.max_train_steps
 
     def config(self, updates: int, seed: int, **changes: Any) -> TrainConfig:
         """The recipe's loop for so many updates; it warms up in at most a tenth of them, and decays to 0 by the end."""
         own = {f.name: getattr(self.recipe, f.name) for f in dataclasses.fields(TrainConfig)}
-        length = {"steps": updates, "warmup": min(self.recipe.warmup, updates // 10), "decay": True, "patience": 0}
+        warmup = min(self.recipe.lr_warmup_steps, updates // 10)
+        length = {"max_train_steps": updates, "lr_warmup_steps": warmup, "lr_scheduler": "cosine", "patience": 0}
         return TrainConfig(**{**own, **length, "seed": seed, **changes})
 
     def trained(
@@ -167,8 +168,8 @@ class Bench:
         lora = lora_of(recipe, rank) | ({"frequencies": 0} if kind == "finetune" else {})
         known = {**recognised(config), "kind": kind, **lora, "start": start, "rewards": recipe.rewards}
         known |= {"prompts": recipe.prompts, "generator": self.generator.describe()}
-        same_run(folder, known | ({"steps": None} if at else {}))
-        points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.steps])}
+        same_run(folder, known | ({"max_train_steps": None} if at else {}))
+        points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.max_train_steps])}
         missing = [point for point, place in points.items() if not (place / "hypernoise.json").exists()]
         if not missing:
             return points
@@ -178,8 +179,8 @@ class Bench:
         start_off_zero(network, start, config.seed)
         for point in missing:
             print(f"training {run} to {point} updates", file=sys.stderr)
-            reached = dataclasses.replace(config, steps=point)
-            result = climb(self.generator, network, reward, read_mix(recipe.prompts), reached, output=folder)
+            reached = dataclasses.replace(config, max_train_steps=point)
+            result = climb(self.generator, network, reward, read_mix(recipe.prompts), reached, output_dir=folder)
             if not result.finished:
                 raise KeyboardInterrupt
             save_adapter(network, points[point], training={"steps": point, "rewards": recipe.rewards})
@@ -259,9 +260,9 @@ def first_of(asked: Asked, number: int) -> Asked:
 
 def lora_of(recipe: Recipe, rank: int | None = None) -> dict[str, Any]:
     """What makes the recipe's LoRA, at its own rank or another with the same alpha / rank."""
-    rank = rank or recipe.rank
-    alpha = recipe.alpha * rank / recipe.rank
-    return {"rank": rank, "alpha": alpha, "layers": recipe.layers or None, "frequencies": recipe.frequencies}
+    own, rank = recipe.lora, rank or recipe.lora.rank
+    alpha = own.alpha * rank / own.rank
+    return {"rank": rank, "alpha": alpha, "layers": own.layers or None, "frequencies": own.frequencies}
 
 
 def same_run(folder: Path, known: dict[str, Any]) -> None:

@@ -75,13 +75,20 @@ class Eyes:
 
     def noise_config(self, seed: int) -> hn.TrainConfig:
         """Of the noise network: the paper's objective, its settings chosen on other noises than the judged."""
-        own = {"lr": 2e-3, "decay": True, "kl_weight": 0.02, "mixed_precision": "no", "seed": seed}
-        return hn.TrainConfig(steps=self.updates, batch_size=BATCH, **own)
+        own = {
+            "learning_rate": 2e-3,
+            "lr_scheduler": "cosine",
+            "kl_weight": 0.02,
+            "mixed_precision": "no",
+            "seed": seed,
+        }
+        return hn.TrainConfig(max_train_steps=self.updates, train_batch_size=BATCH, **own)
 
     def tuning_config(self) -> hn.TrainConfig:
         """Of the generator's own weights: as many pictures, no KL term, a constant rate so that it can be looked at."""
-        own = {"lr": 1e-4, "kl_weight": 0.0, "mixed_precision": "no", "keep": 1, "seed": self.seed}
-        return hn.TrainConfig(steps=self.updates, batch_size=BATCH, **own)
+        own = {"learning_rate": 1e-4, "kl_weight": 0.0, "mixed_precision": "no", "seed": self.seed}
+        own["checkpoints_total_limit"] = 1
+        return hn.TrainConfig(max_train_steps=self.updates, train_batch_size=BATCH, **own)
 
     @property
     def looks(self) -> list[int]:
@@ -192,15 +199,15 @@ class Bench:
             network.load_trainable_state(load_file(file))
         else:
             module.requires_grad_(True)  # which a generator's making has ended
-            self.climb(Changing(generator), network, dataclasses.replace(config, steps=updates), folder)
+            self.climb(Changing(generator), network, dataclasses.replace(config, max_train_steps=updates), folder)
             with atomic_file(file) as temporary:
                 save_file({name: values.contiguous() for name, values in network.trainable_state().items()}, temporary)
         module.requires_grad_(False)
         return generator
 
     def climb(self, generator: Generator, network: Any, config: hn.TrainConfig, folder: Path) -> None:
-        print(f"{folder.name}: to {config.steps} updates of {config.batch_size}", file=sys.stderr)
-        result = hn.train(generator, network, self.reward, COLOURS, config, output=folder)
+        print(f"{folder.name}: to {config.max_train_steps} updates of {config.train_batch_size}", file=sys.stderr)
+        result = hn.train(generator, network, self.reward, COLOURS, config, output_dir=folder)
         if not result.finished:
             raise KeyboardInterrupt
 

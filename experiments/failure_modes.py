@@ -15,6 +15,7 @@ from torch import Tensor
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.rewards.pixel import redness
+from hypernoise.training.config import Lipschitz
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # times the recipe's weight
 HELD = 10.0  # the strength of the runs whose Lipschitz constant is held down, beside the free one
@@ -69,7 +70,6 @@ def modes(weight: float, lr: float) -> dict[str, Mode]:
     """The modes, of a recipe that gives redness this weight and trains at this learning rate."""
     red = {"redness": weight}
     strong = {"redness": HELD * weight}
-    held = {"lipschitz_bound": 0.5}
     sweep = {
         strength_mode(strength): Mode(f"{strength:g} times the recipe's weight", {"redness": strength * weight})
         for strength in STRENGTHS
@@ -77,10 +77,10 @@ def modes(weight: float, lr: float) -> dict[str, Mode]:
     return {
         **sweep,
         f"clamped-x{HELD:g}": Mode(
-            "a strong one, clamped under a Lipschitz bound of 0.5", strong, {"lipschitz": "clamp", **held}
+            "a strong one, clamped under a Lipschitz bound of 0.5", strong, {"lipschitz": Lipschitz("clamp", 0.5)}
         ),
         f"penalised-x{HELD:g}": Mode(
-            "as strong, penalised beyond a Lipschitz bound of 0.5", strong, {"lipschitz": "penalty", **held}
+            "as strong, penalised beyond a Lipschitz bound of 0.5", strong, {"lipschitz": Lipschitz("penalty", 0.5)}
         ),
         "local-optima": Mode("a reward with a wave on it", {"bumpy": weight}),
         "conflicting": Mode("two rewards that pull against each other", {"redness": weight, "greenness": weight}),
@@ -89,11 +89,11 @@ def modes(weight: float, lr: float) -> dict[str, Mode]:
         "hackable": Mode(
             "a matcher that was trained without hard negatives",
             {WITHOUT_NEAR_MISSES: MATCHER_WEIGHT},
-            {"patience": 6, "watched_every": 2},
+            {"patience": 6, "validation_steps": 2},
             watched={"scenes": 1.0},
         ),
         "nonzero-start": Mode("weights that start away from zero", red, start=0.02),
-        "large-step": Mode("thirty times the learning rate", red, {"lr": 30 * lr}),
+        "large-step": Mode("thirty times the learning rate", red, {"learning_rate": 30 * lr}),
     }
 
 

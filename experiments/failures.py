@@ -31,7 +31,6 @@ from experiments.failure_modes import (
     weakest_that_break,
 )
 from hypernoise.commands.common import write_summary
-from hypernoise.commands.training import parted_line
 from hypernoise.diagnostics.diagnosis import diagnose, findings
 from hypernoise.errors import InputError, at_least_one, unknown
 from hypernoise.files import output_folder, write_json
@@ -41,7 +40,9 @@ from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.scenes.benchmark import Evaluation, evaluate
 from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.training.trainer import train
+from hypernoise.training.early_stopping import readings, stopped_line
+from hypernoise.training.loop import train
+from hypernoise.training.metrics import rows_of
 
 MATCHER = {"steps": 300, "pictures": 1500}  # of the hackable reward's training: about a quarter of a minute
 
@@ -77,7 +78,7 @@ class Failures(Experiment):
         bench = self.bench()
         if set(bench.recipe.rewards) != {"redness"}:
             raise InputError(f"the modes are of a recipe that trains for redness alone, not {bench.recipe.rewards}")
-        known = modes(bench.recipe.rewards["redness"], bench.recipe.lr)
+        known = modes(bench.recipe.rewards["redness"], bench.recipe.learning_rate)
         for name in self.modes:
             if name not in known:
                 raise unknown("mode", name, known)
@@ -128,15 +129,17 @@ class Failures(Experiment):
         watched = WeightedSum(mode.watched) if mode.watched else None
         network = LoRANoise(generator, seed=self.seed, **lora_of(recipe))
         start_off_zero(network, mode.start, self.seed)
-        config = bench.config(self.updates, self.seed, decay=False, **mode.changes)
+        config = bench.config(self.updates, self.seed, lr_scheduler="constant", **mode.changes)
         prompts = read_mix(recipe.prompts)
         plain = None
         for point in sorted({max(1, round(self.updates * i / self.looks)) for i in range(1, self.looks + 1)}):
             kept = folder / f"look-{point:06d}.json"
             if not kept.is_file():
-                reached = dataclasses.replace(config, steps=point)
+                reached = dataclasses.replace(config, max_train_steps=point)
                 try:
-                    result = train(generator, network, reward, prompts, reached, watched=watched, output=folder)
+                    result = train(
+                        generator, network, reward, prompts, reached, validation_reward=watched, output_dir=folder
+                    )
                 except InputError as error:
                     row["said"].append(str(error))
                     row["stopped"] = True
@@ -144,7 +147,8 @@ class Failures(Experiment):
                 if not result.finished:
                     return None
                 plain = plain or self._evaluated(generator, None, reward)
-                ended = parted_line(folder, result.step, config.patience) if result.parted else ""
+                seen = readings(rows_of(folder), result.step)
+                ended = stopped_line(seen, result.step, config.patience) if result.stopped_early else ""
                 write_json(kept, {"step": result.step, "ended": ended, **self._look(generator, network, reward, plain)})
             row["looks"].append(json.loads(kept.read_text()))
             if row["looks"][-1]["ended"]:

@@ -63,7 +63,7 @@ class Redness(Seeded):
         methods: list[Method] = [Plain()]
         for kind, make in METHODS.items():
             for seed in self.seeds:
-                config = self._config(bench, seed, rates[kind]["lr"])
+                config = self._config(bench, seed, rates[kind]["learning_rate"])
                 for point, folder in bench.trained(_run(kind, config), config, kind=kind, at=points).items():
                     methods.append(make(folder, name=f"{kind}-{seed}-{point}"))
         found = bench.compare(methods)
@@ -84,17 +84,17 @@ class Redness(Seeded):
         return bench.finish(rows, [verdict(matched)], said=said, learning_rates=rates, matched=matched)
 
     def _config(self, bench: Bench, seed: int, lr: float) -> TrainConfig:
-        return bench.config(max(self.looks), seed, lr=lr, decay=False)
+        return bench.config(max(self.looks), seed, learning_rate=lr, lr_scheduler="constant")
 
     def _rate(self, bench: Bench, kind: str, points: Sequence[int]) -> dict[str, Any]:
         """The learning rate of least mean loss over the last updates of the first seed, and all that were tried."""
         losses: dict[float, float | None] = {}
-        for lr in [rate * bench.recipe.lr for rate in self.rates]:
+        for lr in [rate * bench.recipe.learning_rate for rate in self.rates]:
             config = self._config(bench, self.seeds[0], lr)
             try:
                 bench.trained(_run(kind, config), config, kind=kind, at=points)
             except InputError as error:
-                if "lower lr" not in str(error):
+                if "lower learning_rate" not in str(error):
                     raise
                 losses[lr] = None  # it diverged, which is an outcome
                 continue
@@ -102,7 +102,10 @@ class Redness(Seeded):
         left = {lr: loss for lr, loss in losses.items() if loss is not None}
         if not left:
             raise InputError(f"{kind} diverged at every learning rate of {list(losses)}; give lower --rates")
-        return {"lr": min(left, key=lambda lr: left[lr]), "losses": {f"{lr:g}": loss for lr, loss in losses.items()}}
+        return {
+            "learning_rate": min(left, key=lambda lr: left[lr]),
+            "losses": {f"{lr:g}": loss for lr, loss in losses.items()},
+        }
 
     def _sheet(self, bench: Bench, found: Comparison, points: Sequence[int]) -> None:
         """sheet.png: the first caption of each category from its first noise, along the first seed's training."""
@@ -124,7 +127,7 @@ class Redness(Seeded):
 
 
 def _run(kind: str, config: TrainConfig) -> str:
-    return f"{kind}-lr{config.lr:g}-seed{config.seed}"
+    return f"{kind}-lr{config.learning_rate:g}-seed{config.seed}"
 
 
 def at_matched_reward(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:

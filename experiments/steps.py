@@ -67,8 +67,8 @@ class Steps(Seeded):
             return [folder for name, config in runs for folder in bench.trained(name, config).values()]
 
         folders = {
-            "one": list(self.adapter) or trained("one", generator_steps=1),
-            "mixed": trained(f"mixed-{'-'.join(map(str, self.mixed))}", generator_steps=self.mixed),
+            "one": list(self.adapter) or trained("one", num_inference_steps=1),
+            "mixed": trained(f"mixed-{'-'.join(map(str, self.mixed))}", num_inference_steps=self.mixed),
         }
         ours = {
             kind: [HyperNoise(folder, name=f"{kind}-{number}") for number, folder in enumerate(own)]

@@ -5,7 +5,7 @@ from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.objective import exact_kl, l2_kl, limit_gradient, noise_objective
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 
 def test_l2_kl_is_summed_over_dimensions_and_computed_in_fp32():
@@ -44,13 +44,13 @@ def test_one_wild_sample_does_not_outweigh_the_batch(accumulation):
     for limit in (0.0, 1.0):
         network = ResidualNoise((1, 1, 4), depth=0).double()
         config = TrainConfig(
-            steps=150,
-            batch_size=64,
-            lr=0.03,
-            decay=True,
-            clip=1e9,
+            max_train_steps=150,
+            train_batch_size=64,
+            learning_rate=0.03,
+            lr_scheduler="cosine",
+            max_grad_norm=1e9,
             sample_clip=limit,
-            accumulation=accumulation,
+            gradient_accumulation_steps=accumulation,
             kl_limit=0,
         )
         train(generator, network, reward, ["any"], config, progress=False)
@@ -97,7 +97,14 @@ def linear_problem(reward, *, kl_weight, steps=400, matrix=W):
     """Trains an affine f on g(x) = matrix · x; gives fresh noise, f of it, and the run."""
     generator = linear_generator(matrix)
     network = ResidualNoise((1, 1, 4), depth=0).double()
-    config = TrainConfig(steps=steps, batch_size=64, lr=0.03, kl_weight=kl_weight, decay=True, clip=100.0)
+    config = TrainConfig(
+        max_train_steps=steps,
+        train_batch_size=64,
+        learning_rate=0.03,
+        kl_weight=kl_weight,
+        lr_scheduler="cosine",
+        max_grad_norm=100.0,
+    )
     result = train(generator, network, reward, ["any"], config, progress=False)
     noise = torch.randn(4096, 1, 1, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     return noise, network(noise, generator.encode(["any"])).detach(), result
@@ -123,7 +130,14 @@ def test_quadratic_reward_recovers_the_tilted_gaussians_mean():
             return self.network[-1].bias.view(1, 1, 1, 4).expand_as(noise)
 
     network = Shift((1, 1, 4), depth=0).double()
-    config = TrainConfig(steps=600, batch_size=256, lr=0.03, kl_weight=alpha, decay=True, clip=100.0)
+    config = TrainConfig(
+        max_train_steps=600,
+        train_batch_size=256,
+        learning_rate=0.03,
+        kl_weight=alpha,
+        lr_scheduler="cosine",
+        max_grad_norm=100.0,
+    )
     reward = lambda pixels, prompts: -0.5 * (pixels - m).flatten(1).square().sum(1)  # noqa: E731
     train(generator, network, reward, ["any"], config, progress=False)
     found = network.network[-1].bias.detach()

@@ -18,8 +18,8 @@ from hypernoise.commands.quickstart import Quickstart
 from hypernoise.errors import InputError
 from hypernoise.precision import native_bf16, resolve  # as they are, before conftest's fixture
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe
+from hypernoise.training.optimizers import autocast
 from hypernoise.training.processes import say_once
-from hypernoise.training.steps import autocast
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 NARROWED = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}
@@ -155,8 +155,10 @@ def test_the_field_of_before_names_the_one_of_now(tmp_path, capsys):
 def test_a_run_says_it_once_and_keeps_it(sd_pipeline, tmp_path, capsys):
     sd_pipeline().save_pretrained(tmp_path / "tiny")
     (tmp_path / "prompts.txt").write_text("a ring\n")
-    (tmp_path / "r.yaml").write_text(f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\nsteps: 1\n")
-    call = ["train", str(tmp_path / "r.yaml"), "--batch-size", "2", "--rank", "2", "--device", "cpu"]
+    (tmp_path / "r.yaml").write_text(
+        f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\nmax_train_steps: 1\n"
+    )
+    call = ["train", str(tmp_path / "r.yaml"), "--train-batch-size", "2", "--rank", "2", "--device", "cpu"]
     for asked, name, why in (
         ("auto", "no", "this CPU has no bf16 units"),
         ("no", "no", "as asked"),
@@ -164,7 +166,7 @@ def test_a_run_says_it_once_and_keeps_it(sd_pipeline, tmp_path, capsys):
     ):
         say_once.cache_clear()
         folder = tmp_path / asked
-        assert main([*call, "--mixed-precision", asked, "--output", str(folder)]) == 0
+        assert main([*call, "--mixed-precision", asked, "--output-dir", str(folder)]) == 0
         told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mixed precision")]
         assert told == [f"mixed precision: {name} ({why})"]
         summary = json.loads((folder / "summary.json").read_text())
@@ -182,13 +184,13 @@ def test_a_run_goes_on_in_the_precision_it_began_in(sd_pipeline, tmp_path, monke
     sd_pipeline().save_pretrained(tmp_path / "tiny")
     (tmp_path / "prompts.txt").write_text("a ring\n")
     (tmp_path / "r.yaml").write_text(f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\n")
-    call = ["train", str(tmp_path / "r.yaml"), "--batch-size", "2", "--rank", "2", "--device", "cpu"]
-    call += ["--output", str(tmp_path / "run")]
-    assert main([*call, "--steps", "1"]) == 0
-    assert main([*call, "--steps", "2", "--mixed-precision", "no"]) == 0  # the same, said otherwise
+    call = ["train", str(tmp_path / "r.yaml"), "--train-batch-size", "2", "--rank", "2", "--device", "cpu"]
+    call += ["--output-dir", str(tmp_path / "run")]
+    assert main([*call, "--max-train-steps", "1"]) == 0
+    assert main([*call, "--max-train-steps", "2", "--mixed-precision", "no"]) == 0  # the same, said otherwise
     monkeypatch.setattr(precision, "native_bf16", lambda device: True)
-    assert main([*call, "--steps", "3"]) == 2
-    assert main([*call, "--steps", "3", "--mixed-precision", "no"]) == 0
+    assert main([*call, "--max-train-steps", "3"]) == 2
+    assert main([*call, "--max-train-steps", "3", "--mixed-precision", "no"]) == 0
 
 
 def test_a_command_without_the_field_keeps_none(tmp_path):

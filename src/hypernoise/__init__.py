@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from hypernoise.rewards.check import check_reward
     from hypernoise.rewards.ensemble import WeightedSum, load_reward
     from hypernoise.training.config import Recipe, TrainConfig, read_recipe
-    from hypernoise.training.trainer import TrainResult, train
+    from hypernoise.training.loop import TrainResult, train
     from hypernoise.version import __version__
 
 _HOME = {
@@ -66,7 +66,7 @@ _HOME = {
     "rewards.check": ("check_reward",),
     "rewards.ensemble": ("WeightedSum", "load_reward"),
     "training.config": ("Recipe", "TrainConfig", "read_recipe"),
-    "training.trainer": ("TrainResult", "train"),
+    "training.loop": ("TrainResult", "train"),
     "version": ("__version__",),
 }
 without_idle_advice()  # before any of these names imports diffusers

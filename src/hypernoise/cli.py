@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 
-from hypernoise.errors import InputError, out_of_memory, renamed_flag, unknown
+from hypernoise.errors import InputError, out_of_memory, unknown
 from hypernoise.version import __version__
 from hypernoise.waiting import wait_passively
 
@@ -22,9 +22,7 @@ class Command:
 
 COMMANDS = {
     "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
-    "train": Command("train", "Train", "train a noise hypernetwork from a recipe"),
-    "plan": Command("plan", "Plan", "parameters, memory and arithmetic of a recipe, before anything is downloaded"),
-    "watch": Command("watch", "Watch", "where a training run is, and its curves as a page"),
+    "train": Command("train", "Train", "train a noise hypernetwork; --dry-run: what it will take"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
     "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
     "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
@@ -33,8 +31,9 @@ COMMANDS = {
 }
 
 TOO_LITTLE_MEMORY = (
-    "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, decode_slice: 1), set "
-    "text_encoders: offload, or take another device or mixed_precision (hypernoise plan says what each saves)"
+    "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, memory.decode_slice: "
+    "1), set memory.text_encoders: offload, or take another device or mixed_precision (hypernoise train --dry-run says "
+    "what each saves)"
 )
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
@@ -53,9 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
+        if arguments[0] == "plan":
+            raise InputError("plan is train --dry-run now")
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
-        renamed_flag(arguments)
         entry = COMMANDS[arguments[0]]
         command = getattr(import_module(f"hypernoise.commands.{entry.module}"), entry.name)
         return command.parse(arguments[1:]).run()

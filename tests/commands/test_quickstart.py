@@ -8,9 +8,9 @@ from hypernoise.cli import main
 
 @pytest.mark.slow
 def test_quickstart_trains_judges_and_shows(tmp_path, capsys):
-    few = ["--steps", "3", "--batch-size", "2", "--judged", "1"]
+    few = ["--max-train-steps", "3", "--train-batch-size", "2", "--judged", "1"]
     call = ["quickstart", *few, "--device", "cpu"]
-    assert main([*call, "--output", str(tmp_path)]) == 0
+    assert main([*call, "--output-dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [row["method"] for row in summary["results"]] == ["plain", "hypernoise"]
@@ -22,7 +22,7 @@ def test_quickstart_trains_judges_and_shows(tmp_path, capsys):
     assert Image.open(tmp_path / "before_after.png").width > 500
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     first = (tmp_path / "metrics.jsonl").read_text()
-    assert main([*call, "--output", str(tmp_path)]) == 0  # trained already: only judges again
+    assert main([*call, "--output-dir", str(tmp_path)]) == 0  # trained already: only judges again
     assert (tmp_path / "metrics.jsonl").read_text() == first
     again = json.loads((tmp_path / "summary.json").read_text())["results"][1]
     assert again["reward"] == ours["reward"]

@@ -19,6 +19,8 @@ from tests.conftest import disturb
 from tests.generators.test_memory import tiny as tiny_decoder
 from tests.generators.test_registry import lora_file
 
+MEMORY = ("gradient_checkpointing", "decode_slice", "text_encoders", "tiny_decoder", "quantise")
+
 
 @pytest.fixture
 def base(sd_pipeline, tmp_path):
@@ -30,7 +32,8 @@ def base(sd_pipeline, tmp_path):
 def recipe(base, tmp_path):
     def write(**fields):
         file = tmp_path / "recipe.yaml"
-        file.write_text(json.dumps({"generator": str(base), "rank": 4, **fields}))  # JSON is YAML
+        saving = {name: fields.pop(name) for name in MEMORY if name in fields}
+        file.write_text(json.dumps({"generator": str(base), "memory": saving, **fields}))  # JSON is YAML
         return str(file)
 
     return write
@@ -49,12 +52,16 @@ def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
     fields = dict(
         mixed_precision="bf16", height=32, decode_slice=2, text_encoders="offload", quantise="nf4", variant="fp16"
     )
-    file = recipe(checkpointing=True, revision="abc", few_step_lora="l.safetensors", scheduler="lcm", **fields)
+    file = recipe(gradient_checkpointing=True, revision="abc", few_step_lora="l.safetensors", scheduler="lcm", **fields)
     for command in (Generate, Compare):
         asked = command.parse(["--recipe", file, "--scheduler", "tcd", "--width", "64"])
         assert (asked.generator[-4:], asked.scheduler, asked.size) == ("base", "tcd", (32, 64))
-        assert {name: getattr(asked, name) for name in fields} == fields
-        assert (asked.checkpointing, asked.revision, asked.few_step_lora) == (True, "abc", "l.safetensors")
+        assert {n: getattr(asked.memory if n in MEMORY else asked, n) for n in fields} == fields
+        assert (asked.memory.gradient_checkpointing, asked.revision, asked.few_step_lora) == (
+            True,
+            "abc",
+            "l.safetensors",
+        )
         assert command.parse([]).generator == "scenes"
 
 
@@ -88,7 +95,7 @@ def test_saving_memory_changes_no_picture(recipe, base, sd_pipeline, text_encode
         "decode",
         lambda vae, latents, *more, **keywords: sizes.append(len(latents)) or own(vae, latents, *more, **keywords),
     )
-    saving = recipe(checkpointing=True, decode_slice=2, text_encoders=text_encoders)
+    saving = recipe(gradient_checkpointing=True, decode_slice=2, text_encoders=text_encoders)
     assert np.abs(generate(tmp_path / "saving", "--recipe", saving, *flags) - expected).max() <= 1
     assert sizes == [2, 1, 2, 1]
 
@@ -129,5 +136,5 @@ def test_weights_are_in_what_was_asked_for(recipe):
 def test_all_that_draws_takes_its_generator_from_a_recipe(command, recipe):
     flags = ["--recipe", recipe(decode_slice=1, height=16), "--width", "24"]
     asked = Evaluate.parse([command[1], *flags]) if len(command) > 1 else Diagnose.parse(flags)
-    assert (asked.decode_slice, asked.size) == (1, (16, 24))
+    assert (asked.memory.decode_slice, asked.size) == (1, (16, 24))
     assert asked.load().size == (16, 24)

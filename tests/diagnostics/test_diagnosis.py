@@ -145,7 +145,7 @@ def test_verdict_on_a_contraction_that_l2_misjudges():
     assert found.kl.gap.value == pytest.approx(8 * (math.log(2) - 0.5))
     assert not finding(found, "L2 term").good
     assert finding(found, "L2 term").text.startswith("not to be trusted")
-    assert "--lipschitz clamp" in finding(found, "L2 term").advice
+    assert "--lipschitz.mode clamp" in finding(found, "L2 term").advice
     assert finding(found, "Lipschitz").text.startswith("0.5 seen, below 1")
     assert not finding(found, "white").good
     assert finding(found, "prompt").text.startswith("no gain is seen")

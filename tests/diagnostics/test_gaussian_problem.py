@@ -16,9 +16,9 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
-from hypernoise.training.config import TrainConfig
+from hypernoise.training.config import Lipschitz, TrainConfig
 from hypernoise.training.lipschitz import exact_gap
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import draws, gaussian_kl, within
 from tests.test_objective import linear_generator
@@ -33,9 +33,17 @@ def reward(pixels, prompts):
 
 def trained(output=None, **changes):
     network = ResidualNoise((1, 1, D), depth=0).double()
-    settings = {"steps": 300, "batch_size": 64, "lr": 0.03, "kl_weight": ALPHA, "decay": True, "clip": 100.0, **changes}
+    settings = {
+        "max_train_steps": 300,
+        "train_batch_size": 64,
+        "learning_rate": 0.03,
+        "kl_weight": ALPHA,
+        "lr_scheduler": "cosine",
+        "max_grad_norm": 100.0,
+        **changes,
+    }
     generator = linear_generator(torch.eye(D, dtype=torch.float64))
-    train(generator, network, reward, ["any"], TrainConfig(**settings), output=output, progress=False)
+    train(generator, network, reward, ["any"], TrainConfig(**settings), output_dir=output, progress=False)
     return network
 
 
@@ -75,7 +83,9 @@ def test_l2_alone_is_wrong_by_what_the_theory_says(free):
 
 def test_a_clamped_run_keeps_its_bound_at_every_step(free, tmp_path):
     bound = 0.3
-    network = trained(tmp_path, lipschitz="clamp", lipschitz_bound=bound, watch=("lipschitz", "kl"), watch_every=1)
+    network = trained(
+        tmp_path, lipschitz=Lipschitz("clamp", bound), diagnostics=("lipschitz", "kl"), diagnostics_steps=1
+    )
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     seen = [row["lipschitz"] for row in rows]
     assert len(seen) == 300
@@ -94,7 +104,12 @@ def test_the_average_of_a_clamped_run_keeps_the_bound_too():
     """Three layers, each average of clamped ones: the product of their norms must be under the bound as well."""
     bound, network = 0.3, ResidualNoise((1, 1, D), width=16, depth=2).double()
     settings = TrainConfig(
-        steps=20, batch_size=16, lr=0.1, clip=100.0, lipschitz="clamp", lipschitz_bound=bound, ema=0.9
+        max_train_steps=20,
+        train_batch_size=16,
+        learning_rate=0.1,
+        max_grad_norm=100.0,
+        lipschitz=Lipschitz("clamp", bound),
+        ema=0.9,
     )
     generator = linear_generator(torch.eye(D, dtype=torch.float64))
     train(generator, network, reward, ["any"], settings, progress=False)
@@ -102,7 +117,7 @@ def test_the_average_of_a_clamped_run_keeps_the_bound_too():
 
 
 def test_a_penalised_run_ends_between_free_and_bound():
-    network = trained(lipschitz="penalty", lipschitz_bound=0.3, lipschitz_weight=20.0)
+    network = trained(lipschitz=Lipschitz("penalty", 0.3, 20.0))
     noise, condition = draws(20, 1, 1, D, seed=9)
     assert 0.3 < spectral_norm(network, noise, condition, iterations=20).max().item() < 0.4
 
@@ -112,7 +127,7 @@ def test_the_exact_kl_trains_to_the_tilted_noise_that_l2_misses(free):
 
     Which f takes N(0, I) there is free up to a rotation of x.
     """
-    matrix, shift, truth = parts(trained(kl_term="exact", batch_size=16))
+    matrix, shift, truth = parts(trained(kl_term="exact", train_batch_size=16))
     eye = torch.eye(D, dtype=torch.float64)
     assert torch.allclose((eye + matrix) @ (eye + matrix).T, ALPHA / (1 + ALPHA) * eye, atol=0.03)
     assert torch.allclose(shift, MIDDLE / (1 + ALPHA), atol=0.03)
@@ -124,7 +139,7 @@ def test_the_exact_kl_trains_to_the_tilted_noise_that_l2_misses(free):
 
 
 def test_the_logged_kl_of_an_exact_run_is_the_whole(tmp_path):
-    trained(tmp_path, kl_term="exact", steps=60, batch_size=16, kl_limit=0)
+    trained(tmp_path, kl_term="exact", max_train_steps=60, train_batch_size=16, kl_limit=0)
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["loss"] == pytest.approx(ALPHA * last["kl"] - last["reward"], rel=1e-5)
 
@@ -161,4 +176,4 @@ def test_the_exact_gap_of_a_pipeline_has_a_gradient(sd_pipeline):
 def test_noise_too_large_for_the_exact_kl_is_refused():
     generator = ModuleGenerator(torch.nn.Identity(), noise_shape=(1, 1, 300))
     with pytest.raises(InputError, match="256 at most; this noise has 300: use kl_term: l2"):
-        train(generator, ResidualNoise((1, 1, 300)), reward, ["any"], TrainConfig(steps=1, kl_term="exact"))
+        train(generator, ResidualNoise((1, 1, 300)), reward, ["any"], TrainConfig(max_train_steps=1, kl_term="exact"))

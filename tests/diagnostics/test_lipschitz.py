@@ -52,7 +52,7 @@ def test_spectral_norm_of_a_lora_on_a_real_denoiser_is_its_jacobians(generator):
 def test_layers_that_compute_again_give_the_same(sd_pipeline):
     noise, norms = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), []
     for checkpointing in (False, True):
-        generator = DiffusionGenerator(sd_pipeline(), memory=Memory(checkpointing=checkpointing))
+        generator = DiffusionGenerator(sd_pipeline(), memory=Memory(gradient_checkpointing=checkpointing))
         network = LoRANoise(generator, rank=4)
         disturb(network, 0.05)
         norms.append(spectral_norm(network, noise, generator.encode(["a red circle", "two blue rings"])))

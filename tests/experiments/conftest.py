@@ -11,8 +11,9 @@ def tiny(sd_pipeline, tmp_path):
     """A recipe of two pictures a batch on a tiny pipeline, whose pictures the judge finds nothing in."""
     sd_pipeline().save_pretrained(tmp_path / "tiny")
     recipe = tmp_path / "tiny.yaml"
-    lines = [f"generator: {tmp_path / 'tiny'}", "prompts: scenes", "rewards: {redness: 20}", "rank: 2", "alpha: 4"]
-    recipe.write_text("\n".join([*lines, "steps: 2", "batch_size: 2", "lr: 1e-2", "kl_weight: 0.5"]))
+    lines = [f"generator: {tmp_path / 'tiny'}", "prompts: scenes", "rewards: {redness: 20}", "kl_weight: 0.5"]
+    lines += ["lora: {rank: 2, alpha: 4}", "max_train_steps: 2", "train_batch_size: 2", "learning_rate: 1e-2"]
+    recipe.write_text("\n".join(lines))
     return recipe
 
 

@@ -177,7 +177,8 @@ def test_amortisation_is_a_curve_of_runs_of_their_own(run, tmp_path, capsys):
     made = {folder.name: rows_of(folder) for folder in (tmp_path / "out" / "training").iterdir()}
     assert {name: len(steps) for name, steps in made.items()} == {"4-seed0": 2, "8-seed0": 4, "8-seed1": 4}
     noted = json.loads((tmp_path / "out" / "training" / "8-seed1" / "run.json").read_text())
-    assert (noted["decay"], noted["steps"], noted["rank"], noted["lr"], noted["start"]) == (True, 4, 2, 0.01, 0.0)
+    assert (noted["lr_scheduler"], noted["max_train_steps"], noted["rank"], noted["start"]) == ("cosine", 4, 2, 0.0)
+    assert noted["learning_rate"] == 0.01
     assert run("amortisation", *flags)["results"] == summary["results"]  # all is found
     assert {name: len(rows_of(tmp_path / "out" / "training" / name)) for name in made} == {
         name: len(steps) for name, steps in made.items()

@@ -109,7 +109,7 @@ def test_every_mode_makes_a_reward_and_settings():
 
     found = modes(250.0, 1e-3)
     assert found["strength-x100"].rewards == {"redness": 25000.0}
-    assert found["large-step"].changes == {"lr": pytest.approx(0.03)}
+    assert found["large-step"].changes == {"learning_rate": pytest.approx(0.03)}
     for mode in found.values():
         assert mode.reward({"easy-matcher": redness}).weights == dict(mode.rewards)
         TrainConfig(**mode.changes)

@@ -173,8 +173,8 @@ def test_fixed_timesteps_are_drawn_in_their_number_alone(tmp_path, monkeypatch, 
         generator.sample(noise, condition, num_inference_steps=4)
     monkeypatch.setattr("hypernoise.commands.training.load_as", lambda *arguments, **keywords: generator)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("rewards: redness\nprompts: scenes\ngenerator_steps: [1, 4]\n")
-    assert main(["train", str(recipe), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    recipe.write_text("rewards: redness\nprompts: scenes\nnum_inference_steps: [1, 4]\n")
+    assert main(["train", str(recipe), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

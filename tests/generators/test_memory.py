@@ -43,7 +43,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_checkpointing_slices_and_offloading_change_no_number(family, tmp_path):
-    saving = Memory(checkpointing=True, decode_slice=1, text_encoders="offload")
+    saving = Memory(gradient_checkpointing=True, decode_slice=1, text_encoders="offload")
     close(step(family, tmp_path, saving), step(family, tmp_path, Memory()))
 
 
@@ -72,7 +72,9 @@ def saved_bytes(family, folder, memory):
 
 @pytest.mark.parametrize("family", ["StableDiffusionPipeline", "SanaSprintPipeline", "FluxPipeline"])
 def test_checkpointing_keeps_less(family, tmp_path):
-    assert saved_bytes(family, tmp_path, Memory(checkpointing=True)) < 0.5 * saved_bytes(family, tmp_path, Memory())
+    assert saved_bytes(family, tmp_path, Memory(gradient_checkpointing=True)) < 0.5 * saved_bytes(
+        family, tmp_path, Memory()
+    )
 
 
 def test_the_decoder_sees_so_many_pictures_at_once(tmp_path):

@@ -9,7 +9,7 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import redness
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 COLOURS = ["red", "green", "blue"]
 
@@ -50,7 +50,7 @@ def test_a_noise_network_trains_on_any_module(make, shape, embed):
         module, noise_shape=shape, embed=embed, to_pixels=lambda y: torch.sigmoid(y.reshape(len(y), 3, 4, 4))
     )
     network = ResidualNoise(shape, width=16, depth=1)
-    config = TrainConfig(steps=30, batch_size=8, kl_weight=0.01, lr=1e-2)
+    config = TrainConfig(max_train_steps=30, train_batch_size=8, kl_weight=0.01, learning_rate=1e-2)
     result = train(generator, network, lambda p, t: 10 * redness(p, t), COLOURS, config, progress=False)
     first, last = result.history[0]["reward"], result.history[-1]["reward"]
     assert result.history[0]["kl"] == 0
@@ -68,7 +68,7 @@ def test_the_residual_may_depend_on_the_condition(embed):
         return 10 * redness(pixels, prompts) * torch.tensor([sign[prompt] for prompt in prompts])
 
     network = ResidualNoise((5,), condition_size=3, width=16, depth=1)
-    config = TrainConfig(steps=60, batch_size=12, kl_weight=0.01, lr=1e-2)
+    config = TrainConfig(max_train_steps=60, train_batch_size=12, kl_weight=0.01, learning_rate=1e-2)
     train(generator, network, asked, COLOURS, config, progress=False)
     with torch.no_grad():
         red, green, _ = network(torch.zeros(3, 5), generator.encode(COLOURS))

@@ -60,12 +60,15 @@ def test_a_users_own_pipeline_directory_works_by_path(family, tmp_path):
 
 def test_a_recipes_fields_reach_the_generator(tmp_path, monkeypatch):
     file = tmp_path / "r.yaml"
-    file.write_text("height: 32\nwidth: 64\ncheckpointing: true\ndecode_slice: 2\nrevision: abc\nscheduler: lcm\n")
+    file.write_text(
+        "height: 32\nwidth: 64\nmemory: {gradient_checkpointing: true, decode_slice: 2}\nrevision: abc\n"
+        "scheduler: lcm\n"
+    )
     seen = {}
     monkeypatch.setattr(registry, "load_generator", lambda source, **keywords: seen.update(keywords, source=source))
     load_as(read_recipe(file), device="cpu")
     assert (seen["source"], seen["size"], seen["dtype"]) == ("scenes", (32, 64), torch.float32)
-    assert seen["memory"] == Memory(checkpointing=True, decode_slice=2)
+    assert seen["memory"] == Memory(gradient_checkpointing=True, decode_slice=2)
     assert (seen["revision"], seen["scheduler"], seen["lora"], seen["variant"]) == ("abc", "lcm", None, None)
 
 

@@ -23,7 +23,9 @@ def noise(generator):
 
 
 def settings(**changes):
-    return TrainConfig(**{"steps": 4, "batch_size": 4, "lr": 1e-2, "warmup": 0, **changes})
+    return TrainConfig(
+        **{"max_train_steps": 4, "train_batch_size": 4, "learning_rate": 1e-2, "lr_warmup_steps": 0, **changes}
+    )
 
 
 def test_untrained_it_is_the_generator_and_off_it_stays_so(generator, noise):
@@ -79,7 +81,9 @@ def test_training_raises_the_reward_and_freezes_the_base(sd_pipeline):
     network = LoRATune(generator, rank=4)
     frozen = {n: p.clone() for n, p in generator.denoiser.named_parameters() if not p.requires_grad}
     reward = WeightedSum({"redness": 20.0})
-    result = finetune(generator, network, reward, PROMPTS, settings(steps=20, batch_size=8), progress=False)
+    result = finetune(
+        generator, network, reward, PROMPTS, settings(max_train_steps=20, train_batch_size=8), progress=False
+    )
     first, last = (sum(row["reward"] for row in rows) / 5 for rows in (result.history[:5], result.history[-5:]))
     assert last > first + 0.1
     assert all(row["kl"] == 0 for row in result.history)
@@ -90,12 +94,14 @@ def test_training_raises_the_reward_and_freezes_the_base(sd_pipeline):
 
 def test_its_noises_and_first_reward_are_those_of_a_noise_network(sd_pipeline):
     """Before the first update both draw the plain generator's pictures: the same prompts and noises."""
-    from hypernoise.training.trainer import train
+    from hypernoise.training.loop import train
 
     generator = DiffusionGenerator(sd_pipeline(), name="tiny")
     reward = WeightedSum({"redness": 20.0})
-    tuned = finetune(generator, LoRATune(generator, rank=2), reward, PROMPTS, settings(steps=1), progress=False)
-    ours = train(generator, LoRANoise(generator, rank=2), reward, PROMPTS, settings(steps=1), progress=False)
+    tuned = finetune(
+        generator, LoRATune(generator, rank=2), reward, PROMPTS, settings(max_train_steps=1), progress=False
+    )
+    ours = train(generator, LoRANoise(generator, rank=2), reward, PROMPTS, settings(max_train_steps=1), progress=False)
     assert tuned.history[0]["reward"] == pytest.approx(ours.history[0]["reward"], abs=1e-6)
 
 
@@ -104,7 +110,9 @@ def test_resume_equals_no_interruption(sd_pipeline, tmp_path):
         generator = DiffusionGenerator(sd_pipeline(), name="tiny")
         network = LoRATune(generator, rank=2)
         reward = WeightedSum({"redness": 20.0})
-        finetune(generator, network, reward, PROMPTS, settings(steps=steps), output=output, progress=False)
+        finetune(
+            generator, network, reward, PROMPTS, settings(max_train_steps=steps), output_dir=output, progress=False
+        )
         return {name: tensor.clone() for name, tensor in network.trainable_state().items()}
 
     whole = run(4)

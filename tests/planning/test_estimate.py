@@ -25,7 +25,7 @@ from hypernoise.planning.rows import plan_rows
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS
 from hypernoise.training.config import Recipe, TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.loop import train
 
 
 def allocated_peak(run):
@@ -44,13 +44,15 @@ def redder(pixels, prompts):
     return pixels[:, 0].mean((1, 2))
 
 
-@pytest.mark.parametrize("memory", [Memory(), Memory(checkpointing=True, decode_slice=2)], ids=["plain", "saving"])
+@pytest.mark.parametrize(
+    "memory", [Memory(), Memory(gradient_checkpointing=True, decode_slice=2)], ids=["plain", "saving"]
+)
 def test_training_peak_is_within_15_percent_of_the_measured_one(memory):
     """Beyond the frozen weights, which would hide an error; the second step, when the optimiser's state is there."""
     batch, rank = 8, 16
     generator = load_generator("scenes", device="cpu", memory=memory)
     network = LoRANoise(generator, rank=rank)
-    config = TrainConfig(steps=2, batch_size=batch, warmup=0)
+    config = TrainConfig(max_train_steps=2, train_batch_size=batch, lr_warmup_steps=0)
     prompts = ["a ring", "two squares"]
     train(generator, network, redder, prompts, config, progress=False)  # the tokenizer's and the kernels' first time
     measured = allocated_peak(lambda: train(generator, network, redder, prompts, config, progress=False))
@@ -92,7 +94,7 @@ def test_the_peak_with_a_reward_and_a_tiny_decoder_is_within_15_percent_too(chec
     generator = load_generator("scenes", device="cpu", memory=memory)
     network = LoRANoise(generator, rank=4)
     score = clip_scores(CLIPModel(CLIPConfig(**TINY_CLIP)), "crop", settings)
-    config = TrainConfig(steps=2, batch_size=8, warmup=0)
+    config = TrainConfig(max_train_steps=2, train_batch_size=8, lr_warmup_steps=0)
 
     def run():
         train(generator, network, lambda pixels, prompts: score(pixels), ["a ring"], config, progress=False)
@@ -148,7 +150,7 @@ def test_options_save_what_they_are_for():
         found = estimate(planned, meta_network(planned, rank=4, alpha=4.0, dtype=torch.float32), batch=4)
         return found.kept, found.peak
 
-    (plain, most), (saving, less) = kept(), kept(checkpointing=True, decode_slice=1)
+    (plain, most), (saving, less) = kept(), kept(gradient_checkpointing=True, decode_slice=1)
     assert saving["noise network"] < 0.5 * plain["noise network"]
     assert saving["decoder"] < 0.1 * plain["decoder"]
     assert less < most
@@ -188,20 +190,22 @@ def test_flops_count_a_multiply_add_as_two():
 
 def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "r.yaml").write_text("generator: scenes\nbatch_size: 4\nrank: 2\nrewards: {redness: 1}\n")
-    assert main(["plan", "r.yaml", "--output", "out"]) == 0
+    (tmp_path / "r.yaml").write_text("generator: scenes\ntrain_batch_size: 4\nlora: {rank: 2}\nrewards: {redness: 1}\n")
+    assert main(["train", "r.yaml", "--dry-run", "--output-dir", "out"]) == 0
     page = capsys.readouterr().out
     assert "frozen: denoiser 1.8 M, autoencoder 0.3 M" in page
     assert "decode_slice: 1" in page
     assert "mixed precision: bf16 (as on a GPU from Ampere on)" in page
-    assert (tmp_path / "out" / "summary.json").is_file()
+    assert (tmp_path / "out" / "plan" / "summary.json").is_file()
     assert "licence" not in page
-    assert main(["plan", "r.yaml", "--generator", "sd-trubo"]) == 2
+    assert main(["train", "r.yaml", "--dry-run", "--generator", "sd-trubo"]) == 2
 
 
 def test_a_gated_generator_is_told_before_it_is_asked_for(tmp_path, capsys):
-    (tmp_path / "r.yaml").write_text("generator: flux-schnell\nbatch_size: 1\nrank: 2\nrewards: {redness: 1}\n")
-    assert main(["plan", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "out")]) == 0
+    (tmp_path / "r.yaml").write_text(
+        "generator: flux-schnell\ntrain_batch_size: 1\nlora: {rank: 2}\nrewards: {redness: 1}\n"
+    )
+    assert main(["train", str(tmp_path / "r.yaml"), "--dry-run", "--output-dir", str(tmp_path / "out")]) == 0
     asked = "licence      to be accepted first, at https://huggingface.co/black-forest-labs/FLUX.1-schnell"
     assert asked in capsys.readouterr().out
 
@@ -210,18 +214,21 @@ def test_training_that_runs_out_of_memory_is_told_the_plan(tmp_path, capsys, mon
     def refuse(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("hypernoise.commands.training.train_recipe", refuse)
-    (tmp_path / "r.yaml").write_text("generator: scenes\nbatch_size: 4\nrank: 2\n")
-    assert main(["train", str(tmp_path / "r.yaml"), "--output", str(tmp_path / "out")]) == 2
+    monkeypatch.setattr("hypernoise.commands.training._train", refuse)
+    (tmp_path / "r.yaml").write_text("generator: scenes\ntrain_batch_size: 4\nlora: {rank: 2}\n")
+    assert main(["train", str(tmp_path / "r.yaml"), "--output-dir", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
     assert "out of memory: this recipe is planned at 0.0 GB" in told
-    assert "checkpointing: true" in told
+    assert "memory.gradient_checkpointing: true" in told
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("nf4", 4)])
 def test_quantising_saves_on_the_layers_that_are_packed(kind, bits):
-    recipe = Recipe(batch_size=1, mixed_precision="no")
-    whole, packed = plan_rows(recipe).training, plan_rows(dataclasses.replace(recipe, quantise=kind)).training
+    recipe = Recipe(train_batch_size=1, mixed_precision="no")
+    whole, packed = (
+        plan_rows(recipe).training,
+        plan_rows(dataclasses.replace(recipe, memory=Memory(quantise=kind))).training,
+    )
     denoiser = load_generator("scenes", device="cpu").denoiser
     layers = [module for module in denoiser.modules() if isinstance(module, nn.Linear)]  # its output layer is a conv
     saved = sum(layer.weight.numel() for layer in layers) * (32 - bits) // 8

@@ -91,6 +91,8 @@ def test_running_scales_make_members_count_alike():
         score = reward(pixels, ["x"] * 16)
         for name in seen:
             seen[name] += members[name](pixels, None).tolist()
+        assert reward.state_dict() == {name: [0.0, 0.0, 0.0] for name in seen} if seed == 0 else True
+        reward.commit()
     deviations = {name: statistics.pstdev(values) for name, values in seen.items()}
     for name in seen:  # fading by 1 % a batch hardly shows after five
         assert reward.scales[name].value == pytest.approx(deviations[name], rel=0.05)
@@ -99,12 +101,12 @@ def test_running_scales_make_members_count_alike():
     assert reward.last["large"].item() == pytest.approx(members["large"](pixels, None).mean().item())
 
     other = WeightedSum(weights, members, normalise=True)
-    other.load_state(reward.state)
+    other.load_state_dict(reward.state_dict())
     with torch.no_grad():
         assert torch.equal(
             other(pixels, ["a ring"] * len(pixels)), reward(pixels, ["a ring"] * len(pixels))
         )  # evaluation does not move the scale
-    assert other.state == reward.state
+    assert other.state_dict() == reward.state_dict()
 
 
 def test_one_picture_gives_no_deviation_and_is_left_alone():

@@ -5,7 +5,7 @@ import pytest
 
 from hypernoise.errors import InputError
 from hypernoise.training import config
-from hypernoise.training.config import Recipe, TrainConfig, read_recipe
+from hypernoise.training.config import LoRA, Recipe, TrainConfig, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -21,9 +21,12 @@ def test_there_are_recipes():
 
 def test_a_recipe_is_read_as_it_is_written(tmp_path):
     file = tmp_path / "r.yaml"
-    file.write_text("steps: 7\nlr: 1e-3\nrewards: {redness: 2}\noptimizer: sgd\ndecay: true\n")
+    file.write_text(
+        "max_train_steps: 7\nlearning_rate: 1e-3\nrewards: {redness: 2}\noptimizer: sgd\nlora: {rank: 4, alpha: 8}\n"
+    )
     recipe = read_recipe(file)
-    assert (recipe.steps, recipe.lr, recipe.optimizer, recipe.decay) == (7, 1e-3, "sgd", True)
+    assert (recipe.max_train_steps, recipe.learning_rate, recipe.optimizer) == (7, 1e-3, "sgd")
+    assert recipe.lora == LoRA(rank=4, alpha=8.0)
     assert recipe.rewards == {"redness": 2.0}
 
 
@@ -36,27 +39,32 @@ def test_rewards_may_be_one_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stepz: 7", "'stepz'; did you mean 'steps'"),
+        ("max_train_step: 7", "'max_train_step'; did you mean 'max_train_steps'"),
+        ("lora: {rnk: 7}", "'lora.rnk'; did you mean 'lora.rank'"),
+        ("lora: 7", "lora is a group of fields, such as lora: {...}, not 7"),
+        ("steps: 7", "steps is max_train_steps now"),
+        ("rank: 7", "rank is lora.rank now"),
+        ("decay: true", "decay is lr_scheduler now: constant, cosine (was true) or linear"),
         ("steps: [1", "not valid YAML at line"),
-        ("- steps", "must hold fields"),
-        ("steps: many", "steps must be int, not 'many'"),
-        ("steps: 1.5", "steps must be int"),
-        ("lr: fast", "lr must be float"),
-        ("decay: 1", "decay must be bool"),
+        ("- max_train_steps", "must hold fields"),
+        ("max_train_steps: many", "max_train_steps must be int, not 'many'"),
+        ("max_train_steps: 1.5", "max_train_steps must be int"),
+        ("learning_rate: fast", "learning_rate must be float"),
+        ("normalise_rewards: 1", "normalise_rewards must be bool"),
         ("optimizer: adam", "optimizer must be one of adamw, sgd"),
         ("rewards: 3", "rewards must be a name or map names to numbers"),
         ("rewards: {redness: high}", "rewards.redness must be float"),
         ("rewards: {}", "rewards is empty"),
-        ("rank: 0", "rank must be at least 1"),
-        ("alpha: 0", "alpha must be a positive number"),
+        ("lora: {rank: 0}", "rank must be at least 1"),
+        ("lora: {alpha: 0}", "lora.alpha must be a positive number"),
         ("rewards: {redness: .nan}", "the weight of reward 'redness' must be a number"),
         ("seed: -1", "seed must be from 0"),
         ("steps: \0", "not valid YAML"),
-        ("batch_size: 0", "batch_size must be at least 1"),
-        ("watched_every: 0", "watched_every must be at least 1"),
-        ("watched: redness\npatience: 2", "patience must be 0 (never stop early) or at least 3 readings"),
-        ("patience: 5", "patience needs a watched reward; for example watched"),
-        ("watched: {redness: .inf}", "the weight of reward 'redness' must be a number"),
+        ("train_batch_size: 0", "train_batch_size must be at least 1"),
+        ("validation_steps: 0", "validation_steps must be at least 1"),
+        ("validation_reward: redness\npatience: 2", "patience must be 0 (never stop early) or at least 3 readings"),
+        ("patience: 5", "patience needs a validation reward; for example validation_reward"),
+        ("validation_reward: {redness: .inf}", "the weight of reward 'redness' must be a number"),
         ("long_prompts: chunk", "long_prompts must be one of truncate, chunk-mean, chunk-min"),
     ],
 )
@@ -83,13 +91,13 @@ def test_a_missing_recipe_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"lr": 0.0}, "lr must be a positive number"),
-        ({"lr": float("nan")}, "lr must be a positive number"),
+        ({"max_train_steps": 0}, "max_train_steps must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be a positive number"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a positive number"),
         ({"seed": -1}, "seed must be from 0"),
         ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
         ({"sample_clip": -1.0}, "sample_clip must be 0 or more"),
-        ({"batch_size": 10, "accumulation": 4}, "the next batch_size that fits is 12"),
+        ({"train_batch_size": 10, "gradient_accumulation_steps": 4}, "the next train_batch_size that fits is 12"),
     ],
 )
 def test_impossible_settings_are_refused(values, message):
@@ -98,17 +106,17 @@ def test_impossible_settings_are_refused(values, message):
 
 
 def test_frequencies_of_a_recipe_are_not_negative():
-    with pytest.raises(InputError, match="frequencies must be 0 or more, not -2"):
-        Recipe(frequencies=-2)
+    with pytest.raises(InputError, match="lora.frequencies must be 0 or more, not -2"):
+        LoRA(frequencies=-2)
 
 
 def test_a_source_of_prompts_may_have_any_number_for_a_weight_and_is_named_once():
-    read = config._sources_from_flags
+    read = config._weights_from_words
     assert read(["a.txt=1e-1", "b.txt=.5", "c.txt", "d=e.txt"]) == {
         "a.txt": 0.1,
         "b.txt": 0.5,
         "c.txt": 1,
         "d=e.txt": 1,
     }
-    with pytest.raises(InputError, match="prompts 'a.txt' are named twice"):
+    with pytest.raises(InputError, match="'a.txt' is named twice"):
         read(["a.txt=1", "a.txt"])

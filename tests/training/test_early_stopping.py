@@ -1,17 +1,14 @@
 """The watched reward: read without touching the training, and what counts as the rewards parting."""
 
-import json
+import re
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.charts import COLORS, HEIGHT, WIDTH
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.early_stopping import Reading, best_stretch, draw_readings, in_stretches, parted, readings
-from hypernoise.training.trainer import train
+from hypernoise.training.early_stopping import Reading, early_stop, readings, should_stop, stopped_line, table
+from hypernoise.training.loop import train
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
 NOISE = [0.0, 1.0, -1.0, 0.5, -0.5]
@@ -25,57 +22,44 @@ def series(watched, trained):
 def test_they_have_parted_when_the_watched_falls_and_the_trained_does_not():
     up = [float(i) for i in range(20)]
     fallen = series([0.1 * i for i in range(10)] + [1.0 - 0.1 * i for i in range(10)], up)
-    assert parted(fallen, 5)
-    assert not parted(fallen, 0)
-    assert not parted(fallen[:12], 5)  # still at its best
-    assert not parted(series([0.1 * i for i in range(20)], up), 5)  # both rise
-    assert not parted(series([1.0] * 20, up), 5)  # within chance
-    assert not parted(series([1.0 - 0.1 * i for i in range(20)], up[::-1]), 5)  # both fall: a failing run, not a hacked
-    assert not parted(fallen[-9:], 5)  # two stretches are needed
+    assert should_stop(fallen, 5)
+    assert not should_stop(fallen, 0)
+    assert not should_stop(fallen[:12], 5)  # still at its best
+    assert not should_stop(series([0.1 * i for i in range(20)], up), 5)  # both rise
+    assert not should_stop(series([1.0] * 20, up), 5)  # within chance
+    assert not should_stop(
+        series([1.0 - 0.1 * i for i in range(20)], up[::-1]), 5
+    )  # both fall: a failing run, not a hacked
+    assert not should_stop(fallen[-9:], 5)  # two stretches are needed
 
 
 def test_the_best_stretch_is_told_by_its_middle():
     seen = series([0.1 * i for i in range(10)] + [1.0 - 0.1 * i for i in range(10)], [0.0] * 20)
-    assert 80 <= best_stretch(seen, 5).step <= 120
+    found = re.search(r"stopped early at step 190: .* since about step (\d+)", stopped_line(seen, 190, 5))
+    assert 80 <= int(found[1]) <= 120
 
 
 def test_stretches_cover_every_reading_once():
     seen = [Reading(step, float(step), -float(step)) for step in range(1, 31)]
-    found = in_stretches(seen)
-    assert [(part.first, part.last) for part in found] == [(i, i + 2) for i in range(1, 31, 3)]
-    assert (found[0].reward, found[-1].watched_reward) == (2.0, -29.0)
-    assert len(in_stretches(seen[:13])) == 7  # at most 12, of equal length
-    assert in_stretches([]) == []
+    found = [line.split() for line in table(seen).splitlines()[1:]]
+    assert [steps for steps, *_ in found] == [f"{i}-{i + 2}" for i in range(1, 31, 3)]
+    assert (found[0][1], found[-1][2]) == ("2.0000", "-29.0000")
+    assert len(table(seen[:13]).splitlines()) == 1 + 7  # at most 12, of equal length
+    assert len(table([]).splitlines()) == 1
 
 
-def test_the_report_is_drawn_with_both_rewards_in_their_own_units(tmp_path):
-    """The trained reward rises and the watched one falls, seen by where the means are drawn."""
-    seen = [Reading(step, 100.0 + step, 1e-3 * (50 - step)) for step in range(1, 41)]
-    assert draw_readings(seen, tmp_path / "watched.png")
-    sheet = np.asarray(Image.open(tmp_path / "watched.png").convert("RGB")).astype(int)
-    legend = HEIGHT - 25  # px, where a chart's names begin
-    for side, rises in ((slice(0, WIDTH), True), (slice(WIDTH, None), False)):
-        chart = sheet[-HEIGHT:, side][:legend]
-        down, across = np.nonzero((chart == COLORS[0]).all(-1))
-        early, late = (down[across == column].mean() for column in (across.min(), across.max()))
-        assert abs(early - late) > HEIGHT / 4  # the axis holds the points alone
-        assert (late < early) == rises
-    assert draw_readings(seen[:1], tmp_path / "one.png")
-    assert draw_readings([*seen[:3], Reading(4, 1.0, float("nan"))], tmp_path / "gap.png")
-    assert not draw_readings([Reading(4, 1.0, float("nan"))], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
-
-
-def test_readings_come_from_the_rows_that_have_one(tmp_path):
-    rows = [{"step": 1, "reward": 2.0}, {"step": 2, "reward": 3.0, "watched_reward": 4.0}]
-    rows += [{"step": 4, "reward": 5.0, "watched_reward": 6.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert readings(tmp_path / "metrics.jsonl", 3) == [Reading(2, 3.0, 4.0)]
-    assert readings(tmp_path / "none" / "metrics.jsonl", 3) == []
+def test_readings_come_from_the_rows_that_have_one():
+    rows = [{"step": 1, "reward": 2.0}, {"step": 2, "reward": 3.0, "validation_reward": 4.0}]
+    rows += [{"step": 4, "reward": 5.0, "validation_reward": 6.0}]
+    rows += [{"step": 3, "reward": 5.0, "validation_reward": float("nan")}]
+    assert readings(rows, 3) == [Reading(2, 3.0, 4.0)]
+    seen = []
+    assert not any(early_stop(seen, row, 3) for row in rows)
+    assert seen == [Reading(2, 3.0, 4.0), Reading(4, 5.0, 6.0)]
 
 
 def green(pixels, prompts):
-    torch.rand(1)  # chance in the watched reward must not reach the trained one
+    torch.rand(1)  # chance in the validation reward must not reach the trained one
     return pixels[:, 1].mean((1, 2))
 
 
@@ -97,13 +81,15 @@ def test_watching_changes_nothing_and_reads_the_same_pictures(sd_pipeline):
         assert not pixels.requires_grad
         return green(pixels, prompts)
 
-    network, result = run(sd_pipeline, config(watched_every=2, accumulation=2), chancy, watched=watched)
-    again, other = run(sd_pipeline, config(accumulation=2), chancy)
+    network, result = run(
+        sd_pipeline, config(validation_steps=2, gradient_accumulation_steps=2), chancy, validation_reward=watched
+    )
+    again, other = run(sd_pipeline, config(gradient_accumulation_steps=2), chancy)
     assert same(state(network), state(again))
-    assert [row["step"] for row in result.history if "watched_reward" in row] == [2, 4, 6]
+    assert [row["step"] for row in result.history if "validation_reward" in row] == [2, 4, 6]
     expected = torch.cat(pictures[:2])[:, 1].mean().item()
-    assert result.history[1]["watched_reward"] == pytest.approx(expected, rel=1e-5)
-    assert not any("watched_reward" in row for row in other.history)
+    assert result.history[1]["validation_reward"] == pytest.approx(expected, rel=1e-5)
+    assert not any("validation_reward" in row for row in other.history)
 
 
 def test_training_ends_when_they_part_and_does_not_go_on(sd_pipeline, tmp_path):
@@ -112,16 +98,16 @@ def test_training_ends_when_they_part_and_does_not_go_on(sd_pipeline, tmp_path):
         return falling.level + 1e-3 * pixels.flatten(1).mean(1)
 
     falling.level = 0.0
-    settings = config(steps=60, lr=2e-2, watched_every=1, patience=3, kl_weight=0.01)
-    _, result = run(sd_pipeline, settings, watched=falling, output=tmp_path)
-    assert (result.parted, result.finished) == (True, True)
+    settings = config(max_train_steps=60, learning_rate=2e-2, validation_steps=1, patience=3, kl_weight=0.01)
+    _, result = run(sd_pipeline, settings, validation_reward=falling, output_dir=tmp_path)
+    assert (result.stopped_early, result.finished) == (True, True)
     assert 6 <= result.step < 60
     assert result.checkpoint is not None
     assert result.checkpoint.name == f"checkpoint-{result.step:06d}"
-    _, again = run(sd_pipeline, settings, watched=falling, output=tmp_path)
-    assert (again.step, again.history, again.parted) == (result.step, [], True)
+    _, again = run(sd_pipeline, settings, validation_reward=falling, output_dir=tmp_path)
+    assert (again.step, again.history, again.stopped_early) == (result.step, [], True)
 
 
 def test_patience_without_anything_watched_is_refused(sd_pipeline):
-    with pytest.raises(InputError, match="patience needs a watched reward"):
+    with pytest.raises(InputError, match="patience needs a validation reward"):
         run(sd_pipeline, config(patience=3))

@@ -5,23 +5,24 @@ import re
 import pytest
 
 from hypernoise.errors import InputError
+from hypernoise.generators.memory import Memory
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe
+from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.trainer import train
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
 
 def test_dropped_encoders_and_embeddings_on_disk_exclude_each_other():
     with pytest.raises(InputError, match="take one of the two"):
-        Recipe(text_encoders="drop", embeddings="disk")
+        Recipe(memory=Memory(text_encoders="drop"), embeddings="disk")
 
 
 @pytest.mark.parametrize("how", ["cut short", "changed", "empty"])
 def test_a_damaged_file_is_told_and_encoded_again(sd_pipeline, tmp_path, capsys, how):
     def run():
         generator, network = build(sd_pipeline)
-        settings = config(steps=1, embeddings="disk", embeddings_folder=str(tmp_path))
+        settings = config(max_train_steps=1, embeddings="disk", embeddings_folder=str(tmp_path))
         train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, progress=False)
         return state(network), capsys.readouterr().err
 
@@ -43,11 +44,13 @@ def test_a_run_from_disk_trains_to_the_weights_of_one_from_memory(sd_pipeline, t
     def run(output=None, **changes):
         generator, network = build(sd_pipeline)
         reward = WeightedSum({"redness": 20.0})
-        settings = config(steps=2, **changes)
-        train(generator, network, reward, PROMPTS, settings, output=output, progress=False)
+        settings = config(max_train_steps=2, **changes)
+        train(generator, network, reward, PROMPTS, settings, output_dir=output, progress=False)
         return state(network)
 
-    beside = dict(samples_every=1, watch=("lipschitz",), watch_every=2)
+    beside = dict(
+        validation_steps=1, validation_prompts=("a ring", "a cross"), diagnostics=("lipschitz",), diagnostics_steps=2
+    )
     assert same(run(), run(tmp_path, embeddings="disk", **beside))
     told = capsys.readouterr().err
     assert re.search(r"embeddings: 5 of 5 prompts to encode, \S+ GiB in ", told)

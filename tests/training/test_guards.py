@@ -11,9 +11,8 @@ from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.guards import Skipped, check_blow_up
-from hypernoise.training.run_status import end_of
-from hypernoise.training.trainer import train
+from hypernoise.training.guards import BlowUp, Skipped
+from hypernoise.training.loop import train
 from tests.training.ranks import on_ranks
 from tests.training.test_resume import quick, small
 from tests.training.test_trainer import PROMPTS, same, state
@@ -26,9 +25,9 @@ def test_a_skipped_step_changes_no_weight_and_is_told(tmp_path, capsys):
         return torch.where(torch.arange(len(scores)) == 1, torch.nan, scores) if reward.calls == 3 else scores
 
     reward.calls = 0
-    network, result = quick(tmp_path, reward, steps=3, optimizer="sgd")
+    network, result = quick(tmp_path, reward, max_train_steps=3, optimizer="sgd")
     reward.calls = 10
-    before, _ = quick(None, reward, steps=2, optimizer="sgd")
+    before, _ = quick(None, reward, max_train_steps=2, optimizer="sgd")
     assert same(state(network), state(before))
     assert (result.skipped, result.finished) == (1, True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -47,9 +46,9 @@ def test_the_member_and_the_prompt_at_fault_are_named():
 
     reward = WeightedSum({"redness": 1.0, "root": 1.0}, {"root": root})
     with pytest.raises(InputError) as caught:
-        quick(None, reward, steps=50, skip_limit=2)
+        quick(None, reward, max_train_steps=50)
     told = str(caught.value)
-    assert "3 of the last " in told
+    assert "6 of the last " in told
     assert "the gradient of reward 'root' is nan for" in told
     assert "redness" not in told
     assert "ring'" in told
@@ -62,7 +61,7 @@ def test_skips_count_over_the_last_hundred_steps():
     for step in range(2, 101):
         skipped.note(False, step, [])
     skipped.note(True, 101, ["b"])  # the first has left the window
-    with pytest.raises(InputError, match=r"2 of the last 100 steps were skipped, over skip_limit 1; at step 102: c; "):
+    with pytest.raises(InputError, match=r"2 of the last 100 steps were skipped, more than 1; at step 102: c; "):
         skipped.note(True, 102, ["c"])
     assert skipped.count == 3
 
@@ -74,7 +73,7 @@ def test_a_reward_that_raises_is_told_with_its_prompt_and_place():
         return pixels.flatten(1).mean(1)
 
     reward = WeightedSum({"redness": 1.0, "fussy": 1.0}, {"fussy": fussy})
-    message = r"reward 'fussy' raised KeyError at step \d for 'a black square': 'black' \(test_faults.py, line \d+\)"
+    message = r"reward 'fussy' raised KeyError at step \d for 'a black square': 'black' \(test_guards.py, line \d+\)"
     with pytest.raises(InputError, match=message) as caught:
         quick(None, reward)
     assert isinstance(caught.value.__cause__, KeyError)
@@ -92,18 +91,30 @@ def test_a_reward_that_raises_for_a_whole_batch_alone_is_told_too():
 
 def test_a_kl_that_blows_up_stops_the_run_with_advice():
     with pytest.raises(InputError, match=r"blown up at step \d+: ½‖f‖² .* over kl_limit 0.5 x 64 .*raise kl_weight"):
-        quick(None, WeightedSum({"redness": 500.0}), steps=200, lr=1.0, kl_weight=0.0, kl_limit=0.5)
+        quick(
+            None, WeightedSum({"redness": 500.0}), max_train_steps=200, learning_rate=1.0, kl_weight=0.0, kl_limit=0.5
+        )
 
 
 def test_pictures_that_blow_up_stop_the_run_with_advice(tmp_path):
     generator, network = small()
     generator.to_pixels = lambda pixels: (pixels - 0.5).mul(2).add(0.5).clamp(0, 1)
-    settings = TrainConfig(steps=400, batch_size=4, lr=0.3, kl_weight=0.0, kl_limit=0, saturation_limit=0.2)
-    with pytest.raises(InputError, match=r"clipped pixel values has risen by 0\.\d+, over saturation_limit 0.2; raise"):
-        train(generator, network, WeightedSum({"brightness": 50.0}), PROMPTS, settings, output=tmp_path, progress=False)
+    settings = TrainConfig(
+        max_train_steps=400, train_batch_size=4, learning_rate=0.3, kl_weight=0.0, kl_limit=0, clipping_limit=0.2
+    )
+    with pytest.raises(InputError, match=r"clipped pixel values has risen by 0\.\d+, over clipping_limit 0.2; raise"):
+        train(
+            generator,
+            network,
+            WeightedSum({"brightness": 50.0}),
+            PROMPTS,
+            settings,
+            output_dir=tmp_path,
+            progress=False,
+        )
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert 0 < rows[0]["saturated"] < 0.8
-    assert [row["saturated"] - rows[0]["saturated"] <= 0.2 for row in rows] == [True] * (len(rows) - 1) + [False]
+    assert 0 < rows[0]["clipped"] < 0.8
+    assert [row["clipped"] - rows[0]["clipped"] <= 0.2 for row in rows] == [True] * (len(rows) - 1) + [False]
     assert checkpoints(tmp_path)[-1].name == f"checkpoint-{rows[-2]['step']:06d}"
 
 
@@ -119,30 +130,46 @@ def test_a_reward_that_raises_leaves_the_last_good_step_to_go_on_from(tmp_path, 
         reward.calls = 0
         member = WeightedSum({"own": 1.0}, {"own": reward}, normalise=True)
         try:
-            return [row["loss"] for row in quick(output, member, steps=5)[1].history]
+            return [row["loss"] for row in quick(output, member, max_train_steps=5)[1].history]
         except Exception as error:
             return str(error)
 
     told = on_ranks(processes, lambda: run(tmp_path, 4 if os.environ["RANK"] == str(processes - 1) else 0))
     assert "reward 'own' raised ValueError at step 3" in told[-1]
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-000003"]
-    assert end_of(tmp_path) == told[0].splitlines()[0]
+    assert json.loads((tmp_path / "process.json").read_text())["ended"] == told[0].splitlines()[0]
     if processes == 1:
         assert on_ranks(1, lambda: run(tmp_path, 0))[0] == on_ranks(1, lambda: run(None, 0))[0][3:]
 
 
 @pytest.mark.parametrize(("dimensions", "limit"), [(1, 32.0), (64, 32.0), (1024, 512.0)])
 def test_a_noise_of_few_dimensions_may_be_moved_by_several_deviations(dimensions, limit):
-    config = TrainConfig()
-    check_blow_up(config, 1, limit, dimensions, 0.0)
+    guard = BlowUp(TrainConfig(), (dimensions,))
+    guard.check(1, {"kl": limit, "clipped": 0.0})
     with pytest.raises(InputError, match=rf"over kl_limit 0.5 x {max(dimensions, 64)}"):
-        check_blow_up(config, 1, 1.001 * limit, dimensions, 0.0)
+        guard.check(2, {"kl": 1.001 * limit, "clipped": 0.0})
 
 
 def test_limits_of_zero_never_stop():
-    check_blow_up(TrainConfig(kl_limit=0, saturation_limit=0), 1, 1e9, 4, 1.0)
-    with pytest.raises(InputError, match="over saturation_limit 0.5"):
-        check_blow_up(TrainConfig(kl_limit=0), 1, 1e9, 4, 0.51)
+    first, later = {"kl": 1e9, "clipped": 0.1}, {"kl": 1e9, "clipped": 0.61}
+    never, clipping = (BlowUp(TrainConfig(kl_limit=0, clipping_limit=limit), (4,)) for limit in (0, 0.5))
+    for step, row in ((1, first), (2, later)):
+        never.check(step, row)
+    clipping.check(1, first)
+    with pytest.raises(InputError, match="over clipping_limit 0.5"):
+        clipping.check(2, later)
+
+
+def test_a_resumed_run_measures_clipping_against_its_first_step(tmp_path):
+    def run(steps, level):
+        generator, network = small()
+        generator.to_pixels = lambda pixels: (pixels - 0.5).mul(level).add(0.5).clamp(0, 1)
+        settings = TrainConfig(max_train_steps=steps, train_batch_size=4, clipping_limit=0.2)
+        train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, settings, output_dir=tmp_path, progress=False)
+
+    run(2, 1.0)
+    with pytest.raises(InputError, match=r"blown up at step 3: the share of clipped pixel values has risen by"):
+        run(4, 100.0)
 
 
 def test_a_first_step_without_gradient_is_refused():
@@ -150,4 +177,6 @@ def test_a_first_step_without_gradient_is_refused():
     constant = torch.nn.Parameter(torch.ones(()))
     generator.module.register_forward_hook(lambda module, inputs, output: output.detach() + 0 * constant)
     with pytest.raises(InputError, match="no gradient reaches the noise network"):
-        train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, TrainConfig(steps=2), progress=False)
+        train(
+            generator, network, WeightedSum({"redness": 1.0}), PROMPTS, TrainConfig(max_train_steps=2), progress=False
+        )

@@ -10,8 +10,8 @@ import pytest
 from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
+from hypernoise.training.loop import train
 from hypernoise.training.processes import own_device, samples_per_round
-from hypernoise.training.trainer import train
 from tests.training.ranks import free_port, on_ranks
 from tests.training.test_resume import quick
 from tests.training.test_trainer import PROMPTS, build, config
@@ -20,27 +20,28 @@ PARENT = os.getpid()
 
 
 def rows(sd_pipeline, settings, output=None):
-    """The rows of a run with all that processes must share: running scales, a watched reward, chance in a reward."""
+    """The rows of a run with all that processes must share: running scales, a validation reward, chance in a reward."""
     generator, network = build(sd_pipeline)
     reward = WeightedSum({"redness": 20.0, "brightness": 5.0}, normalise=True)
     watched = WeightedSum({"greenness": 1.0})
-    return train(generator, network, reward, PROMPTS, settings, watched=watched, output=output, progress=False).history
+    return train(
+        generator, network, reward, PROMPTS, settings, validation_reward=watched, output_dir=output, progress=False
+    ).history
 
 
 def close(found, expected):
     for a, b in zip(found, expected, strict=True):
-        names = ("loss", "reward", "kl", "reward/redness", "reward/brightness", "gradient_norm", "watched_reward")
+        names = ("loss", "reward", "kl", "reward/redness", "reward/brightness", "gradient_norm", "validation_reward")
         for name in names:
             assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5), (a["step"], name)
 
 
-@pytest.mark.parametrize("noise", ["fresh", "fixed"])
-def test_one_two_and_four_processes_give_the_same_losses(sd_pipeline, tmp_path, noise):
-    settings = config(steps=4, watched_every=1, noise=noise, ema=0.9, embeddings="disk")
+def test_one_two_and_four_processes_give_the_same_losses(sd_pipeline, tmp_path):
+    settings = config(max_train_steps=4, validation_steps=1, ema=0.9, embeddings="disk")
     settings = TrainConfig(**{**vars(settings), "embeddings_folder": str(tmp_path / "embeddings")})
     one = rows(sd_pipeline, settings)
     assert len({round(row["loss"], 6) for row in one}) == 4
-    for count in (2, 4) if noise == "fresh" else (2,):
+    for count in (2, 4):
         found = on_ranks(count, lambda: rows(sd_pipeline, settings))
         for rank in range(count):
             close(found[rank], one)
@@ -50,9 +51,9 @@ def test_accumulation_over_two_processes_gives_the_same_losses(sd_pipeline):
     def plain(**changes):
         generator, network = build(sd_pipeline)
         reward = WeightedSum({"redness": 20.0})
-        return train(generator, network, reward, PROMPTS, config(steps=3, **changes), progress=False).history
+        return train(generator, network, reward, PROMPTS, config(max_train_steps=3, **changes), progress=False).history
 
-    found, _ = on_ranks(2, lambda: plain(accumulation=2))
+    found, _ = on_ranks(2, lambda: plain(gradient_accumulation_steps=2))
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in plain()], rel=1e-5)
 
 
@@ -65,8 +66,8 @@ def test_a_bad_number_on_one_process_is_skipped_by_all_and_named(sd_pipeline, tm
 
     def run():
         generator, network = build(sd_pipeline)
-        settings = config(steps=5, batch_size=2)
-        result = train(generator, network, reward, PROMPTS, settings, output=tmp_path, progress=False)
+        settings = config(max_train_steps=5, train_batch_size=2)
+        result = train(generator, network, reward, PROMPTS, settings, output_dir=tmp_path, progress=False)
         return result.skipped, result.history
 
     (skipped, history), (other, same) = on_ranks(2, run)
@@ -79,10 +80,10 @@ def test_a_bad_number_on_one_process_is_skipped_by_all_and_named(sd_pipeline, tm
 
 @pytest.mark.parametrize(("processes", "accumulation", "fits"), [(3, 1, 12), (2, 4, 16), (1, 1, 10)])
 def test_a_batch_that_does_not_divide_names_the_multiple(processes, accumulation, fits):
-    settings = TrainConfig(batch_size=fits, accumulation=accumulation)
+    settings = TrainConfig(train_batch_size=fits, gradient_accumulation_steps=accumulation)
     assert samples_per_round(settings, processes) == fits // processes // accumulation
     if fits != 10:
-        settings = TrainConfig(batch_size=fits - accumulation, accumulation=accumulation)
+        settings = TrainConfig(train_batch_size=fits - accumulation, gradient_accumulation_steps=accumulation)
         message = f"must be a multiple of {processes * accumulation} .* the next that fits is {fits}"
         with pytest.raises(InputError, match=message):
             samples_per_round(settings, processes)
@@ -94,7 +95,7 @@ def test_the_environment_of_accelerate_launch_changes_no_number():
     def norms(**env):
         def run():
             os.environ.update(env)
-            return [row["gradient_norm"] for row in quick(steps=2)[1].history]
+            return [row["gradient_norm"] for row in quick(max_train_steps=2)[1].history]
 
         return on_ranks(1, run)[0]
 
@@ -123,11 +124,12 @@ def test_two_launchers_with_two_ranks_each_meet_and_give_the_same_losses(sd_pipe
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\nrewards: {{redness: 20}}\n"
-        "steps: 3\nbatch_size: 4\nlr: 1e-2\nkl_weight: 0.1\nwarmup: 2\nrank: 4\nmixed_precision: no\n"
+        "max_train_steps: 3\ntrain_batch_size: 4\nlearning_rate: 1e-2\nkl_weight: 0.1\nlr_warmup_steps: 2\n"
+        "lora: {rank: 4}\nmixed_precision: no\n"
     )
 
     def command(output):
-        return ["hypernoise.cli", "train", str(recipe), "--output", str(tmp_path / output), "--device", "cpu"]
+        return ["hypernoise.cli", "train", str(recipe), "--output-dir", str(tmp_path / output), "--device", "cpu"]
 
     port, env = str(free_port()), {**os.environ, "OMP_NUM_THREADS": "1"}
     flags = ["--nnodes", "2", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]

@@ -19,9 +19,9 @@ from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, damage, newest_whole
 from hypernoise.training.config import TrainConfig
+from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
 from hypernoise.training.signals import stop_requested
-from hypernoise.training.trainer import train
 from tests.training.ranks import on_ranks, start_ranks
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
@@ -38,9 +38,20 @@ def small():
 
 def quick(output=None, reward=None, resume=True, **changes):
     generator, network = small()
-    settings = TrainConfig(**{"steps": 6, "batch_size": 4, "lr": 1e-2, "kl_weight": 0.1, "kl_limit": 0, **changes})
+    settings = TrainConfig(
+        **{
+            "max_train_steps": 6,
+            "train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "kl_weight": 0.1,
+            "kl_limit": 0,
+            **changes,
+        }
+    )
     reward = reward or WeightedSum({"redness": 5.0})
-    result = train(generator, network, reward, PROMPTS, settings, output=output, resume=resume, progress=False)
+    result = train(
+        generator, network, reward, PROMPTS, settings, output_dir=output, resume_from_checkpoint=resume, progress=False
+    )
     return network, result
 
 
@@ -65,8 +76,8 @@ def test_killed_at_any_step_it_resumes_to_the_same_lora_bit_for_bit(sd_pipeline,
             time.sleep(pause)
             return pixels.flatten(1).mean(1)
 
-        settings = config(steps=6, checkpoint_every=1, ema=0.8, watched_every=1, kl_limit=0)
-        train(generator, network, reward, PROMPTS, settings, watched=slow, output=output, progress=False)
+        settings = config(max_train_steps=6, checkpointing_steps=1, ema=0.8, validation_steps=1, kl_limit=0)
+        train(generator, network, reward, PROMPTS, settings, validation_reward=slow, output_dir=output, progress=False)
         return {name: tensor.tolist() for name, tensor in network.trainable_state().items()}
 
     whole = on_ranks(processes, lambda: run(tmp_path / "whole"))[0]
@@ -86,11 +97,11 @@ def test_killed_at_any_step_it_resumes_to_the_same_lora_bit_for_bit(sd_pipeline,
     assert same(*map(load_file, last))
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "state.json", "sha256.json"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "training_state.pt", "state.json", "sha256.json"])
 @pytest.mark.parametrize("how", ["cut short", "changed", "gone"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsys, name, how):
-    whole, _ = quick(steps=6)
-    quick(tmp_path, steps=4, checkpoint_every=2)
+    whole, _ = quick(max_train_steps=6)
+    quick(tmp_path, max_train_steps=4, checkpointing_steps=2)
     file = tmp_path / "checkpoint-000004" / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
@@ -98,7 +109,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsy
         file.unlink()
     else:
         file.write_bytes(content if how == "changed" else content[: len(content) // 2])
-    network, result = quick(tmp_path, steps=6, checkpoint_every=2)
+    network, result = quick(tmp_path, max_train_steps=6, checkpointing_steps=2)
     if (name, how) != ("state.json", "gone"):  # without it there is no checkpoint to speak of
         assert "checkpoint-000004 is damaged" in capsys.readouterr().err
     assert [row["step"] for row in result.history] == [3, 4, 5, 6]
@@ -107,31 +118,31 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsy
 
 
 def test_folders_of_other_names_beside_checkpoints_are_passed_over(tmp_path):
-    quick(tmp_path, steps=2)
+    quick(tmp_path, max_train_steps=2)
     for name in ("checkpoint-best", "checkpoint-000003.bak"):
         shutil.copytree(tmp_path / "checkpoint-000002", tmp_path / name)
-    assert quick(tmp_path, steps=3)[1].step == 3
+    assert quick(tmp_path, max_train_steps=3)[1].step == 3
     assert (tmp_path / "checkpoint-best").is_dir()
 
 
 @pytest.mark.parametrize("sums", ["[]", "{}", "3"])
 def test_sums_that_do_not_name_every_file_are_damage(tmp_path, capsys, sums):
-    quick(tmp_path, steps=4, checkpoint_every=2)
+    quick(tmp_path, max_train_steps=4, checkpointing_steps=2)
     (tmp_path / "checkpoint-000004" / "sha256.json").write_text(sums)
-    (tmp_path / "checkpoint-000004" / "optimizer.pt").write_bytes(b"")
-    _, result = quick(tmp_path, steps=5)
+    (tmp_path / "checkpoint-000004" / "training_state.pt").write_bytes(b"")
+    _, result = quick(tmp_path, max_train_steps=5)
     told = capsys.readouterr().err
     assert "checkpoint-000004 is damaged (sha256.json" in told
-    assert f"going on from {tmp_path / 'checkpoint-000002'} (" in told
-    assert f"going on from {tmp_path / 'checkpoint-000004'}" not in told
+    assert f"resuming from {tmp_path / 'checkpoint-000002'} (" in told
+    assert f"resuming from {tmp_path / 'checkpoint-000004'}" not in told
     assert result.history[0]["step"] == 3
 
 
 def test_metrics_that_are_no_rows_are_passed_over(tmp_path):
-    quick(tmp_path, steps=2)
+    quick(tmp_path, max_train_steps=2)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff\xfe\n[1]\n3\n{"loss": 1}\n{"step": "4"}\n')
-    quick(tmp_path, steps=3)
+    quick(tmp_path, max_train_steps=3)
     assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3]
 
 
@@ -142,36 +153,38 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
 
 
 def test_what_a_killed_save_left_is_removed_and_what_it_had_moved_is_put_back(tmp_path):
-    quick(tmp_path, steps=4, checkpoint_every=2)
+    quick(tmp_path, max_train_steps=4, checkpointing_steps=2)
     (tmp_path / ".checkpoint-000006-x1y2z3").mkdir()
     shutil.copytree(tmp_path / "checkpoint-000002", tmp_path / ".checkpoint-000002.old")
     (tmp_path / "checkpoint-000004").rename(tmp_path / ".checkpoint-000004.old")
-    _, result = quick(tmp_path, steps=5)
+    _, result = quick(tmp_path, max_train_steps=5)
     assert [row["step"] for row in result.history] == [5]
     assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
 @pytest.mark.parametrize("what", ["sample grid", "metrics.jsonl"])
 def test_a_disk_that_is_full_for_anything_else_is_told_in_a_line(tmp_path, monkeypatch, what):
-    quick(tmp_path, steps=2)
+    quick(tmp_path, max_train_steps=2)
 
     def full(*args, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    place = "PIL.Image.Image.save" if what == "sample grid" else "hypernoise.training.tracking.write_text"
+    place = "PIL.Image.Image.save" if what == "sample grid" else "hypernoise.training.metrics.write_text"
     monkeypatch.setattr(place, full)
     with pytest.raises(InputError, match=rf"the {what} cannot be written \(No space left on device\); the checkpoints"):
-        quick(tmp_path, steps=4, samples_every=1)
+        quick(tmp_path, max_train_steps=4, validation_steps=1, validation_prompts=("a ring", "a cross"))
     assert tmp_path / "checkpoint-000002" in checkpoints(tmp_path)
     assert all(damage(folder) is None for folder in checkpoints(tmp_path))
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_started_anew(tmp_path):
-    quick(tmp_path, steps=2, checkpoint_every=1)
+    quick(tmp_path, max_train_steps=2, checkpointing_steps=1)
     for folder in checkpoints(tmp_path):
-        (folder / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: checkpoint-000002 is damaged \(optimizer.pt"):
-        quick(tmp_path, steps=4)
+        (folder / "training_state.pt").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"every checkpoint in .* is damaged: checkpoint-000002 is damaged \(training_state.pt"
+    ):
+        quick(tmp_path, max_train_steps=4)
     assert len(checkpoints(tmp_path)) == 2
 
 
@@ -184,10 +197,22 @@ def test_sigterm_saves_and_says_which_signal_it_was(tmp_path):
 
     reward.calls = 0
     before = signal.getsignal(signal.SIGTERM)
-    _, result = quick(tmp_path, reward, steps=50)
+    _, result = quick(tmp_path, reward, max_train_steps=50)
     assert (result.step, result.finished, 128 + result.signal) == (3, False, 143)
     assert result.checkpoint == tmp_path / "checkpoint-000003"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish(tmp_path):
+    def reward(pixels, prompts):
+        reward.calls += 1
+        if reward.calls == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return pixels.flatten(1).mean(1)
+
+    reward.calls = 0
+    _, result = quick(tmp_path, reward, max_train_steps=3)
+    assert (result.step, result.finished, result.signal) == (3, True, signal.SIGTERM)
 
 
 def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
@@ -199,7 +224,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
             return pixels.flatten(1).mean(1)
 
         reward.calls = 0
-        result = quick(tmp_path, reward, steps=50)[1]
+        result = quick(tmp_path, reward, max_train_steps=50)[1]
         return result.step, result.signal, str(result.checkpoint)
 
     assert on_ranks(2, run) == [(3, signal.SIGTERM, str(tmp_path / "checkpoint-000003"))] * 2
@@ -208,16 +233,16 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_sigterm_while_saving_changes_nothing(tmp_path, monkeypatch, processes):
     """A cluster signals every process, and torchrun passes it on again."""
-    from hypernoise.training import trainer
+    from hypernoise.training import run as running
 
-    own = trainer.save_checkpoint
+    own = running.save_checkpoint
 
     def slow(*args, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.3)
         return own(*args, **settings)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", slow)
+    monkeypatch.setattr(running, "save_checkpoint", slow)
 
     def run():
         def reward(pixels, prompts):
@@ -229,7 +254,7 @@ def test_a_second_sigterm_while_saving_changes_nothing(tmp_path, monkeypatch, pr
             return pixels.flatten(1).mean(1)
 
         reward.calls = 0
-        result = quick(tmp_path, reward, steps=50, checkpoint_every=100)[1]
+        result = quick(tmp_path, reward, max_train_steps=50, checkpointing_steps=100)[1]
         return result.step, result.signal
 
     assert on_ranks(processes, run) == [(3, signal.SIGTERM)] * processes
@@ -257,39 +282,23 @@ def test_a_second_ctrl_c_ends_at_once_unless_a_launcher_passed_on_the_first(monk
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
-    quick(tmp_path, steps=2)
+    quick(tmp_path, max_train_steps=2)
 
     def run():
-        limit = (tmp_path / "checkpoint-000002" / "optimizer.pt").stat().st_size - 100
+        limit = (tmp_path / "checkpoint-000002" / "training_state.pt").stat().st_size - 100
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow beyond: writing fails half-way
         with pytest.raises(InputError) as caught:
-            quick(tmp_path, steps=4)
+            quick(tmp_path, max_train_steps=4)
         return str(caught.value)
 
     (told,) = on_ranks(1, run)
     assert "the checkpoint at step 4 cannot be written (File too large); the earlier checkpoints" in told
     assert newest_whole(tmp_path) == (tmp_path / "checkpoint-000002", [])
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
-    network, _ = quick(tmp_path, steps=4)
-    assert same(state(network), state(quick(steps=4)[0]))
+    network, _ = quick(tmp_path, max_train_steps=4)
+    assert same(state(network), state(quick(max_train_steps=4)[0]))
 
 
-def test_the_last_few_and_the_best_are_kept(tmp_path):
-    levels = iter([0.0, 1.0, 5.0, 2.0, 3.0, 1.0])
-
-    def reward(pixels, prompts):
-        return next(levels) + 1e-3 * pixels.flatten(1).mean(1)
-
-    quick(tmp_path, reward, steps=6, checkpoint_every=1, keep=1, best_by="reward")
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-000003", "checkpoint-000006"]
-    with pytest.raises(InputError, match="best_by must be one of reward, not 'judge'"):
-        quick(steps=1, reward=lambda pixels, prompts: pixels.mean((1, 2, 3)), best_by="judge")
-
-
-def test_a_checkpoint_is_due_by_the_clock_too(tmp_path):
-    def reward(pixels, prompts):
-        time.sleep(0.02)
-        return pixels.flatten(1).mean(1)
-
-    quick(tmp_path, reward, steps=4, checkpoint_every=100, checkpoint_minutes=0.01 / 60, keep=10)
-    assert [folder.name for folder in checkpoints(tmp_path)] == [f"checkpoint-00000{step}" for step in (1, 2, 3, 4)]
+def test_the_last_few_are_kept(tmp_path):
+    quick(tmp_path, max_train_steps=6, checkpointing_steps=1, checkpoints_total_limit=3)
+    assert [folder.name for folder in checkpoints(tmp_path)] == [f"checkpoint-00000{step}" for step in (4, 5, 6)]

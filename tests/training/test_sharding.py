@@ -16,10 +16,10 @@ from hypernoise.generators.memory import Memory
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe
+from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
 from hypernoise.training.processes import samples_per_round
 from hypernoise.training.sharding import shard_base
-from hypernoise.training.trainer import train
 from tests.training.ranks import on_ranks
 from tests.training.test_trainer import PROMPTS, config
 
@@ -28,13 +28,13 @@ CPU = torch.device("cpu")
 
 def trained(sd_pipeline, parts=None, output=None, steps=3, **changes):
     """The losses, the LoRA, and the shares of the denoiser's and of the text encoder's weights that are held."""
-    generator = DiffusionGenerator(sd_pipeline(), name="tiny", memory=Memory(checkpointing=True))
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny", memory=Memory(gradient_checkpointing=True))
     network = LoRANoise(generator, rank=4)
     if parts is not None:
         shard_base(network, parts, CPU)
-    settings = config(steps=steps, accumulation=2, generator_steps=2, **changes)
+    settings = config(max_train_steps=steps, gradient_accumulation_steps=2, num_inference_steps=2, **changes)
     reward = WeightedSum({"redness": 20.0})
-    result = train(generator, network, reward, PROMPTS, settings, output=output, progress=False)
+    result = train(generator, network, reward, PROMPTS, settings, output_dir=output, progress=False)
     lora = torch.cat([parameter.detach().flatten() for parameter in network.trainable_parameters()])
     held = [_held(part, network) for part in (generator.denoiser, generator.pipeline.text_encoder)]
     return [row["loss"] for row in result.history], lora, held
@@ -63,7 +63,14 @@ def test_a_base_in_shards_trains_to_the_same_losses(sd_pipeline, tmp_path, parts
 
 def test_a_base_in_shards_resumes_to_the_same_lora_bit_for_bit(sd_pipeline, tmp_path):
     def run(output, steps):
-        return trained(sd_pipeline, "denoiser", tmp_path / output, steps, samples_every=2)[1]
+        return trained(
+            sd_pipeline,
+            "denoiser",
+            tmp_path / output,
+            steps,
+            validation_steps=2,
+            validation_prompts=("a ring", "a cross"),
+        )[1]
 
     whole = on_ranks(2, lambda: run("whole", 4))[0]
     on_ranks(2, lambda: run("parts", 2))
@@ -77,11 +84,11 @@ def test_a_recipe_shards_its_base(sd_pipeline, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\nrewards: {{redness: 20}}\n"
-        "steps: 2\nbatch_size: 4\nlr: 1e-2\nkl_weight: 0.1\nrank: 4\n"
+        "max_train_steps: 2\ntrain_batch_size: 4\nlearning_rate: 1e-2\nkl_weight: 0.1\nlora: {rank: 4}\n"
     )
     call = ["train", str(recipe), "--device", "cpu"]
-    assert main([*call, "--output", str(tmp_path / "one")]) == 0
-    shared = [*call, "--output", str(tmp_path / "two"), "--shard-base", "all"]
+    assert main([*call, "--output-dir", str(tmp_path / "one")]) == 0
+    shared = [*call, "--output-dir", str(tmp_path / "two"), "--shard-base", "all"]
     assert on_ranks(2, lambda: main(shared)) == [0, 0]
     one, two = ([row["loss"] for row in rows_of(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
@@ -94,9 +101,15 @@ def test_a_recipe_shards_its_base(sd_pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"shard_base": "denoiser", "watch": ("kl",)}, r"shard_base: denoiser needs watch: nothing, not \('kl',\)"),
+        (
+            {"shard_base": "denoiser", "diagnostics": ("kl",)},
+            r"shard_base: denoiser needs diagnostics: nothing, not \('kl',\)",
+        ),
         ({"shard_base": "all", "embeddings": "disk"}, "shard_base: all needs embeddings: memory or off, not disk"),
-        ({"shard_base": "all", "text_encoders": "drop"}, "shard_base: all needs text_encoders: stay, not drop"),
+        (
+            {"shard_base": "all", "memory": Memory(text_encoders="drop")},
+            "all needs memory.text_encoders: stay, not drop",
+        ),
     ],
 )
 def test_what_does_not_go_with_shards_is_refused(fields, message):

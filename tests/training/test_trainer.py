@@ -13,8 +13,8 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
-from hypernoise.training.config import Recipe, TrainConfig
-from hypernoise.training.trainer import train
+from hypernoise.training.config import Recipe, TrainConfig, WarmStart
+from hypernoise.training.loop import train
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross", "a ring", "a black square"]
 
@@ -25,13 +25,22 @@ def build(sd_pipeline):
 
 
 def config(**changes):
-    return TrainConfig(**{"steps": 6, "batch_size": 4, "lr": 1e-2, "kl_weight": 0.1, "warmup": 2, **changes})
+    return TrainConfig(
+        **{
+            "max_train_steps": 6,
+            "train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "kl_weight": 0.1,
+            "lr_warmup_steps": 2,
+            **changes,
+        }
+    )
 
 
-def run(sd_pipeline, settings, output=None, reward=None):
+def run(sd_pipeline, settings, output_dir=None, reward=None):
     generator, network = build(sd_pipeline)
     reward = reward or WeightedSum({"redness": 20.0})
-    result = train(generator, network, reward, PROMPTS, settings, output=output, progress=False)
+    result = train(generator, network, reward, PROMPTS, settings, output_dir=output_dir, progress=False)
     return generator, network, result
 
 
@@ -58,7 +67,7 @@ def test_frozen_weights_are_bit_identical_and_the_lora_moved(sd_pipeline):
 
 
 def test_the_reward_rises_and_the_first_step_is_the_base(sd_pipeline):
-    *_, result = run(sd_pipeline, config(steps=40, batch_size=8, lr=2e-2, kl_weight=0.01))
+    *_, result = run(sd_pipeline, config(max_train_steps=40, train_batch_size=8, learning_rate=2e-2, kl_weight=0.01))
     assert result.history[0]["kl"] == 0.0
     assert result.history[-1]["kl"] > 0
     first, last = (sum(row["reward"] for row in rows) / 5 for rows in (result.history[:5], result.history[-5:]))
@@ -73,10 +82,10 @@ def test_same_seed_same_numbers(sd_pipeline):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_resume_equals_no_interruption(sd_pipeline, tmp_path, optimizer):
-    settings = dict(optimizer=optimizer, decay=False, checkpoint_every=2)
-    whole = run(sd_pipeline, config(steps=6, **settings))
-    run(sd_pipeline, config(steps=4, **settings), output=tmp_path)
-    resumed = run(sd_pipeline, config(steps=6, **settings), output=tmp_path)
+    settings = dict(optimizer=optimizer, lr_scheduler="constant", checkpointing_steps=2)
+    whole = run(sd_pipeline, config(max_train_steps=6, **settings))
+    run(sd_pipeline, config(max_train_steps=4, **settings), output_dir=tmp_path)
+    resumed = run(sd_pipeline, config(max_train_steps=6, **settings), output_dir=tmp_path)
     assert [row["step"] for row in resumed[2].history] == [5, 6]
     assert same(state(whole[1]), state(resumed[1]))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -85,12 +94,12 @@ def test_resume_equals_no_interruption(sd_pipeline, tmp_path, optimizer):
 
 
 def test_accumulation_changes_nothing_but_memory(sd_pipeline):
-    whole, parts = (run(sd_pipeline, config(accumulation=n))[2].history for n in (1, 2))
+    whole, parts = (run(sd_pipeline, config(gradient_accumulation_steps=n))[2].history for n in (1, 2))
     assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
 
 
 def test_checkpoints_are_whole_adapters_and_only_two_are_kept(sd_pipeline, tmp_path):
-    _, network, result = run(sd_pipeline, config(checkpoint_every=1), output=tmp_path)
+    _, network, result = run(sd_pipeline, config(checkpointing_steps=1), output_dir=tmp_path)
     assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-000005", "checkpoint-000006"]
     assert result.checkpoint == checkpoints(tmp_path)[-1]
     assert read_about(result.checkpoint)["training"]["steps"] == 6
@@ -98,36 +107,45 @@ def test_checkpoints_are_whole_adapters_and_only_two_are_kept(sd_pipeline, tmp_p
 
 
 def test_resuming_with_other_settings_is_refused(sd_pipeline, tmp_path):
-    run(sd_pipeline, config(steps=2), output=tmp_path)
-    with pytest.raises(InputError, match=r"was trained with lr = 0.01, not 0.5"):
-        run(sd_pipeline, config(lr=0.5), output=tmp_path)
+    run(sd_pipeline, config(max_train_steps=2), output_dir=tmp_path)
+    with pytest.raises(InputError, match=r"was trained with learning_rate = 0.01, not 0.5"):
+        run(sd_pipeline, config(learning_rate=0.5), output_dir=tmp_path)
 
 
 def test_resuming_with_another_warm_start_is_refused(sd_pipeline, tmp_path):
-    recipe = Recipe(**vars(config(steps=2)), warm_rounds=1, warm_samples=4)
-    run(sd_pipeline, recipe, output=tmp_path)
-    run(sd_pipeline, replace(recipe, steps=3), output=tmp_path)
-    with pytest.raises(InputError, match=r"was trained with warm_samples = 4, not 8"):
-        run(sd_pipeline, replace(recipe, warm_samples=8), output=tmp_path)
+    recipe = Recipe(**vars(config(max_train_steps=2)), warm_start=WarmStart(rounds=1, samples=4))
+    run(sd_pipeline, recipe, output_dir=tmp_path)
+    run(sd_pipeline, replace(recipe, max_train_steps=3), output_dir=tmp_path)
+    with pytest.raises(InputError, match=r"was trained with warm_start = .*'samples': 4.*, not .*'samples': 8"):
+        run(sd_pipeline, replace(recipe, warm_start=WarmStart(rounds=1, samples=8)), output_dir=tmp_path)
 
 
 def test_fewer_steps_than_the_checkpoint_has_are_refused(sd_pipeline, tmp_path):
-    run(sd_pipeline, config(steps=4), output=tmp_path)
-    with pytest.raises(InputError, match="at step 4, beyond the 2 asked for"):
-        run(sd_pipeline, config(steps=2), output=tmp_path)
+    run(sd_pipeline, config(max_train_steps=4), output_dir=tmp_path)
+    with pytest.raises(InputError, match="at step 4, beyond max_train_steps 2"):
+        run(sd_pipeline, config(max_train_steps=2), output_dir=tmp_path)
 
 
 def test_without_resume_an_earlier_runs_checkpoints_go(sd_pipeline, tmp_path):
-    run(sd_pipeline, config(steps=6, checkpoint_every=3), output=tmp_path)
+    run(sd_pipeline, config(max_train_steps=6, checkpointing_steps=3), output_dir=tmp_path)
     generator, network = build(sd_pipeline)
     reward = WeightedSum({"redness": 20.0})
-    result = train(generator, network, reward, PROMPTS, config(steps=2), output=tmp_path, resume=False, progress=False)
+    result = train(
+        generator,
+        network,
+        reward,
+        PROMPTS,
+        config(max_train_steps=2),
+        output_dir=tmp_path,
+        resume_from_checkpoint=False,
+        progress=False,
+    )
     assert checkpoints(tmp_path) == [tmp_path / "checkpoint-000002"] == [result.checkpoint]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_resume_on_other_base_weights_is_refused(sd_pipeline, tmp_path):
-    run(sd_pipeline, config(steps=2), output=tmp_path)
+    run(sd_pipeline, config(max_train_steps=2), output_dir=tmp_path)
     generator = DiffusionGenerator(sd_pipeline(seed=5), name="tiny")
     with pytest.raises(InputError, match="other weights"):
         train(
@@ -135,8 +153,8 @@ def test_resume_on_other_base_weights_is_refused(sd_pipeline, tmp_path):
             LoRANoise(generator, rank=4),
             WeightedSum({"redness": 20.0}),
             PROMPTS,
-            config(steps=4),
-            output=tmp_path,
+            config(max_train_steps=4),
+            output_dir=tmp_path,
             progress=False,
         )
 
@@ -146,8 +164,8 @@ def test_a_reward_with_chance_in_it_resumes_to_the_same_numbers(sd_pipeline, tmp
         return 20 * (pixels * torch.rand(pixels.shape)).flatten(1).mean(1)
 
     whole = run(sd_pipeline, config(), reward=noisy)
-    run(sd_pipeline, config(steps=3), output=tmp_path, reward=noisy)
-    resumed = run(sd_pipeline, config(), output=tmp_path, reward=noisy)
+    run(sd_pipeline, config(max_train_steps=3), output_dir=tmp_path, reward=noisy)
+    resumed = run(sd_pipeline, config(), output_dir=tmp_path, reward=noisy)
     assert same(state(whole[1]), state(resumed[1]))
 
 
@@ -162,7 +180,7 @@ def test_ctrl_c_ends_after_the_step_with_a_checkpoint(sd_pipeline, tmp_path):
         return pixels.flatten(1).mean(1)
 
     before = signal.getsignal(signal.SIGINT)
-    _, _, result = run(sd_pipeline, config(steps=50), output=tmp_path, reward=reward)
+    _, _, result = run(sd_pipeline, config(max_train_steps=50), output_dir=tmp_path, reward=reward)
     assert (result.step, result.finished) == (3, False)
     assert result.checkpoint == tmp_path / "checkpoint-000003"
     assert signal.getsignal(signal.SIGINT) is before
@@ -170,14 +188,14 @@ def test_ctrl_c_ends_after_the_step_with_a_checkpoint(sd_pipeline, tmp_path):
 
 def test_trains_outside_the_main_thread(sd_pipeline):
     steps = []
-    thread = threading.Thread(target=lambda: steps.append(run(sd_pipeline, config(steps=1))[2].step))
+    thread = threading.Thread(target=lambda: steps.append(run(sd_pipeline, config(max_train_steps=1))[2].step))
     thread.start()
     thread.join()
     assert steps == [1]
 
 
 def test_bf16_autocast_keeps_the_lora_in_fp32(sd_pipeline):
-    _, network, result = run(sd_pipeline, config(mixed_precision="bf16", steps=3))
+    _, network, result = run(sd_pipeline, config(mixed_precision="bf16", max_train_steps=3))
     assert {p.dtype for p in network.trainable_parameters()} == {torch.float32}
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in result.history)
     assert result.history[-1]["kl"] > 0
@@ -213,7 +231,9 @@ def test_a_member_whose_gradient_is_cut_is_named(sd_pipeline):
 
 
 def test_members_rewards_are_means_over_the_rounds_too(sd_pipeline):
-    *_, result = run(sd_pipeline, config(steps=1, accumulation=2), reward=WeightedSum({"redness": 20.0}))
+    *_, result = run(
+        sd_pipeline, config(max_train_steps=1, gradient_accumulation_steps=2), reward=WeightedSum({"redness": 20.0})
+    )
     (row,) = result.history
     assert row["reward/redness"] == pytest.approx(row["reward"] / 20, rel=1e-5)
 
@@ -223,11 +243,11 @@ def test_running_scales_resume_to_the_same_numbers(sd_pipeline, tmp_path):
         return WeightedSum({"redness": 1.0, "brightness": 1.0}, normalise=True)
 
     whole = run(sd_pipeline, config(), reward=reward())
-    run(sd_pipeline, config(steps=3), output=tmp_path, reward=reward())
-    resumed = run(sd_pipeline, config(), output=tmp_path, reward=reward())
+    run(sd_pipeline, config(max_train_steps=3), output_dir=tmp_path, reward=reward())
+    resumed = run(sd_pipeline, config(), output_dir=tmp_path, reward=reward())
     assert same(state(whole[1]), state(resumed[1]))
     with pytest.raises(InputError, match="was trained with reward_settings = {'normalise': True}, not None"):
-        run(sd_pipeline, config(), output=tmp_path, reward=WeightedSum({"redness": 1.0, "brightness": 1.0}))
+        run(sd_pipeline, config(), output_dir=tmp_path, reward=WeightedSum({"redness": 1.0, "brightness": 1.0}))
 
 
 def test_no_prompt_is_refused(generator):

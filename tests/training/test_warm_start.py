@@ -12,7 +12,7 @@ from hypernoise.rewards.pixel import redness
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.warm_start import WARM_STEP, _measure, warm_start
 
-CONFIG = TrainConfig(batch_size=4, kl_weight=1.0)
+CONFIG = TrainConfig(train_batch_size=4, kl_weight=1.0)
 
 
 @pytest.fixture

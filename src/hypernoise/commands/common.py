@@ -38,11 +38,18 @@ def write_summary(
         "seed": fields.get("seed"),
         "device": str(device),
         **computed,
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()},
+        "arguments": {name: _plain(value) for name, value in fields.items()},
         **more,
         "results": list(results),
     }
     write_json(output / "summary.json", summary)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON takes it: a path as text, a group of fields as an object."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_report(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import tyro
-
+from hypernoise.commands.flags import parse
 from hypernoise.generators.loading import Loading
 from hypernoise.training.config import read_recipe
 
@@ -28,12 +27,12 @@ class WithGenerator(Loading):
 
     @classmethod
     def parse_as(cls, command: str, arguments: list[str]) -> Self:
-        asked = tyro.cli(cls, args=arguments, prog=f"hypernoise {command}")
+        asked = parse(cls, command, arguments)
         if asked.recipe is None:
             return asked
         recipe = read_recipe(asked.recipe)
         loading = {own.name: getattr(recipe, own.name) for own in dataclasses.fields(Loading)}
-        return tyro.cli(cls, default=cls(**loading), args=arguments, prog=f"hypernoise {command}")
+        return parse(cls, command, arguments, default=cls(**loading))
 
     def load(self) -> DiffusionGenerator:
         from hypernoise.generators.registry import load_as

@@ -1,69 +1,59 @@
-"""`hypernoise plan RECIPE`: what a recipe will take, before anything is downloaded."""
+"""`hypernoise train --dry-run`: what a recipe will take, before anything is downloaded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from hypernoise.commands.train import Train
+from hypernoise.training.config import Recipe
 
 if TYPE_CHECKING:
     from hypernoise.planning.estimate import Planned
     from hypernoise.planning.rows import Plans
 
 
-@dataclass(frozen=True)
-class Plan(Train):
-    """Parameters, peak memory, arithmetic, and what each memory option would save.
+def plan(recipe: Recipe, output_dir: Path) -> int:
+    """Prints parameters, peak memory, arithmetic, and what each memory option would save, and writes summary.json.
 
     The generator is built from its published configuration, or that of a local directory, without data, and the
-    training step is run on it; nothing is downloaded. Takes a recipe and train's flags. Memory leaves out
-    rewards that are not counted, kernels' workspaces and the framework's own few hundred MB.
+    training step is run on it. Memory leaves out rewards that are not counted, kernels' workspaces and the framework's
+    own few hundred MB.
     """
+    from hypernoise.commands.common import write_summary
+    from hypernoise.files import output_folder
+    from hypernoise.planning.estimate import lora_parameters
+    from hypernoise.planning.rows import plan_generator, plan_rows, planned_network
 
-    output: Path = Path("runs/plan")
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        return cls.parse_as("plan", arguments)
-
-    def run(self) -> int:
-        from hypernoise.commands.common import write_summary
-        from hypernoise.files import output_folder
-        from hypernoise.planning.estimate import lora_parameters
-        from hypernoise.planning.rows import plan_generator, plan_rows, planned_network
-
-        output_folder(self.output)
-        planned = plan_generator(self)
-        network = planned_network(self, planned)
-        trained = lora_parameters(network)
-        network.remove()
-        found = plan_rows(self)
-        print(page(self, planned, trained, found))
-        rows = [
-            {
-                "option": name,
-                "training_peak_bytes": train.peak,
-                "training_bytes": train.parts,
-                "kept_bytes": train.kept,
-                "flops_per_step": {k: v * self.accumulation for k, v in train.flops.items()},
-            }
-            for name, train in found.training.items()
-        ]
-        more = {
-            "trained_parameters": trained,
-            "drawing_peak_bytes": found.drawing.peak,
-            "drawing_bytes": found.drawing.parts,
-            "overhead": found.overhead,
-            "reward_parameters": found.rewards.parameters,
-            "revision": _revision(self, planned),
+    folder = output_folder(output_dir)
+    planned = plan_generator(recipe)
+    network = planned_network(recipe, planned)
+    trained = lora_parameters(network)
+    network.remove()
+    found = plan_rows(recipe)
+    print(page(recipe, planned, trained, found))
+    rows = [
+        {
+            "option": name,
+            "training_peak_bytes": train.peak,
+            "training_bytes": train.parts,
+            "kept_bytes": train.kept,
+            "flops_per_step": {k: v * recipe.gradient_accumulation_steps for k, v in train.flops.items()},
         }
-        write_summary(self.output, "plan", self, "meta", rows, **more)
-        return 0
+        for name, train in found.training.items()
+    ]
+    more = {
+        "trained_parameters": trained,
+        "drawing_peak_bytes": found.drawing.peak,
+        "drawing_bytes": found.drawing.parts,
+        "overhead": found.overhead,
+        "reward_parameters": found.rewards.parameters,
+        "revision": _revision(recipe, planned),
+    }
+    write_summary(folder, "train", recipe, "meta", rows, **more)
+    return 0
 
 
-def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans) -> str:
+def page(recipe: Recipe, planned: Planned, trained: dict[str, int], found: Plans) -> str:
     import torch
 
     from hypernoise.precision import resolve
@@ -74,11 +64,11 @@ def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans) 
     kinds = ", ".join(f"{kind} {_millions(count)}" for kind, count in sorted(trained.items(), key=lambda kv: -kv[1]))
     rewards, published = found.rewards.parameters, planned.preset.repository
     licence = f"licence      to be accepted first, at https://huggingface.co/{published}"
-    per = recipe.batch_size // recipe.accumulation
+    per = recipe.train_batch_size // recipe.gradient_accumulation_steps
     lines = [
         f"{recipe.generator} at {generator.size[1]} x {generator.size[0]}, "
         f"{resolve(recipe.mixed_precision, torch.device('meta')).line}; "
-        f"{recipe.batch_size} pictures a step, {per} at once; rank {recipe.rank}",
+        f"{recipe.train_batch_size} pictures a step, {per} at once; rank {recipe.lora.rank}",
         *([f"weights      {published}, revision {_revision(recipe, planned)}"] if published else []),
         *([licence] if planned.preset.gated else []),
         f"parameters   frozen: denoiser {_millions(frozen)}, autoencoder {_millions(autoencoder)}, text encoders "
@@ -104,7 +94,7 @@ def page(recipe: Plan, planned: Planned, trained: dict[str, int], found: Plans) 
     return "\n".join(lines)
 
 
-def _revision(recipe: Plan, planned: Planned) -> str:
+def _revision(recipe: Recipe, planned: Planned) -> str:
     """What will be loaded: the revision asked for, the pinned one, or the newest."""
     return recipe.revision or planned.preset.revision or "main (the newest; none is pinned)"
 

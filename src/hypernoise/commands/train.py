@@ -1,106 +1,112 @@
-"""`hypernoise train RECIPE`: a training run on any registered generator."""
+"""`hypernoise train [RECIPE]`: a training run on any registered generator, or with --dry-run its plan."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import tyro
 
-from hypernoise.errors import InputError, out_of_memory
+from hypernoise.commands.flags import parse
 from hypernoise.training.config import Recipe, read_recipe
-from hypernoise.training.early_stopping import Reading, draw_readings, in_stretches, readings
+from hypernoise.training.early_stopping import readings, table
 from hypernoise.training.metrics import mean_of, rows_of
+
+SECTIONS = {
+    "the essential": (
+        *("generator", "prompts", "rewards", "kl_weight", "max_train_steps", "train_batch_size", "learning_rate"),
+        *("lora.rank", "lora.alpha", "seed", "output_dir", "device", "dry_run"),
+    ),
+    "optimisation": (
+        *("optimizer", "lr_scheduler", "lr_warmup_steps", "gradient_accumulation_steps", "max_grad_norm"),
+        *("sample_clip", "ema", "num_inference_steps", "mixed_precision", "kl_term", "kl_limit", "clipping_limit"),
+    ),
+    "looking at the run": (
+        *("validation_reward", "validation_steps", "validation_prompts", "patience", "diagnostics"),
+        *("diagnostics_steps", "report_to"),
+    ),
+    "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
+    "rewards": ("normalise_rewards", "long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
+    "LoRA": ("lora.layers", "lora.frequencies"),
+    "Lipschitz constant": ("lipschitz",),
+    "warm start": ("warm_start",),
+    "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
+    "memory": ("memory", "embeddings", "embeddings_folder", "shard_base"),
+}
+CHARTS = {  # the columns of metrics.jsonl that are drawn
+    "reward": "reward",
+    "validation_reward": "validation reward",
+    "kl": "½‖f‖², nats",
+    "lipschitz": "Lipschitz constant of the residual",
+    "kl_gap": "what ½‖f‖² leaves out of the KL, nats",
+}
 
 
 @dataclass(frozen=True)
 class Train(Recipe):
-    """Train a noise hypernetwork from a recipe; every field of the recipe is also a flag.
+    """Train a noise hypernetwork: hypernoise train [RECIPE.yaml] [flags]. Every field of a recipe is also a flag.
 
-    Writes metrics.jsonl, checkpoints, the adapter and summary.json to --output. Started again with the same
-    --output, it goes on from the last checkpoint.
+    Writes metrics.jsonl, checkpoints, curves.png, the adapter and summary.json to --output-dir. Started again with the
+    same --output-dir, it resumes from the last checkpoint. With --dry-run it prints the plan and stops.
     """
 
     recipe: Annotated[Path | None, tyro.conf.Positional] = None
     """A YAML file of fields; flags override it."""
-    output: Path = Path("runs/train")
+    output_dir: Path = Path("runs/train")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
+    dry_run: bool = False
+    """Print parameters, peak memory, arithmetic and what each memory option would save; nothing is downloaded."""
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
-        return cls.parse_as("train", arguments)
-
-    @classmethod
-    def parse_as(cls, command: str, arguments: list[str]) -> Self:
         default = cls()
         if arguments and not arguments[0].startswith("-"):
-            recipe = read_recipe(arguments[0])
-            default = cls(recipe=Path(arguments[0]), **vars(recipe))
-        elif "-h" not in arguments and "--help" not in arguments:
-            raise InputError(f"name a recipe first: hypernoise {command} recipes/scenes-red.yaml [--field value]")
-        return tyro.cli(cls, default=default, args=arguments, prog=f"hypernoise {command}")
+            default = cls(recipe=Path(arguments[0]), **vars(read_recipe(arguments[0])))
+        return parse(cls, "train", arguments, default=default, sections=SECTIONS)
 
     def run(self) -> int:
+        if self.dry_run:
+            from hypernoise.commands.plan import plan
+
+            return plan(self, self.output_dir / "plan")
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
-        from hypernoise.generators.registry import pick_device
-        from hypernoise.precision import resolve
-        from hypernoise.training.processes import launched, own_device
+        from hypernoise.training.processes import launched
 
-        try:
-            started = train_recipe(self, self.output, self.device)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            precision = resolve(self.mixed_precision, pick_device(own_device(self.device)))
-            asked = dataclasses.replace(self, mixed_precision=precision.name)
-            raise InputError(_too_little(asked)) from error
-        if not started.result.finished:
-            return 128 + started.result.signal  # as a shell tells what ended a command: 130 after Ctrl-C
+        trained = train_recipe(self, self.output_dir, self.device)
+        if not trained.result.finished:
+            return 128 + trained.result.signal  # as a shell reports what ended a command: 130 after Ctrl-C
         if launched()[0] > 0:
             return 0
-        metrics = self.output / "metrics.jsonl"
-        seen = readings(metrics, started.result.step)
-        rows = [{"method": "hypernoise", "steps": self.generator_steps, **_last_means(metrics), **_last_watched(seen)}]
-        more = {"ended_early": started.result.parted, "watched": [vars(reading) for reading in seen]}
-        write_summary(self.output, "train", self, started.generator.device, rows, **more)
+        rows = rows_of(self.output_dir)
+        seen = readings(rows, trained.result.step)
+        validation = sum(reading.validation_reward for reading in seen[-5:]) / len(seen[-5:]) if seen else None
+        result = {
+            "method": "hypernoise",
+            "inference_steps": self.num_inference_steps,
+            **{name: mean_of(rows[-20:], name) for name in ("reward", "kl")},
+            "validation_reward": validation,
+        }
+        more = {"stopped_early": trained.result.stopped_early, "validation": [vars(reading) for reading in seen]}
+        write_summary(self.output_dir, "train", self, trained.generator.device, [result], **more)
         if seen:
             print(table(seen))
-            if draw_readings(seen, self.output / "watched.png"):
-                print(f"trained against watched: {self.output / 'watched.png'}")
-        print(f"adapter: {self.output / 'adapter'}")
+        draw_curves(rows, self.output_dir / "curves.png")
+        print(f"curves:  {self.output_dir / 'curves.png'}\nadapter: {self.output_dir / 'adapter'}")
         return 0
 
 
-def _too_little(recipe: Recipe) -> str:
-    from hypernoise.planning.rows import planned_peak
+def draw_curves(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Charts a run's rewards, KL and Lipschitz constant over its steps, those that it has measured."""
+    from hypernoise.evaluation.charts import Line, line_chart, page
 
-    return (
-        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB; raise "
-        "accumulation, or set checkpointing: true, decode_slice: 1, text_encoders: offload "
-        "(hypernoise plan says what each saves)"
-    )
-
-
-def table(seen: Sequence[Reading]) -> str:
-    """Trained against watched reward over training, each line the mean of a stretch of readings."""
-    told = [f"{'step':>14}{'trained reward':>18}{'watched reward':>18}"]
-    for part in in_stretches(seen):
-        steps = f"{part.first}-{part.last}" if part.last > part.first else str(part.first)
-        told.append(f"{steps:>14}{part.reward:>18.4f}{part.watched_reward:>18.4f}")
-    return "\n".join(told)
-
-
-def _last_watched(seen: Sequence[Reading], last: int = 5) -> dict[str, float | None]:
-    part = [reading.watched_reward for reading in seen[-last:]]
-    return {"watched_reward": sum(part) / len(part) if part else None}
-
-
-def _last_means(metrics: Path, rows: int = 20) -> dict[str, float | None]:
-    """Means over the last rows of metrics.jsonl, which holds the whole run however often it was resumed."""
-    last = rows_of(metrics.parent)[-rows:]
-    return {name: mean_of(last, name) for name in ("reward", "kl")}
+    charts = []
+    for name, title in CHARTS.items():
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            one = [Line("1", [(points[0][0], 1.0), (points[-1][0], 1.0)])] if name == "lipschitz" else []
+            charts.append(line_chart([Line(title, points), *one], title=title, across="step", with_zero=False))
+    page("", charts).save(file)

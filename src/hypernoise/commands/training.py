@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hypernoise.adapters import save_adapter
 from hypernoise.commands.common import tell_cut_prompts
+from hypernoise.errors import InputError, out_of_memory
 from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
@@ -18,12 +21,11 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
-from hypernoise.training.early_stopping import best_stretch, readings
-from hypernoise.training.metrics import METRICS
+from hypernoise.training.early_stopping import readings, stopped_line
+from hypernoise.training.loop import TrainResult, train
+from hypernoise.training.metrics import rows_of
 from hypernoise.training.processes import launched, leave, own_device, say, say_once
-from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
-from hypernoise.training.watch import draw_watched, stretch_warning
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Trained:
 
 
 def reward_settings(recipe: Recipe) -> RewardSettings:
-    """How a recipe wants its rewards to run. InputError for a device that does not exist."""
+    """How a recipe's rewards run. Raises InputError for a device that does not exist."""
     if recipe.reward_device:
         pick_device(recipe.reward_device)
     return RewardSettings(
@@ -42,69 +44,91 @@ def reward_settings(recipe: Recipe) -> RewardSettings:
     )
 
 
-def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
-    """Trains as the recipe says and writes `output`/adapter; all input is checked before anything is written."""
+def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
+    """Trains as the recipe says and writes `output_dir`/adapter.
+
+    Raises:
+        InputError: what does not fit together, before anything is written; `train`'s errors; too little memory.
+    """
+    precision = resolve(recipe.mixed_precision, pick_device(own_device(device)))
+    recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
+    try:
+        return _train(recipe, output_dir, device)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(_too_little_memory(recipe)) from error
+
+
+def _train(recipe: Recipe, output_dir: Path, device: str) -> Trained:
     settings = reward_settings(recipe)
     reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
-    watched = WeightedSum(recipe.watched, settings=settings) if recipe.watched else None
+    validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
     prompts = read_mix(recipe.prompts)
     place, sharded = own_device(device), recipe.shard_base != "none"
-    precision = resolve(recipe.mixed_precision, pick_device(place))  # which "auto" would not be of weights on their way
-    recipe = dataclasses.replace(recipe, mixed_precision=precision.name)
     generator = load_as(recipe, device="cpu" if sharded else place)
-    for steps in recipe.step_counts:
+    for steps in recipe.inference_steps:
         generator.check_steps(steps)
-    generator.check_prompts(list(prompts))
-    output_folder(output)
-    say_once(precision.line)
+    shown = [*prompts, *recipe.validation_prompts]
+    generator.check_prompts(shown)
+    output_folder(output_dir)
+    say_once(resolve(recipe.mixed_precision, generator.device).line)
+    lora = recipe.lora
     network = LoRANoise(
         generator,
-        rank=recipe.rank,
-        alpha=recipe.alpha,
+        rank=lora.rank,
+        alpha=lora.alpha,
         seed=recipe.seed,
-        layers=recipe.layers or None,
-        frequencies=recipe.frequencies,
+        layers=lora.layers or None,
+        frequencies=lora.frequencies,
     )
     if sharded:
         from hypernoise.training.sharding import shard_base  # not every build of torch has it
 
         shard_base(network, recipe.shard_base, pick_device(place))
-    generator.encode_ahead(list(prompts))
-    if recipe.warm_rounds and not checkpoints(output):
-        rounds = warm_start(
-            network,
-            reward,
-            prompts,
-            recipe,
-            rounds=recipe.warm_rounds,
-            samples=recipe.warm_samples,
-            step=recipe.warm_step,
-            progress=launched()[0] == 0,
-        )
+    generator.encode_ahead(shown)
+    if recipe.warm_start.rounds and not checkpoints(output_dir):
+        rounds = warm_start(network, reward, prompts, recipe, **vars(recipe.warm_start), progress=launched()[0] == 0)
         say("warm start: reward " + " -> ".join(f"{row['reward']:.4f}" for row in rounds))
-    result = train(generator, network, reward, prompts, recipe, watched=watched, output=output)
+    result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
     if launched()[0] == 0:
         tell_cut_prompts(reward)
-    if result.parted:
-        say(parted_line(output, result.step, recipe.patience))
-    if result.finished and launched()[0] == 0:
-        if draw_watched(output, output / "lipschitz.png"):
-            say(f"watched: {output / 'lipschitz.png'}")
-        warning = stretch_warning(output)
-        if warning:
-            say(warning)
-        training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
-        save_adapter(network, output / "adapter", training=training)
-    elif not result.finished:
-        say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there")
+        _finish(recipe, network, result, output_dir)
     leave()
     return Trained(generator, network, result)
 
 
-def parted_line(output: Path, step: int, patience: int) -> str:
-    """What is said of a run that has ended early."""
-    best = best_stretch(readings(output / METRICS, step), patience)
+def _finish(recipe: Recipe, network: LoRANoise, result: TrainResult, output_dir: Path) -> None:
+    """Saves the adapter of a finished run, and says how a run ended."""
+    if not result.finished:
+        say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command resumes from there")
+        return
+    rows = rows_of(output_dir)
+    if result.stopped_early:
+        say(stopped_line(readings(rows, result.step), result.step, recipe.patience))
+    say(stretch_warning(rows))
+    training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
+    save_adapter(network, output_dir / "adapter", training=training)
+
+
+def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is said of a run whose Lipschitz constant was seen at 1 or more; empty if it was not."""
+    seen = [row for row in rows if "lipschitz" in row]
+    over = [row for row in seen if row["lipschitz"] >= 1]
+    if not over:
+        return ""
     return (
-        f"ended early at step {step}: the watched reward has fallen since about step {best.step} while "
-        "the trained one has not; the pictures please the trained reward alone"
+        f"Lipschitz constant {over[0]['lipschitz']:.3g} at step {over[0]['step']}, {seen[-1]['lipschitz']:.3g} at the "
+        "end: from 1 on nothing bounds what the KL term leaves out; train with --lipschitz.mode penalty or clamp, or "
+        "measure it with hypernoise diagnose"
+    )
+
+
+def _too_little_memory(recipe: Recipe) -> str:
+    from hypernoise.planning.rows import planned_peak
+
+    return (
+        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB; raise "
+        "gradient_accumulation_steps, or set memory.gradient_checkpointing: true, memory.decode_slice: 1, "
+        "memory.text_encoders: offload (hypernoise train --dry-run says what each saves)"
     )

@@ -153,7 +153,7 @@ def _trust(found: Diagnosis) -> Finding:
             "L2 term",
             False,
             "not to be trusted: the KL is infinite, x + f flattens noise to fewer dimensions",
-            "train with --lipschitz clamp, or a greater --kl-weight",
+            "train with --lipschitz.mode clamp, or a greater --kl-weight",
         )
     least = "at least " if found.may_fold else ""
     text = f"KL {least}{found.kl.kl} nats, of which ½‖f‖² is {found.kl.l2.value:.4g} and the terms left out {gap}"
@@ -164,13 +164,16 @@ def _trust(found: Diagnosis) -> Finding:
             "L2 term",
             False,
             f"a lower bound, as x + f may fold noises onto each other: {text}",
-            "train with --lipschitz clamp: below 1 nothing folds",
+            "train with --lipschitz.mode clamp: below 1 nothing folds",
         )
     if small:
         return Finding("L2 term", True, f"to be trusted: {text}")
     if abs(gap.value) - CERTAIN * gap.error > limit:
         return Finding(
-            "L2 term", False, f"not to be trusted: {text}", "train with --lipschitz clamp, or a greater --kl-weight"
+            "L2 term",
+            False,
+            f"not to be trusted: {text}",
+            "train with --lipschitz.mode clamp, or a greater --kl-weight",
         )
     return Finding("L2 term", False, f"undecided: {text}", "more --noises; the error falls with their root")
 
@@ -188,7 +191,7 @@ def _stretch(found: Diagnosis) -> Finding:
         False,
         f"{seen:.3g} seen, above 1 at {over} of {len(found.norms)} noises: there the theory bounds nothing, and x + f "
         "may fold noises onto each other",
-        "train with --lipschitz clamp --lipschitz-bound 0.5, a smaller --lr, or a greater --kl-weight",
+        "train with --lipschitz.mode clamp --lipschitz.bound 0.5, a smaller --learning-rate, or a greater --kl-weight",
     )
 
 

@@ -80,7 +80,7 @@ class DiffusionGenerator:
         self.noise_shape: tuple[int, ...] = self.family.noise_shape(
             channels, self.size[0] // scale, self.size[1] // scale
         )
-        if memory.checkpointing:
+        if memory.gradient_checkpointing:
             checkpoint_blocks(self.denoiser)
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
         if doubt:

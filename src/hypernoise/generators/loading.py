@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
 
 from hypernoise.errors import InputError
 from hypernoise.precision import MixedPrecision
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a generator does to need less memory; see `generators.memory`."""
+
+    gradient_checkpointing: Annotated[bool, tyro.conf.arg(aliases=["--gradient-checkpointing"])] = False
+    """Recompute the denoiser's and the decoder's activations for the gradient: less memory, more time."""
+    decode_slice: int = 0
+    """Pictures decoded at once; 0: all of them."""
+    text_encoders: Literal["stay", "offload", "drop"] = "stay"
+    """offload: on the CPU between encodings; drop: the prompts are encoded ahead and the encoders let go."""
+    tiny_decoder: str = ""
+    """A small decoder of the TAESD family in place of the generator's: a directory or a Hub repository."""
+    quantise: Literal["none", "int8", "nf4"] = "none"
+    """Of the frozen denoiser's linear layers, with torchao (int8) or bitsandbytes (nf4); what trains stays fp32."""
+
+    def __post_init__(self) -> None:
+        if self.decode_slice < 0:
+            raise InputError(f"decode_slice must be 0 or more, not {self.decode_slice}")
 
 
 @dataclass(frozen=True)
@@ -30,19 +52,10 @@ class Loading:
     owner/name/file on the Hub."""
     scheduler: Literal["", "lcm", "tcd", "euler-trailing", "ddim-trailing"] = ""
     """As the few-step LoRA's card asks for; empty: the generator's own."""
-    checkpointing: bool = False
-    """Compute the denoiser's and the decoder's activations again for the gradient: less memory, more time."""
-    decode_slice: int = 0
-    """Pictures decoded at once; 0: all of them."""
-    text_encoders: Literal["stay", "offload", "drop"] = "stay"
-    """offload: on the CPU between encodings; drop: the prompts are encoded ahead and the encoders let go."""
-    tiny_decoder: str = ""
-    """A small decoder of the TAESD family in place of the generator's: a directory or a Hub repository."""
-    quantise: Literal["none", "int8", "nf4"] = "none"
-    """Of the frozen denoiser's linear layers, with torchao (int8) or bitsandbytes (nf4); what trains stays fp32."""
+    memory: Memory = field(default_factory=Memory)
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "decode_slice"):
+        for name in ("height", "width"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
 

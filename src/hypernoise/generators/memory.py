@@ -7,45 +7,18 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.errors import InputError
 from hypernoise.generators.families import family_of
 from hypernoise.generators.hub import HUB_ID, fetch
-
-Quantised = Literal["none", "int8", "nf4"]
-TextEncoders = Literal["stay", "offload", "drop"]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Ways to need less memory.
-
-    checkpointing: the denoiser's blocks and the decoder compute their activations again for the gradient.
-    decode_slice: pictures decoded at once; 0: the whole batch.
-    text_encoders: "stay" on the device; "offload" rests on the CPU between encodings; "drop" encodes the prompts
-        ahead (`encode_ahead`), keeps the results on the CPU, and lets the encoders go.
-    tiny_decoder: a directory or Hub repository with an AutoencoderTiny for the same latents, in place of the decoder.
-    quantise: the frozen denoiser's linear layers in 8 bits (torchao) or 4 (bitsandbytes); what trains stays fp32.
-    """
-
-    checkpointing: bool = False
-    decode_slice: int = 0
-    text_encoders: TextEncoders = "stay"
-    tiny_decoder: str = ""
-    quantise: Quantised = "none"
-
-    def __post_init__(self) -> None:
-        if self.decode_slice:
-            at_least_one(self, "decode_slice")
-
+from hypernoise.generators.loading import Memory
 
 NO_SAVING = Memory()
 
@@ -57,7 +30,7 @@ def checkpoint_blocks(denoiser: nn.Module) -> None:
     """
     blocks: Any = denoiser
     if not getattr(denoiser, "_supports_gradient_checkpointing", False):
-        raise InputError(f"{type(denoiser).__name__} has no gradient checkpointing; leave checkpointing out")
+        raise InputError(f"{type(denoiser).__name__} has no gradient checkpointing; leave gradient_checkpointing out")
 
     def run(block: nn.Module, *arguments: Any) -> Any:
         return checkpoint(
@@ -96,7 +69,7 @@ def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
         def one(part: Tensor) -> Tensor:
             return decode(part, *arguments, **{**keywords, "return_dict": False})[0]
 
-        again = memory.checkpointing and torch.is_grad_enabled()
+        again = memory.gradient_checkpointing and torch.is_grad_enabled()
         try:
             parts = [
                 checkpoint(one, part, use_reentrant=False) if again else one(part)
@@ -104,8 +77,8 @@ def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
             ]
         except torch.OutOfMemoryError as error:
             raise InputError(
-                f"out of memory while decoding {len(latents)} pictures; set decode_slice: 1 and checkpointing: true, "
-                "or lower batch_size (hypernoise plan says what each saves)"
+                f"out of memory while decoding {len(latents)} pictures; set memory.decode_slice: 1 and "
+                "memory.gradient_checkpointing: true, or lower the batch size (see train --dry-run)"
             ) from error
         return (torch.cat(parts) if len(parts) > 1 else parts[0],)
 
@@ -142,13 +115,13 @@ def take_tiny_decoder(pipeline: Any, source: str) -> None:
 QUANTISERS: dict[str, str] = {"int8": "torchao", "nf4": "bitsandbytes"}
 
 
-def check_can_quantise(kind: Quantised) -> None:
+def check_can_quantise(kind: str) -> None:
     """Raises InputError unless the package for this kind is installed."""
     if importlib.util.find_spec(QUANTISERS[kind]) is None:
         raise InputError(f"quantise: {kind} needs {QUANTISERS[kind]}: pip install 'hypernoise[quantise]'")
 
 
-def quantise_linears(denoiser: nn.Module, kind: Quantised, output_layer: str) -> None:
+def quantise_linears(denoiser: nn.Module, kind: str, output_layer: str) -> None:
     """The denoiser's linear layers in 8 bits a weight (torchao) or 4 (bitsandbytes), but for the layer f replaces.
 
     The 4-bit ones are packed when they are moved to their device.

@@ -125,14 +125,7 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
         size=loading.size,
         lora=loading.few_step_lora or None,
         scheduler=loading.scheduler or None,
-        memory=memory_of(loading),
-    )
-
-
-def memory_of(loading: Loading) -> Memory:
-    """What the generator does to need less memory, of a recipe's fields."""
-    return Memory(
-        loading.checkpointing, loading.decode_slice, loading.text_encoders, loading.tiny_decoder, loading.quantise
+        memory=loading.memory,
     )
 
 

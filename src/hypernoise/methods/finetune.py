@@ -24,7 +24,7 @@ from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.trainer import TrainResult, train
+from hypernoise.training.loop import TrainResult, train
 
 
 class LoRATune(LoRANoise):
@@ -49,8 +49,8 @@ def finetune(
     prompts: list[str],
     config: TrainConfig,
     *,
-    output: str | Path | None = None,
-    resume: bool = True,
+    output_dir: str | Path | None = None,
+    resume_from_checkpoint: bool = True,
     progress: bool = True,
 ) -> TrainResult:
     """Trains `network` in place to raise E[reward(g_LoRA(x))]; arguments and errors are `train`'s.
@@ -59,7 +59,8 @@ def finetune(
     noise network of the same configuration. `kl_weight` plays no part, as the residual is 0.
     """
     with network.adapted():
-        return train(generator, network, reward, prompts, config, output=output, resume=resume, progress=progress)
+        where = {"output_dir": output_dir, "resume_from_checkpoint": resume_from_checkpoint}
+        return train(generator, network, reward, prompts, config, **where, progress=progress)
 
 
 def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:

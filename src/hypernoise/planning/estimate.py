@@ -65,7 +65,7 @@ def planned_generator(
         family, configuration, words = _read_folder(folder)
         preset = preset or Preset(family)
     pipeline = _pipeline(preset.family, configuration, dtype, preset.scheduler, memory.tiny_decoder)
-    memory = Memory(memory.checkpointing, memory.decode_slice)  # the rest is reckoned from parameters
+    memory = Memory(memory.gradient_checkpointing, memory.decode_slice)  # the rest is reckoned from parameters
     generator = DiffusionGenerator(pipeline, name=source, size=size or preset.size, call=preset.call, memory=memory)
     shapes = _CONDITIONS[preset.family](generator, words)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from hypernoise.generators.memory import Memory
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.planning.estimate import Estimate, Planned, estimate, meta_network, planned_generator, quantising_saves
 from hypernoise.planning.rewards import PlannedRewards, planned_rewards
@@ -34,43 +33,42 @@ def plan_generator(recipe: Recipe, **memory: Any) -> Planned:
         recipe.generator,
         dtype=resolve(recipe.mixed_precision, torch.device("meta")).dtype,
         size=recipe.size,
-        memory=dataclasses.replace(
-            Memory(recipe.checkpointing, recipe.decode_slice, tiny_decoder=recipe.tiny_decoder), **memory
-        ),
+        memory=dataclasses.replace(recipe.memory, **memory),
     )
 
 
 def plan_rows(recipe: Recipe) -> Plans:
     """Runs the training step without data as the recipe has it, then with each option it does not use."""
-    batch = recipe.batch_size // recipe.accumulation
+    batch = recipe.train_batch_size // recipe.gradient_accumulation_steps
     options: dict[str, dict[str, Any]] = {"as in the recipe": {}}
-    if not recipe.checkpointing:
-        options["checkpointing: true"] = {"checkpointing": True}
-    if not recipe.decode_slice and batch > 1:
+    own = recipe.memory
+    if not own.gradient_checkpointing:
+        options["gradient_checkpointing: true"] = {"gradient_checkpointing": True}
+    if not own.decode_slice and batch > 1:
         options["decode_slice: 1"] = {"decode_slice": 1}
-    if not (recipe.checkpointing or recipe.decode_slice) and batch > 1:
-        options["both"] = {"checkpointing": True, "decode_slice": 1}
+    if not (own.gradient_checkpointing or own.decode_slice) and batch > 1:
+        options["both"] = {"gradient_checkpointing": True, "decode_slice": 1}
     planned, rewards = plan_generator(recipe), plan_rewards(recipe)
     tiny = planned.preset.tiny_decoder
-    if tiny and not recipe.tiny_decoder:
+    if tiny and not own.tiny_decoder:
         options[f"tiny_decoder: {tiny}"] = {"tiny_decoder": tiny}
     training: dict[str, Estimate] = {}
     for name, memory in options.items():
         training[name] = _train(recipe, plan_generator(recipe, **memory), rewards, batch)
     asked = training["as in the recipe"]
-    if recipe.accumulation < recipe.batch_size:
-        training[f"accumulation: {recipe.batch_size}"] = _train(recipe, planned, rewards, 1)
+    if recipe.gradient_accumulation_steps < recipe.train_batch_size:
+        training[f"gradient_accumulation_steps: {recipe.train_batch_size}"] = _train(recipe, planned, rewards, 1)
     if rewards.score is not None and not recipe.reward_checkpointing:
         less = plan_rewards(dataclasses.replace(recipe, reward_checkpointing=True))
         training["reward_checkpointing: true"] = _train(recipe, planned, less, batch)
     if rewards.bytes and recipe.reward_dtype == "float32":
         less = plan_rewards(dataclasses.replace(recipe, reward_dtype="bfloat16"))
         training["reward_dtype: bfloat16"] = _train(recipe, planned, less, batch)
-    if recipe.text_encoders == "stay":
+    if recipe.memory.text_encoders == "stay":
         training["text_encoders: drop"] = _without(asked, "text encoders")
     network = planned_network(recipe, planned)
     for kind, bits in (("int8", 8), ("nf4", 4)):
-        if recipe.quantise == "none":
+        if recipe.memory.quantise == "none":
             training[f"quantise: {kind}"] = _without(asked, "denoiser", quantising_saves(network, bits))
     steps = planned.preset.steps
     drawing = estimate(planned, network, batch=1, steps=steps, training=False)
@@ -81,21 +79,25 @@ def plan_rows(recipe: Recipe) -> Plans:
 
 def planned_peak(recipe: Recipe) -> int:
     """Bytes at the peak of training as the recipe has it."""
-    batch = recipe.batch_size // recipe.accumulation
+    batch = recipe.train_batch_size // recipe.gradient_accumulation_steps
     return _train(recipe, plan_generator(recipe), plan_rewards(recipe), batch).peak
 
 
 def plan_rewards(recipe: Recipe) -> PlannedRewards:
     """A recipe's rewards without data; none of their memory counts if they are on another device."""
     settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
-    found = planned_rewards(recipe.rewards, recipe.watched, settings)
+    found = planned_rewards(recipe.rewards, recipe.validation_reward, settings)
     return dataclasses.replace(found, bytes=0, score=None) if recipe.reward_device else found
 
 
 def planned_network(recipe: Recipe, planned: Planned) -> LoRANoise:
     """A recipe's noise network on the planned generator, without data."""
     return meta_network(
-        planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype, layers=recipe.layers
+        planned,
+        rank=recipe.lora.rank,
+        alpha=recipe.lora.alpha,
+        dtype=planned.generator.dtype,
+        layers=recipe.lora.layers,
     )
 
 
@@ -105,13 +107,13 @@ def _train(recipe: Recipe, planned: Planned, rewards: PlannedRewards, batch: int
         planned,
         network,
         batch=batch,
-        steps=max(recipe.step_counts),
+        steps=max(recipe.inference_steps),
         optimizer=recipe.optimizer,
-        weight_bits={"none": None, "int8": 8, "nf4": 4}[recipe.quantise],
+        weight_bits={"none": None, "int8": 8, "nf4": 4}[recipe.memory.quantise],
         rewards=rewards,
     )
     network.remove()
-    return found if recipe.text_encoders == "stay" else _without(found, "text encoders")
+    return found if recipe.memory.text_encoders == "stay" else _without(found, "text encoders")
 
 
 def _without(found: Estimate, part: str, less: int | None = None) -> Estimate:

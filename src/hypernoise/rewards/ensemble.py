@@ -77,8 +77,8 @@ class WeightedSum:
         normalise: divide each member's scores by their running deviation over training (see `RunningScale`),
             so that a weight says how many deviations of its member count as much as one of another.
 
-    `scores` holds each member's scores [B] of the last call, before weight and scale. `gather`, which a trainer with
-    several processes sets, brings together what all of them scored, so that they share one running deviation.
+    `scores` holds each member's scores [B] of the last call, before weight and scale. A training call's scores count in
+    the running deviations from that call on, but are saved only after `commit`: a step that fails leaves no trace.
     """
 
     def __init__(
@@ -99,17 +99,22 @@ class WeightedSum:
         self.name = "+".join(weights)
         self.settings = settings or RewardSettings()
         self.scales = {name: RunningScale() for name in self.weights} if normalise else {}
+        self.pending = dict(self.scales)
         self.scores: dict[str, Tensor] = {}
-        self.gather: Callable[[Tensor], Tensor] = lambda scores: scores
 
-    def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] of pixels [B, 3, H, W] in [0, 1]."""
+    def __call__(
+        self, pixels: Tensor, prompts: list[str], gather: Callable[[Tensor], Tensor] = lambda scores: scores
+    ) -> Tensor:
+        """Scores [B] of pixels [B, 3, H, W] in [0, 1].
+
+        `gather` collects the scores [B] of all processes in training, so that they share one running deviation.
+        """
         if isinstance(prompts, str) or len(prompts) != len(pixels):
             raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
         self.scores = self._each(pixels, prompts)
         for name, score in self.scores.items():
             if self.scales and score.requires_grad:  # in training
-                self.scales[name].see(self.gather(score.detach()))
+                self.pending[name] = self.pending[name].after(gather(score.detach()))
         parts = [self.weights[name] / self._scale(name) * score for name, score in self.scores.items()]
         return torch.stack(parts).sum(0)
 
@@ -118,13 +123,17 @@ class WeightedSum:
         """Each member's mean score of the last call, before weight and scale."""
         return {name: score.detach().mean() for name, score in self.scores.items()}
 
-    @property
-    def state(self) -> dict[str, list[float]]:
-        """What a resumed run needs to reach the same numbers: the running deviations, if they are used."""
-        return {name: scale.state for name, scale in self.scales.items()}
+    def commit(self) -> None:
+        """Keeps the running deviations of the calls since the last commit."""
+        self.scales = dict(self.pending)
 
-    def load_state(self, state: Mapping[str, list[float]]) -> None:
+    def state_dict(self) -> dict[str, list[float]]:
+        """The committed running deviations, if they are used."""
+        return {name: [scale.count, scale.total, scale.squares] for name, scale in self.scales.items()}
+
+    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
         self.scales = {name: RunningScale(*state[name]) for name in self.scales}
+        self.pending = dict(self.scales)
 
     @property
     def described(self) -> dict[str, Any] | None:
@@ -154,4 +163,4 @@ class WeightedSum:
         return scores
 
     def _scale(self, name: str) -> float:
-        return self.scales[name].value if self.scales else 1.0
+        return self.pending[name].value if self.scales else 1.0

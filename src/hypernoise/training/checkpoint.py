@@ -1,7 +1,7 @@
-"""Training checkpoints: an adapter with the optimiser's state and the step beside it, and the sum of every file.
+"""Training checkpoints: an adapter with the rest of a run's state beside it, and the SHA-256 of every file.
 
-Noise and prompt order are functions of the seed and the step, and the trainer seeds torch from both at
-every step, so nothing else is needed to go on to the same numbers.
+Noise, prompt order and torch's global random state are functions of the seed and the step, so nothing else is needed to
+resume to the same numbers.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch.optim import Optimizer
 
 from hypernoise.adapters import WEIGHTS, check_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, first_line
 from hypernoise.files import atomic_folder, write_json, writing
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.optimizers import Average
 
-KEPT = 2
-STATE, OPTIMIZER, AVERAGE, SUMS = "state.json", "optimizer.pt", "average.safetensors", "sha256.json"
+ABOUT, STATE, SUMS = "state.json", "training_state.pt", "sha256.json"
+
+
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds, in tensors and plain values: the optimiser, the running average ..."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 def save_checkpoint(
@@ -35,45 +38,28 @@ def save_checkpoint(
     step: int,
     network: NoiseNetwork,
     generator: Generator,
-    optimizer: Optimizer,
+    state: Mapping[str, Stateful],
     *,
     fixed: Mapping[str, Any],
-    reward: WeightedSum | None = None,
-    average: Average | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-    keep: int = KEPT,
-    metric: float | None = None,
+    keep: int,
 ) -> Path:
-    """Writes `output`/checkpoint-STEP, whole or not at all, and drops all but the last `keep` and the best.
+    """Writes `output`/checkpoint-STEP, complete or not at all, and deletes all but the last `keep`.
 
     Args:
         fixed: the settings that a resumed run must share to reach the same numbers.
-        metric: what the best checkpoint is highest in; None: this one is no candidate.
 
     Raises:
-        InputError: it cannot be written, such as on a full disk; the earlier ones are as they were.
+        InputError: it cannot be written, such as on a full disk; the earlier ones are intact.
     """
     folder = output / f"checkpoint-{step:06d}"
-    with writing(f"checkpoint at step {step}", "the earlier checkpoints are whole"), _replacing(folder) as temporary:
+    with writing(f"checkpoint at step {step}", "the earlier checkpoints are intact"), _replacing(folder) as temporary:
         write_adapter(network, temporary, generator=generator, training={**fixed, "steps": step})
-        state = {"optimizer": optimizer.state_dict()}
-        if scaler is not None:
-            state["scaler"] = scaler.state_dict()
-        with (temporary / OPTIMIZER).open("wb") as file:
-            torch.save(state, file)
-        if average is not None:
-            saved = {name: tensor.cpu().contiguous() for name, tensor in average.state.items()}
-            save_file(saved, temporary / AVERAGE, metadata={"updates": str(average.updates)})
-        scales = reward.state if reward is not None else {}
-        about = {"step": step, "fixed": dict(fixed), "reward_scales": scales, "metric": metric}
-        about["average_updates"] = average.updates if average is not None else None
-        write_json(temporary / STATE, about)
+        with (temporary / STATE).open("wb") as file:
+            torch.save({name: part.state_dict() for name, part in state.items()}, file)
+        write_json(temporary / ABOUT, {"step": step, "fixed": dict(fixed)})
         write_json(temporary / SUMS, {file.name: _sum(file) for file in sorted(temporary.iterdir())})
-    found = checkpoints(output)
-    best = max((old for old in found if _metric(old) is not None), key=lambda old: _metric(old) or 0.0, default=None)
-    for old in found[:-keep]:
-        if old != best:
-            shutil.rmtree(old)
+    for old in checkpoints(output)[:-keep]:
+        shutil.rmtree(old)
     return folder
 
 
@@ -89,7 +75,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def tidied(output: Path) -> None:
-    """Removes what a save that was killed has left, and puts back a checkpoint that it was about to replace."""
+    """Removes what a killed save has left, and puts back a checkpoint that it was about to replace."""
     for old in output.glob(".checkpoint-*.old"):
         folder = output / old.name.removeprefix(".").removesuffix(".old")
         if not folder.exists():
@@ -100,17 +86,17 @@ def tidied(output: Path) -> None:
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; folders of other names beside them are passed over."""
+    """The checkpoints of a run, oldest first; other folders are ignored."""
     named = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
-    whole = [folder for folder in named if (folder / STATE).is_file()]
+    whole = [folder for folder in named if (folder / ABOUT).is_file()]
     return sorted(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
 
 def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are as they were written, and what is wrong with those after it.
+    """The newest undamaged checkpoint, and what is wrong with the later ones.
 
     Raises:
-        InputError: there are checkpoints, and none is whole.
+        InputError: there are checkpoints, and all are damaged.
     """
     broken: list[str] = []
     for folder in reversed(checkpoints(output)):
@@ -120,26 +106,22 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
         broken.append(f"{folder.name} is damaged ({fault})")
     if broken:
         raise InputError(
-            f"no checkpoint in {output} is whole: {'; '.join(broken)}; delete them, or give another --output"
+            f"every checkpoint in {output} is damaged: {'; '.join(broken)}; delete them, or give another --output-dir"
         )
     return None, broken
 
 
 def damage(folder: Path) -> str | None:
-    """Which file of a checkpoint is missing or is not what was written; None if all are."""
+    """Which file of a checkpoint is missing or is not what was written; None if all are intact."""
     try:
-        state = json.loads((folder / STATE).read_text())
-        if not (folder / SUMS).is_file():
-            return (
-                f"{SUMS} is missing" if not isinstance(state, dict) or "metric" in state else None
-            )  # there were no sums at first
         sums = json.loads((folder / SUMS).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return f"not valid: {first_line(error)}"
-    for name, found in ((STATE, state), (SUMS, sums)):
-        if not isinstance(found, dict):
-            return f"{name} is not an object"
-    for name in (STATE, OPTIMIZER, WEIGHTS):
+    except FileNotFoundError:
+        return f"{SUMS} is missing"
+    except ValueError as error:  # not JSON, or not UTF-8
+        return f"{SUMS} is not valid: {first_line(error)}"
+    if not isinstance(sums, dict):
+        return f"{SUMS} is not an object"
+    for name in (ABOUT, STATE, WEIGHTS):
         if name not in sums:
             return f"{SUMS} does not name {name}"
     for name, expected in sums.items():
@@ -156,41 +138,26 @@ def _sum(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _metric(folder: Path) -> float | None:
-    try:
-        return json.loads((folder / STATE).read_text()).get("metric")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        return None
-
-
 def load_checkpoint(
     folder: Path,
     network: NoiseNetwork,
     generator: Generator,
-    optimizer: Optimizer,
+    state: Mapping[str, Stateful],
     *,
     fixed: Mapping[str, Any],
-    reward: WeightedSum | None = None,
-    average: Average | None = None,
-    scaler: torch.amp.GradScaler | None = None,
 ) -> int:
     """Restores a run's state and returns its step. Raises InputError if settings or base are not the saved ones."""
-    state = json.loads((folder / STATE).read_text())
-    changed = [name for name, value in fixed.items() if state["fixed"].get(name) != value]
-    if changed:
-        name = changed[0]
-        raise InputError(
-            f"{folder} was trained with {name} = {state['fixed'].get(name)!r}, not {fixed[name]!r}; "
-            "resume with the same settings, or give another --output"
-        )
+    about = json.loads((folder / ABOUT).read_text())
+    saved = about["fixed"]
+    for name, value in fixed.items():
+        if saved.get(name) != value:
+            raise InputError(
+                f"{folder} was trained with {name} = {saved.get(name)!r}, not {value!r}; "
+                "resume with the same settings, or give another --output-dir"
+            )
     check_base(read_about(folder), generator, folder)
     network.load_trainable_state(read_weights(folder))
-    saved = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
-    optimizer.load_state_dict(saved["optimizer"])
-    if scaler is not None and scaler.is_enabled():
-        scaler.load_state_dict(saved["scaler"])
-    if average is not None:
-        average.load(load_file(folder / AVERAGE), state["average_updates"])
-    if reward is not None:
-        reward.load_state(state.get("reward_scales", {}))
-    return int(state["step"])
+    parts = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+    for name, part in state.items():
+        part.load_state_dict(parts[name])
+    return int(about["step"])

@@ -1,21 +1,19 @@
-"""A guard against hacking the reward: another reward that is only watched, and when the two have parted.
+"""Early stopping: a run ends when a reward that is only measured falls while the trained one does not.
 
-A reward that is climbed too far rises while people, or a reward that was not climbed, like the pictures less.
+A reward that is optimised too far keeps rising while people, or a reward that was not trained on, like the pictures
+less.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from hypernoise.evaluation.charts import Line, line_chart, page
-from hypernoise.training.metrics import rows_of
+from typing import Any
 
 SURE = 3.0  # standard errors
-STRETCHES = 12  # that a report has, at most
+STRETCHES = 12  # at most, in a table
 
 
 @dataclass(frozen=True)
@@ -24,77 +22,70 @@ class Reading:
 
     step: int
     reward: float
-    watched_reward: float
+    validation_reward: float
 
 
-def readings(metrics: Path, until: int) -> list[Reading]:
-    """Those in a metrics.jsonl, up to a step."""
-    return [
-        Reading(row["step"], row["reward"], row["watched_reward"])
-        for row in rows_of(metrics.parent)
-        if {"reward", "watched_reward"} <= row.keys() and row["step"] <= until
-    ]
+def reading_of(row: Mapping[str, Any]) -> Reading | None:
+    """The reading in a row of metrics.jsonl, if it has one and both rewards are finite."""
+    rewards = [row.get(name, math.nan) for name in ("reward", "validation_reward")]
+    return Reading(row["step"], *rewards) if all(map(math.isfinite, rewards)) else None
 
 
-def parted(seen: Sequence[Reading], patience: int) -> bool:
-    """Whether the watched reward has fallen while the trained one has not.
+def readings(rows: Sequence[Mapping[str, Any]], until: int) -> list[Reading]:
+    """The readings in a run's rows, up to a step."""
+    return [reading for row in rows if row["step"] <= until and (reading := reading_of(row)) is not None]
 
-    Compares the last `patience` readings with the earlier stretch of as many in which the watched reward was
-    best: they have parted if it is lower now by more than 3 standard errors, and the trained one at least as high.
-    """
-    stretches = [seen[i : i + patience] for i in range(len(seen) - 2 * patience + 1)]
-    if not stretches or patience < 2:
+
+def early_stop(seen: list[Reading], row: Mapping[str, Any], patience: int) -> bool:
+    """Adds a row's reading to those `seen`, if it has one; whether the run should stop."""
+    reading = reading_of(row)
+    if reading is None:
         return False
-    best, last = max(stretches, key=_watched), seen[-patience:]
+    seen.append(reading)
+    return should_stop(seen, patience)
+
+
+def should_stop(seen: Sequence[Reading], patience: int) -> bool:
+    """Whether the validation reward has fallen while the trained one has not.
+
+    Compares the last `patience` readings with the earlier stretch of as many in which the validation reward was best:
+    True if it is lower now by more than 3 standard errors and the trained reward is at least as high.
+    """
+    stretches = _stretches(seen, patience)[:-patience] if patience > 1 else []
+    if not stretches:
+        return False
+    best, last = max(stretches, key=_validation), seen[-patience:]
     error = math.sqrt(sum(_variance(part) / patience for part in (best, last)))
-    fallen = _watched(best) - _watched(last) > SURE * error
+    fallen = _validation(best) - _validation(last) > SURE * error
     return fallen and _trained(last) >= _trained(best)
 
 
-def best_stretch(seen: Sequence[Reading], patience: int) -> Reading:
-    """The middle of the stretch of `patience` readings in which the watched reward was best."""
-    stretches = [seen[i : i + patience] for i in range(len(seen) - patience + 1)]
-    return max(stretches, key=_watched)[patience // 2]
+def stopped_line(seen: Sequence[Reading], step: int, patience: int) -> str:
+    """What is said of a run that stopped early."""
+    best = max(_stretches(seen, patience), key=_validation)[patience // 2]
+    return (
+        f"stopped early at step {step}: the validation reward has fallen since about step {best.step} while the "
+        "trained one has not; the pictures please the trained reward alone"
+    )
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Neighbouring readings and their means."""
-
-    first: int
-    last: int
-    reward: float
-    watched_reward: float
-
-
-def in_stretches(seen: Sequence[Reading]) -> list[Stretch]:
-    """The readings in at most `STRETCHES` stretches, each as long as the others but the last."""
-    length = math.ceil(len(seen) / STRETCHES)
-    parts = [seen[start : start + length] for start in range(0, len(seen), length)] if seen else []
-    return [Stretch(part[0].step, part[-1].step, _trained(part), _watched(part)) for part in parts]
+def table(seen: Sequence[Reading]) -> str:
+    """The trained and the validation reward over training, in at most `STRETCHES` lines of means."""
+    length = max(1, math.ceil(len(seen) / STRETCHES))
+    lines = [f"{'step':>14}{'trained reward':>18}{'validation reward':>18}"]
+    for start in range(0, len(seen), length):
+        part = seen[start : start + length]
+        steps = f"{part[0].step}-{part[-1].step}" if len(part) > 1 else str(part[0].step)
+        lines.append(f"{steps:>14}{_trained(part):>18.4f}{_validation(part):>18.4f}")
+    return "\n".join(lines)
 
 
-def draw_readings(seen: Sequence[Reading], file: Path) -> bool:
-    """Charts both rewards over the steps, side by side, each in its own unit: readings, and means of stretches.
-
-    False, and no file, if no reading is finite.
-    """
-    seen = [reading for reading in seen if math.isfinite(reading.reward + reading.watched_reward)]
-    if not seen:
-        return False
-    stretches = in_stretches(seen)
-    charts = []
-    for name, title in (("reward", "trained reward"), ("watched_reward", "watched reward")):
-        readings = [(reading.step, getattr(reading, name)) for reading in seen]
-        means = [((stretch.first + stretch.last) / 2, getattr(stretch, name)) for stretch in stretches]
-        lines = [Line("mean of a stretch", means), Line("reading", readings, dots=True)]
-        charts.append(line_chart(lines, title=title, across="step", with_zero=False))
-    page("Trained against watched reward: they part when the left rises while the right falls.", charts).save(file)
-    return True
+def _stretches(seen: Sequence[Reading], patience: int) -> list[Sequence[Reading]]:
+    return [seen[i : i + patience] for i in range(len(seen) - patience + 1)]
 
 
-def _watched(part: Sequence[Reading]) -> float:
-    return statistics.fmean(reading.watched_reward for reading in part)
+def _validation(part: Sequence[Reading]) -> float:
+    return statistics.fmean(reading.validation_reward for reading in part)
 
 
 def _trained(part: Sequence[Reading]) -> float:
@@ -102,4 +93,4 @@ def _trained(part: Sequence[Reading]) -> float:
 
 
 def _variance(part: Sequence[Reading]) -> float:
-    return statistics.variance(reading.watched_reward for reading in part)
+    return statistics.variance(reading.validation_reward for reading in part)

@@ -1,13 +1,15 @@
-"""Steps that go wrong: which reward and which prompts are at fault, and when a run must end because of them."""
+"""What ends a run or skips a step: rewards and gradients that are not finite, a KL or pictures that blow up."""
 
 from __future__ import annotations
 
 import math
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +22,15 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
 
 NAMED = 3  # faults that a message names
-WINDOW = 100  # steps out of which the skipped are counted
-FEWEST = 64  # dimensions that a noise counts as at least: with few, an honest optimum may lie many deviations away
+SKIP_LIMIT, WINDOW = 5, 100  # steps that may be skipped, out of the last so many
+FEWEST = 64  # dimensions that a noise counts as at least: with few, the true optimum may lie many deviations away
 
 
 @dataclass(frozen=True)
 class Round:
     """What one round of a step drew from noise [B, ...]: pixels [B, 3, H, W] without a graph, and their rewards [B].
 
-    means: of the loss and all that is told of the round, by the name of its column.
+    means: of the loss and everything else that is logged, by column.
     """
 
     prompts: list[str]
@@ -40,38 +42,75 @@ class Round:
 
 
 class Skipped:
-    """How many steps were skipped, and when it is too many."""
+    """Counts the skipped steps."""
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int = SKIP_LIMIT):
         self.limit, self.count = limit, 0
         self.recent: deque[bool] = deque(maxlen=WINDOW)
 
     def note(self, skipped: bool, step: int, faults: list[str]) -> None:
-        """Raises InputError once more than `limit` of the last hundred steps were skipped; it names the faults."""
+        """Raises InputError, naming the faults, once more than `limit` of the last hundred steps were skipped."""
         self.recent.append(skipped)
         self.count += skipped
         if sum(self.recent) > self.limit:
             raise InputError(
-                f"{sum(self.recent)} of the last {len(self.recent)} steps were skipped, over skip_limit "
-                f"{self.limit}; at step {step}: {told(faults)}; lower lr or the rewards' weights"
+                f"{sum(self.recent)} of the last {len(self.recent)} steps were skipped, more than {self.limit}; "
+                f"at step {step}: {shortened(faults)}; lower learning_rate or the rewards' weights"
             )
 
 
-def told(faults: list[str]) -> str:
-    """The first faults in a line."""
+def shortened(faults: list[str]) -> str:
+    """The first faults in one line."""
     more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     return "; ".join(faults[:NAMED]) + more
 
 
-def faults_of(reward: RewardFunction, rounds: list[Round]) -> list[str]:
-    """Which rewards, and their gradients, are not finite for which prompts of this process's rounds.
+class BlowUp:
+    """Ends a run whose f has left the noises that the generator knows, or whose pictures are clipped.
 
-    Rewards are asked again, one member at a time, with their gradient in the pixels.
+    It remembers the share of clipped pixel values of the first step, which is that of the untrained network; a
+    checkpoint keeps it.
+    """
+
+    def __init__(self, config: TrainConfig, noise_shape: Sequence[int]):
+        self.config, self.dimensions = config, math.prod(noise_shape)
+        self.first_clipped: float | None = None
+
+    def check(self, step: int, row: Mapping[str, float]) -> None:
+        """Raises InputError with advice, by a step's mean `kl` and share of values `clipped`."""
+        if self.first_clipped is None:
+            self.first_clipped = row["clipped"]
+        config, risen, counted = self.config, row["clipped"] - self.first_clipped, max(self.dimensions, FEWEST)
+        advice = "raise kl_weight, or lower learning_rate or the rewards' weights"
+        if config.kl_limit and row["kl"] > config.kl_limit * counted:
+            few = f" (fewer than {FEWEST} count as {FEWEST})" if self.dimensions < FEWEST else ""
+            name = "the KL" if config.kl_term == "exact" else "½‖f‖²"
+            raise InputError(
+                f"blown up at step {step}: {name} is {row['kl']:.4g} nats, over kl_limit {config.kl_limit:g} x "
+                f"{counted} dimensions{few}; a noise itself has {self.dimensions / 2:g}; {advice}"
+            )
+        if config.clipping_limit and risen > config.clipping_limit:
+            raise InputError(
+                f"blown up at step {step}: the share of clipped pixel values has risen by {risen:.2f}, over "
+                f"clipping_limit {config.clipping_limit:g}; {advice}, or add a reward that keeps pictures natural"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first_clipped": self.first_clipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.first_clipped = state["first_clipped"]
+
+
+def faults_of(reward: RewardFunction, rounds: list[Round]) -> list[str]:
+    """Which rewards, or gradients of rewards, are not finite for which prompts of this process's rounds.
+
+    Each member of the reward scores the pictures again, with a gradient.
     """
     return list(dict.fromkeys(fault for seen in rounds for fault in _faulty(reward, seen)))
 
 
-NOT_THE_REWARDS = "the rewards are finite: the generator or the noise network gives what is not"
+NOT_THE_REWARDS = "the generator or the noise network returned NaN or inf; the rewards are finite"
 
 
 def _faulty(reward: RewardFunction, seen: Round) -> Iterator[str]:
@@ -91,10 +130,21 @@ def _faulty(reward: RewardFunction, seen: Round) -> Iterator[str]:
                     break
 
 
-def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], step: int, called: str = "the reward") -> Tensor:
-    """The rewards [B]. What a reward raises comes as an InputError that names the reward and the prompt."""
+def scored(
+    reward: RewardFunction,
+    pixels: Tensor,
+    prompts: list[str],
+    step: int,
+    called: str = "the reward",
+    gather: Any = None,
+) -> Tensor:
+    """The rewards [B]. Whatever a reward raises becomes an InputError that names the reward and the prompt.
+
+    gather: collects the scores of all processes in training, for the running deviations of a sum.
+    """
+    call = partial(reward, gather=gather) if gather is not None and isinstance(reward, WeightedSum) else reward
     try:
-        return base.scored(reward, pixels, prompts, called)
+        return base.scored(call, pixels, prompts, called)
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a user's own function may raise
@@ -124,26 +174,6 @@ def _members(reward: RewardFunction) -> dict[str, RewardFunction]:
     return {"the reward": reward}
 
 
-def saturation(pixels: Tensor) -> Tensor:
+def clipped_share(pixels: Tensor) -> Tensor:
     """The share of values that are exactly 0 or 1, where clamping has cut the gradient."""
     return ((pixels <= 0) | (pixels >= 1)).float().mean()
-
-
-def check_blow_up(config: TrainConfig, step: int, kl: float, dimensions: int, risen: float) -> None:
-    """Raises InputError with advice when f has left the noises that the generator knows, or the pictures are clipped.
-
-    kl: mean ½‖f‖² of a step; risen: its share of saturated values beyond the untrained network's.
-    """
-    advice = "raise kl_weight, or lower lr or the rewards' weights"
-    if config.kl_limit and kl > config.kl_limit * max(dimensions, FEWEST):
-        few = ", as all noises of fewer count" if dimensions < FEWEST else ""
-        name = "the KL" if config.kl_term == "exact" else "½‖f‖²"
-        raise InputError(
-            f"blown up at step {step}: {name} is {kl:.4g} nats, over kl_limit {config.kl_limit:g} x "
-            f"{max(dimensions, FEWEST)} dimensions{few} (a noise itself has {dimensions / 2:g}); {advice}"
-        )
-    if config.saturation_limit and risen > config.saturation_limit:
-        raise InputError(
-            f"blown up at step {step}: the share of clipped pixel values has risen by {risen:.2f}, over "
-            f"saturation_limit {config.saturation_limit:g}; {advice}, or add a reward that keeps the pictures natural"
-        )

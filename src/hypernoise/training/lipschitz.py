@@ -1,4 +1,4 @@
-"""Keeping ½‖f‖² standing for the KL while training, by its Lipschitz constant; or training on the whole KL instead."""
+"""Holding the Lipschitz constant of f down, so that ½‖f‖² stands for the KL; or training on the whole KL instead."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 
-NOISES = 4  # of each round's batch that are looked at
-ITERATIONS = 3  # of the power method, from a start of its own at every step: nothing to keep for a resume
-
+NOISES = 4  # of each round's batch that are measured
+ITERATIONS = 3  # of the power method, from a new start at every step: no state to resume
 MOST_DIMENSIONS = 256  # of noise whose whole Jacobian is built at every step
 
 
@@ -49,7 +48,7 @@ def exact_gap(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Ten
 
 
 def scalable(network: NoiseNetwork) -> bool:
-    """Whether its residual can be scaled down for good."""
+    """Whether its residual can be scaled down in its weights."""
     return hasattr(network, "scale_output")
 
 
@@ -66,7 +65,7 @@ def squared_excess(network: NoiseNetwork, noise: Tensor, condition: Condition, b
 
 
 def lipschitz_seen(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Tensor:
-    """What `clamp` holds under its bound [n]: the layers' own bound if there is one, else ‖J‖₂ at some noises."""
+    """What `clamp` holds under its bound [n]: the bound of the layers if they have one, else ‖J‖₂ at some noises."""
     certain = lipschitz_bound(network)
     if math.isfinite(certain):
         return torch.tensor([certain], device=noise.device)
@@ -74,6 +73,6 @@ def lipschitz_seen(network: NoiseNetwork, noise: Tensor, condition: Condition) -
 
 
 def clamp(network: Any, seen: float, bound: float) -> None:
-    """Scales the residual down to the bound, in its weights, if what is seen lies above it."""
+    """Scales the residual down to the bound, in its weights, if the constant `seen` is above it."""
     if seen > bound:
         network.scale_output(bound / seen)

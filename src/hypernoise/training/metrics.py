@@ -1,19 +1,27 @@
-"""metrics.jsonl, read: a row per step, with the columns that the step had. Imports no torch."""
+"""metrics.jsonl: a row per step, with the columns that the step had. Imports no torch."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from hypernoise.errors import InputError
+from hypernoise.files import write_text, writing
+from hypernoise.training.config import TrainConfig
 
 METRICS = "metrics.jsonl"
+PROJECT = "hypernoise"  # in a tracker
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The whole rows of a run, oldest first; a line that a killed process cut short, or that is no row, is left out."""
+    """The rows of a run, oldest first; a line that was cut short, or is no row, is left out."""
     file = folder / METRICS
     try:
         lines = file.read_bytes().splitlines() if file.exists() else []
@@ -34,3 +42,56 @@ def mean_of(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
     """The mean of a column over the rows that have it; None if none has."""
     values = [row[column] for row in rows if column in row]
     return sum(values) / len(values) if values else None
+
+
+class Log:
+    """Where a step's row goes: the history, metrics.jsonl, the trackers and the progress bar.
+
+    Of an older metrics.jsonl in `folder` only the steps up to `start` are kept. Only the first process writes files.
+    """
+
+    def __init__(
+        self, accelerator: Any, folder: Path | None, start: int, config: TrainConfig, settings: Any, progress: bool
+    ):
+        main = accelerator.is_main_process
+        self.accelerator, self.history, self.skipped = accelerator, [], 0
+        self.file = folder / METRICS if folder is not None and main else None
+        if folder is not None and main:
+            kept = [row for row in rows_of(folder) if row["step"] <= start]
+            with writing(METRICS, "the checkpoints are intact"):
+                write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        if config.report_to:
+            plain = {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in settings.items()}
+            accelerator.init_trackers(PROJECT, config=plain)
+        self.bar = tqdm(total=config.max_train_steps, initial=start, unit="step", disable=not (progress and main))
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Shows the bar inside the block, and closes the trackers after it."""
+        with self.bar:
+            yield
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Numbers that are not finite are left out."""
+        row = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
+        self.history.append(row)
+        if self.file is not None:
+            with writing(METRICS, "the checkpoints are intact"), self.file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+        self.accelerator.log(numbers, step=row["step"])
+        self.skipped += "faults" in row
+        shown = {"reward": f"{row.get('reward', math.nan):.4f}", "kl": f"{row.get('kl', math.nan):.3f}"}
+        self.bar.set_postfix(shown | ({"skipped": self.skipped} if self.skipped else {}), refresh=False)
+        self.bar.update()
+
+
+def check_trackers(names: Sequence[str], folder: Path | None) -> None:
+    """Raises InputError for a tracker that is not installed, or that has nowhere to write."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"tracker {name} is not installed: pip install 'hypernoise[{name}]'")
+    if names and folder is None:
+        raise InputError(f"tracker {names[0]} needs an output_dir")

@@ -1,7 +1,7 @@
-"""One run in several processes, started by `torchrun` or `accelerate launch`: who is who, and what each one does.
+"""One run in several processes, started by `torchrun` or `accelerate launch`.
 
-The engine is accelerate's (DDP); here is only what it has to be told. Prompts and noise are functions of (seed,
-step, global sample), so the result does not depend on how many processes share the batch.
+accelerate does the work (DDP). Prompts and noise are functions of (seed, step, global sample), so the result does not
+depend on how many processes share the batch.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from hypernoise.training.config import TrainConfig
 
 
 def launched() -> tuple[int, int]:
-    """This process's number and how many there are, as the launcher has set them; (0, 1) without one."""
+    """This process's number and their count, as the launcher has set them; (0, 1) without one."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def own_device(device: str) -> str:
-    """Each process's own accelerator where "auto" or "cuda" is asked for by several; else what is asked for."""
+    """Each process's own GPU where several ask for "auto" or "cuda"; else `device` itself."""
     if launched()[1] > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return device
 
 
 def say(line: str) -> None:
-    """A line on stderr, from the first process only."""
-    if launched()[0] == 0:
+    """A line on stderr, from the first process only; nothing if it is empty."""
+    if line and launched()[0] == 0:
         print(line, file=sys.stderr)
 
 
 @cache
 def say_once(line: str) -> None:
-    """As `say`; a line that was said already is not said again."""
+    """As `say`, but each line only once."""
     say(line)
 
 
 def start(device: torch.device, trackers: tuple[str, ...], folder: Path | None) -> Accelerator:
-    """Joins the other processes, if there are any. Without being told, accelerate takes several CPU processes for
-    one each, and the precision and accumulation of `accelerate launch`'s environment: the recipe alone decides."""
+    """Joins the other processes, if any. The recipe alone decides precision and accumulation: what `accelerate launch`
+    puts into the environment is overridden."""
     several = launched()[1] > 1
     return Accelerator(
         mixed_precision="no",
@@ -61,21 +61,21 @@ def start(device: torch.device, trackers: tuple[str, ...], folder: Path | None) 
 
 
 def leave() -> None:
-    """Ends what `start` has joined, so that the process may exit without a warning."""
+    """Undoes `start`, so that the process exits without a warning."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def samples_per_round(config: TrainConfig, processes: int) -> int:
-    """Samples that a process draws at once. Raises InputError naming the multiple that batch_size must be of."""
-    parts = processes * config.accumulation
-    if config.batch_size % parts:
+    """Samples that a process draws at once. Raises InputError naming the multiple that train_batch_size must be."""
+    parts = processes * config.gradient_accumulation_steps
+    if config.train_batch_size % parts:
         raise InputError(
-            f"batch_size {config.batch_size} must be a multiple of {parts} "
-            f"({processes} processes x accumulation {config.accumulation}); "
-            f"the next that fits is {math.ceil(config.batch_size / parts) * parts}"
+            f"train_batch_size {config.train_batch_size} must be a multiple of {parts} "
+            f"({processes} processes x gradient_accumulation_steps {config.gradient_accumulation_steps}); "
+            f"the next that fits is {math.ceil(config.train_batch_size / parts) * parts}"
         )
-    return config.batch_size // parts
+    return config.train_batch_size // parts
 
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The frozen base in shards over the processes, for generators that no device holds whole; each has the whole LoRA.
+"""The frozen base sharded over the processes (torch's FSDP2), for generators that no device holds whole.
 
-torch's FSDP2. A block's weights are gathered when it is called, forward or backward, and let go after it.
+Every process has the whole LoRA. A block's weights are gathered when it is called, forward or backward, then released.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from hypernoise.training.processes import launched
 
 
 def shard_base(network: LoRANoise, parts: str, device: torch.device) -> None:
-    """Spreads the frozen weights under a noise network over all processes, and puts the rest on each one's device.
+    """Shards the frozen weights under a noise network over all processes, and moves the rest to each one's device.
 
-    From then on every process must call the sharded parts as often as the others: none can draw alone.
+    From then on all processes must call the sharded parts together: none can draw alone.
 
     Args:
         network: on a generator that may rest on the CPU; moved block by block, so that no device ever holds it whole.
@@ -41,7 +41,7 @@ def shard_base(network: LoRANoise, parts: str, device: torch.device) -> None:
     mesh, own = init_device_mesh(device.type, (launched()[1],)), set(network.trainable_parameters())
     for name, part in generator.pipeline.components.items():
         if part is generator.called or (parts == "all" and name.startswith("text_encoder") and part is not None):
-            # its own weights are let go after forward too: torch would keep them for a backward, which encoders lack
+            # the part's own weights are released after forward too: torch would keep them for a backward
             for block in [*_blocks(part), part]:
                 if any(weight not in own for weight in block.parameters()):
                     fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=own)
@@ -50,6 +50,6 @@ def shard_base(network: LoRANoise, parts: str, device: torch.device) -> None:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of a network's lists of layers, not of lists within them."""
+    """The members of a network's lists of layers, but not of lists within these."""
     for child in module.children():
         yield from child if isinstance(child, nn.ModuleList) else _blocks(child)

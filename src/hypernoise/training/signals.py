@@ -1,4 +1,4 @@
-"""Ending a run when it is asked to end: Ctrl-C, or the SIGTERM by which clusters announce that time is up."""
+"""Ctrl-C, and the SIGTERM by which clusters announce that time is up."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
-
-
-AT_ONCE = 1.0  # seconds in which a further Ctrl-C is the same one, passed on by a launcher
+AT_ONCE = 1.0  # seconds within which another Ctrl-C is the same one, passed on by a launcher
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], int]]:
-    """Inside the block the signals only raise a flag, the first one's number.
+    """Inside the block SIGINT and SIGTERM end nothing; the function it yields returns the first one's number, or 0.
 
-    A cluster may send SIGTERM to every process and the launcher once more: a further one changes nothing. A second
-    Ctrl-C acts as usual, if it does not come with the first signal.
+    Later SIGTERMs are ignored, since a cluster may signal every process and the launcher pass it on. A second Ctrl-C
+    acts as usual, unless it arrives within a second of the first signal.
     """
     asked, since = 0, 0.0
     if threading.current_thread() is not threading.main_thread():

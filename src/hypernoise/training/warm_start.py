@@ -31,7 +31,8 @@ from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.steps import autocast, steps_of
+from hypernoise.training.optimizers import autocast
+from hypernoise.training.step import inference_steps_of
 
 RIDGE = 0.1  # of the features' mean square, added to E[h hᵀ]
 FACTORS = (1.0, 2**0.5, 2.0, 8**0.5, 4.0)  # by which a round's move is tried
@@ -52,10 +53,10 @@ def warm_start(
     """Sets the output layer of a noise network that was not trained yet; a row per round of what was seen before it.
 
     Args:
-        rounds, samples: of so many pictures each, drawn `config.batch_size` at a time.
+        rounds, samples: of so many pictures each, drawn `config.train_batch_size` at a time.
         step: how far a round may move f: the greatest root mean square, over samples, of ‖Δf‖. A shorter move is
             tried at up to four times its length too, on a 16th as many pictures each.
-        config: its kl_weight (α), sample_clip, mixed_precision, seed, batch_size and generator_steps are used.
+        config: of the run; its kl_weight is α.
 
     Raises:
         InputError: a network that is trained already, a reward without gradient, or a denoiser whose output layer
@@ -72,7 +73,7 @@ def warm_start(
         bar = tqdm(total=samples, desc=f"warm start {number + 1}/{rounds}", unit="picture", disable=not progress)
         with bar:
             while drawn < samples:
-                count = min(config.batch_size, samples - drawn)
+                count = min(config.train_batch_size, samples - drawn)
                 gradient, features, rewards = _measure(network, reward, prompts, config, batch, count)
                 products += gradient.T @ features
                 squares += features.T @ features
@@ -85,7 +86,7 @@ def warm_start(
         move = best - weight
         length = math.sqrt((move @ second * move).sum())
         factors = sorted({min(factor, step / length) for factor in FACTORS}) if length else [0.0]
-        trials = range(batch, batch + max(1, samples // (TRIED * config.batch_size))) if len(factors) > 1 else ()
+        trials = range(batch, batch + max(1, samples // (TRIED * config.train_batch_size))) if len(factors) > 1 else ()
         moved = {factor: (weight + factor * move).to(weight) for factor in factors}
         objectives = {}
         for factor in factors:
@@ -105,11 +106,11 @@ def _objective(
 ) -> float:
     """The objective's sum over a batch, as things are."""
     generator = network.generator
-    texts, noise = _drawn(network, prompts, config, batch, config.batch_size)
+    texts, noise = _drawn(network, prompts, config, batch, config.train_batch_size)
     condition = generator.encode(texts)
     with autocast(generator.device, config):
         residual = network(noise, condition)
-        steps, seed = steps_of(config, batch), key_of(config.seed, batch)
+        steps, seed = inference_steps_of(config, batch), key_of(config.seed, batch)
         pixels = generator.sample(noise + residual, condition, num_inference_steps=steps, seed=seed)
     return noise_objective(residual, reward(pixels.to(noise.dtype), texts), config.kl_weight).sum().item()
 
@@ -119,7 +120,7 @@ def _drawn(
 ) -> tuple[list[str], Tensor]:
     """Prompts and noises [count, *noise_shape] of a batch."""
     generator = network.generator
-    texts = prompts_of_step(prompts, batch, config.batch_size, config.seed)[:count]
+    texts = prompts_of_step(prompts, batch, config.train_batch_size, config.seed)[:count]
     noise = keyed_noise(generator.noise_shape, seed=config.seed, step=WARM_STEP + batch, samples=range(count))
     return texts, noise.to(generator.device, network.trainable_parameters()[0].dtype)
 
@@ -140,7 +141,7 @@ def _measure(
         improved = noise + network(noise, condition)
         if config.sample_clip:
             improved = limit_gradient(improved, config.sample_clip, 1.0)
-        steps, seed = steps_of(config, batch), key_of(config.seed, batch)
+        steps, seed = inference_steps_of(config, batch), key_of(config.seed, batch)
         pixels = generator.sample(improved, condition, num_inference_steps=steps, seed=seed)
     rewards = reward(pixels.to(noise.dtype), texts)
     check_gradients(reward, rewards, pixels)

@@ -2,27 +2,27 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 
+from hypernoise.commands.training import stretch_warning
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.errors import InputError
-from hypernoise.evaluation.charts import COLORS, WIDTH
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.config import TrainConfig, read_recipe
+from hypernoise.training.config import Lipschitz, TrainConfig, read_recipe
 from hypernoise.training.lipschitz import clamp, lipschitz_seen, squared_excess
-from hypernoise.training.trainer import train
-from hypernoise.training.watch import draw_watched, stretch_warning, watch
+from hypernoise.training.loop import train
+from hypernoise.training.observers import diagnosed, peak_memory
+from hypernoise.training.run import fixed_noises
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import affine, draws
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
 
-def run(sd_pipeline, settings, output=None):
+def run(sd_pipeline, settings, output_dir=None):
     generator, network = build(sd_pipeline)
-    train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, output=output, progress=False)
+    train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, output_dir=output_dir, progress=False)
     return generator, network
 
 
@@ -30,43 +30,41 @@ def rows_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def measured(generator, network):
+    noise, condition = fixed_noises(generator, network, PROMPTS, generator.encode, 0)
+    return diagnosed(("lipschitz", "kl"), network, noise, condition)
+
+
 def test_watching_changes_no_weight_and_writes_its_rows(sd_pipeline, tmp_path):
     _, plain = run(sd_pipeline, config())
-    generator, watched = run(sd_pipeline, config(watch=("lipschitz", "kl"), watch_every=4), output=tmp_path)
+    generator, watched = run(
+        sd_pipeline, config(diagnostics=("lipschitz", "kl"), diagnostics_steps=4), output_dir=tmp_path
+    )
     assert same(state(plain), state(watched))
     rows = rows_of(tmp_path)
     assert ["lipschitz" in row for row in rows] == [False, False, False, True, False, True]
     assert rows[-1]["lipschitz"] > 0
     assert rows[-1]["gap_bound"] == pytest.approx(kl_gap_bound(256, rows[-1]["lipschitz"]))
     assert abs(rows[-1]["kl_gap"]) + 4 * rows[-1]["kl_gap_error"] < rows[-1]["gap_bound"]
-    assert watch(("lipschitz", "kl"), generator, watched, PROMPTS, seed=0).items() <= rows[-1].items()
-    assert draw_watched(tmp_path, tmp_path / "lipschitz.png")
-    drawn = Image.open(tmp_path / "lipschitz.png")
-    for half in (drawn.crop((0, 0, WIDTH, drawn.height)), drawn.crop((WIDTH, 0, 2 * WIDTH, drawn.height))):
-        colors = {color for _, color in half.getcolors(1 << 20)}
-        assert set(COLORS[:2]) <= colors  # the constant and 1; the bound of the dropped terms and they themselves
+    assert measured(generator, watched).items() <= rows[-1].items()
 
 
-def test_where_the_constant_is_beyond_1_no_bound_is_drawn(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "lipschitz": 1.5}\n{"step": 10, "lipschitz": 2.5}\n')
-    assert draw_watched(tmp_path, tmp_path / "lipschitz.png")
-    drawn = Image.open(tmp_path / "lipschitz.png")
-    right = drawn.crop((WIDTH, 60, 2 * WIDTH, drawn.height))
-    assert right.getcolors() == [(WIDTH * (drawn.height - 60), (255, 255, 255))]
-
-
-def test_a_run_that_stretches_by_1_or_more_is_told_so(tmp_path):
-    lines = [f'{{"step": {step}, "lipschitz": {seen}}}' for step, seen in ((5, 0.9), (10, 1.25), (15, 0.8))]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 16}']))
-    warning = stretch_warning(tmp_path)
+def test_a_run_that_stretches_by_1_or_more_is_told_so():
+    rows = [{"step": step, "lipschitz": seen} for step, seen in ((5, 0.9), (10, 1.25), (15, 0.8))]
+    warning = stretch_warning([*rows, {"step": 16}])
     assert warning.startswith("Lipschitz constant 1.25 at step 10, 0.8 at the end: from 1 on nothing bounds")
-    (tmp_path / "metrics.jsonl").write_text(lines[0] + '\n{"step": 6}')
-    assert stretch_warning(tmp_path) == ""
+    assert stretch_warning([rows[0], {"step": 6}]) == ""
 
 
-def test_without_a_watch_nothing_is_drawn(sd_pipeline, tmp_path):
-    run(sd_pipeline, config(steps=1), output=tmp_path)
-    assert not draw_watched(tmp_path, tmp_path / "lipschitz.png")
+def test_peak_memory_is_in_bytes_on_every_system(monkeypatch):
+    """Linux counts in KiB, macOS in bytes, and Windows has no `resource`."""
+    usage = type("Usage", (), {"ru_maxrss": 3 * 2**20})
+    monkeypatch.setattr("resource.getrusage", lambda who: usage)
+    found = []
+    for system in ("linux", "darwin", "win32"):
+        monkeypatch.setattr("sys.platform", system)
+        found.append(peak_memory(torch.device("cpu")))
+    assert found == [3 * 2**30, 3 * 2**20, None]
 
 
 def test_watching_works_under_bf16(sd_pipeline, tmp_path):
@@ -74,48 +72,40 @@ def test_watching_works_under_bf16(sd_pipeline, tmp_path):
     network = LoRANoise(generator, rank=4)
     disturb(network, 0.05)
     with torch.autocast("cpu", torch.bfloat16):
-        half = watch(("lipschitz", "kl"), generator, network, PROMPTS, seed=0)
+        half = measured(generator, network)
     whole_generator = DiffusionGenerator(sd_pipeline(), name="tiny")
     whole_network = LoRANoise(whole_generator, rank=4)
     whole_network.load_trainable_state(state(network))
-    whole = watch(("lipschitz", "kl"), whole_generator, whole_network, PROMPTS, seed=0)
+    whole = measured(whole_generator, whole_network)
     assert half["lipschitz"] == pytest.approx(whole["lipschitz"], rel=0.05)
     assert abs(half["kl_gap"] - whole["kl_gap"]) < whole["kl_gap_error"]
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resuming_a_clamped_run_equals_no_interruption(sd_pipeline, tmp_path, ema):
-    settings = dict(lipschitz="clamp", lipschitz_bound=0.02, checkpoint_every=2, ema=ema)
+    settings = dict(lipschitz=Lipschitz("clamp", 0.02), checkpointing_steps=2, ema=ema)
     _, whole = run(sd_pipeline, config(**settings))
-    run(sd_pipeline, config(**{**settings, "steps": 4}), output=tmp_path)
-    _, resumed = run(sd_pipeline, config(**settings), output=tmp_path)
+    run(sd_pipeline, config(**{**settings, "max_train_steps": 4}), output_dir=tmp_path)
+    _, resumed = run(sd_pipeline, config(**settings), output_dir=tmp_path)
     _, free = run(sd_pipeline, config())
     assert same(state(whole), state(resumed))
     assert not same(state(whole), state(free))
 
 
 def test_a_limit_is_part_of_what_a_resumed_run_must_share(sd_pipeline, tmp_path):
-    run(sd_pipeline, config(steps=1, lipschitz="clamp"), output=tmp_path / "clamped")
-    with pytest.raises(InputError, match="trained with lipschitz = 'clamp'"):
-        run(sd_pipeline, config(steps=2), output=tmp_path / "clamped")
-    run(sd_pipeline, config(steps=1), output=tmp_path / "free")
-    state_file = tmp_path / "free" / "checkpoint-000001" / "state.json"
-    old = json.loads(state_file.read_text())
-    old["fixed"] = {name: value for name, value in old["fixed"].items() if "lipschitz" not in name}
-    state_file.write_text(json.dumps({name: old[name] for name in ("step", "fixed", "reward_scales")}))
-    state_file.with_name("sha256.json").unlink()  # all as it was written before there was a limit
-    run(sd_pipeline, config(steps=2), output=tmp_path / "free")
-    assert len(rows_of(tmp_path / "free")) == 2
+    run(sd_pipeline, config(max_train_steps=1, lipschitz=Lipschitz("clamp")), output_dir=tmp_path / "clamped")
+    with pytest.raises(InputError, match="trained with lipschitz = .*'clamp'"):
+        run(sd_pipeline, config(max_train_steps=2), output_dir=tmp_path / "clamped")
 
 
 def test_a_clamped_lora_stretches_less(sd_pipeline):
     def greatest(**changes):
-        generator, network = run(sd_pipeline, config(steps=8, lr=5e-2, kl_weight=0.01, **changes))
+        generator, network = run(sd_pipeline, config(max_train_steps=8, learning_rate=5e-2, kl_weight=0.01, **changes))
         noise, _ = draws(8, *generator.noise_shape, seed=5, dtype=torch.float32)
         return spectral_norm(network, noise, generator.encode(["a ring"] * 8)).max().item()
 
     assert greatest() > 0.3
-    assert 0.02 < greatest(lipschitz="clamp", lipschitz_bound=0.1) < 0.15
+    assert 0.02 < greatest(lipschitz=Lipschitz("clamp", 0.1)) < 0.15
 
 
 def test_clamp_scales_the_residual_to_the_bound_and_only_if_it_must(generator):
@@ -165,15 +155,15 @@ def test_the_penalty_of_an_untrained_network_is_zero_and_so_is_its_gradient(gene
     assert all(p.grad is None or not p.grad.isnan().any() for p in network.trainable_parameters())
 
 
-def test_recipes_name_what_to_watch(tmp_path):
+def test_recipes_name_their_diagnostics(tmp_path):
     file = tmp_path / "recipe.yaml"
-    for text in ("watch: lipschitz,kl", "watch: [lipschitz, kl]"):
-        file.write_text(text)
-        assert read_recipe(file).watch == ("lipschitz", "kl")
-    file.write_text("watch: 3")
-    with pytest.raises(InputError, match="watch must be a name or a list of names, not 3"):
+    for text, expected in (("kl", ("kl",)), ("[lipschitz, kl]", ("lipschitz", "kl"))):
+        file.write_text(f"diagnostics: {text}")
+        assert read_recipe(file).diagnostics == expected
+    file.write_text("diagnostics: 3")
+    with pytest.raises(InputError, match="diagnostics must be a text or a list of texts, not 3"):
         read_recipe(file)
-    with pytest.raises(InputError, match="unknown watch 'lipshitz'; did you mean 'lipschitz'"):
-        TrainConfig(watch=("lipshitz",))
-    with pytest.raises(InputError, match="lipschitz_bound must be a positive number"):
-        TrainConfig(lipschitz_bound=0.0)
+    with pytest.raises(InputError, match="unknown diagnostics 'lipshitz'; did you mean 'lipschitz'"):
+        TrainConfig(diagnostics=("lipshitz",))
+    with pytest.raises(InputError, match="lipschitz.bound must be a positive number"):
+        Lipschitz(bound=0.0)

@@ -1,0 +1,96 @@
+"""The training loop: noise, residual, picture, reward, one update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypernoise.generators.base import Generator
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.rewards.base import RewardFunction
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.early_stopping import early_stop
+from hypernoise.training.observers import OBSERVERS
+from hypernoise.training.run import finish, open_run
+from hypernoise.training.step import batch_of, commit, forward_backward, measure
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run did: the step it reached, its rows (one per step of this call), and its last checkpoint.
+
+    `finished` is False if a signal interrupted the run; the same call then goes on from the checkpoint.
+    """
+
+    step: int
+    finished: bool
+    history: list[dict[str, Any]]
+    checkpoint: Path | None
+    stopped_early: bool = False  # the validation reward fell while the trained one did not
+    signal: int = 0
+    skipped: int = 0  # steps of this call whose reward or gradient was not finite
+
+
+def train(
+    generator: Generator,
+    network: NoiseNetwork,
+    reward: RewardFunction,
+    prompts: Sequence[str],
+    config: TrainConfig,
+    *,
+    validation_reward: RewardFunction | None = None,
+    output_dir: str | Path | None = None,
+    resume_from_checkpoint: bool = True,
+    progress: bool = True,
+) -> TrainResult:
+    """Trains `network` in place to lower E[kl_weight·½‖f‖² − reward(g(x + f))]; the generator stays as it is.
+
+    Noise, prompt order and torch's global random state are functions of (seed, step, sample), so a resumed run gives
+    the numbers of an uninterrupted one, and several processes (see `processes`) those of one. With `ema` the network
+    ends as its running average.
+
+    Args:
+        reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
+        validation_reward: only measured, on the same pictures; with `patience` it can end the run
+            (`early_stopping.should_stop`).
+        output_dir: where metrics.jsonl and checkpoints go; nothing is written if None.
+        resume_from_checkpoint: continue from the newest undamaged checkpoint in `output_dir`; if False, checkpoints
+            there are deleted.
+
+    Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; a second Ctrl-C ends it at once. An error
+    leaves a checkpoint of the last completed step.
+
+    Raises:
+        InputError: no prompts, a batch that processes and accumulation do not divide, a reward that raises or has no
+            gradient, too many steps that are not finite, a KL or pictures that blow up, a checkpoint with other
+            settings or of a later step, a full disk, or a clamp on a network that cannot be scaled.
+    """
+    folder = Path(output_dir) if output_dir is not None else None
+    run = open_run(
+        generator, network, reward, prompts, config, validation_reward, folder, resume_from_checkpoint, progress
+    )
+    with run.opened() as stop:
+        while not run.ended:
+            batch = batch_of(run)
+            rounds = [forward_backward(run, batch, part) for part in batch.parts]
+            row, run.signal = measure(run, rounds, stop())
+            run.blow_up.check(run.step + 1, row)
+            commit(run, rounds, row)
+            for observe in OBSERVERS:
+                row |= observe(run, batch)
+            run.write_row()
+            run.stopped_early = early_stop(run.readings, row, config.patience)
+            if run.ended or run.step % config.checkpointing_steps == 0:
+                run.save()
+        finish(run)
+    return TrainResult(
+        step=run.step,
+        finished=run.finished,
+        history=run.log.history,
+        checkpoint=run.checkpoint,
+        stopped_early=run.stopped_early,
+        signal=run.signal,
+        skipped=run.skipped.count,
+    )

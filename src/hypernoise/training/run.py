@@ -1,0 +1,324 @@
+"""What a training run holds, and how it opens and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hypernoise.errors import InputError, first_line
+from hypernoise.files import output_folder, write_json
+from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.text_cache import Encode
+from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.draws import OBSERVED_STEP, keyed_noise
+from hypernoise.precision import resolve
+from hypernoise.prompts import PromptMix, prompts_of_step, spread
+from hypernoise.rewards.base import RewardFunction, check_callable
+from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.checkpoint import (
+    Stateful,
+    checkpoints,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+    tidied,
+)
+from hypernoise.training.config import TrainConfig, recognised
+from hypernoise.training.early_stopping import Reading, readings, should_stop
+from hypernoise.training.encoding import encoder
+from hypernoise.training.guards import BlowUp, Skipped
+from hypernoise.training.lipschitz import check_exact, clamp, lipschitz_seen, scalable
+from hypernoise.training.metrics import Log, check_trackers, rows_of
+from hypernoise.training.optimizers import Average, autocast, make_optimizer
+from hypernoise.training.processes import broadcast, samples_per_round, say, say_once, start
+from hypernoise.training.signals import stop_requested
+
+PROCESS = "process.json"
+NOISES = 4  # that the KL and the Lipschitz constant are measured at
+
+
+class Run:
+    """A run in progress. `state` names everything a checkpoint holds beside the network: see `Stateful`."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        network: NoiseNetwork,
+        reward: RewardFunction,
+        prompts: Sequence[str],
+        config: TrainConfig,
+        validation_reward: RewardFunction | None,
+        folder: Path | None,
+        accelerator: Accelerator,
+    ):
+        self.generator, self.network, self.reward, self.prompts = generator, network, reward, prompts
+        self.config, self.validation_reward = config, validation_reward
+        self.folder, self.accelerator = folder, accelerator
+        self.optimizer = make_optimizer(network.trainable_parameters(), config)
+        fp16 = config.mixed_precision == "fp16"
+        self.scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=fp16)
+        self.average = Average(network, config.ema) if config.ema else None
+        self.blow_up, self.skipped = BlowUp(config, generator.noise_shape), Skipped()
+        parts: dict[str, Stateful | None] = {"optimizer": self.optimizer, "scaler": self.scaler}
+        parts |= {"average": self.average, "blow_up": self.blow_up, "reward": self.scales}
+        self.state = {name: part for name, part in parts.items() if part is not None}
+        self.fixed = _fixed_settings(config, generator, network, reward, prompts)
+        self.step = 0  # completed updates
+        self.checkpoint: Path | None = None  # the last one
+        self.readings: list[Reading] = []  # of the validation reward
+        self.row: dict[str, Any] | None = None  # of the current step, until it is written
+        self.committing = False  # inside an update, where a checkpoint would hold neither the old nor the new step
+        self.signal, self.stopped_early = 0, False
+        self.began = time.perf_counter()
+        self.model: Any = network  # inside DDP's wrapper where there are several processes
+        self.log: Log
+        self.encode: Encode
+
+    @property
+    def scales(self) -> WeightedSum | None:
+        """The reward, if it is a sum whose members are known by name and may be scaled."""
+        return self.reward if isinstance(self.reward, WeightedSum) else None
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped_early or self.step >= self.config.max_train_steps
+
+    @property
+    def ended(self) -> str:
+        """How the run has ended; empty while it goes on."""
+        if self.signal:
+            return f"stopped by signal {self.signal}"
+        return "stopped early" if self.stopped_early else "done" if self.finished else ""
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[], int]]:
+        """Opens the status file, the prompt encoder, the log and the signal handlers, and closes them after the block.
+
+        Yields a function that returns the signal received so far, 0 if none. If the block raises, the row of the
+        current step and the last completed step are saved.
+        """
+        config, main = self.config, self.accelerator.is_main_process
+        embeddings = (
+            Path(config.embeddings_folder) if config.embeddings_folder else (self.folder or Path()) / "embeddings"
+        )
+        coming = _coming(config, self.prompts, self.step) if config.embeddings == "disk" else self.prompts
+        encoding = encoder(config.embeddings, self.generator, embeddings, self.accelerator, coming)
+        with run_status(self.folder if main else None) as status, encoding as self.encode, self.log.opened():
+            with stop_requested() as stop:
+                try:
+                    yield stop
+                except Exception:
+                    for keep in (self.write_row, self._save_last_good):
+                        with suppress(InputError):  # a full disk: the error itself says so, or is the one to report
+                            keep()
+                    raise
+            status["ended"] = self.ended
+
+    def clamp(self, noise: Tensor, condition: Condition) -> None:
+        """Scales the residual down until the Lipschitz constant seen at some noises is within the bound."""
+        with autocast(self.generator.device, self.config):
+            seen = self.accelerator.gather(lipschitz_seen(self.network, noise, condition))
+        clamp(self.network, seen.max().item(), self.config.lipschitz.bound)  # type: ignore[union-attr]
+
+    def write_row(self) -> None:
+        row, self.row = self.row, None
+        if row is not None:
+            self.log.write(row)
+
+    def save(self) -> None:
+        """Writes a checkpoint, from the first process."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.checkpoint = save_checkpoint(
+                self.folder,
+                self.step,
+                self.network,
+                self.generator,
+                self.state,
+                fixed=self.fixed,
+                keep=self.config.checkpoints_total_limit,
+            )
+
+    def _save_last_good(self) -> None:
+        saved = self.checkpoint is not None and self.checkpoint.name == f"checkpoint-{self.step:06d}"
+        if self.step and not (self.committing or saved):
+            self.save()
+
+
+def open_run(
+    generator: Generator,
+    network: NoiseNetwork,
+    reward: RewardFunction,
+    prompts: Sequence[str],
+    config: TrainConfig,
+    validation_reward: RewardFunction | None,
+    folder: Path | None,
+    resume: bool,
+    progress: bool,
+) -> Run:
+    """Checks the input, joins the other processes and restores the newest checkpoint. Raises `train`'s errors."""
+    precision = resolve(config.mixed_precision, generator.device)
+    if precision.slow:
+        say_once(precision.line)
+    config = dataclasses.replace(config, mixed_precision=precision.name)
+    _check(config, generator, network, reward, validation_reward, prompts, folder)
+    accelerator = start(generator.device, config.report_to, folder)
+    samples_per_round(config, accelerator.num_processes)
+    if isinstance(network, nn.Module):
+        network.to(generator.device)
+    run = Run(generator, network, reward, prompts, config, validation_reward, folder, accelerator)
+    if folder is not None:
+        run.checkpoint = _found(folder, accelerator, resume)
+    if run.checkpoint is not None:
+        run.step = load_checkpoint(run.checkpoint, network, generator, run.state, fixed=run.fixed)
+        say(f"resuming from {run.checkpoint} (delete {folder} to start over)")
+    if run.step > config.max_train_steps:
+        reached = f"{run.checkpoint} is at step {run.step}, beyond max_train_steps {config.max_train_steps}"
+        raise InputError(f"{reached}; give another --output-dir")
+    run.log = Log(accelerator, folder, run.step, config, run.fixed, progress)
+    if isinstance(network, nn.Module):
+        run.model = accelerator.prepare_model(network, device_placement=False)
+    run.readings = readings(rows_of(folder), run.step) if folder is not None and run.step else []
+    run.stopped_early = should_stop(run.readings, config.patience)  # such a run does not go on
+    return run
+
+
+def finish(run: Run) -> None:
+    """The network becomes its average if the run is over; every process learns of the last checkpoint."""
+    if run.average is not None and run.finished:
+        run.network.load_trainable_state(run.average.weights)
+        if run.config.lipschitz.mode == "clamp":  # layers each under a bound may have averages whose product is over it
+            noise, condition = fixed_noises(run.generator, run.network, run.prompts, run.encode, run.config.seed)
+            run.clamp(noise, condition)
+    run.checkpoint = broadcast(run.accelerator, run.checkpoint)
+
+
+def fixed_noises(
+    generator: Generator,
+    network: NoiseNetwork,
+    prompts: Sequence[str],
+    encode: Callable[[list[str]], Condition],
+    seed: int,
+) -> tuple[Tensor, Condition]:
+    """The noises [4, *noise_shape] that diagnostics measure at, and their conditions."""
+    noise = keyed_noise(generator.noise_shape, seed=seed, step=OBSERVED_STEP, samples=range(NOISES))
+    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
+    return noise, encode(spread(prompts, NOISES))
+
+
+@contextmanager
+def run_status(folder: Path | None) -> Iterator[dict[str, Any]]:
+    """Keeps process.json in `folder`: which process trains, and after the block how it ended."""
+    about: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "ended": ""}
+
+    def write() -> None:
+        if folder is not None:
+            with suppress(OSError):  # a full disk is reported by what must be written
+                write_json(folder / PROCESS, about)
+
+    write()
+    try:
+        yield about
+    except BaseException as error:
+        about["ended"] = first_line(error) if isinstance(error, Exception) else "interrupted"
+        raise
+    finally:
+        write()
+
+
+def _check(
+    config: TrainConfig,
+    generator: Generator,
+    network: NoiseNetwork,
+    reward: RewardFunction,
+    validation_reward: RewardFunction | None,
+    prompts: Sequence[str],
+    folder: Path | None,
+) -> None:
+    if not prompts:
+        raise InputError("no prompt to train on")
+    check_callable(reward)
+    if validation_reward is not None:
+        check_callable(validation_reward, "the validation reward")
+    if config.patience and validation_reward is None:
+        raise InputError("patience needs a validation reward")
+    if config.lipschitz.mode == "clamp" and not scalable(network):
+        raise InputError(f"lipschitz: clamp needs a network with scale_output; a {network.kind!r} network has none")
+    if config.kl_term == "exact":
+        check_exact(generator.noise_shape)
+    if config.embeddings == "disk" and folder is None and not config.embeddings_folder:
+        raise InputError("embeddings on disk need an output_dir, or an embeddings_folder")
+    check_trackers(config.report_to, folder)
+    if folder is not None:
+        output_folder(folder)
+
+
+def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
+    """The checkpoint to resume from, the same in every process. Reports damaged ones; without `resume`, deletes all."""
+    found: Path | InputError | None = None
+    if accelerator.is_main_process:
+        tidied(folder)
+        if resume:
+            try:
+                found, damaged = newest_whole(folder)
+                for line in damaged:
+                    say(line)
+            except InputError as error:
+                found = error
+        else:
+            for old in checkpoints(folder):
+                shutil.rmtree(old)
+    found = broadcast(accelerator, found)
+    if isinstance(found, InputError):
+        raise found
+    if found is not None and not found.is_dir():
+        raise InputError(
+            f"{found} is not visible to every process; --output-dir must be on a disk that all nodes share"
+        )
+    return found
+
+
+def _coming(config: TrainConfig, prompts: Sequence[str], step: int) -> list[str]:
+    """The prompts that a run will use from a step on."""
+    if (config.max_train_steps - step) * config.train_batch_size >= len(prompts):
+        return [*prompts, *config.validation_prompts]
+    coming = (
+        prompts_of_step(prompts, later, config.train_batch_size, config.seed)
+        for later in range(step, config.max_train_steps)
+    )
+    shown = [*spread(prompts, NOISES), *config.validation_prompts]
+    return [*shown, *(prompt for batch in coming for prompt in batch)]
+
+
+def _fixed_settings(
+    config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: Sequence[str]
+) -> dict[str, Any]:
+    """What a resumed run must share with the interrupted one to reach the same numbers."""
+    settings = recognised(config)
+    if config.lr_scheduler == "constant":
+        del settings["max_train_steps"]
+    named = getattr(reward, "__name__", type(reward).__name__)
+    rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+    shares = f", mixed {prompts.counts.tolist()}" if isinstance(prompts, PromptMix) else ""
+    fixed = {
+        **settings,
+        "generator": generator.name,
+        "network": {"kind": network.kind, **network.settings},
+        "rewards": rewards,
+        "reward_settings": how,
+        "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
+    }
+    return json.loads(json.dumps(fixed))  # as it will be read back

@@ -1,0 +1,159 @@
+"""One training step: its batch, forward and backward, the row it is measured by, and the update."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hypernoise.errors import InputError
+from hypernoise.noise.draws import key_of, keyed_noise
+from hypernoise.objective import l2_kl, limit_gradient, noise_objective
+from hypernoise.prompts import prompts_of_step
+from hypernoise.rewards.check import check_gradients
+from hypernoise.training.config import TrainConfig
+from hypernoise.training.guards import NOT_THE_REWARDS, Round, clipped_share, faults_of, scored, shortened
+from hypernoise.training.lipschitz import exact_gap, squared_excess
+from hypernoise.training.optimizers import autocast, set_learning_rate
+from hypernoise.training.processes import gathered, samples_per_round, say
+from hypernoise.training.run import Run
+
+DRAW = -1  # the sample number in the key of a step's inference steps: no sample has it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on, a function of (seed, step) alone.
+
+    prompts: of all processes and rounds. parts: the numbers of the rounds.
+    """
+
+    prompts: list[str]
+    inference_steps: int
+    validated: bool  # the validation reward scores its pictures too
+    parts: range
+    began: float  # seconds of the clock
+
+
+def batch_of(run: Run) -> Batch:
+    config = run.config
+    return Batch(
+        prompts_of_step(run.prompts, run.step, config.train_batch_size, config.seed),
+        inference_steps_of(config, run.step),
+        run.validation_reward is not None and (run.step + 1) % config.validation_steps == 0,
+        range(config.gradient_accumulation_steps),
+        time.perf_counter(),
+    )
+
+
+def inference_steps_of(config: TrainConfig, step: int) -> int:
+    """The denoiser calls per picture of an update: one of `num_inference_steps`, keyed by (seed, step)."""
+    counts = config.inference_steps
+    return counts[key_of(config.seed, step, DRAW) % len(counts)]
+
+
+def forward_backward(run: Run, batch: Batch, part: int) -> Round:
+    """Draws this process's samples of a round, scores them, and adds their gradient to that of the rounds before."""
+    config, generator, accelerator, device = run.config, run.generator, run.accelerator, run.generator.device
+    count = samples_per_round(config, accelerator.num_processes)
+    first = (part * accelerator.num_processes + accelerator.process_index) * count
+    samples = range(first, first + count)
+    torch.manual_seed(key_of(config.seed, run.step, first))  # for rewards that draw random numbers
+    prompts = batch.prompts[first : first + count]
+    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=run.step, samples=samples)
+    noise = noise.to(device, run.network.trainable_parameters()[0].dtype)  # [B, *noise_shape]
+    condition = run.encode(prompts)
+    with nullcontext() if part == batch.parts[-1] else accelerator.no_sync(run.model):
+        with autocast(device, config):
+            residual = run.model(noise, condition)  # f(x0, c)
+            improved = noise + residual
+            if config.sample_clip:
+                share = run.scaler.get_scale() / (count * config.gradient_accumulation_steps)
+                improved = limit_gradient(improved, config.sample_clip, share)
+            seeds = [key_of(config.seed, run.step, sample) for sample in samples]
+            pixels = generator.sample(improved, condition, num_inference_steps=batch.inference_steps, seed=seeds)
+        rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step, gather=accelerator.gather)  # in fp32
+        loss, kl = noise_objective(residual, rewards, config.kl_weight).mean(), l2_kl(residual).mean()
+        if config.kl_term == "exact":
+            gap = exact_gap(run.network, noise, condition).mean()
+            loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
+        if config.lipschitz.mode == "penalty":
+            with autocast(device, config):
+                excess = squared_excess(run.network, noise, condition, config.lipschitz.bound)
+            loss = loss + config.lipschitz.weight * excess
+        if not run.log.history:  # the first step of this call
+            check_gradients(run.reward, rewards, pixels)
+        accelerator.backward(run.scaler.scale(loss / config.gradient_accumulation_steps))
+    drawn = pixels.detach().to(noise.dtype)
+    means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
+    if run.scales is not None:
+        means |= {f"reward/{name}": score for name, score in run.scales.last.items()}
+    if run.validation_reward is not None and batch.validated:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            scores = scored(run.validation_reward, drawn, prompts, run.step, "the validation reward")
+            means["validation_reward"] = scores.mean()
+    means = {name: mean.detach().float().to(device) for name, mean in means.items()}
+    return Round(prompts, noise, condition, drawn, rewards.detach(), means)
+
+
+def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], int]:
+    """The step's row over all processes, the norm of its gradient before clipping, and the signal that any of them got.
+
+    One exchange between processes and one read from the device per step.
+
+    Raises:
+        InputError: the first step has no gradient at all.
+    """
+    accelerator = run.accelerator
+    run.scaler.unscale_(run.optimizer)
+    norm = nn.utils.clip_grad_norm_(run.network.trainable_parameters(), run.config.max_grad_norm)
+    names = list(rounds[0].means)
+    means = torch.stack([sum((seen.means[name] for seen in rounds), torch.zeros(())) for name in names])
+    own = torch.cat([means / run.config.gradient_accumulation_steps, torch.tensor([float(asked)]).to(means)])
+    shared = accelerator.reduce(own, "mean") if accelerator.num_processes > 1 else own
+    *values, signal, gradient = torch.cat([shared, norm.detach().float()[None].to(own)]).tolist()  # type: ignore[list-item]
+    if run.step == 0 and gradient == 0:
+        raise InputError(
+            "no gradient reaches the noise network: the pictures do not depend on the noise through what is "
+            "differentiated"
+        )
+    run.row = {"step": run.step + 1, **dict(zip(names, values, strict=True)), "gradient_norm": gradient}
+    return run.row, asked or (15 if signal else 0)
+
+
+def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
+    """Ends the step: the optimiser's update, or, where a number is not finite, none and the names of what is at fault.
+
+    Raises:
+        InputError: too many of the last steps were skipped.
+    """
+    config, scaler = run.config, run.scaler
+    faults: list[str] = []
+    run.committing = True
+    if math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"]):
+        set_learning_rate(run.optimizer, config, run.step)
+        scaler.step(run.optimizer)
+        if config.lipschitz.mode == "clamp":
+            run.clamp(rounds[-1].noise, rounds[-1].condition)
+        if run.average is not None:
+            run.average.update()
+    else:
+        row["skipped"] = 1
+        narrow = math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1
+        if not narrow:  # else it is fp16's range: the loss is scaled less from now on
+            faults = gathered(run.accelerator, faults_of(run.reward, rounds)) or [NOT_THE_REWARDS]
+            row["faults"] = faults
+    scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.scales is not None:
+        run.scales.commit()
+    run.step += 1
+    run.committing = False
+    if faults:
+        say(f"step {run.step} skipped: {shortened(faults)}")
+    run.skipped.note(bool(faults), run.step, faults)

@@ -1,0 +1,81 @@
+"""`hypernoise train`: its help, its flags, and what it reports."""
+
+import dataclasses
+import json
+import re
+import time
+
+import pytest
+
+from hypernoise.cli import main
+from hypernoise.commands.flags import flags_of
+from hypernoise.commands.train import SECTIONS, Train
+from hypernoise.errors import RENAMED
+
+
+def test_every_flag_is_in_one_section_of_the_help(capsys):
+    began = time.process_time()
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert time.process_time() - began < 1
+    page = capsys.readouterr().out
+    for name, _ in flags_of(Train):
+        assert len(re.findall(rf"^  (?:--\S+, )?--{name}(?: |$)", page, re.MULTILINE)) == 1, name
+    named = [name for names in SECTIONS.values() for name in names]
+    assert len(set(named)) == len(named)
+    assert page.index("--learning-rate") < page.index("--ema")
+    assert "Samples per update, over all processes and accumulation rounds. (default: 16)" in page
+    assert not any("─" in line for line in page.splitlines())
+
+
+def test_dashes_underscores_and_the_ecosystems_short_names_are_the_same():
+    for flags in (["--lora.rank", "3", "--lora.alpha", "6"], ["--rank", "3", "--lora_alpha", "6"]):
+        asked = Train.parse([*flags, "--max_train_steps", "7", "--gradient-checkpointing"])
+        assert (asked.lora.rank, asked.lora.alpha, asked.max_train_steps) == (3, 6.0, 7)
+        assert asked.memory.gradient_checkpointing
+
+
+def test_flags_override_the_recipe_and_leave_its_groups_rest(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("lora: {rank: 4, alpha: 8}\nmemory: {decode_slice: 1}\nnum_inference_steps: [1, 2]\n")
+    asked = Train.parse([str(file), "--lora.rank", "2", "--memory.text-encoders", "offload"])
+    assert (asked.lora.rank, asked.lora.alpha) == (2, 8.0)
+    assert (asked.memory.decode_slice, asked.memory.text_encoders) == (1, "offload")
+    assert asked.num_inference_steps == (1, 2)
+    assert Train.parse([str(file), "--num-inference-steps", "4"]).num_inference_steps == 4
+
+
+@pytest.mark.parametrize("old", ["steps", "batch-size", "lr", "watched", "checkpointing", "output"])
+def test_an_old_name_gives_one_line_with_the_new(old, capsys):
+    assert main(["train", f"--{old}", "1"]) == 2
+    new = RENAMED[old.replace("-", "_")].replace("_", "-")
+    assert capsys.readouterr().err == f"hypernoise: --{old} is --{new} now\n"
+
+
+def test_new_names_are_fields():
+    known = {name.replace("-", "_") for name, _ in flags_of(Train)} | {own.name for own in dataclasses.fields(Train)}
+    assert {new.partition(":")[0].partition(",")[0] for new in RENAMED.values()} <= known
+
+
+def test_train_reports_the_trained_against_the_validation_reward(sd_pipeline, tmp_path, capsys):
+    sd_pipeline().save_pretrained(tmp_path / "tiny")
+    (tmp_path / "prompts.txt").write_text("a red circle\ntwo blue rings\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\nrewards: {{redness: 20}}\n"
+        "validation_reward: brightness\nvalidation_steps: 2\n"
+    )
+    out = ["--output-dir", str(tmp_path / "run"), "--train-batch-size", "2", "--rank", "2", "--device", "cpu"]
+    assert main(["train", str(recipe), "--max-train-steps", "6", *out]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [reading["step"] for reading in summary["validation"]] == [2, 4, 6]
+    assert summary["stopped_early"] is False
+    last = [reading["validation_reward"] for reading in summary["validation"]]
+    assert summary["results"][0]["validation_reward"] == pytest.approx(sum(last) / 3)
+    printed = capsys.readouterr().out.splitlines()
+    assert "trained reward" in printed[0]
+    assert "validation reward" in printed[0]
+    assert [line.split()[0] for line in printed[1:4]] == ["2", "4", "6"]
+    assert float(printed[1].split()[2]) == pytest.approx(last[0], abs=1e-4)
+    assert "curves.png" in printed[4]
+    assert (tmp_path / "run" / "curves.png").exists()

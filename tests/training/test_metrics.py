@@ -1,0 +1,56 @@
+"""Where a step's row goes."""
+
+import pytest
+from PIL import Image
+
+from hypernoise.errors import InputError
+from hypernoise.training.metrics import check_trackers
+from tests.training.test_resume import quick
+
+
+def test_sample_grids_have_two_rows_of_the_validation_prompts(tmp_path):
+    quick(tmp_path, max_train_steps=4, validation_steps=4, validation_prompts=("a ring", "a cross"))
+    assert Image.open(tmp_path / "samples" / "step-000004.png").size == (2 * 8 - 4, 2 * 8 - 4)
+
+
+def test_trackers_that_are_not_installed_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"tracker wandb is not installed: pip install 'hypernoise\[wandb\]'"):
+        check_trackers(("wandb",), tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(InputError, match="tracker wandb needs an output_dir"):
+        check_trackers(("wandb",), None)
+
+
+def test_rows_reach_the_trackers_through_accelerate(tmp_path, monkeypatch):
+    """A tracker of accelerate's own kind under a known name: which packages are installed plays no part."""
+    from accelerate import accelerator
+    from accelerate.tracking import GeneralTracker
+
+    kept = []
+
+    class Kept(GeneralTracker):
+        name, requires_logging_directory = "kept", False
+
+        def __init__(self, run_name, **settings):
+            super().__init__()
+
+        tracker = None
+
+        def store_init_configuration(self, values):
+            kept.append(values)
+
+        def log(self, values, step=None, **more):
+            kept.append((step, values))
+
+        def finish(self):
+            kept.append("finished")
+
+    monkeypatch.setattr("hypernoise.training.run.check_trackers", lambda names, folder: None)
+    monkeypatch.setattr(accelerator, "filter_trackers", lambda log_with, logging_dir: [Kept("run")])
+    _, result = quick(tmp_path, max_train_steps=2, report_to=("tensorboard",))
+    settings, first, second, last = kept
+    assert settings["learning_rate"] == 0.01
+    assert (first[0], second[0], last) == (1, 2, "finished")
+    assert first[1]["reward"] == result.history[0]["reward"]
+    assert "step" not in first[1]
