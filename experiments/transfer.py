@@ -94,7 +94,7 @@ def verdict(own: Mapping[str, Any], driven: Mapping[str, Any]) -> str:
 
 
 def layouts_between(generator: Generator, source: Generator) -> NoiseMap | None:
-    """The map from a generator's noise to the source's; None for one layout. hn.InputError if there is none."""
+    """The map from a generator's noise to the source's; None for one layout. Raises InputError if no map is known."""
     here, there = tuple(generator.noise_shape), tuple(source.noise_shape)
     return None if here == there else NoiseMap(here, there)
 
