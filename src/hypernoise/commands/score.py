@@ -46,8 +46,6 @@ class Score:
     """GenEval without a model: take the objects from this file, a JSON object per picture."""
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
     """Prompts beyond a reward's text encoder: cut them (reported once, counted), or score windows that fit."""
-    reward_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of rewards that are networks."""
     batch_size: int = 16
     shard: str = ""
     """k/n: this process looks for the objects of every n-th picture from the k-th on; all write to the same
@@ -90,7 +88,7 @@ class Score:
             for folder in self.folders
         ]
         self._check_pairs(albums)
-        settings = RewardSettings(self.long_prompts, self.reward_dtype)
+        settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
         seen = features.load(self.features, device)
         perceptual = lpips.load(self.lpips_weights, device) if self.lpips else None
