@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import hypernoise as hn
 from experiments.base import Bench, Seeded, main, pooled
-from hypernoise.errors import InputError
 from hypernoise.evaluation.bootstrap import grouped_mean, interval
-from hypernoise.evaluation.engine import Comparison
-from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
+from hypernoise.evaluation.result_rows import by_prompt
 
 OFF_ZERO = 0.02  # the deviation of B's first entries
 
@@ -36,7 +34,7 @@ class Ablations(Seeded):
 
     def run(self) -> int:
         if not self.ranks or min(self.ranks) < 1:
-            raise InputError(f"--ranks takes numbers from 1, such as 4 16, not {list(self.ranks)}")
+            raise hn.InputError(f"--ranks takes numbers from 1, such as 4 16, not {list(self.ranks)}")
         bench = self.bench()
         updates = bench.updates(self.pictures)
         ranks = sorted(set(self.ranks))
@@ -48,9 +46,9 @@ class Ablations(Seeded):
             for seed in self.seeds:
                 name = f"{variant}-seed{seed}"
                 (folder,) = bench.trained(name, bench.config(updates, seed), rank=rank, start=start).values()
-                methods.append(HyperNoise(folder, name=name))
+                methods.append(hn.HyperNoise(folder, name=name))
                 runs.setdefault(variant, []).append(name)
-        found = bench.compare([Plain(), *methods])
+        found = bench.compare([hn.Plain(), *methods])
         rows = [found.rows[0]]
         rows += [pooled(found, variant, 1, names, bench.asked.categories) for variant, names in runs.items()]
         least, most, nonzero = f"rank-{ranks[0]}", f"rank-{ranks[-1]}", list(variants)[-1]
@@ -58,7 +56,7 @@ class Ablations(Seeded):
         return bench.finish(rows, [compared(bench, found, runs, *pair) for pair in pairs])
 
 
-def compared(bench: Bench, found: Comparison, runs: dict[str, list[str]], ours: str, other: str) -> str:
+def compared(bench: Bench, found: hn.Comparison, runs: dict[str, list[str]], ours: str, other: str) -> str:
     """What one variant gains over another, and whether chance alone would explain it."""
     groups = np.array(bench.asked.categories)
     told = []
@@ -76,10 +74,11 @@ def _told(between: Sequence[float] | None) -> str:
     return f" [{between[0]:+.3f}, {between[1]:+.3f}]{chance}"
 
 
-def _by_prompt(found: Comparison, names: Sequence[str], measure: str) -> np.ndarray:
+def _by_prompt(found: hn.Comparison, names: Sequence[str], measure: str) -> np.ndarray:
     """[runs, prompts]"""
-    values = [found.records[1, name].values[measure] for name in names]
-    return np.stack([value.mean(1) for value in values if value is not None])
+    values = by_prompt([found.records[1, name] for name in names], measure)
+    assert values is not None  # scenes are judged
+    return values
 
 
 if __name__ == "__main__":

@@ -18,18 +18,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import hypernoise as hn
 from experiments.base import Bench, Seeded, first_of, main, pooled, table
-from hypernoise.commands.compare import Asked
-from hypernoise.errors import InputError
+from hypernoise.evaluation.benchmarks import Benchmark
 from hypernoise.evaluation.bootstrap import grouped_mean, interval, resampled
 from hypernoise.evaluation.charts import Line, line_chart, page
-from hypernoise.evaluation.engine import Comparison
 from hypernoise.evaluation.report import network_calls
+from hypernoise.evaluation.result_rows import by_prompt
 from hypernoise.methods.base import Method
-from hypernoise.methods.best_of_n import BestOfN
-from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
-from hypernoise.methods.reno import ReNO
 
 SHARE, GAIN, DIVERSITY = 0.6, 0.08, 0.95  # the goals; the paper's best share is 0.57
 PAPER = "0.57, 0.45 and 0.50 of ReNO-50's gain on SD-Turbo, SANA-Sprint and FLUX.1-schnell (its GenEval means)"
@@ -48,19 +44,19 @@ class Amortisation(Seeded):
     """Pictures seen in training, a size of the curve each. The largest is trained with every seed of --seeds, the
     others with the first."""
     searched: int = 0
-    """Captions per category that best-of-50 and ReNO draw, and so all rows beside them; 0: all."""
+    """Captions per category that best-of-50 and hn.ReNO draw, and so all rows beside them; 0: all."""
 
     def run(self) -> int:
         if not self.pictures:
-            raise InputError("--pictures takes at least one size, such as 4096 16384")
+            raise hn.InputError("--pictures takes at least one size, such as 4096 16384")
         if self.searched < 0:
-            raise InputError(f"--searched must be 0 (all) or more, not {self.searched}")
+            raise hn.InputError(f"--searched must be 0 (all) or more, not {self.searched}")
         bench = self.bench()
         ours = self._networks(bench)
         networks = [method for runs in ours.values() for method in runs]
-        cheap: list[Method] = [Plain(), BestOfN(2), BestOfN(8)]
+        cheap: list[Method] = [hn.Plain(), hn.BestOfN(2), hn.BestOfN(8)]
         asked = first_of(bench.asked, self.searched)
-        found = bench.compare([*cheap, *networks, BestOfN(50), ReNO(10), ReNO(50)], asked=asked)
+        found = bench.compare([*cheap, *networks, hn.BestOfN(50), hn.ReNO(10), hn.ReNO(50)], asked=asked)
         searched = self._rows(bench, found, ours, asked)
         if asked is bench.asked:
             everywhere, rows, said = found, searched, []
@@ -86,20 +82,20 @@ class Amortisation(Seeded):
             paper=PAPER,
         )
 
-    def _networks(self, bench: Bench) -> dict[int, list[HyperNoise]]:
+    def _networks(self, bench: Bench) -> dict[int, list[hn.HyperNoise]]:
         """The noise networks of each size, the smallest first."""
         sizes = sorted(set(self.pictures))
         updates = {size: bench.updates(size) for size in sizes}  # all are looked at before the first trains
-        ours: dict[int, list[HyperNoise]] = {}
+        ours: dict[int, list[hn.HyperNoise]] = {}
         for size in sizes:
             for seed in self.seeds if size == sizes[-1] else self.seeds[:1]:
                 name = f"{size}-seed{seed}"
                 (folder,) = bench.trained(name, bench.config(updates[size], seed)).values()
-                ours.setdefault(size, []).append(HyperNoise(folder, name=name))
+                ours.setdefault(size, []).append(hn.HyperNoise(folder, name=name))
         return ours
 
     def _rows(
-        self, bench: Bench, found: Comparison, ours: Mapping[int, Sequence[HyperNoise]], asked: Asked
+        self, bench: Bench, found: hn.Comparison, ours: Mapping[int, Sequence[hn.HyperNoise]], asked: Benchmark
     ) -> list[dict[str, Any]]:
         """Plain, a row for each size, the searches."""
         names = {method.name for runs in ours.values() for method in runs}
@@ -117,7 +113,7 @@ def told_size(pictures: int) -> str:
 
 
 def shares_of(
-    found: Comparison, size: int, ours: Sequence[Any], search: str, categories: Sequence[str] | None
+    found: hn.Comparison, size: int, ours: Sequence[Any], search: str, categories: Sequence[str] | None
 ) -> dict[str, Any]:
     """A size's gain over a search's, each over plain, by judge and by reward; None where the search gained nothing.
 
@@ -140,7 +136,7 @@ def shares_of(
 
 
 def artefacts_over_plain(
-    found: Comparison, ours: Sequence[Any], categories: Sequence[str] | None
+    found: hn.Comparison, ours: Sequence[Any], categories: Sequence[str] | None
 ) -> dict[str, Any] | None:
     """The rise of the share of unexplained pixels, and its paired 95 % interval over prompts and runs."""
     groups = np.array(categories)
@@ -149,10 +145,10 @@ def artefacts_over_plain(
     return {"rise": grouped_mean(rise.mean(0), groups), "ci95": interval(rise, groups)}
 
 
-def _by_prompt(found: Comparison, name: str, measure: str) -> np.ndarray:
-    values = found.records[1, name].values[measure]
+def _by_prompt(found: hn.Comparison, name: str, measure: str) -> np.ndarray:
+    values = by_prompt([found.records[1, name]], measure)
     assert values is not None  # scenes are judged
-    return values.mean(1)
+    return values[0]
 
 
 def goals(

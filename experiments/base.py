@@ -19,33 +19,25 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from hypernoise.adapters import save_adapter
-from hypernoise.commands.common import write_summary
-from hypernoise.commands.compare import Asked, scenes_prompts
-from hypernoise.commands.training import reward_settings
-from hypernoise.errors import InputError, at_least_one
-from hypernoise.evaluation.engine import Comparison, compare
-from hypernoise.evaluation.page import first_of_each
-from hypernoise.evaluation.result_rows import pooled_row
+import hypernoise as hn
+from hypernoise.errors import at_least_one
+from hypernoise.evaluation.benchmarks import Benchmark, first_of_each, load_benchmark
+from hypernoise.evaluation.result_rows import result_row
+from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import output_folder, write_json
-from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.methods.base import Method
-from hypernoise.methods.finetune import LoRATune, finetune
-from hypernoise.noise.lora import LoRANoise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
-from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.config import Recipe, TrainConfig, read_recipe, recognised
-from hypernoise.training.loop import train
+from hypernoise.training.config import recognised
 from hypernoise.training.metrics import rows_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-KINDS = {"hypernoise": (LoRANoise, train), "finetune": (LoRATune, finetune)}
+KINDS = {"hypernoise": (hn.LoRANoise, hn.train), "finetune": (hn.LoRATune, hn.finetune)}
 
 # heading: the field, and how it is written; a column no row has anything in is left out
 COLUMNS = {
-    "steps": ("steps", "d"),
+    "steps": ("inference_steps", "d"),
     "pictures": ("pictures", ",d"),
     "updates": ("updates", "d"),
     "runs": ("training_runs", "d"),
@@ -54,7 +46,7 @@ COLUMNS = {
     "gain [95 %]": ("gain", "+.3f"),
     "reward": ("reward", ".3f"),
     "in reward [95 %]": ("reward_gain", "+.3f"),
-    "watched": ("watched_reward", ".3f"),
+    "validation": ("validation_reward", ".3f"),
     "KL": ("kl", ".2f"),
     "artefacts": ("artefacts", ".3f"),
     "diversity": ("diversity", ".3f"),
@@ -85,22 +77,22 @@ class Experiment:
     def run(self) -> int:
         raise NotImplementedError
 
-    def bench(self, watched: Mapping[str, float] | None = None) -> Bench:
-        """Loads all that is named; `watched` are rewards that nothing is trained for, reported beside.
+    def bench(self, validation_rewards: Mapping[str, float] | None = None) -> Bench:
+        """Loads all that is named; nothing is trained for the `validation_rewards`, which are reported beside.
 
         Raises:
-            InputError: for what cannot be.
+            InputError: what does not exist or does not fit.
         """
         at_least_one(self, "judged", "noises", flags=True)
-        recipe = read_recipe(self.recipe)
+        recipe = hn.read_recipe(self.recipe)
         precision = resolve(recipe.mixed_precision, pick_device(self.device))
         recipe = dataclasses.replace(recipe, mixed_precision=precision.name)
         generator = load_as(recipe, device=self.device)
-        asked = scenes_prompts(self.judged)
+        asked = load_benchmark("scenes", self.judged)
         generator.check_prompts(asked.prompts)
         output_folder(self.output_dir)
-        beside = WeightedSum(watched) if watched else None
-        return Bench(self, recipe, generator, WeightedSum(recipe.rewards), beside, asked)
+        beside = hn.WeightedSum(validation_rewards) if validation_rewards else None
+        return Bench(self, recipe, generator, hn.WeightedSum(recipe.rewards), beside, asked)
 
 
 @dataclass(frozen=True)
@@ -112,7 +104,7 @@ class Seeded(Experiment):
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"--seeds takes different numbers, such as 0 1 2, not {list(self.seeds)}")
+            raise hn.InputError(f"--seeds takes different numbers, such as 0 1 2, not {list(self.seeds)}")
 
 
 @dataclass(frozen=True)
@@ -120,30 +112,30 @@ class Bench:
     """What an experiment works with, loaded once."""
 
     settings: Experiment
-    recipe: Recipe
-    generator: DiffusionGenerator
-    reward: WeightedSum
-    watched: WeightedSum | None
-    asked: Asked  # held out, with their judge
+    recipe: hn.Recipe
+    generator: hn.DiffusionGenerator
+    reward: hn.WeightedSum
+    validation_reward: hn.WeightedSum | None
+    asked: Benchmark  # held-out captions, with their judge
 
     def updates(self, pictures: int) -> int:
         """The updates in which the recipe's batches see so many pictures; 0: those of the recipe's own run."""
         batch = self.recipe.train_batch_size
         if pictures and pictures < batch:
-            raise InputError(f"--pictures must be at least a batch of the recipe, {batch}, not {pictures}")
+            raise hn.InputError(f"--pictures must be at least a batch of the recipe, {batch}, not {pictures}")
         return pictures // batch or self.recipe.max_train_steps
 
-    def config(self, updates: int, seed: int, **changes: Any) -> TrainConfig:
+    def config(self, updates: int, seed: int, **changes: Any) -> hn.TrainConfig:
         """The recipe's loop for so many updates; it warms up in at most a tenth of them, and decays to 0 by the end."""
-        own = {f.name: getattr(self.recipe, f.name) for f in dataclasses.fields(TrainConfig)}
+        own = {f.name: getattr(self.recipe, f.name) for f in dataclasses.fields(hn.TrainConfig)}
         warmup = min(self.recipe.lr_warmup_steps, updates // 10)
         length = {"max_train_steps": updates, "lr_warmup_steps": warmup, "lr_scheduler": "cosine", "patience": 0}
-        return TrainConfig(**{**own, **length, "seed": seed, **changes})
+        return hn.TrainConfig(**{**own, **length, "seed": seed, **changes})
 
     def trained(
         self,
         run: str,
-        config: TrainConfig,
+        config: hn.TrainConfig,
         *,
         kind: str = "hypernoise",
         at: Sequence[int] = (),
@@ -174,7 +166,7 @@ class Bench:
         if not missing:
             return points
         make, climb = KINDS[kind]
-        reward = WeightedSum(recipe.rewards, settings=reward_settings(recipe), normalise=recipe.normalise_rewards)
+        reward = hn.WeightedSum(recipe.rewards, settings=settings_of(recipe), normalise=recipe.normalise_rewards)
         network: Any = make(self.generator, seed=config.seed, **lora)
         start_off_zero(network, start, config.seed)
         for point in missing:
@@ -183,7 +175,7 @@ class Bench:
             result = climb(self.generator, network, reward, read_mix(recipe.prompts), reached, output_dir=folder)
             if not result.finished:
                 raise KeyboardInterrupt
-            save_adapter(network, points[point], training={"steps": point, "rewards": recipe.rewards})
+            hn.save_adapter(network, points[point], training={"steps": point, "rewards": recipe.rewards})
         network.remove()
         return points
 
@@ -195,22 +187,23 @@ class Bench:
         return sum(row["seconds"] for row in rows_of(self.folder(run)))
 
     def compare(
-        self, methods: Sequence[Method], *, steps: Sequence[int] = (1,), asked: Asked | None = None
-    ) -> Comparison:
+        self, methods: Sequence[Method], *, steps: Sequence[int] = (1,), asked: Benchmark | None = None
+    ) -> hn.Comparison:
         """The methods on the held-out captions, judged."""
         asked = asked or self.asked
+        assert asked.load_judge is not None
         total = len(methods) * len(steps) * len(asked.prompts) * self.settings.noises
         with tqdm(total=total, desc="judging", unit="picture") as bar:
-            return compare(
+            return hn.compare(
                 self.generator,
                 methods,
                 asked.prompts,
                 self.reward,
-                steps=steps,
-                noises=self.settings.noises,
+                num_inference_steps=steps,
+                num_images_per_prompt=self.settings.noises,
                 batch_size=32,
-                watched=self.watched,
-                judge=asked.judge,
+                validation_reward=self.validation_reward,
+                judge=asked.load_judge(self.generator.device),
                 categories=asked.categories,
                 output=self.settings.output_dir,
                 progress=bar.update,
@@ -235,7 +228,7 @@ def main(experiment: type[Experiment], arguments: list[str] | None = None) -> in
     default = experiment(output_dir=Path("runs") / name)
     try:
         return tyro.cli(experiment, default=default, args=arguments, prog=f"python -m experiments.{name}").run()
-    except InputError as error:
+    except hn.InputError as error:
         print(f"experiments.{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -247,7 +240,7 @@ def name_of(experiment: type[Experiment]) -> str:
     return experiment.__name__.lower()
 
 
-def first_of(asked: Asked, number: int) -> Asked:
+def first_of(asked: Benchmark, number: int) -> Benchmark:
     """The first `number` captions of each category; all of them if it is 0, or more than there are."""
     assert asked.categories is not None
     chosen = first_of_each(asked.categories, number) if number else range(len(asked.prompts))
@@ -255,10 +248,17 @@ def first_of(asked: Asked, number: int) -> Asked:
         return asked
     about = {**asked.about, "count": len(chosen), "first_of_each_category": number}
     prompts, categories = ([values[i] for i in chosen] for values in (asked.prompts, asked.categories))
-    return Asked(prompts, categories, asked.judge, about)
+    return dataclasses.replace(asked, prompts=prompts, categories=categories, about=about)
 
 
-def lora_of(recipe: Recipe, rank: int | None = None) -> dict[str, Any]:
+def settings_of(recipe: hn.Recipe) -> hn.RewardSettings:
+    """How a recipe wants its rewards to run."""
+    return hn.RewardSettings(
+        recipe.long_prompts, recipe.reward_dtype, recipe.reward_device, checkpointing=recipe.reward_checkpointing
+    )
+
+
+def lora_of(recipe: hn.Recipe, rank: int | None = None) -> dict[str, Any]:
     """What makes the recipe's LoRA, at its own rank or another with the same alpha / rank."""
     own, rank = recipe.lora, rank or recipe.lora.rank
     alpha = own.alpha * rank / own.rank
@@ -274,7 +274,7 @@ def same_run(folder: Path, known: dict[str, Any]) -> None:
     changed = [name for name, value in known.items() if noted.get(name) != value]
     if changed:
         name = changed[0]
-        raise InputError(
+        raise hn.InputError(
             f"{folder} was trained with {name} = {noted.get(name)!r}, not {known[name]!r}; give another --output-dir"
         )
 
@@ -291,11 +291,11 @@ def start_off_zero(network: Any, deviation: float, seed: int) -> None:
 
 
 def pooled(
-    found: Comparison, method: str, steps: int, names: Sequence[str], categories: Sequence[str] | None
+    found: hn.Comparison, method: str, steps: int, names: Sequence[str], categories: Sequence[str] | None
 ) -> dict[str, Any]:
     """The runs called `names` as one row called `method`."""
     runs = [found.records[steps, name] for name in names]
-    row = pooled_row(method, steps, runs, found.records[steps, "plain"], np.array(categories))
+    row = result_row(method, steps, runs, found.records[steps, "plain"], np.array(categories))
     return {**row, "training_runs": len(names)}
 
 
@@ -306,7 +306,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, st
         heading: column
         for heading, column in columns.items()
         if any(row.get(column[0]) is not None for row in rows)
-        and (heading != "steps" or len({row["steps"] for row in rows}) > 1)
+        and (heading != "steps" or len({row[column[0]] for row in rows}) > 1)
     }
     lines = [["", *shown], ["---"] * (1 + len(shown))]
     lines += [[row["method"], *(cell(row, *column) for column in shown.values())] for row in rows]

@@ -38,11 +38,11 @@ from experiments.eye_networks import (
     one_hot_colours,
     weight_file,
 )
-from hypernoise.commands.common import write_summary
 from hypernoise.diagnostics.kl import KLReport
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.errors import at_least_one
 from hypernoise.evaluation.records import Records
-from hypernoise.evaluation.result_rows import pooled_row, result_row
+from hypernoise.evaluation.result_rows import result_row
+from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import atomic_file, output_folder, read_json, write_json
 from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
@@ -71,7 +71,7 @@ class Eyes:
     def __post_init__(self) -> None:
         at_least_one(self, "updates", "runs", flags=True)
         if self.pictures < 3:
-            raise InputError(f"--pictures must be at least 3, not {self.pictures}")
+            raise hn.InputError(f"--pictures must be at least 3, not {self.pictures}")
 
     def noise_config(self, seed: int) -> hn.TrainConfig:
         """Of the noise network: the paper's objective, its settings chosen on other noises than the judged."""
@@ -216,8 +216,8 @@ class Bench:
         asked, total = self.asked, len(methods) * len(self.asked)
         with tqdm(total=total, desc=f"drawing: {', '.join(method.name for method in methods)}", unit="picture") as bar:
             comparison = hn.compare(
-                generator, methods, asked, self.reward, noises=1, seed=self.settings.seed, batch_size=BATCH,
-                output=self.settings.output_dir, progress=bar.update,
+                generator, methods, asked, self.reward, num_images_per_prompt=1, seed=self.settings.seed,
+                batch_size=BATCH, output=self.settings.output_dir, progress=bar.update,
             )  # fmt: skip
         return {name: self.judged(records) for (_, name), records in comparison.records.items()}
 
@@ -271,7 +271,7 @@ def same_run(folder: Path, config: hn.TrainConfig) -> None:
         return write_json(file, known)
     for name, value in known.items():
         if noted.get(name) != value:
-            raise InputError(
+            raise hn.InputError(
                 f"{folder} was trained with {name} = {noted.get(name)!r}, not {value!r}; give another --output-dir"
             )
 
@@ -309,7 +309,7 @@ def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
         return more(row, [found[name]], kl_exact=exact.get(name))
 
     runs = [found[name] for name in names]
-    row = pooled_row("hypernoise", 1, [one.records for one in runs], plain, groups)
+    row = result_row("hypernoise", 1, [one.records for one in runs], plain, groups)
     trained = settings.updates * BATCH
     kl = {"kl_exact": float(np.mean([report.kl.value for report in reports])), "trained_pictures": trained}
     kl |= {"kl_runs": [dataclasses.asdict(report) for report in reports]}
@@ -391,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
     try:
         return run(tyro.cli(Eyes, args=arguments, prog="python -m experiments.eyes"))
-    except InputError as error:
+    except hn.InputError as error:
         print(f"eyes: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import hypernoise as hn
 from experiments.base import RECIPES, Bench, Experiment, lora_of, main, start_off_zero
 from experiments.easy_matcher import easy_matcher
 from experiments.failure_modes import (
@@ -30,18 +31,14 @@ from experiments.failure_modes import (
     strength_mode,
     weakest_that_break,
 )
-from hypernoise.commands.common import write_summary
-from hypernoise.diagnostics.diagnosis import diagnose, findings
-from hypernoise.errors import InputError, at_least_one, unknown
+from hypernoise.diagnostics.diagnosis import findings
+from hypernoise.errors import at_least_one, unknown
+from hypernoise.evaluation.records import Records
+from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import output_folder, write_json
-from hypernoise.generators.registry import load_generator
-from hypernoise.noise.lora import LoRANoise
+from hypernoise.methods.base import Method
 from hypernoise.prompts import read_mix
-from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.scenes.benchmark import Evaluation, evaluate
-from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.training.early_stopping import readings, stopped_line
-from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
 
 MATCHER = {"steps": 300, "pictures": 1500}  # of the hackable reward's training: about a quarter of a minute
@@ -74,16 +71,16 @@ class Failures(Experiment):
         at_least_one(self, "updates", "looks", flags=True)
         for name, least in (("points", 8), ("noises", 2)):
             if getattr(self, name) < least:
-                raise InputError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+                raise hn.InputError(f"--{name} must be at least {least}, not {getattr(self, name)}")
         bench = self.bench()
         if set(bench.recipe.rewards) != {"redness"}:
-            raise InputError(f"the modes are of a recipe that trains for redness alone, not {bench.recipe.rewards}")
+            raise hn.InputError(f"the modes are of a recipe that trains for redness alone, not {bench.recipe.rewards}")
         known = modes(bench.recipe.rewards["redness"], bench.recipe.learning_rate)
         for name in self.modes:
             if name not in known:
                 raise unknown("mode", name, known)
         # in fp32, whatever the recipe trains in: of derivatives in bf16 little is left
-        generator = load_generator(bench.recipe.generator, device=self.device)
+        generator = hn.load_generator(bench.recipe.generator, device=self.device)
         bench = dataclasses.replace(bench, generator=generator)
         rows = []
         for name in self.modes or known:
@@ -105,10 +102,10 @@ class Failures(Experiment):
         return {"mode": name, "recipe": str(self.recipe), **{field: getattr(self, field) for field in fields}}
 
     def _kept(self, name: str) -> dict[str, Any] | None:
-        """A mode's row from an earlier call. Raises InputError if that was, or began, with other settings."""
+        """A mode's row from an earlier call. Raises hn.InputError if that was, or began, with other settings."""
         settings, row = self.output_dir / name / "settings.json", self.output_dir / name / "row.json"
         if settings.is_file() and json.loads(settings.read_text()) != self._settings(name):
-            raise InputError(f"{row.parent} was made with other settings; give another --output-dir or delete it")
+            raise hn.InputError(f"{row.parent} was made with other settings; give another --output-dir or delete it")
         return json.loads(row.read_text()) if row.is_file() else None
 
     def _measure(self, name: str, mode: Mode, bench: Bench) -> dict[str, Any] | None:
@@ -126,8 +123,8 @@ class Failures(Experiment):
             file = folder / "easy-matcher.safetensors"
             own[WITHOUT_NEAR_MISSES], row["accuracy"] = easy_matcher(file, self.seed, **MATCHER)
         reward = mode.reward(own)
-        watched = WeightedSum(mode.watched) if mode.watched else None
-        network = LoRANoise(generator, seed=self.seed, **lora_of(recipe))
+        watched = hn.WeightedSum(mode.watched) if mode.watched else None
+        network = hn.LoRANoise(generator, seed=self.seed, **lora_of(recipe))
         start_off_zero(network, mode.start, self.seed)
         config = bench.config(self.updates, self.seed, lr_scheduler="constant", **mode.changes)
         prompts = read_mix(recipe.prompts)
@@ -137,19 +134,19 @@ class Failures(Experiment):
             if not kept.is_file():
                 reached = dataclasses.replace(config, max_train_steps=point)
                 try:
-                    result = train(
+                    result = hn.train(
                         generator, network, reward, prompts, reached, validation_reward=watched, output_dir=folder
                     )
-                except InputError as error:
+                except hn.InputError as error:
                     row["said"].append(str(error))
                     row["stopped"] = True
                     break
                 if not result.finished:
                     return None
-                plain = plain or self._evaluated(generator, None, reward)
+                plain = plain or self._evaluated(bench, hn.Plain(), reward)
                 seen = readings(rows_of(folder), result.step)
                 ended = stopped_line(seen, result.step, config.patience) if result.stopped_early else ""
-                write_json(kept, {"step": result.step, "ended": ended, **self._look(generator, network, reward, plain)})
+                write_json(kept, {"step": result.step, "ended": ended, **self._look(bench, network, reward, plain)})
             row["looks"].append(json.loads(kept.read_text()))
             if row["looks"][-1]["ended"]:
                 row["said"].append(row["looks"][-1]["ended"])
@@ -160,35 +157,50 @@ class Failures(Experiment):
         network.remove()
         return row
 
-    def _evaluated(self, generator: Any, network: Any, reward: Any) -> Evaluation:
+    def _evaluated(self, bench: Bench, method: Method, reward: hn.WeightedSum) -> tuple[dict[str, Any], Records]:
+        """A method's row and records on the held-out captions."""
         torch.manual_seed(self.seed)  # for rewards that draw random numbers
-        return evaluate(generator, network, evaluation_requests(self.judged), reward, seeds=self.noises)
+        asked = bench.asked
+        assert asked.load_judge is not None
+        found = hn.compare(
+            bench.generator,
+            [method],
+            asked.prompts,
+            reward,
+            num_images_per_prompt=self.noises,
+            batch_size=32,
+            judge=asked.load_judge(bench.generator.device),
+            categories=asked.categories,
+        )
+        return found.rows[0], next(iter(found.records.values()))
 
-    def _look(self, generator: Any, network: Any, reward: Any, before: Any) -> dict[str, Any]:
+    def _look(
+        self, bench: Bench, network: hn.LoRANoise, reward: hn.WeightedSum, before: tuple[dict[str, Any], Records]
+    ) -> dict[str, Any]:
         """A network's row, beside the plain generator's (`base`) on the same prompts and noises, the limits that
         are `broken`, and `findings`: what `hypernoise diagnose` finds wrong."""
-        after = self._evaluated(generator, network, reward)
-        found = diagnose(
-            generator,
+        after = self._evaluated(bench, hn.HyperNoise(network), reward)
+        found = hn.diagnose(
+            bench.generator,
             network,
             reward,
-            [request.caption for request in evaluation_requests(self.judged)],
+            bench.asked.prompts,
             noises=self.points,
             pictures=0,
             seed=self.seed,
         )
-        artefacts = [[verdict.artefacts for verdict in run.verdicts] for run in (before, after)]
-        row = after.row | {
+        right, artefacts = ([one[1].values[name] for one in (before, after)] for name in ("right", "artefacts"))
+        row = after[0] | {
             "lipschitz": found.lipschitz,
             "kl_whole": found.kl.kl.value,
             "kl_gap": found.kl.gap.value,
             "kl_gap_error": found.kl.gap.error,
-            "score_error": paired_error(before.right, after.right),
-            "artefacts_error": paired_error(*artefacts),
-            "base": before.row,
+            "score_error": paired_error(*(values.mean(1) for values in right if values is not None)),
+            "artefacts_error": paired_error(*(values.ravel() for values in artefacts if values is not None)),
+            "base": before[0],
             "findings": [told(finding) for finding in findings(found) if not finding.good],
         }
-        return row | {"broken": broken(row, before.row)}
+        return row | {"broken": broken(row, before[0])}
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -15,25 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+import hypernoise as hn
 from experiments.base import RECIPES, Bench, Seeded, main, pooled, table
-from hypernoise.errors import InputError
-from hypernoise.evaluation.engine import Comparison
-from hypernoise.evaluation.page import first_of_each
-from hypernoise.evaluation.picture_sheet import before_after
-from hypernoise.evaluation.rewards import read_picture
+from hypernoise.evaluation.benchmarks import first_of_each
+from hypernoise.evaluation.picture_sheet import first_noise, picture_sheet
 from hypernoise.methods.base import Method
-from hypernoise.methods.finetune import FineTune
-from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
-from hypernoise.training.config import TrainConfig
 from hypernoise.training.metrics import mean_of, rows_of
 
-METHODS = {"hypernoise": HyperNoise, "finetune": FineTune}
-WATCHED = {"scenes": 1.0}  # whether the picture is still what was asked
+METHODS = {"hypernoise": hn.HyperNoise, "finetune": hn.FineTune}
+VALIDATED = {"scenes": 1.0}  # whether the picture is still what was asked
 AVERAGED = 20  # last updates whose mean loss a learning rate is chosen by
-MEASURES = {"score": "judge", "artefacts": "artefacts", "watched_reward": "watched", "diversity": "diversity"}
+MEASURES = {"score": "judge", "artefacts": "artefacts", "validation_reward": "validation", "diversity": "diversity"}
 
 
 @dataclass(frozen=True)
@@ -54,13 +46,13 @@ class Redness(Seeded):
 
     def run(self) -> int:
         if not self.rates or not min(self.rates) > 0:
-            raise InputError(f"--rates takes numbers above 0, such as 0.3 1 3, not {list(self.rates)}")
+            raise hn.InputError(f"--rates takes numbers above 0, such as 0.3 1 3, not {list(self.rates)}")
         if not self.looks or min(self.looks) < 1:
-            raise InputError(f"--looks takes numbers of updates from 1, not {list(self.looks)}")
-        bench = self.bench(watched=WATCHED)
+            raise hn.InputError(f"--looks takes numbers of updates from 1, not {list(self.looks)}")
+        bench = self.bench(VALIDATED)
         points = sorted(set(self.looks))
         rates = {kind: self._rate(bench, kind, points) for kind in METHODS}
-        methods: list[Method] = [Plain()]
+        methods: list[Method] = [hn.Plain()]
         for kind, make in METHODS.items():
             for seed in self.seeds:
                 config = self._config(bench, seed, rates[kind]["learning_rate"])
@@ -83,17 +75,17 @@ class Redness(Seeded):
         said = ["At the reward that both reach:", table(_side_by_side(matched), _columns())]
         return bench.finish(rows, [verdict(matched)], said=said, learning_rates=rates, matched=matched)
 
-    def _config(self, bench: Bench, seed: int, lr: float) -> TrainConfig:
+    def _config(self, bench: Bench, seed: int, lr: float) -> hn.TrainConfig:
         return bench.config(max(self.looks), seed, learning_rate=lr, lr_scheduler="constant")
 
     def _rate(self, bench: Bench, kind: str, points: Sequence[int]) -> dict[str, Any]:
-        """The learning rate of least mean loss over the last updates of the first seed, and all that were tried."""
+        """The learning rate of least mean loss over the last updates of the first seed, and all losses."""
         losses: dict[float, float | None] = {}
         for lr in [rate * bench.recipe.learning_rate for rate in self.rates]:
             config = self._config(bench, self.seeds[0], lr)
             try:
                 bench.trained(_run(kind, config), config, kind=kind, at=points)
-            except InputError as error:
+            except hn.InputError as error:
                 if "lower learning_rate" not in str(error):
                     raise
                 losses[lr] = None  # it diverged, which is an outcome
@@ -101,32 +93,30 @@ class Redness(Seeded):
             losses[lr] = mean_of(rows_of(bench.folder(_run(kind, config)))[-AVERAGED:], "loss")
         left = {lr: loss for lr, loss in losses.items() if loss is not None}
         if not left:
-            raise InputError(f"{kind} diverged at every learning rate of {list(losses)}; give lower --rates")
+            raise hn.InputError(f"{kind} diverged at every learning rate of {list(losses)}; give lower --rates")
         return {
             "learning_rate": min(left, key=lambda lr: left[lr]),
             "losses": {f"{lr:g}": loss for lr, loss in losses.items()},
         }
 
-    def _sheet(self, bench: Bench, found: Comparison, points: Sequence[int]) -> None:
+    def _sheet(self, bench: Bench, found: hn.Comparison, points: Sequence[int]) -> None:
         """sheet.png: the first caption of each category from its first noise, along the first seed's training."""
 
-        def shown(name: str) -> tuple[torch.Tensor, list[bool]]:
-            records = found.records[1, name]
-            right = records.values["right"]
-            assert right is not None  # scenes are judged
-            pixels = torch.stack([read_picture(records.files[i * self.noises]) for i in firsts])
-            return pixels, [bool(right[i, 0]) for i in firsts]
-
         firsts = first_of_each(bench.asked.categories or [], 1)
-        rows = [("plain", *shown("plain"))]
+        rows = [("plain", *first_noise(found.records[1, "plain"], firsts))]
         for kind, label, looks in (("hypernoise", "hypernoise", points[-1:]), ("finetune", "fine-tuning", points)):
             for point in looks:
-                rows.append((f"{label}\n{point} updates", *shown(f"{kind}-{self.seeds[0]}-{point}")))
+                rows.append(
+                    (
+                        f"{label}\n{point} updates",
+                        *first_noise(found.records[1, f"{kind}-{self.seeds[0]}-{point}"], firsts),
+                    )
+                )
         title = f"Trained with seed {self.seeds[0]}, from the same noises. Green frame: the judge finds what was asked."
-        before_after([bench.asked.prompts[i] for i in firsts], rows, title).save(self.output_dir / "sheet.png")
+        picture_sheet([bench.asked.prompts[i] for i in firsts], rows, title).save(self.output_dir / "sheet.png")
 
 
-def _run(kind: str, config: TrainConfig) -> str:
+def _run(kind: str, config: hn.TrainConfig) -> str:
     return f"{kind}-lr{config.learning_rate:g}-seed{config.seed}"
 
 

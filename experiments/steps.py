@@ -17,14 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import hypernoise as hn
 from experiments.base import Seeded, main, pooled, table
-from hypernoise.errors import InputError
-from hypernoise.evaluation.engine import Comparison
 from hypernoise.evaluation.records import Records, distance
 from hypernoise.methods.base import Method, Problem, Result, fresh_noise, metered, per_sample
-from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
-from hypernoise.objective import l2_kl
 
 DISTANCES = {
     "steps": ("steps", "d"),
@@ -56,7 +52,9 @@ class Steps(Seeded):
         for name in ("inference_steps", "mixed"):
             counts = getattr(self, name)
             if not counts or min(counts) < 1:
-                raise InputError(f"--{name.replace('_', '-')} takes numbers from 1, such as 1 2 4, not {list(counts)}")
+                raise hn.InputError(
+                    f"--{name.replace('_', '-')} takes numbers from 1, such as 1 2 4, not {list(counts)}"
+                )
         bench = self.bench()
         for count in self.inference_steps:
             bench.generator.check_steps(count)
@@ -71,15 +69,15 @@ class Steps(Seeded):
             "mixed": trained(f"mixed-{'-'.join(map(str, self.mixed))}", num_inference_steps=self.mixed),
         }
         ours = {
-            kind: [HyperNoise(folder, name=f"{kind}-{number}") for number, folder in enumerate(own)]
+            kind: [hn.HyperNoise(folder, name=f"{kind}-{number}") for number, folder in enumerate(own)]
             for kind, own in folders.items()
         }
         random = [RandomShift(method, f"random-{i}") for i, method in enumerate(ours["one"])]
-        methods: list[Method] = [Plain(), *ours["one"], *ours["mixed"], *random]
+        methods: list[Method] = [hn.Plain(), *ours["one"], *ours["mixed"], *random]
         found = bench.compare(methods, steps=self.inference_steps)
         rows, influence = [], []
         for steps in self.inference_steps:
-            rows.append(next(row for row in found.rows if row["steps"] == steps and row["method"] == "plain"))
+            rows.append(next(row for row in found.rows if row["inference_steps"] == steps and row["method"] == "plain"))
             for kind, own in ours.items():
                 names = [method.name for method in own]
                 rows.append(pooled(found, f"hypernoise-{kind}", steps, names, bench.asked.categories))
@@ -90,7 +88,9 @@ class Steps(Seeded):
         verdict = told([row for row in rows if row["method"] == "hypernoise-one"])
         return bench.finish(rows, [verdict], said=said, influence=influence)
 
-    def _influence(self, found: Comparison, steps: int, ours: Sequence[str], random: Sequence[str]) -> dict[str, Any]:
+    def _influence(
+        self, found: hn.Comparison, steps: int, ours: Sequence[str], random: Sequence[str]
+    ) -> dict[str, Any]:
         """RMS distances between pictures of the same prompt and noise, in units of that between noises."""
         plain = found.records[steps, "plain"]
         between = plain.diversity
@@ -123,7 +123,7 @@ def _moved(plain: Records, others: Sequence[Records]) -> float:
 class RandomShift:
     """A control: the noise moved by as much as f would move it, in a random direction."""
 
-    def __init__(self, like: HyperNoise, name: str):
+    def __init__(self, like: hn.HyperNoise, name: str):
         self.like, self.name = like, name
 
     def settings(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class RandomShift:
             direction = fresh_noise(noise, 1)
             shift = direction * per_sample(length / direction.flatten(1).norm(dim=1), noise)
             pixels = meter.draw(noise + shift, condition)
-        return Result(pixels, noise + shift, prompts, l2_kl(shift), None, meter.spent())
+        return Result(pixels, noise + shift, prompts, hn.l2_kl(shift), None, meter.spent())
 
 
 if __name__ == "__main__":

@@ -18,16 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import hypernoise as hn
 from experiments.base import Bench, Seeded, main, pooled
 from experiments.noise_map import NoiseMap
-from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.generators.registry import load_as
 from hypernoise.methods.base import Method, Problem, Result, metered
-from hypernoise.methods.hypernoise import Adapter, HyperNoise
-from hypernoise.methods.plain import Plain
+from hypernoise.methods.hypernoise import Adapter
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.objective import l2_kl
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Transfer(Seeded):
 
     def run(self) -> int:
         if not self.to:
-            raise InputError("name generators to drive: python -m experiments.transfer --to DIR [DIR ...]")
+            raise hn.InputError("name generators to drive: python -m experiments.transfer --to DIR [DIR ...]")
         bench = self.bench()
         updates = bench.updates(self.pictures)
         others = [
@@ -58,12 +56,12 @@ class Transfer(Seeded):
             other.generator.check_prompts(bench.asked.prompts)
             layouts_between(other.generator, bench.generator)
         ours = self._trained(bench, "source", updates)
-        rows = self._rows(bench, {"hypernoise": [HyperNoise(folder, name=name) for name, folder in ours.items()]})
+        rows = self._rows(bench, {"hypernoise": [hn.HyperNoise(folder, name=name) for name, folder in ours.items()]})
         verdicts = []
         for number, other in enumerate(others):
             own = self._trained(other, f"to{number}", updates)
             methods: dict[str, list[Any]] = {
-                "hypernoise": [HyperNoise(folder, name=name) for name, folder in own.items()],
+                "hypernoise": [hn.HyperNoise(folder, name=name) for name, folder in own.items()],
                 "transfer": [Driven(folder, bench.generator, name=f"driven-{name}") for name, folder in ours.items()],
             }
             found = self._rows(other, methods)
@@ -78,7 +76,7 @@ class Transfer(Seeded):
 
     def _rows(self, bench: Bench, methods: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         """Plain, and a row for each kind of method, on one generator."""
-        drawn: list[Method] = [Plain(), *(method for own in methods.values() for method in own)]
+        drawn: list[Method] = [hn.Plain(), *(method for own in methods.values() for method in own)]
         found = bench.compare(drawn)
         rows = [found.rows[0]]
         for kind, own in methods.items():
@@ -96,7 +94,7 @@ def verdict(own: Mapping[str, Any], driven: Mapping[str, Any]) -> str:
 
 
 def layouts_between(generator: Generator, source: Generator) -> NoiseMap | None:
-    """The map from a generator's noise to the source's; None for one layout. InputError if there is none."""
+    """The map from a generator's noise to the source's; None for one layout. Raises InputError if no map is known."""
     here, there = tuple(generator.noise_shape), tuple(source.noise_shape)
     return None if here == there else NoiseMap(here, there)
 
@@ -131,7 +129,7 @@ class Driven:
             better = noise + residual.to(noise.dtype)
             pixels = meter.draw(better, problem.generator.encode(prompts))
         spent = meter.spent() + dataclasses.replace(before.spent(), seconds=0.0)
-        return Result(pixels, better, prompts, l2_kl(residual), None, spent)
+        return Result(pixels, better, prompts, hn.l2_kl(residual), None, spent)
 
 
 if __name__ == "__main__":

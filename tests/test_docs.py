@@ -21,18 +21,13 @@ from hypernoise.noise.lora import LoRANoise
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = ["--max-train-steps", "2", "--train-batch-size", "2"]
-EVALUATED = ["--judged", "1", "--noises", "1", "--steps", "1"]
-COMPARED = ["--judged", "1", "--noises", "1", "--methods", "best-of-2"]
+ONE = ["--count", "1", "--methods", "best-of-2"]
 SHORTENED = {
     "quickstart": [*QUICK, "--judged", "1"],
     "train": QUICK,
     "generate": [],
-    "evaluate scenes": EVALUATED,
-    "evaluate rewards": ["--count", "2"],
-    "evaluate geneval": ["--count", "1", "--noises", "2"],
-    "evaluate diversity": [],
-    "prompts": [],
-    "compare": COMPARED,
+    "evaluate": [*ONE, "--num-images-per-prompt", "1", "--num-inference-steps", "1"],
+    "score": [],
     "diagnose": ["--noises", "8", "--pictures", "16"],
 }
 EXPERIMENT = ["--judged", "1", "--noises", "1", "--device", "cpu"]
@@ -64,9 +59,7 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
     for line in commands(page):
         words = shlex.split(line)
         if words[:1] == ["hypernoise"]:
-            name = words[1] if words[1] in SHORTENED else " ".join(words[1:3])
-            device = [] if name == "prompts" else ["--device", "cpu"]
-            assert main([*words[1:], *SHORTENED[name], *device]) == 0, line
+            assert main([*words[1:], *SHORTENED[words[1]], "--device", "cpu"]) == 0, line
         elif words[1:2] == ["-m"] and words[2].startswith("experiments.") and words[2] != "experiments.eyes":
             name = words[2].partition(".")[2]
             experiment = getattr(import_module(words[2]), name.capitalize())

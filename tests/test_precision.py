@@ -125,11 +125,11 @@ def test_products_are_in_it(asked, inside):
 
 
 def test_auto_is_the_default_everywhere():
-    from hypernoise.commands.evaluate_rewards import EvaluateRewards
+    from hypernoise.commands.evaluate import Evaluate
     from hypernoise.commands.generate import Generate
     from hypernoise.commands.train import Train
 
-    asking = (TrainConfig, Recipe, Quickstart, Generate, Train, EvaluateRewards)
+    asking = (TrainConfig, Recipe, Quickstart, Generate, Train, Evaluate)
     assert {cls().mixed_precision for cls in asking} == {"auto"}
 
 
@@ -174,7 +174,7 @@ def test_a_run_says_it_once_and_keeps_it(sd_pipeline, tmp_path, capsys):
         assert summary["arguments"]["mixed_precision"] == asked
     adapter = str(tmp_path / "bf16" / "adapter")
     drawn = ["generate", "a ring", "--generator", str(tmp_path / "tiny"), "--adapter", adapter, "--device", "cpu"]
-    assert main([*drawn, "--output", str(tmp_path / "drawn")]) == 0
+    assert main([*drawn, "--output-dir", str(tmp_path / "drawn")]) == 0
     assert json.loads((tmp_path / "drawn" / "summary.json").read_text())["mixed_precision"] == "no"
     assert json.loads((tmp_path / "drawn" / "drawn.json").read_text())["mixed_precision"] == "no"
 

@@ -24,7 +24,7 @@ hn.attach(pipe, {str(WEIGHTS.joinpath("adapter"))!r})
 diffusers.utils.logging.enable_progress_bar(), transformers.utils.logging.enable_progress_bar()
 
 from hypernoise.cli import main
-main(["generate", "a red circle", "--device", "cpu", "--adapter", "scenes", "--output", OUTPUT])
+main(["generate", "a red circle", "--device", "cpu", "--adapter", "scenes", "--output-dir", OUTPUT])
 """
 
 

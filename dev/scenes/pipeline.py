@@ -21,10 +21,12 @@ from dev.scenes import lessons, networks
 from dev.scenes.autoencoder import build_autoencoder
 from dev.scenes.decoder import BLOCKS
 from dev.scenes.flow import TEXT_ENCODER
+from hypernoise.evaluation.engine import compare
 from hypernoise.files import atomic_file, write_json
 from hypernoise.generators.registry import load_generator
+from hypernoise.methods.plain import Plain
 from hypernoise.rewards.ensemble import load_reward
-from hypernoise.scenes.benchmark import evaluate
+from hypernoise.scenes.benchmark import benchmark_of
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,25 @@ def report(config: PipelineConfig, folder: Path) -> None:
     generator = load_generator(folder, device="cpu")
     rng = np.random.default_rng(7)
     requests = [group[i] for group in lessons.TRAINED.values() for i in rng.integers(len(group), size=config.captions)]
-    for steps in config.steps:
-        row = evaluate(generator, None, requests, load_reward("scenes"), seeds=2, steps=steps).row
+    benchmark = benchmark_of(requests, {})
+    assert benchmark.load_judge is not None
+    found = compare(
+        generator,
+        [Plain()],
+        benchmark.prompts,
+        load_reward("scenes"),
+        num_inference_steps=config.steps,
+        num_images_per_prompt=2,
+        batch_size=32,
+        judge=benchmark.load_judge("cpu"),
+        categories=benchmark.categories,
+    )
+    for row in found.rows:
         categories = "  ".join(f"{name} {value:.2f}" for name, value in row["categories"].items())
         print(
-            f"{steps} steps: score {row['score']:.3f}  artefacts {row['artefacts']:.3f}  reward {row['reward']:.2f}  "
-            f"diversity {row['diversity']:.3f}  {1e3 * row['seconds_per_image']:.2f} ms  {categories}",
+            f"{row['inference_steps']} steps: score {row['score']:.3f}  artefacts {row['artefacts']:.3f}  "
+            f"reward {row['reward']:.2f}  diversity {row['diversity']:.3f}  "
+            f"{1e3 * row['seconds_per_image']:.2f} ms  {categories}",
             flush=True,
         )
 

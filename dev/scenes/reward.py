@@ -23,6 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from transformers import BlipForImageTextRetrieval
 
 from dev.scenes import lessons, networks
+from dev.scenes.matcher import build_matcher
 from dev.scenes.training import TrainState
 from hypernoise.files import write_json
 from hypernoise.scenes import scorers
@@ -70,7 +71,7 @@ def train_reward(config: RewardConfig) -> None:
     torch.manual_seed(config.seed)
     teacher = BlipForImageTextRetrieval.from_pretrained(config.teacher).float().eval().requires_grad_(False)
     tokenizer = networks.build_tokenizer(config.output / "tokenizer")
-    matcher: Any = scorers.build_matcher(tokenizer)
+    matcher: Any = build_matcher(tokenizer)
     if config.start_from:
         matcher.load_state_dict(BlipForImageTextRetrieval.from_pretrained(config.start_from).float().state_dict())
     else:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from hypernoise.errors import InputError, out_of_memory, unknown
 from hypernoise.version import __version__
@@ -24,10 +30,29 @@ COMMANDS = {
     "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
     "train": Command("train", "Train", "train a noise hypernetwork; --dry-run: what it will take"),
     "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
-    "compare": Command("compare", "Compare", "compare ways to spend compute, on the same prompts and noises"),
-    "evaluate": Command("evaluate", "Evaluate", "measure a generator, with and without adapters"),
-    "prompts": Command("prompts", "Prompts", "write a benchmark's prompts to a file"),
+    "evaluate": Command("evaluate", "Evaluate", "compare methods on the same prompts and noises, by a benchmark"),
+    "score": Command("score", "Score", "measure pictures that are there: rewards, GenEval, diversity"),
     "diagnose": Command("diagnose", "Diagnose", "what an adapter does to the noise: KL, Lipschitz constant, prompts"),
+}
+
+MOVED = {  # commands of before, and what to call instead
+    "plan": "hypernoise train --dry-run",
+    "compare": "hypernoise evaluate",
+    "prompts": "hypernoise evaluate --prompts geneval",
+    "evaluate scenes": "hypernoise evaluate --prompts scenes",
+    "evaluate geneval": "hypernoise evaluate --prompts geneval' or 'hypernoise score DIR --geneval",
+    "evaluate questions": "hypernoise evaluate --prompts questions:FILE",
+    "evaluate rewards": "hypernoise score DIR --rewards NAME' or 'hypernoise evaluate --rewards NAME",
+    "evaluate diversity": "hypernoise score DIR",
+}
+STEPS, OUTPUT = {"steps": "num-inference-steps"}, {"output": "output-dir"}
+RENAMED = {  # flags of before by command, and their names now
+    "generate": {**STEPS, **OUTPUT, "images": "num-images-per-prompt"},
+    "diagnose": {**STEPS, **OUTPUT, "batch": "batch-size"},
+    "evaluate": {
+        **{**STEPS, **OUTPUT, "noises": "num-images-per-prompt", "judged": "count", "watched": "validation-rewards"},
+        **{"detector": "judge", "asker": "judge", "benchmark": "prompts questions:FILE", "no-score": "judge none"},
+    },
 }
 
 TOO_LITTLE_MEMORY = (
@@ -52,13 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        if arguments[0] == "plan":
-            raise InputError("plan is train --dry-run now")
+        refuse_old_names(arguments)
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
         entry = COMMANDS[arguments[0]]
         command = getattr(import_module(f"hypernoise.commands.{entry.module}"), entry.name)
-        return command.parse(arguments[1:]).run()
+        return parsed(command, arguments[1:]).run()
     except InputError as error:
         print(f"hypernoise: {error}", file=sys.stderr)
         return 2
@@ -70,6 +94,46 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hypernoise: interrupted", file=sys.stderr)
         return 130
+
+
+def refuse_old_names(arguments: Sequence[str]) -> None:
+    """Raises InputError for a command or flag that has another name now."""
+    for old in (arguments[0], " ".join(arguments[:2])):
+        if old in MOVED:
+            raise InputError(f"'hypernoise {old}' is '{MOVED[old]}' now")
+    for argument in arguments[1:]:
+        flag = argument.partition("=")[0].removeprefix("--").replace("_", "-")
+        if argument.startswith("--") and flag in RENAMED.get(arguments[0], {}):
+            raise InputError(f"--{flag} is --{RENAMED[arguments[0]][flag]} now")
+
+
+def parsed(command: Any, arguments: list[str]) -> Any:
+    """The command with its flags. What tyro prints in a box is raised as an InputError of one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return command.parse(arguments)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line[:1] not in ("╭", "╰")]
+        body = lines if "╭" in said.getvalue() else lines[2:]  # without UTF-8 a title and a rule instead
+        message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
+        raise InputError(_nearest(command, message)) from None
+
+
+def _nearest(command: Any, message: str) -> str:
+    """For a flag that is not known, the message that names the nearest one that is."""
+    found = re.match(r"Unrecognized options: (\S+)", message)
+    if found is None:
+        return message[:1].lower() + message[1:]
+    flag = found[1].partition("=")[0].rstrip(",")
+    if not flag.startswith("--"):
+        return f"{flag!r} belongs to no flag"
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        command.parse(["--help"])
+    return str(unknown("flag", flag, set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))))
 
 
 if __name__ == "__main__":

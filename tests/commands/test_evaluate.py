@@ -1,103 +1,322 @@
+"""`hypernoise evaluate` on a tiny pipeline of a user's own, with tiny detectors and askers of random weights."""
+
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
+from hypernoise.evaluation.geneval.detectors import HfDetector
+from hypernoise.evaluation.geneval.mask2former import Mask2Former
+from hypernoise.evaluation.vqa_models import BlipAsker
+from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_generator
+from hypernoise.methods.finetune import LoRATune
 from hypernoise.noise.lora import LoRANoise
+from tests.conftest import disturb
+from tests.evaluation.geneval.conftest import tiny_models  # noqa: F401
+from tests.evaluation.test_questions import build_blip
 
-CATEGORIES = {"single_object", "two_object", "counting", "colors", "position", "color_attr"}
-CALL = ["evaluate", "scenes", "--judged", "1", "--noises", "2", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
-    """Two adapters that change the noise, each its own way."""
-    folders = []
-    for seed in (0, 1):
-        folder = tmp_path_factory.mktemp(f"adapter{seed}")
-        network = LoRANoise(load_generator("scenes", device="cpu"), rank=2, seed=seed)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in network.trainable_parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        save_adapter(network, folder)
-        folders.append(str(folder))
-    return folders
+LINES = [
+    {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"},
+    {"tag": "counting", "include": [{"class": "ring", "count": 2}], "exclude": [{"class": "ring", "count": 3}],
+     "prompt": "two rings"},
+    {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a red circle"},
+]  # fmt: skip
 
 
-@pytest.mark.slow
-def test_base_and_runs_are_judged_on_the_same_noise(tmp_path, capsys, adapters):
-    assert main([*CALL, "--adapter", *adapters, "--steps", "1", "2", "--report", "--output", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    rows = summary["results"]
-    assert [(row["method"], row["steps"]) for row in rows] == [
-        ("plain", 1), ("hypernoise", 1), ("plain", 2), ("hypernoise", 2)
+@pytest.fixture
+def tiny(sd_pipeline, tmp_path):
+    """A pipeline, a noise network and a fine-tuned LoRA, and the command that draws two pictures a prompt with it."""
+    sd_pipeline().save_pretrained(tmp_path / "tiny")
+    for kind in (LoRANoise, LoRATune):
+        network = kind(DiffusionGenerator(sd_pipeline()), rank=2)
+        disturb(network)
+        save_adapter(network, tmp_path / kind.kind)
+    return [
+        "evaluate", "--generator", str(tmp_path / "tiny"), "--num-images-per-prompt", "2", "--batch-size", "4",
+        "--device", "cpu", "--output-dir", str(tmp_path / "out"),
     ]  # fmt: skip
-    assert [row["denoiser_forwards"] for row in rows] == [1, 2, 2, 3]
-    base, ours = rows[:2]
-    assert set(base["categories"]) == CATEGORIES
+
+
+@pytest.fixture
+def own(tiny, tmp_path):
+    """On a user's own prompts."""
+    (tmp_path / "prompts.txt").write_text("a red circle\ntwo blue rings\na green cross\n")
+    rewards = ["--rewards", "redness=20", "--validation-rewards", "blueness"]
+    trained = ["--adapter", str(tmp_path / "lora"), "--finetuned", str(tmp_path / "finetune")]
+    return [*tiny, "--prompts", str(tmp_path / "prompts.txt"), *rewards, *trained]
+
+
+@pytest.fixture
+def geneval(tiny, tiny_models, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    monkeypatch.setattr(Mask2Former.__init__, "__kwdefaults__", {"short": 64, "long": 1333})
+    judged = ["--judge", tiny_models[0], "--colors", tiny_models[1], "--adapter", str(tmp_path / "lora")]
+    return [*tiny, "--prompts", f"geneval:{tmp_path / 'metadata.jsonl'}", *judged]
+
+
+@pytest.fixture
+def questions(tiny, tmp_path):
+    model, words = build_blip()
+    model.save_pretrained(tmp_path / "blip")
+    words.save_pretrained(tmp_path / "blip")
+    (tmp_path / "color_val.txt").write_text("a red circle and a blue ring\na ring\n")
+    return [*tiny, "--prompts", f"questions:{tmp_path / 'color_val.txt'}", "--judge", str(tmp_path / "blip")]
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_methods_on_a_users_own_pipeline(own, tmp_path, capsys):
+    methods = ["--methods", "best-of-2", "hypernoise", "finetune", "hypernoise-reno-2", "reno-2", "plain"]
+    assert main([*own, *methods]) == 0
+    printed = capsys.readouterr().out
+    told = summary(tmp_path / "out")
+    rows = {row["method"]: row for row in told["results"]}
+    assert list(rows) == ["plain", "best-of-2", "hypernoise", "finetune", "hypernoise-reno-2", "reno-2"]
+    assert (told["command"], told["prompts"]["count"]) == ("evaluate", 3)
+    assert [row["denoiser_forwards"] for row in rows.values()] == [1, 2, 2, 1, 3, 2]
+    assert [row["denoiser_backwards"] for row in rows.values()] == [0, 0, 0, 0, 1, 1]
+    assert rows["plain"]["kl"] == 0 < rows["hypernoise"]["kl"]
+    assert rows["finetune"]["kl"] is None
+    assert rows["finetune"]["reward"] != rows["plain"]["reward"]
+    assert rows["best-of-2"]["reward"] >= rows["plain"]["reward"]
+    assert rows["hypernoise"]["score"] is None
+    assert rows["hypernoise"]["validation_reward"] is not None
+    assert f"{rows['reno-2']['reward']:.3f}" in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure") == 3 * 6
+    assert 'id="verdict"' not in page  # nothing is judged
+    assert main([*own, *methods]) == 0  # all is found: even the times are those of the first run
+    assert summary(tmp_path / "out")["results"] == told["results"]
+
+
+def test_several_adapters_are_one_row(own, tmp_path, sd_pipeline):
+    network = LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2, seed=1)
+    disturb(network, 0.1)
+    save_adapter(network, tmp_path / "second")
+    adapters = ["--adapter", str(tmp_path / "lora"), str(tmp_path / "second")]
+    assert main([*own, "--methods", "hypernoise", *adapters, "--num-inference-steps", "1", "2"]) == 0
+    rows = summary(tmp_path / "out")["results"]
+    assert [(row["method"], row["inference_steps"]) for row in rows] == [
+        ("plain", 1), ("hypernoise", 1), ("finetune", 1), ("plain", 2), ("hypernoise", 2), ("finetune", 2)
+    ]  # fmt: skip
+    ours = rows[1]
     assert len(ours["runs"]) == 2
     assert ours["reward"] == pytest.approx(sum(run["reward"] for run in ours["runs"]) / 2)
-    assert ours["gain"] == pytest.approx(ours["score"] - base["score"])
-    assert ours["gain_ci95"] is None  # one prompt a category: its spread is not known
-    assert ours["kl"] > 0 == base["kl"]
-    assert summary["prompts"]["count"] == 6
-    assert len(summary["prompts"]["sha256"]) == 64
-    assert f"{ours['reward']:.3f}" in printed
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("<figure") == 6 * 4
-    assert "score over steps" in page
-    grid = Image.open(tmp_path / "grid.png")
-    assert {(30, 140, 60), (200, 50, 40)} & {color for _, color in grid.getcolors(1 << 20)}
+    assert ours["reward_gain"] == pytest.approx(ours["reward"] - rows[0]["reward"])
+    assert ours["reward_gain_ci95"][0] <= ours["reward_gain"] <= ours["reward_gain_ci95"][1]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure") == 3 * 6
+    assert page.count('alt="chart"') == 2
 
 
-@pytest.mark.slow
-def test_without_an_adapter_the_generator_is_judged_alone(tmp_path):
-    assert main([*CALL, "--steps", "1", "--output", str(tmp_path)]) == 0
-    (row,) = json.loads((tmp_path / "summary.json").read_text())["results"]
-    assert (row["method"], row["kl"]) == ("plain", 0.0)
-
-
-@pytest.mark.slow
-def test_shards_end_with_the_table_of_one_process(tmp_path, capsys, adapters):
-    call = ["evaluate", "scenes", "--judged", "3", "--noises", "2", "--device", "cpu", "--steps", "1"]
-    call += ["--adapter", adapters[0]]
-    assert main([*call, "--output", str(tmp_path / "one")]) == 0
-    shared = [*call, "--output", str(tmp_path / "two")]
-    assert main([*shared, "--shard", "1/2"]) == 0
-    assert "2 batches are left to other shards" in capsys.readouterr().err  # the first of plain, and of hypernoise
-    assert not (tmp_path / "two" / "summary.json").exists()
-    assert main([*shared, "--shard", "0/2"]) == 0
-    one, two = (json.loads((tmp_path / name / "summary.json").read_text())["results"] for name in ("one", "two"))
-    assert len(one) == 2
-    for row in (*one, *two, *one[1].pop("runs"), *two[1].pop("runs")):
+def test_shards_end_with_the_table_of_one_process(own, tmp_path, capsys):
+    call = [*own[: own.index("--validation-rewards")], "--methods", "best-of-2"]
+    assert main([*call, "--shard", "0/2"]) == 0
+    assert "2 batches are left to other shards" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert main([*call, "--shard", "1/2"]) == 0
+    shared = summary(tmp_path / "out")["results"]
+    assert main([*call, "--output-dir", str(tmp_path / "alone")]) == 0
+    alone = summary(tmp_path / "alone")["results"]
+    for row in (*shared, *alone):
         assert row.pop("seconds_per_image") > 0
-    assert one == two
-    assert one[1]["gain_ci95"][0] <= one[1]["gain"] <= one[1]["gain_ci95"][1]
+    assert shared == alone
+    assert len(alone) == 2
+
+
+def test_drawn_judged_by_geneval_and_laid_out(geneval, tmp_path, capsys, monkeypatch):
+    assert main(geneval) == 0
+    printed = capsys.readouterr().out
+    plain, ours = summary(tmp_path / "out")["results"]
+    assert ours["kl"] > 0 == plain["kl"]
+    assert plain["reward"] is None
+    assert list(plain["categories"]) == ["single_object", "counting", "colors"]
+    assert plain["score"] == pytest.approx(np.mean(list(plain["categories"].values())))
+    assert ours["gain"] == pytest.approx(ours["score"] - plain["score"])
+    assert "single_object" in printed
+    for row in (plain, ours):  # the official layout, and the official results beside it
+        album = tmp_path / "out" / "pictures" / f"{row['method']}-1"
+        assert (album / "source.txt").read_text().startswith(f"{row['method']}-")
+        names = sorted(str(file.relative_to(album)) for file in album.glob("*/**/*") if file.is_file())
+        assert names == sorted(
+            name
+            for i in range(3)
+            for name in (f"{i:05d}/metadata.jsonl", f"{i:05d}/samples/00000.png", f"{i:05d}/samples/00001.png")
+        )
+        assert [json.loads((album / f"{i:05d}" / "metadata.jsonl").read_text()) for i in range(3)] == LINES
+        lines = (tmp_path / "out" / f"results-{row['method']}-1.jsonl").read_text()
+        right = {line["tag"]: [] for line in LINES}
+        for line in map(json.loads, lines.splitlines()):
+            assert line["correct"] == (line["reason"] == "")
+            right[line["tag"]].append(line["correct"])
+        assert row["categories"] == {tag: np.mean(seen) for tag, seen in right.items()}
+        # the same numbers from the pictures alone, and from the detections alone
+        models = geneval[geneval.index("--judge") : geneval.index("--adapter")]
+        found = ["--detections", str(tmp_path / "out" / f"detections-{row['method']}-1.jsonl")]
+        for flags in (["--geneval", *models], found):
+            call = ["score", str(album), *flags, "--device", "cpu", "--output-dir", str(tmp_path / "again")]
+            assert main(call) == 0
+            again = summary(tmp_path / "again")["results"][0]
+            for name in ("score", "score_ci95", "categories", "images"):
+                assert again[name] == row[name]
+            assert (tmp_path / "again" / "results-1.jsonl").read_text() == lines
+
+    def never(*arguments):
+        raise AssertionError("was kept, and is made again")
+
+    monkeypatch.setattr(HfDetector, "__call__", never)
+    assert main(geneval) == 0
+    assert summary(tmp_path / "out")["results"] == [plain, ours]
+
+
+def test_without_a_judge_pictures_are_laid_out_and_another_drawing_takes_their_place(geneval, tmp_path, capsys):
+    assert main([*geneval, "--judge", "none"]) == 0
+    assert [row["score"] for row in summary(tmp_path / "out")["results"]] == [None, None]
+    assert not list((tmp_path / "out").glob("results-*"))
+    first = (tmp_path / "out" / "pictures" / "plain-1" / "00000" / "samples" / "00000.png").read_bytes()
+    more = ["--judge", "none", "--seed", "1", "--count", "1", "--num-images-per-prompt", "1"]
+    assert main([*geneval, *more]) == 0
+    left = sorted((tmp_path / "out" / "pictures" / "plain-1").rglob("*.png"))
+    assert [file.parent.parent.name for file in left] == ["00000", "00001", "00002"]  # one of each category
+    assert left[0].read_bytes() != first
+    (tmp_path / "out" / "pictures" / "plain-1" / "source.txt").unlink()
+    assert main([*geneval, "--judge", "none"]) == 2
+    assert "holds something else; choose another --output-dir" in capsys.readouterr().err
+
+
+def test_copies_where_links_are_refused(geneval, tmp_path, monkeypatch):
+    def refused(*arguments):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", refused)
+    assert main([*geneval, "--judge", "none"]) == 0
+    laid, drawn = (sorted((tmp_path / "out").rglob(kind)) for kind in ("samples/*.png", "????-?.png"))
+    assert [file.read_bytes() for file in laid] == [file.read_bytes() for file in drawn]
+
+
+def test_a_detector_that_does_not_know_the_prompts_classes(geneval, tmp_path, capsys):
+    line = {"tag": "single_object", "include": [{"class": "cross", "count": 1}], "prompt": "a cross"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+    assert main(geneval) == 2
+    assert "does not know cross (1 of the classes that the prompts ask for)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_drawn_asked_and_kept_question_by_question(questions, tmp_path, capsys, monkeypatch):
+    call = [*questions, "--methods", "best-of-2", "--rewards", "redness"]
+    assert main(call) == 0
+    told = summary(tmp_path / "out")
+    plain, best = told["results"]
+    batches = sorted((tmp_path / "out" / "methods").glob("plain-*/batch-*.json"))
+    pictures = [one for batch in batches for one in json.loads(batch.read_text())["pictures"]]
+    assert [len(one["details"]) for one in pictures] == [2, 2, 1, 1]
+    for one in pictures:
+        assert one["right"] == pytest.approx(np.prod([asked["probability"] for asked in one["details"]]))
+    assert plain["score"] == pytest.approx(np.mean([one["right"] for one in pictures]))
+    every = [asked["probability"] for one in pictures for asked in one["details"]]
+    assert plain["categories"] == {"color": pytest.approx(np.mean(every))}
+    assert best["gain"] == pytest.approx(best["score"] - plain["score"])
+    assert f"{plain['score']:.3f}" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure") == 4  # two prompts, two methods
+    unsure = [asked["question"] for asked in pictures[0]["details"] if asked["probability"] <= 0.5]
+    assert f"<small>{'; '.join([format(pictures[0]['right'], '.3f'), *unsure])}</small>" in page
+    monkeypatch.setattr(BlipAsker, "__call__", None)  # answers are kept
+    assert main(call) == 0
+    assert summary(tmp_path / "out")["results"] == told["results"]
+
+
+def test_a_prompt_that_is_too_long_is_refused_or_cut(questions, tmp_path, capsys):
+    (tmp_path / "color_val.txt").write_text("a ring\n" + "a red circle and a blue ring and " * 9 + "a ring\n")
+    call = [*questions, "--num-images-per-prompt", "1"]
+    assert main(call) == 2
+    told = capsys.readouterr().err.strip()
+    assert "prompt 2 of 2 has" in told
+    assert told.endswith("shorten it, or draw only their first words with --long-prompts cut")
+    assert "\n" not in told
+    assert main([*call, "--long-prompts", "cut"]) == 0
+    assert "1 of 2 prompts are longer than the generator's text encoder: only their" in capsys.readouterr().err
+    assert summary(tmp_path / "out")["prompts"]["cut"] == 1
+    (batch,) = (tmp_path / "out" / "methods").glob("plain-*/batch-*.json")
+    pictures = json.loads(batch.read_text())["pictures"]
+    assert len(pictures[1]["details"]) == 8  # they are asked of the whole prompt
+
+
+@pytest.mark.slow
+def test_on_scenes_the_judge_decides(tmp_path):
+    network = LoRANoise(load_generator("scenes", device="cpu"), rank=2)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.trainable_parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(network, tmp_path / "adapter")
+    call = ["evaluate", "--count", "2", "--num-images-per-prompt", "2", "--device", "cpu"]
+    call += ["--adapter", str(tmp_path / "adapter"), "--methods", "hypernoise", "best-of-2", "prompt-search-2"]
+    assert main([*call, "--output-dir", str(tmp_path / "out")]) == 0
+    told = summary(tmp_path / "out")
+    rows = told["results"]
+    assert [row["method"] for row in rows] == ["plain", "hypernoise", "best-of-2", "prompt-search-2"]
+    assert set(rows[0]["categories"]) == {
+        "single_object", "two_object", "counting", "colors", "position", "color_attr"
+    }  # fmt: skip
+    assert rows[2]["reward"] > rows[0]["reward"]
+    assert rows[2]["gain_ci95"][0] <= rows[2]["gain"] <= rows[2]["gain_ci95"][1]
+    assert (told["prompts"]["count"], len(told["prompts"]["sha256"])) == (12, 64)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<figure") == 12 * 4
+    assert 'id="verdict"' in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to evaluate: scenes, rewards"),
-        (["scene"], "unknown evaluation 'scene'; did you mean 'scenes'"),
-        (["scenes", "--steps", "0"], "--steps takes numbers from 1"),
-        (["scenes", "--steps", "1", "2", "1"], "--steps takes each once, not 1 2 1"),
-        (["scenes", "--adapter", "scenes", "scenes"], "--adapter takes each once, not scenes scenes"),
-        (["scenes", "--steps", "1001"], "scenes knows 1000 timesteps, so it draws in at most as many steps, not 1001"),
-        (["scenes", "--judged", "0"], "--judged must be at least 1"),
-        (["scenes", "--shard", "2/2"], "--shard takes k/n with k below n"),
-        (["scenes", "--rewards", "scene"], "unknown reward 'scene'; did you mean 'scenes'"),
-        (["scenes", "--adapter", "nowhere"], "no adapter at nowhere"),
+        (["--methods", "best"], "unknown method 'best'"),
+        (["--methods", "hypernoise"], "needs --adapter DIR"),
+        (["--num-images-per-prompt", "0"], "--num-images-per-prompt must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--count", "-1"], "--count must be 0 (all) or more"),
+        (["--num-inference-steps", "0"], "--num-inference-steps takes numbers from 1"),
+        (["--num-inference-steps", "1", "2", "1"], "--num-inference-steps takes each once, not 1 2 1"),
+        (["--num-inference-steps", "1001"], "scenes knows 1000 timesteps, so it draws in at most as many steps"),
+        (["--adapter", "scenes", "scenes"], "--adapter takes each once, not scenes scenes"),
+        (["--shard", "2/2"], "--shard takes k/n with k below n"),
+        (["--shard", "half"], "--shard takes k/n with k below n"),
+        (["--seed", "-1"], "--seed must be from 0"),
+        (["--rewards", "scene"], "unknown reward 'scene'; did you mean 'scenes'"),
+        (["--prompts", "nowhere.txt"], "prompts 'nowhere.txt' cannot be read"),
+        (["--prompts", "geneval:nowhere.jsonl"], "metadata nowhere.jsonl cannot be read"),
+        (["--prompts", "questions:nowhere.txt"], "questions nowhere.txt cannot be read"),
+        (["--prompts", "questions"], "--prompts questions:FILE takes dpg_bench.csv"),
+        (["--prompts", "scenes:a.txt"], "--prompts scenes takes no file"),
+        (
+            ["--prompts", "geneval", "--count", "1", "--judge", "nowhere/at-all"],
+            "detector nowhere/at-all cannot be",
+        ),
+        (["--rewriter", "http://localhost:1/v1"], "--rewriter-model names the model"),
+        (["--methods", "hypernoise", "--adapter", "nowhere"], "no adapter at nowhere"),
+        (["--adapter", "nowhere"], "no adapter at nowhere"),
+        (["--prompts", "README.md", "--methods", "best-of-2"], "best-of-2 searches by a reward: name one"),
+        (["--noises", "2"], "--noises is --num-images-per-prompt now"),
+        (["--methds", "plain"], "unknown flag '--methds'; did you mean '--methods'?"),
+        (["--seed", "one"], "error parsing --seed: invalid literal for int() with base 10: 'one'"),
+        (["scenes"], "'hypernoise evaluate scenes' is 'hypernoise evaluate --prompts scenes' now"),
     ],
 )
-def test_mistakes_are_told_in_one_line(capsys, arguments, message):
-    assert main(["evaluate", *arguments]) == 2
+def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):
+    assert main(["evaluate", *arguments, "--device", "cpu", "--output-dir", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err.strip()
     assert message in told
     assert "\n" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_of_a_tiny_pipeline_is_its_size(own, tmp_path):
+    assert main([*own, "--count", "1"]) == 0
+    assert {Image.open(file).size for file in (tmp_path / "out").rglob("????-?.png")} == {(16, 16)}

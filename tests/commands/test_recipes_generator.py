@@ -9,7 +9,6 @@ from PIL import Image
 
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
-from hypernoise.commands.compare import Compare
 from hypernoise.commands.diagnose import Diagnose
 from hypernoise.commands.evaluate import Evaluate
 from hypernoise.commands.generate import Generate
@@ -44,7 +43,7 @@ def drawn(folder):
 
 
 def generate(output, *flags):
-    assert main(["generate", "a ring", "two crosses", "--device", "cpu", "--output", str(output), *flags]) == 0
+    assert main(["generate", "a ring", "two crosses", "--device", "cpu", "--output-dir", str(output), *flags]) == 0
     return drawn(output)
 
 
@@ -53,7 +52,7 @@ def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
         mixed_precision="bf16", height=32, decode_slice=2, text_encoders="offload", quantise="nf4", variant="fp16"
     )
     file = recipe(gradient_checkpointing=True, revision="abc", few_step_lora="l.safetensors", scheduler="lcm", **fields)
-    for command in (Generate, Compare):
+    for command in (Generate, Evaluate):
         asked = command.parse(["--recipe", file, "--scheduler", "tcd", "--width", "64"])
         assert (asked.generator[-4:], asked.scheduler, asked.size) == ("base", "tcd", (32, 64))
         assert {n: getattr(asked.memory if n in MEMORY else asked, n) for n in fields} == fields
@@ -86,7 +85,7 @@ def test_saving_memory_changes_no_picture(recipe, base, sd_pipeline, text_encode
     network = LoRANoise(DiffusionGenerator(sd_pipeline()), rank=4)
     disturb(network)
     save_adapter(network, tmp_path / "adapter")
-    flags = ["--adapter", str(tmp_path / "adapter"), "--images", "3", "--steps", "2"]
+    flags = ["--adapter", str(tmp_path / "adapter"), "--num-images-per-prompt", "3", "--num-inference-steps", "2"]
     expected = generate(tmp_path / "plain", "--generator", str(base), *flags)
     sizes = []
     own = type(network.generator.pipeline.vae).decode
@@ -100,13 +99,13 @@ def test_saving_memory_changes_no_picture(recipe, base, sd_pipeline, text_encode
     assert sizes == [2, 1, 2, 1]
 
 
-def test_compare_takes_the_recipe_and_draws_anew_with_another_decoder(recipe, tmp_path):
+def test_evaluate_takes_the_recipe_and_draws_anew_with_another_decoder(recipe, tmp_path):
     (tmp_path / "prompts.txt").write_text("a ring\na cross\n")
     flags = ["--prompts", str(tmp_path / "prompts.txt"), "--methods", "best-of-2", "--rewards", "redness=10"]
-    flags += ["--noises", "1", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    flags += ["--num-images-per-prompt", "1", "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
 
     def rewards(**fields):
-        assert main(["compare", "--recipe", recipe(text_encoders="drop", decode_slice=1, **fields), *flags]) == 0
+        assert main(["evaluate", "--recipe", recipe(text_encoders="drop", decode_slice=1, **fields), *flags]) == 0
         rows = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
         assert [row["method"] for row in rows] == ["plain", "best-of-2"]
         return [row["reward"] for row in rows]
@@ -130,11 +129,8 @@ def test_weights_are_in_what_was_asked_for(recipe):
     assert asked.load().dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "command", [["evaluate", "scenes"], ["evaluate", "geneval"], ["evaluate", "questions"], ["diagnose"]]
-)
+@pytest.mark.parametrize("command", [Evaluate, Diagnose])
 def test_all_that_draws_takes_its_generator_from_a_recipe(command, recipe):
-    flags = ["--recipe", recipe(decode_slice=1, height=16), "--width", "24"]
-    asked = Evaluate.parse([command[1], *flags]) if len(command) > 1 else Diagnose.parse(flags)
+    asked = command.parse(["--recipe", recipe(decode_slice=1, height=16), "--width", "24"])
     assert (asked.memory.decode_slice, asked.size) == (1, (16, 24))
     assert asked.load().size == (16, 24)

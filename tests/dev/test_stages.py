@@ -11,11 +11,11 @@ from dev.scenes.decoder import DecoderConfig, grown, train_decoder
 from dev.scenes.distil import DistilConfig, train_generator
 from dev.scenes.flow import FlowConfig, train_flow
 from dev.scenes.latents import LatentsConfig, make_latents, read_latents
+from dev.scenes.matcher import build_matcher
 from dev.scenes.networks import WIDTH, build_tokenizer, build_unet
 from dev.scenes.pipeline import PipelineConfig, save_pipeline
 from dev.scenes.training import TrainState
 from hypernoise.generators.registry import load_generator
-from hypernoise.scenes.scorers import build_matcher
 
 SMALL = dict(steps=4, batch_size=4, checkpoint_every=2)
 

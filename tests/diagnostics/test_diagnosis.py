@@ -199,7 +199,7 @@ def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path,
         "--device",
         "cpu",
     ]
-    call += ["--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "out")]
+    call += ["--prompts", str(tmp_path / "prompts.txt"), "--output-dir", str(tmp_path / "out")]
     assert main([*call, "--noises", "8", "--pictures", "16"]) == 0
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -219,7 +219,7 @@ def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path,
         return capsys.readouterr().err
 
     assert "at least 8 noises" in said("--noises", "2")
-    assert "--batch must be at least 1" in said("--batch", "0")
+    assert "--batch-size must be at least 1" in said("--batch-size", "0")
     save_adapter(network, tmp_path / "adapter")
     assert "does not say its rewards; name them" in said()
     assert main(["diagnose"]) == 2

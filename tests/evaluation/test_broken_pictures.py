@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from hypernoise.errors import InputError
+from hypernoise.evaluation.pictures import read_picture
 from hypernoise.evaluation.records import batch_file, whole
-from hypernoise.evaluation.rewards import read_picture
 
 
 def png():

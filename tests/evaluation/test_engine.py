@@ -8,7 +8,7 @@ from PIL import Image
 from hypernoise.errors import InputError
 from hypernoise.evaluation.engine import EVALUATION_STEP, compare
 from hypernoise.evaluation.records import Judgement
-from hypernoise.evaluation.result_rows import pooled_row
+from hypernoise.evaluation.result_rows import FIELDS, result_row
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.methods.best_of_n import BestOfN
 from hypernoise.methods.hypernoise import HyperNoise
@@ -17,13 +17,8 @@ from hypernoise.methods.reno import ReNO
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import blueness, redness
-from hypernoise.scenes import benchmark
 
 PROMPTS = ["a", "b", "c"]
-FIELDS = {
-    "method", "steps", "score", "score_ci95", "categories", "reward", "watched_reward", "kl", "artefacts", "diversity",
-    "denoiser_forwards", "denoiser_backwards", "decodes", "reward_calls", "seconds_per_image",
-}  # fmt: skip
 
 
 def build(seed=0):
@@ -51,18 +46,18 @@ class Counting:
 
 
 def run(methods, **settings):
-    return compare(build(), methods, PROMPTS, redness, **{"noises": 2, "batch_size": 4, **settings})
+    return compare(build(), methods, PROMPTS, redness, **{"num_images_per_prompt": 2, "batch_size": 4, **settings})
 
 
 def test_rows_are_the_means_of_what_was_drawn():
     generator = build()
-    found = run([Plain(), BestOfN(4)], watched=blueness, judge=judge, categories=["x", "x", "y"])
+    found = run([Plain(), BestOfN(4)], validation_reward=blueness, judge=judge, categories=["x", "x", "y"])
     plain, best = found.rows
-    assert set(plain) >= FIELDS
+    assert set(plain) == set(FIELDS)
     noise = keyed_noise((32,), seed=0, step=EVALUATION_STEP, samples=range(6))
     pixels = generator.sample(noise, generator.encode(PROMPTS))
     assert plain["reward"] == pytest.approx(redness(pixels, []).mean().item(), abs=1e-6)
-    assert plain["watched_reward"] == pytest.approx(blueness(pixels, []).mean().item(), abs=1e-6)
+    assert plain["validation_reward"] == pytest.approx(blueness(pixels, []).mean().item(), abs=1e-6)
     right = (pixels[:, 0].mean((1, 2)) > pixels[:, 2].mean((1, 2))).float().view(3, 2).mean(1)
     assert plain["categories"] == {"x": pytest.approx(right[:2].mean().item()), "y": 0.0}
     assert plain["score"] == pytest.approx(right[:2].mean().item() / 2)
@@ -83,14 +78,10 @@ def test_rows_are_the_means_of_what_was_drawn():
     assert "best-of-4" in str(found)
 
 
-def test_evaluation_noise_is_that_of_evaluate_scenes():
-    assert EVALUATION_STEP == benchmark.EVALUATION_STEP
-
-
 def test_without_a_judge_or_plain_nothing_is_made_up():
     (row,) = run([BestOfN(2)]).rows
     assert (row["score"], row["score_ci95"], row["categories"], row["artefacts"]) == (None, None, {}, None)
-    assert (row["gain"], row["reward_gain"], row["watched_reward"]) == (None, None, None)
+    assert (row["gain"], row["reward_gain"], row["validation_reward"]) == (None, None, None)
 
 
 def test_another_method_does_not_redo_the_others(tmp_path):
@@ -106,11 +97,13 @@ def test_another_method_does_not_redo_the_others(tmp_path):
 
 def test_what_decides_the_numbers_is_told_apart(tmp_path):
     method = Counting(Plain())
-    for settings in ({}, {"seed": 1}, {"noises": 1}, {"steps": 2}, {"batch_size": 3}, {"watched": blueness}):
+    changes = [("seed", 1), ("num_images_per_prompt", 1), ("num_inference_steps", 2), ("batch_size", 3)]
+    for settings in ({}, *({name: value} for name, value in [*changes, ("validation_reward", blueness)])):
         run([method], output=tmp_path, **settings)
-    compare(build(seed=1), [method], PROMPTS, redness, noises=2, batch_size=4, output=tmp_path)  # other weights
-    compare(build(), [method], PROMPTS, blueness, noises=2, batch_size=4, output=tmp_path)
-    compare(build(), [method], PROMPTS[:2], redness, noises=2, batch_size=4, output=tmp_path)
+    alike = {"num_images_per_prompt": 2, "batch_size": 4, "output": tmp_path}
+    compare(build(seed=1), [method], PROMPTS, redness, **alike)  # other weights
+    compare(build(), [method], PROMPTS, blueness, **alike)
+    compare(build(), [method], PROMPTS[:2], redness, **alike)
     assert len(list((tmp_path / "methods").iterdir())) == 9
     done = method.asked
     run([method], output=tmp_path)
@@ -178,8 +171,8 @@ def test_pictures_are_kept_as_drawn(tmp_path):
 
 
 def test_several_steps_are_paired_with_their_own_plain():
-    rows = run([Plain(), BestOfN(2)], steps=[1, 3]).rows
-    assert [(row["steps"], row["method"]) for row in rows] == [
+    rows = run([Plain(), BestOfN(2)], num_inference_steps=[1, 3]).rows
+    assert [(row["inference_steps"], row["method"]) for row in rows] == [
         (1, "plain"), (1, "best-of-2"), (3, "plain"), (3, "best-of-2")
     ]  # fmt: skip
     assert rows[3]["reward_gain"] == pytest.approx(rows[3]["reward"] - rows[2]["reward"])
@@ -198,7 +191,7 @@ def test_kl_is_the_networks():
     [
         ({"methods": []}, "compare needs prompts and methods, not 3 and 0"),
         ({"methods": [Plain(), Plain()]}, "two methods are called 'plain'"),
-        ({"methods": [Plain()], "noises": 0}, "noises and batch_size must be at least 1"),
+        ({"methods": [Plain()], "num_images_per_prompt": 0}, "num_images_per_prompt and batch_size must be at least 1"),
         ({"methods": [Plain()], "shard": (2, 2)}, "there is no shard 2/2"),
         ({"methods": [Plain()], "categories": ["x"]}, "1 categories do not fit 3 prompts"),
     ],
@@ -217,7 +210,7 @@ def test_pooled_runs_are_their_mean_and_keep_each_run():
         networks.append(HyperNoise(network, name=f"run-{shift}"))
     found = run([Plain(), *networks], judge=judge)
     plain, *runs = found.records.values()
-    row = pooled_row("hypernoise", 1, runs, plain, np.array(["all"] * 3))
+    row = result_row("hypernoise", 1, runs, plain, np.array(["all"] * 3))
     singles = found.rows[1:]
     assert row["kl"] == pytest.approx((singles[0]["kl"] + singles[1]["kl"]) / 2)
     assert row["reward_gain"] == pytest.approx(np.mean([one["reward"] for one in singles]) - found.rows[0]["reward"])
@@ -225,3 +218,21 @@ def test_pooled_runs_are_their_mean_and_keep_each_run():
     assert row["score"] == pytest.approx(np.mean([one["score"] for one in singles]))
     assert [one["kl"] for one in row["runs"]] == [one["kl"] for one in singles]
     assert row["images"] == 12
+
+
+def test_a_judges_own_categories_notes_and_details_are_kept(tmp_path):
+    def asking(picture, prompt):
+        return Judgement(0.25, note=f"not {prompt}", parts={"shape": [1.0, 0.0], "color": [0.5]}, details=[prompt])
+
+    found = run([Plain()], judge=asking, output=tmp_path)
+    (row,) = found.rows
+    assert (row["score"], row["categories"], row["artefacts"]) == (0.25, {"shape": 0.5, "color": 0.5}, None)
+    picture = found.records[1, "plain"].pictures[2]
+    assert (picture["note"], picture["details"]) == ("not b", ["b"])
+
+
+def test_without_a_reward_nothing_is_rewarded_and_no_method_may_search():
+    (row,) = compare(build(), [Plain()], PROMPTS, None, num_images_per_prompt=2).rows
+    assert (row["reward"], row["reward_gain"], row["kl"]) == (None, None, 0.0)
+    with pytest.raises(InputError, match="needs a reward to search by"):
+        compare(build(), [BestOfN(2)], PROMPTS, None)

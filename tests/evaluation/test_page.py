@@ -11,8 +11,12 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from hypernoise.evaluation.page import SCRIPT, TILE, Example, Shown, first_of_each, report
+from hypernoise.evaluation.benchmarks import first_of_each
+from hypernoise.evaluation.page import TILE, Example, Shown
+from hypernoise.evaluation.page import page as rendered
+from hypernoise.evaluation.report import charts_of
 from hypernoise.evaluation.result_rows import empty_row
+from hypernoise.evaluation.tables import result_tables
 from tests.evaluation.browser import CHROMIUM, Browser
 
 
@@ -41,7 +45,9 @@ def row(method, steps, score, **more):
     categories = {"colors": score, "counting": score / 2}
     return {
         **empty_row(method),
-        "steps": steps,
+        "inference_steps": steps,
+        "denoiser_forwards": steps,
+        "denoiser_backwards": 0,
         "score": score,
         "score_ci95": interval,
         "categories": categories,
@@ -68,7 +74,7 @@ def page(tmp_path):
         Example("two rings", "counting", [Shown("plain", red, True), Shown("ours", blue, True)]),
         Example("three rings", "counting", [Shown("plain", red, False), Shown("ours", blue, False)]),
     ]
-    return report("A <report>", {"detector": "a & b"}, ROWS, examples)
+    return rendered("A <report>", {"detector": "a & b"}, result_tables(ROWS), charts_of(ROWS), examples)
 
 
 def test_the_file_needs_nothing_else(page):
@@ -84,28 +90,24 @@ def test_the_file_needs_nothing_else(page):
 
 def test_numbers_intervals_and_names_are_there_escaped(page):
     text = Page(page).text
-    for told in ("A <report>", "a & b", "hyper<noise>, 1 step", "plain, 4 steps", "0.625", "+0.062 to +0.188", "250.0",
-                 "0.575 to 0.675", 'a "red" <circle>', "expected red & round"):  # fmt: skip
+    for told in ("A <report>", "a & b", "hyper<noise>, 1 step", "plain, 4 steps", "0.625", "[+0.062, +0.188]", "0.25",
+                 "[0.575, 0.675]", 'a "red" <circle>', "expected red & round"):  # fmt: skip
         assert told in text, told
-    assert "watched" not in text  # no row has it
+    assert "validation" not in text  # no row has it
     assert "<noise>" not in page
     assert "<circle>" not in page
 
 
-def test_bars_and_curves_are_to_scale(page):
+def test_bars_are_to_scale_and_charts_are_inside(page):
     widths = [float(value) for value in re.findall(r'<i style="width:([\d.]+)%', page)]
     assert widths == pytest.approx([60 * v for r in (1, 2) for v in (0.5 / r, 0.625 / r, 0.55 / r, 0.6 / r)], abs=0.01)
-    points = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', page)]
-    assert len(points) == 4
-    plain, ours = points[:2], points[2:]
-    assert plain[0][0] == ours[0][0] < plain[1][0] == ours[1][0]
-    drop = (plain[0][1] - ours[0][1]) / (plain[0][1] - plain[1][1])  # 0.5 to 0.625 against 0.5 to 0.55
-    assert drop == pytest.approx(2.5, rel=0.05)
-    assert "over steps" not in report("one", {}, ROWS[:2], [])
+    charts = [image["src"] for image in Page(page).all("img") if image["alt"] == "chart"]
+    assert len(charts) == 2
+    assert all(chart.startswith("data:image/png;base64,") for chart in charts)
 
 
 def test_pictures_are_inside_small_and_whole(page):
-    images = Page(page).all("img")
+    images = [image for image in Page(page).all("img") if image["alt"] != "chart"]
     assert len(images) == 6
     sizes = set()
     for image in images:
@@ -121,7 +123,8 @@ def test_pictures_are_inside_small_and_whole(page):
 
 def test_without_verdicts_only_the_category_is_picked(tmp_path):
     picture = Image.new("RGB", (8, 8))
-    text = report("a", {}, [empty_row("plain") | {"reward": 1.0}], [Example("one", "all", [Shown("plain", picture)])])
+    rows = [empty_row("plain") | {"reward": 1.0}]
+    text = rendered("a", {}, result_tables(rows), [], [Example("one", "all", [Shown("plain", picture)])])
     assert [select["id"] for select in Page(text).all("select")] == ["category"]
     assert "By category" not in text
 
@@ -147,7 +150,8 @@ def test_the_filter(page):
          "verdicts": [{"kind": f["class"], "column": f["data-column"]} for f in figures[2 * i : 2 * i + 2]]}
         for i, section in enumerate(sections)
     ]  # fmt: skip
-    code = f"{SCRIPT}\nconst e = {json.dumps(given)}, c = {json.dumps([picked for picked, _ in CASES])};\n"
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    code = f"{script}\nconst e = {json.dumps(given)}, c = {json.dumps([picked for picked, _ in CASES])};\n"
     code += "console.log(JSON.stringify(c.map(p => e.map(x => +matches(x, p)))))"
     told = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert json.loads(told) == [shown for _, shown in CASES]
@@ -165,7 +169,7 @@ def test_a_person_filters_it_in_a_browser(page, tmp_path):
                 browser.choose(name, offered.index(picked.get(name, "")))
             assert browser.run(visible) == shown, picked
             assert browser.run('document.getElementById("count").textContent') == f"{sum(shown)} of 3 prompts"
-        assert browser.run("[...document.images].map(i => i.naturalWidth > 0)") == [True] * 6
+        assert browser.run("[...document.images].map(i => i.naturalWidth > 0)") == [True] * 8
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")  # nothing juts out sideways
         picture = Image.open(io.BytesIO(browser.screenshot()))
         assert {(255, 0, 0), (0, 0, 255)} <= {color for _, color in colors(picture)}

@@ -1,20 +1,17 @@
 """Benchmarks of questions: their files, their scores by hand, and their askers on tiny random models."""
 
 import json
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import BlipConfig, BlipForQuestionAnswering
 
-from hypernoise.cli import main
 from hypernoise.errors import InputError
 from hypernoise.evaluation.questions import (
     Item,
     Question,
+    QuestionJudge,
     phrases,
     read_compbench,
     read_dpg,
@@ -110,48 +107,30 @@ def test_compbench_asks_for_each_noun_phrase(tmp_path):
     assert score_product(bench, [0.5, 0.4]) == (pytest.approx(0.2), [0.5, 0.4])
 
 
-def test_spacys_chunks_where_it_is_installed(tmp_path, monkeypatch):
-    """Here a stand-in: its model is not to be had from a package index."""
-    (tmp_path / "color_val.txt").write_text("A black and white cat sits\nRun")
-
-    class Parsed:
-        def __init__(self, text):
-            self.noun_chunks = [SimpleNamespace(text="A black and white cat")] if "cat" in text else []
-
-    def load_language(name):
-        assert name == "en_core_web_sm"
-        return Parsed
-
-    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=load_language))
-    cat, run = read_items("t2i-compbench-spacy", tmp_path / "color_val.txt")
-    assert [question.text for question in cat.questions] == ["A black and white cat?"]
-    assert [question.text for question in run.questions] == ["Run?"]
-    monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(InputError, match=r"pip install 'hypernoise\[spacy\]', then python -m spacy download en_core_"):
-        read_items("t2i-compbench-spacy", tmp_path / "color_val.txt")
-
-
 @pytest.mark.parametrize(
-    ("benchmark", "text", "message"),
+    ("suffix", "text", "message"),
     [
-        ("dpg", "item_id,text\np1,ring\n", "has no column 'proposition_id'"),
-        ("dpg", DPG.replace('"1, 2"', "7"), "line 4: dependency '7' is no other question of p1"),
-        ("dpg", DPG.replace('"1, 2"', "3"), "line 4: dependency '3' is no other question"),
-        ("dpg", DPG + "p3,short\n", "line 6: fewer columns"),
-        ("dpg", DPG.splitlines()[0], "holds no prompt of dpg"),
-        ("geneval2", "{", "line 1: not JSON"),
-        ("geneval2", "\n[]", "line 2: needs a prompt, a vqa_list"),
-        ("geneval2", json.dumps({**SOFT, "skills": ["count"]}), "as many skills"),
-        ("geneval2", json.dumps({**SOFT, "vqa_list": [["How?"], ["a", "b"]]}), "needs a prompt, a vqa_list"),
-        ("t2i-compbench", "\n", "holds no prompt of t2i-compbench"),
+        (".csv", "item_id,text\np1,ring\n", "has no column 'proposition_id'"),
+        (".csv", DPG.replace('"1, 2"', "7"), "line 4: dependency '7' is no other question of p1"),
+        (".csv", DPG.replace('"1, 2"', "3"), "line 4: dependency '3' is no other question"),
+        (".csv", DPG + "p3,short\n", "line 6: fewer columns"),
+        (".csv", DPG.splitlines()[0], "holds no prompt of dpg"),
+        (".jsonl", "{", "line 1: not JSON"),
+        (".jsonl", "\n[]", "line 2: needs a prompt, a vqa_list"),
+        (".jsonl", json.dumps({**SOFT, "skills": ["count"]}), "as many skills"),
+        (".jsonl", json.dumps({**SOFT, "vqa_list": [["How?"], ["a", "b"]]}), "needs a prompt, a vqa_list"),
+        (".txt", "\n", "holds no prompt of t2i-compbench"),
     ],
 )
-def test_files_that_cannot_be_asked_from(tmp_path, benchmark, text, message):
-    (tmp_path / "file").write_text(text)
+def test_files_that_cannot_be_asked_from(tmp_path, suffix, text, message):
+    file = tmp_path / f"file{suffix}"
+    file.write_text(text)
     with pytest.raises(InputError, match=message):
-        read_items(benchmark, tmp_path / "file")
+        read_items(file)
     with pytest.raises(InputError, match="cannot be read"):
-        read_items(benchmark, tmp_path / "none")
+        read_items(tmp_path / f"none{suffix}")
+    with pytest.raises(InputError, match="takes dpg_bench.csv"):
+        read_items(tmp_path / "file.png")
 
 
 def picture(seed=0):
@@ -212,96 +191,31 @@ def test_blip_weighs_yes_against_no():
         asker(picture(), [Question("how many?", "two", "count")], "{}")
 
 
-@pytest.fixture
-def call(sd_pipeline, tmp_path):
-    sd_pipeline().save_pretrained(tmp_path / "tiny")
-    model, words = build_blip()
-    model.save_pretrained(tmp_path / "blip")
-    words.save_pretrained(tmp_path / "blip")
-    (tmp_path / "color_val.txt").write_text("a red circle and a blue ring\na ring\n")
-    return [
-        "evaluate", "questions", "--benchmark", "t2i-compbench", "--prompts", str(tmp_path / "color_val.txt"),
-        "--asker", str(tmp_path / "blip"), "--generator", str(tmp_path / "tiny"), "--noises", "2", "--device", "cpu",
-        "--methods", "best-of-2", "--rewards", "redness", "--output", str(tmp_path / "out"),
-    ]  # fmt: skip
+def test_the_judge_asks_each_prompts_own_questions(tmp_path):
+    (tmp_path / "dpg.csv").write_text(DPG)
+    kind, items = read_items(tmp_path / "dpg.csv")
+    asked = []
+
+    class Asker:
+        name = "mine"
+
+        def __call__(self, pixels, questions, sentence):
+            asked.append((tuple(pixels.shape), [question.text for question in questions], sentence))
+            return [0.9, 0.8, 0.3][: len(questions)]
+
+    judge = QuestionJudge(kind, items, Asker())
+    found = judge(np.zeros((4, 6, 3), np.float32), "A ring, on a square")
+    assert asked == [
+        ((3, 4, 6), [question.text for question in items[0].questions], "{} Please answer yes or no."),
+    ]
+    assert (judge.name, found.right) == ("dpg by mine", pytest.approx(2 / 3))
+    assert found.parts == {"entity": [1.0, 1.0], "relation": [0.0]}
+    assert found.note == "0.667; Is the ring on the square?"
+    assert [one["probability"] for one in found.details] == [0.9, 0.8, 0.3]
+    with pytest.raises(InputError, match="'Two rings' stands twice in the file, with different questions"):
+        QuestionJudge(kind, [items[1], Item("p3", "Two rings", items[0].questions)], Asker())
 
 
-def test_drawn_asked_and_kept_question_by_question(call, tmp_path, capsys, monkeypatch):
-    assert main([*call, "--report"]) == 0
-    told = json.loads((tmp_path / "out" / "summary.json").read_text())
-    plain, best = told["results"]
-    lines = [json.loads(x) for x in (tmp_path / "out" / "questions-plain-1.jsonl").read_text().splitlines()]
-    assert [len(line["questions"]) for line in lines] == [2, 2, 1, 1]
-    for line in lines:
-        assert line["score"] == pytest.approx(np.prod([q["probability"] for q in line["questions"]]))
-        assert Image.open(next((tmp_path / "out").rglob(f"plain-*/{line['file']}"))).size == (16, 16)
-    assert plain["score"] == pytest.approx(np.mean([line["score"] for line in lines]))
-    assert plain["categories"]["color"] == pytest.approx(
-        np.mean([q["probability"] for line in lines for q in line["questions"]])
-    )
-    assert best["gain"] == pytest.approx(best["score"] - plain["score"])
-    assert f"{plain['score']:.3f}" in capsys.readouterr().out
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<figure") == 4  # two prompts, two methods
-    unsure = [q["question"] for q in lines[0]["questions"] if q["probability"] <= 0.5]
-    assert f"<small>{'; '.join([format(lines[0]['score'], '.3f'), *unsure])}</small>" in page
-    monkeypatch.setattr(BlipAsker, "__call__", None)  # answers are kept
-    assert main(call) == 0
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == told["results"]
-
-
-@pytest.mark.parametrize("text", ["", "[0.5", "[]", '["yes", "no"]', "7"])
-def test_kept_answers_that_are_damaged_are_asked_again(call, tmp_path, text):
-    ways = [*call, "--methods", "plain", "--noises", "1"]
-    assert main(ways) == 0
-    before = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
-    kept = min((tmp_path / "out" / "answers").iterdir())
-    kept.write_text(text)
-    assert main(ways) == 0
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"] == before
-
-
-def test_shards_share_drawing_and_asking(call, tmp_path, capsys):
-    ways = ["--batch-size", "2", "--methods", "plain"]
-    assert main([*call, *ways, "--shard", "0/2"]) == 0
-    assert "1 batches of pictures are left to other shards" in capsys.readouterr().err
-    assert main([*call, *ways, "--shard", "1/2"]) == 0  # draws the rest, and asks about its half
-    assert "2 pictures to ask about are left to other shards" in capsys.readouterr().err
-    assert len(list((tmp_path / "out" / "answers").iterdir())) == 2
-    assert not (tmp_path / "out" / "summary.json").exists()
-    assert main([*call, *ways, "--shard", "0/2"]) == 0
-    (shared,) = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
-    assert main([*call, *ways, "--output", str(tmp_path / "alone")]) == 0
-    (alone,) = json.loads((tmp_path / "alone" / "summary.json").read_text())["results"]
-    assert (shared["score"], shared["categories"]) == (alone["score"], alone["categories"])
-
-
-def test_a_prompt_that_is_too_long_is_refused_or_cut(call, tmp_path, capsys):
-    (tmp_path / "color_val.txt").write_text("a ring\n" + "a red circle and a blue ring and " * 9 + "a ring\n")
-    ways = [*call, "--methods", "plain", "--noises", "1"]
-    assert main(ways) == 2
-    told = capsys.readouterr().err.strip()
-    assert "prompt 2 of 2 has" in told
-    assert told.endswith("shorten it, or have such prompts cut with --long-prompts cut")
-    assert "\n" not in told
-    assert main([*ways, "--long-prompts", "cut"]) == 0
-    assert "1 of 2 prompts are longer than the generator's text encoder: only their" in capsys.readouterr().err
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["cut_prompts"] == 1
-    lines = [json.loads(x) for x in (tmp_path / "out" / "questions-plain-1.jsonl").read_text().splitlines()]
-    assert len(lines[1]["questions"]) == 8  # they are asked of the whole prompt
-
-
-def test_mistakes_are_told_in_one_line(call, tmp_path, capsys):
-    for more, message in (
-        (["--prompts", "nowhere"], "nowhere cannot be read"),
-        (["--asker", "nowhere/blip"], "asker nowhere/blip cannot be loaded"),
-        (["--noises", "0"], "--noises must be at least 1"),
-        (["--methods", "reno-2", "--rewards"], "reno-2 searches by a reward"),
-    ):
-        assert main([*call, *more]) == 2
-        told = capsys.readouterr().err.strip()
-        assert message in told
-        assert "\n" not in told
-        assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="cannot be loaded"):
+def test_a_model_that_is_not_there_is_named():
+    with pytest.raises(InputError, match="judge nowhere/at-all cannot be loaded"):
         load("nowhere/at-all", "cpu")

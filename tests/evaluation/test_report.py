@@ -1,24 +1,19 @@
-import re
-from xml.etree import ElementTree
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from hypernoise.evaluation.bootstrap import grouped_mean, interval
-from hypernoise.evaluation.report import contact_sheet, pareto_front, pareto_svg, table
+from hypernoise.evaluation.bootstrap import grouped_mean, interval, means_by
+from hypernoise.evaluation.charts import COLORS, HEIGHT, LEFT, Line, line_chart
+from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG, picture_sheet
+from hypernoise.evaluation.report import charts_of, pareto_front
+from hypernoise.evaluation.result_rows import empty_row
+from hypernoise.evaluation.tables import as_text, name_of, result_tables
 
 
-def row(method, forwards, score, **more):
-    empty = dict.fromkeys(
-        ["gain", "gain_ci95", "reward_gain", "reward_gain_ci95", "watched_reward", "artefacts", "diversity", "kl"]
-    )
-    costs = {"denoiser_forwards": forwards, "denoiser_backwards": 0, "decodes": 1, "reward_calls": 0}
-    interval = None if score is None else [score - 0.05, score + 0.05]
-    return {
-        "method": method, "steps": 1, "score": score, "score_ci95": interval, "reward": 2.0, "seconds_per_image": 0.01,
-        **empty, **costs, **more,
-    }  # fmt: skip
+def row(method, forwards, score, steps=1, **more):
+    costs = {"denoiser_forwards": forwards, "denoiser_backwards": 0, "reward": 2.0, "inference_steps": steps}
+    span = None if score is None else [score - 0.05, score + 0.05]
+    return {**empty_row(method), "score": score, "score_ci95": span, **costs, **more}
 
 
 def test_the_interval_is_the_bootstraps_and_pairs_cancel_what_prompts_share():
@@ -54,35 +49,77 @@ def test_the_front_is_what_nothing_cheaper_equals():
     assert pareto_front([(1, 0.5), (1, 0.6)]) == [1]
 
 
+def test_a_prompt_counts_once_however_many_pictures_it_has():
+    values = np.array([1.0, 2.0, 6.0, 4.0])
+    assert means_by(values, ["b", "a", "b", "a"]).tolist() == [3.5, 3.0]
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=50)
+    names = [f"prompt {i}" for i in range(50)]
+    twice = means_by(values.repeat(2), [name for name in names for _ in range(2)])
+    assert interval(twice, np.zeros(50)) == pytest.approx(interval(values, np.zeros(50)))
+
+
 def test_the_table_leaves_out_what_no_row_has():
-    text = table([row("plain", 1, 0.5), row("best-of-8", 8, 0.6, gain=0.1, gain_ci95=[0.05, 0.15])])
-    head, first, second = text.splitlines()
-    assert "watched" not in head
+    rows = [row("plain", 1, 0.5), row("best-of-8", 8, 0.6, gain=0.1, gain_ci95=[0.05, 0.15])]
+    results, *others = result_tables(rows)
+    assert others == []
+    head, first, second = as_text(results).splitlines()
+    assert "validation" not in head
     assert "[+0.050, +0.150]" in second
     assert "+0.1" not in first
     assert len(first) == len(second) == len(head)
+    categories = result_tables([row("plain", 1, 0.5, categories={"colors": 0.25}), rows[1]])[1]
+    assert as_text(categories).split() == ["colors", "plain,", "1", "step", "0.250", "best-of-8,", "1", "step"]
 
 
-def test_the_plot_is_valid_and_places_points_by_their_calls():
-    svg = pareto_svg([row("plain", 1, 0.5), row("a<b", 10, 0.6), row("best", 100, 0.9)])
-    ElementTree.fromstring(svg)
-    assert "a&lt;b" in svg
-    x = [float(value) for value in re.findall(r'<circle cx="([\d.]+)"', svg)]
-    y = [float(value) for value in re.findall(r'cy="([\d.]+)"', svg)]
-    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)  # a log axis
-    assert y[0] > y[1] > y[2]
+def dots(chart, number):
+    """Where a chart's dots of a colour are: (x, y) of their middle."""
+    found = np.argwhere((np.asarray(chart)[: HEIGHT - 40, LEFT - 4 :] == COLORS[number]).all(-1))
+    return found.mean(0)[::-1]
 
 
-def test_without_a_judge_the_plot_shows_the_reward():
-    svg = pareto_svg([row("plain", 1, None), row("reno", 99, None)])
-    assert "reward over denoiser calls" in svg
+def test_costs_are_on_a_log_axis_and_scores_rise():
+    assert charts_of([row("plain", 1, 0.5)]) == []
+    (chart,) = charts_of([row("plain", 1, 0.5), row("worse", 10, 0.4), row("best", 100, 0.9)])
+    places = [dots(chart, number) for number in (1, 2, 3)]  # after the line of the best
+    assert places[1][0] - places[0][0] == pytest.approx(places[2][0] - places[1][0], abs=1.5)
+    assert places[2][1] < places[0][1] < places[1][1]  # down a picture is up the axis
 
 
-def test_the_sheet_has_a_row_per_prompt_and_a_column_per_method(tmp_path):
+def test_several_inference_steps_have_a_curve_each_and_intervals():
+    rows = [row(name, 1, score, steps) for steps in (1, 4) for name, score in (("plain", 0.5), ("ours", 0.6))]
+    assert [name_of(one) for one in rows[1:3]] == ["ours, 1 step", "plain, 4 steps"]
+    _, curves = charts_of(rows)
+    colors = {color for _, color in curves.getcolors(1 << 20)}
+    assert {COLORS[0], COLORS[1]} <= colors
+    bare = line_chart([Line("a", [(0, 1.0), (1, 2.0)])], title="")
+    spanned = line_chart([Line("a", [(0, 1.0), (1, 2.0)], spans=[(0.5, 1.5), (1.5, 2.5)])], title="")
+    assert (np.asarray(spanned) == COLORS[0]).all(-1).sum() > (np.asarray(bare) == COLORS[0]).all(-1).sum()
+
+
+def test_without_a_judge_rewards_are_drawn_and_without_either_nothing():
+    assert len(charts_of([row("plain", 1, None), row("reno", 99, None)])) == 1
+    assert charts_of([row("plain", 1, None, reward=None), row("ours", 2, None, reward=None)]) == []
+
+
+def test_more_names_than_fit_take_more_lines():
+    few, many = (line_chart([Line("a long name", [(0, i), (1, i)]) for i in range(n)], title="") for n in (2, 12))
+    assert many.height > few.height == HEIGHT
+    colors = [color for _, color in many.getcolors(1 << 20)]
+    assert set(COLORS) <= set(colors)
+
+
+def test_a_sheet_has_a_row_per_method_a_column_per_prompt_and_frames(tmp_path):
     for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
     red, blue = tmp_path / "red.png", tmp_path / "blue.png"
-    sheet = contact_sheet(["one", "two"], [("plain", [red, blue]), ("reno", [blue, red])], "title")
-    first, last = sheet.getpixel((150 + 64, 30 + 64)), sheet.getpixel((150 + 134 + 64, 30 + 134 + 64))
-    assert first == last == (255, 0, 0)
-    assert sheet.getpixel((150 + 134 + 64, 30 + 64)) == (0, 0, 255)
+    rows = [("plain", [red, blue], [True, False]), ("reno", [blue, red], [True, True])]
+    sheet = picture_sheet(["one", "two"], rows, "title")
+
+    def middle(row, column):
+        return sheet.getpixel((LABEL + column * (TILE + PAD) + TILE // 2, HEAD + row * (TILE + PAD) + TILE // 2))
+
+    assert middle(0, 0) == middle(1, 1) == (255, 0, 0)
+    assert middle(0, 1) == middle(1, 0) == (0, 0, 255)
+    assert sheet.getpixel((LABEL, HEAD - 1)) == RIGHT
+    assert sheet.getpixel((LABEL + TILE + PAD, HEAD - 1)) == WRONG

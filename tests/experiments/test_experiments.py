@@ -10,8 +10,8 @@ from experiments.amortisation import artefacts_over_plain, goals, shares_of
 from experiments.base import RECIPES, first_of, main, same_run, start_off_zero, table
 from experiments.redness import at_matched_reward, verdict
 from experiments.steps import RandomShift, told
-from hypernoise.commands.compare import scenes_prompts
 from hypernoise.errors import InputError
+from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.methods.base import Problem
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.noise.lora import LoRANoise
@@ -24,7 +24,7 @@ EXPERIMENTS = ["amortisation", "steps", "ablations", "redness", "transfer", "fai
 
 
 def row(reward, score, artefacts=0.0):
-    return {"reward": reward, "score": score, "artefacts": artefacts, "watched_reward": None, "diversity": 0.2}
+    return {"reward": reward, "score": score, "artefacts": artefacts, "validation_reward": None, "diversity": 0.2}
 
 
 def test_curves_meet_at_the_lower_final_reward():
@@ -35,7 +35,7 @@ def test_curves_meet_at_the_lower_final_reward():
     assert met["hypernoise"]["score"] == pytest.approx(0.5)
     assert met["hypernoise"]["artefacts"] == pytest.approx(0.3)
     assert met["finetune"]["score"] == pytest.approx(0.3)
-    assert met["finetune"]["watched_reward"] is None
+    assert met["finetune"]["validation_reward"] is None
     stuck = at_matched_reward([row(1, 0.7), row(0.5, 0.2)], other)  # one that only fell is met at its start
     assert (stuck["reward"], stuck["hypernoise"]["score"]) == (1, 0.7)
 
@@ -133,7 +133,7 @@ def test_a_run_of_other_settings_is_not_taken_up(tmp_path):
 
 
 def test_the_first_of_each_category_are_asked():
-    asked = scenes_prompts(5)
+    asked = load_benchmark("scenes", 5)
     few = first_of(asked, 2)
     assert len(few.prompts) == 12
     assert [few.categories.count(name) for name in dict.fromkeys(few.categories)] == [2] * 6
@@ -143,10 +143,8 @@ def test_the_first_of_each_category_are_asked():
 
 
 def test_the_table_leaves_out_what_nothing_has():
-    rows = [
-        {"method": "plain", "steps": 1, "score": 0.5, "score_ci95": [0.4, 0.6], "gain": None},
-        {"method": "h", "steps": 1, "score": 0.6, "score_ci95": [0.5, 0.7], "gain": 0.1, "gain_ci95": [0.05, 0.15]},
-    ]
+    plain = {"method": "plain", "inference_steps": 1, "score": 0.5, "score_ci95": [0.4, 0.6], "gain": None}
+    rows = [plain, {**plain, "method": "h", "score": 0.6, "gain": 0.1, "gain_ci95": [0.05, 0.15]}]
     assert table(rows).splitlines() == [
         "|  | judge | gain [95 %] |",
         "| --- | --- | --- |",
@@ -202,7 +200,7 @@ def test_steps_tells_what_is_left_of_the_noise(run):
     flags = ["--inference-steps", "1", "2", "--mixed", "1", "2", "--seeds", "0", "--noises", "2"]
     summary = run("steps", *flags)
     names = ["plain", "hypernoise-one", "hypernoise-mixed"]
-    assert [(r["steps"], r["method"]) for r in summary["results"]] == [(s, n) for s in (1, 2) for n in names]
+    assert [(r["inference_steps"], r["method"]) for r in summary["results"]] == [(s, n) for s in (1, 2) for n in names]
     first, second = summary["influence"]
     assert first["moved_since_first"] == 0 < second["moved_since_first"]
     assert 0 < first["moved_by_f"] < 1
@@ -219,7 +217,7 @@ def test_ablations_have_a_row_each(run):
 
 
 def test_redness_trains_both_alike_and_meets_them(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.redness.WATCHED", {"blueness": 1.0})  # which sees pictures of any size
+    monkeypatch.setattr("experiments.redness.VALIDATED", {"blueness": 1.0})  # which sees pictures of any size
     flags = ["--rates", "0.1", "1", "--looks", "1", "2", "--seeds", "0", "1", "--noises", "1"]
     summary = run("redness", *flags)
     rows = summary["results"]

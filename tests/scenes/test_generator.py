@@ -11,15 +11,19 @@ from safetensors.torch import load_file
 
 import hypernoise
 from hypernoise.adapters import adapter_folder, load_adapter
+from hypernoise.evaluation.benchmarks import load_benchmark
+from hypernoise.evaluation.engine import compare
 from hypernoise.generators.registry import load_generator
+from hypernoise.methods.hypernoise import HyperNoise
+from hypernoise.methods.plain import Plain
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.rewards.pixel import redness
-from hypernoise.scenes.benchmark import evaluate
-from hypernoise.scenes.judge import judge, score
+from hypernoise.scenes.judge import judge
 from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import draw, sample_scene
+from tests.scenes.accuracy import score
 
 FOLDER = Path(str(files("hypernoise").joinpath("scenes/weights/generator")))
 
@@ -62,10 +66,25 @@ def test_guidance_changes_nothing(scenes):
     assert torch.equal(low, high)
 
 
+def judged(generator, methods, count, *, noises=2, steps=1):
+    asked = load_benchmark("scenes", count)
+    return compare(
+        generator,
+        methods,
+        asked.prompts,
+        redness,
+        num_inference_steps=steps,
+        num_images_per_prompt=noises,
+        batch_size=32,
+        judge=asked.load_judge("cpu"),
+        categories=asked.categories,
+    )
+
+
 @pytest.mark.slow
 def test_it_draws_as_the_benchmark_asks_of_a_generator(scenes):
     """Neither hopeless nor finished, clear, of one prompt different pictures, and no worse in more steps."""
-    rows = [evaluate(scenes, None, evaluation_requests(15), redness, seeds=2, steps=steps).row for steps in (1, 2, 4)]
+    rows = judged(scenes, [Plain()], 15, steps=(1, 2, 4)).rows
     assert 0.45 <= rows[0]["score"] <= 0.80, rows
     assert rows[0]["artefacts"] <= 0.35, rows  # 0.15 is the aim (docs/scenes.md)
     assert rows[0]["diversity"] > 0.1
@@ -75,20 +94,15 @@ def test_it_draws_as_the_benchmark_asks_of_a_generator(scenes):
 @pytest.mark.slow
 def test_its_noise_matters(scenes):
     """The best of eight noises by the judge is right at least 0.15 more often than one."""
-    found = evaluate(scenes, None, evaluation_requests(10), redness, seeds=8)
-    right = np.array([verdict.correct for verdict in found.verdicts]).reshape(-1, 8)
+    right = judged(scenes, [Plain()], 10, noises=8).records[1, "plain"].values["right"]
     assert right.max(1).mean() >= right.mean() + 0.15
 
 
 @pytest.mark.slow
 def test_the_adapter_that_ships_meets_the_benchmarks_targets(scenes):
-    requests = evaluation_requests(25)
-    plain = evaluate(scenes, None, requests, redness, seeds=2).row
-    network = load_adapter(scenes, "scenes")
-    try:
-        ours = evaluate(scenes, network, requests, redness, seeds=2).row
-    finally:
-        network.remove()
+    shipped = HyperNoise("scenes")
+    plain, ours = judged(scenes, [Plain(), shipped], 25).rows
+    shipped.adapter.on(scenes).remove()
     assert ours["score"] >= plain["score"] + 0.03, (plain, ours)  # +0.071 on the whole benchmark
     assert ours["artefacts"] <= plain["artefacts"] + 0.01, (plain, ours)
     assert ours["diversity"] >= 0.95 * plain["diversity"], (plain, ours)

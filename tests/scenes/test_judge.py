@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from hypernoise.scenes.judge import Verdict, detect, judge, score
+from hypernoise.scenes.judge import detect, judge
 from hypernoise.scenes.world import (
     CATEGORIES,
     COLORS,
@@ -24,6 +24,7 @@ from hypernoise.scenes.world import (
     relation_between,
     sample_scene,
 )
+from tests.scenes.accuracy import score
 
 PICTURES = 2000
 # Half width and half height in radii, worked out by hand from the shapes' definitions.
@@ -316,17 +317,6 @@ def test_unknown_things_are_artefacts(rows, columns, color):
 
 def test_an_empty_picture_has_no_artefacts():
     assert detect(show()) == ((), 0.0)
-
-
-def test_score_weighs_categories_equally():
-    right, wrong = Verdict(True, "", 0.0, ()), Verdict(False, "no cross", 0.3, ())
-    single, two = REQUESTS["single_object"][0], REQUESTS["two_object"][0]
-    result = score([(single, right), (single, right), (single, wrong), (two, wrong)])
-    assert result["categories"] == {"single_object": pytest.approx(2 / 3), "two_object": 0.0}
-    assert result["score"] == pytest.approx(1 / 3)
-    assert result["artefacts"] == pytest.approx(0.15)
-    with pytest.raises(ValueError, match="no verdicts"):
-        score([])
 
 
 @pytest.mark.parametrize(

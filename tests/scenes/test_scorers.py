@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dev.scenes.lessons import EVALUATED, lesson, to_tensor
+from dev.scenes.matcher import build_matcher
 from dev.scenes.networks import build_tokenizer
 from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_generator
@@ -25,7 +26,7 @@ def untrained(tmp_path):
     def build(**settings):
         torch.manual_seed(0)
         tokenizer = build_tokenizer(tmp_path / "tokenizer")
-        scorers.build_matcher(tokenizer).save_pretrained(tmp_path / "matcher")
+        build_matcher(tokenizer).save_pretrained(tmp_path / "matcher")
         return scorers.Scorer("scenes-match", tmp_path / "matcher", RewardSettings(**settings))
 
     return build

@@ -1,87 +1,50 @@
-"""What commands share: what they write, and how those with others inside list them."""
+"""What commands share: how they take a share of the work, and what they write and say."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypernoise.errors import InputError, unknown
-from hypernoise.files import write_json, write_text
+from hypernoise.errors import InputError
+from hypernoise.evaluation.summary import write_summary as write_summary
+from hypernoise.files import write_text
 from hypernoise.version import __version__
 
 if TYPE_CHECKING:
-    from hypernoise.evaluation.page import Table
+    from hypernoise.evaluation.tables import Table
     from hypernoise.rewards.ensemble import WeightedSum
 
-TOLD = 10  # broken pictures that are named on stderr; summary.json has all
-
-
-def write_summary(
-    output: Path, command: str, arguments: Any, device: Any, results: Sequence[Mapping[str, Any]], **more: Any
-) -> None:
-    """`output`/summary.json: what was run, with what, its result rows, and what `more` the command has to say."""
-    fields = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
-    computed = {}
-    if "mixed_precision" in fields:
-        import torch
-
-        from hypernoise.precision import resolve
-
-        computed["mixed_precision"] = resolve(fields["mixed_precision"], torch.device(device)).name
-    summary = {
-        "command": command,
-        "version": __version__,
-        "seed": fields.get("seed"),
-        "device": str(device),
-        **computed,
-        "arguments": {name: _plain(value) for name, value in fields.items()},
-        **more,
-        "results": list(results),
-    }
-    write_json(output / "summary.json", summary)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON takes it: a path as text, a group of fields as an object."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value) if isinstance(value, Path) else value
+NAMED = 10  # broken pictures that are named on stderr; summary.json has all
 
 
 def write_report(
-    arguments: Any, command: str, rows: Sequence[Mapping[str, Any]], examples: Sequence[Any], **about: str
+    output: Path,
+    command: str,
+    about: Mapping[str, Any],
+    tables: Sequence[Table],
+    charts: Sequence[Any] = (),
+    examples: Sequence[Any] = (),
 ) -> None:
-    """`--report`: report.html beside the summary; its place is said on stderr."""
-    from hypernoise.evaluation.page import report
+    """Prints the tables, and writes `output`/report.html with them and the rest."""
+    from hypernoise.evaluation.page import page
+    from hypernoise.evaluation.tables import as_text
 
-    told = _told(command, **{"generator": arguments.generator, **about})
-    _write_page(arguments.output, report(told["command"], told, rows, examples))
-
-
-def write_tables(output: Path, command: str, found: Sequence[Table], **about: str) -> None:
-    """`--report` of a command whose results are tables alone."""
-    from hypernoise.evaluation.page import tables
-
-    told = _told(command, **about)
-    _write_page(output, tables(told["command"], told, found))
+    print("\n\n".join(as_text(table) for table in tables))
+    title = f"hypernoise {command}"
+    facts = {name: str(value) for name, value in {**about, "version": __version__}.items()}
+    write_text(output / "report.html", page(title, facts, tables, charts, examples))
+    print(f"report: {output / 'report.html'}", file=sys.stderr)
 
 
-def _told(command: str, **about: str) -> dict[str, str]:
-    return {"command": f"hypernoise {command}", **about, "version": __version__}
-
-
-def _write_page(output: Path, text: str) -> None:
-    file = output / "report.html"
-    write_text(file, text)
-    print(f"report: {file}", file=sys.stderr)
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed must be from 0 to 2**63 - 1, not {seed}")
 
 
 def shard_of(text: str) -> tuple[int, int]:
-    """(k, n) of "k/n"; of nothing, this process's number among those that a launcher started, (0, 1) without one.
+    """(k, n) of "k/n"; if empty, this process's number among those of its launcher, (0, 1) without one.
 
     Raises:
         InputError: k is not below n.
@@ -97,7 +60,7 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
-    """How many different prompts each reward has cut to what its text encoder reads, if any; also said on stderr."""
+    """How many prompts each reward cut to what its text encoder reads, if any; also printed to stderr."""
     cut = {name: number for name, number in reward.truncated.items() if number}
     for name, number in cut.items():
         print(
@@ -109,41 +72,14 @@ def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
 
 
 def tell_broken(broken: Sequence[Mapping[str, str]]) -> None:
-    """Says on stderr which pictures could not be used, and why: the first ten of `broken`, by "name" and "why"."""
-    for one in broken[:TOLD]:
+    """Prints to stderr which pictures could not be used, and why: the first ten of `broken`, by "name" and "why"."""
+    for one in broken[:NAMED]:
         print(f"{one['name']}: {one['why']}", file=sys.stderr)
+    if broken:
+        print(f"{len(broken)} could not be used; results are of the others", file=sys.stderr)
 
 
 def left_to_others(number: int, what: str) -> int:
-    """Says on stderr that other shards have still to make so many; the exit code of a shard that ends so."""
-    print(f"{number} {what} are left to other shards; any of them ends with the table", file=sys.stderr)
+    """Prints to stderr that other shards still have so many to make; the exit code of a shard that ends so."""
+    print(f"{number} {what} are left to other shards; the last one to finish prints the table", file=sys.stderr)
     return 0
-
-
-def parse_within(
-    command: str, table: Mapping[str, tuple[str, str]], arguments: list[str], *, kind: str, ask: str
-) -> Any:
-    """Hands the flags to the command of `table` (name: module and class) that is named first.
-
-    Args:
-        kind: what such a name is of; ask: what is said where none is given.
-    """
-    if not arguments:
-        raise InputError(f"{ask}: {', '.join(table)}")
-    if arguments[0] in ("-h", "--help"):
-        print(_listing(command, table))
-        raise SystemExit(0)
-    if arguments[0] not in table:
-        raise unknown(kind, arguments[0], table)
-    return _class_of(*table[arguments[0]]).parse(arguments[1:])
-
-
-def _listing(command: str, table: Mapping[str, tuple[str, str]]) -> str:
-    """A line for each name, from the docstrings."""
-    lines = [f"usage: hypernoise {command} NAME [flags]; hypernoise {command} NAME --help has its flags"]
-    lines += [f"  {name:<14}{_class_of(*place).__doc__.splitlines()[0]}" for name, place in table.items()]
-    return "\n".join(lines)
-
-
-def _class_of(module: str, name: str) -> Any:
-    return getattr(import_module(f"hypernoise.commands.{module}"), name)

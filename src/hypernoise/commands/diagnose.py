@@ -14,9 +14,9 @@ from hypernoise.training.config import Weights
 
 @dataclass(frozen=True)
 class Diagnose(WithGenerator):
-    """Is the KL term to be trusted, how far did the noise go, and does the residual know the prompt?
+    """Can the KL term be trusted, how far did the noise move, and does the residual depend on the prompt?
 
-    Prints a verdict with what to change, and writes diagnosis.png and summary.json to --output.
+    Prints a verdict with what to change, and writes diagnosis.png and summary.json to --output-dir.
     """
 
     adapter: Path | None = None
@@ -24,17 +24,17 @@ class Diagnose(WithGenerator):
     prompts: str = "scenes"
     """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
     rewards: Weights = field(default_factory=dict)
-    """For the prompt-swap control; what the adapter was trained for, if not given."""
+    """For the prompt-swap control; by default what the adapter was trained for."""
     noises: int = 32
     """More make every error smaller."""
     pictures: int = 256
     """For the bound on the pictures' divergence, drawn with and without the adapter; 0 leaves it out."""
-    steps: int = 1
+    num_inference_steps: int = 1
     """Denoiser calls per picture."""
-    batch: int = 16
+    batch_size: int = 16
     """Noises in memory at once."""
     seed: int = 0
-    output: Path = Path("runs/diagnose")
+    output_dir: Path = Path("runs/diagnose")
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
@@ -43,7 +43,7 @@ class Diagnose(WithGenerator):
     def run(self) -> int:
         if self.adapter is None:
             raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
-        at_least_one(self, "steps", "batch", flags=True)
+        at_least_one(self, "num_inference_steps", "batch_size", flags=True)
         from hypernoise.adapters import adapter_folder, load_adapter, read_about
         from hypernoise.commands.common import write_summary
         from hypernoise.diagnostics.diagnosis import diagnose, findings
@@ -61,7 +61,7 @@ class Diagnose(WithGenerator):
         generator.check_prompts(prompts)
         generator.encode_ahead(prompts)
         network = load_adapter(generator, self.adapter)
-        output_folder(self.output)
+        output_folder(self.output_dir)
         self.tell_precision()
         found = diagnose(
             generator,
@@ -70,16 +70,16 @@ class Diagnose(WithGenerator):
             prompts,
             noises=self.noises,
             pictures=self.pictures,
-            num_inference_steps=self.steps,
+            num_inference_steps=self.num_inference_steps,
             seed=self.seed,
-            batch=self.batch,
+            batch=self.batch_size,
         )
         verdict = findings(found)
         text = verdict_text(verdict)
         print(text)
         rows = [{"name": f.name, "good": f.good, "text": f.text, "advice": f.advice} for f in verdict]
-        write_summary(self.output, "diagnose", self, generator.device, rows, measured=found.as_json())
-        sheet = self.output / "diagnosis.png"
+        write_summary(self.output_dir, "diagnose", self, generator.device, rows, measured=found.as_json())
+        sheet = self.output_dir / "diagnosis.png"
         charts(found, text).save(sheet)
         print(f"page: {sheet}", file=sys.stderr)
         return 0

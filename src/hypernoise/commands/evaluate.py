@@ -1,23 +1,251 @@
-"""`hypernoise evaluate WHAT`: one table of the things that can be measured."""
+"""`hypernoise evaluate`: methods on the same prompts and noises, judged, rewarded, and their calls counted."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from hypernoise.commands.common import parse_within
+from hypernoise.commands.generator import WithGenerator
+from hypernoise.errors import InputError, TooLongError, at_least_one
+from hypernoise.training.config import Weights
 
-EVALUATIONS = {
-    "scenes": ("evaluate_scenes", "EvaluateScenes"),
-    "rewards": ("evaluate_rewards", "EvaluateRewards"),
-    "geneval": ("evaluate_geneval", "EvaluateGeneval"),
-    "diversity": ("evaluate_diversity", "EvaluateDiversity"),
-    "questions": ("evaluate_questions", "EvaluateQuestions"),
-}
+if TYPE_CHECKING:
+    from hypernoise.evaluation.benchmarks import Benchmark
+    from hypernoise.evaluation.engine import Comparison
+    from hypernoise.generators.diffusion import DiffusionGenerator
+    from hypernoise.methods.base import Method
 
 
-class Evaluate:
-    """Hands the flags to the evaluation that is named first."""
+@dataclass(frozen=True)
+class Evaluate(WithGenerator):
+    """Compare methods on the same prompts and noises: score, reward, artefacts, diversity, KL, calls and time.
+
+    plain always comes first; gains are over it, prompt by prompt, with 95 % bootstrap intervals. Writes summary.json,
+    report.html and every picture to --output-dir. What is there already is found again: a further method, or the same
+    command after it was stopped, costs only what is missing.
+    """
+
+    methods: tuple[str, ...] = ("plain",)
+    """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS][-xSTARTS], white-reno..., hypernoise,
+    hypernoise-reno..., finetune, prompt-search[-N]."""
+    adapter: tuple[str, ...] = ()
+    """Adapter directories, one per training run, for hypernoise (then drawn in any case) and hypernoise-reno. Several
+    are one row: the runs' mean, with intervals over prompts and runs."""
+    finetuned: tuple[str, ...] = ()
+    """Directories of fine-tuned LoRAs, for finetune (then drawn in any case)."""
+    prompts: str = "scenes"
+    """scenes (the embedded world's held-out captions, with their judge), geneval (the official 553) or geneval:FILE
+    (metadata of that format), questions:FILE (dpg_bench.csv, geneval2_data.jsonl, a T2I-CompBench *_val.txt), or a
+    file with a prompt a line, which nothing judges."""
+    count: int = 0
+    """Prompts per category, from the first; 0: all (of scenes: 50)."""
+    num_images_per_prompt: int = 4
+    num_inference_steps: tuple[int, ...] = (1,)
+    """Denoiser calls per picture; several numbers are several rows."""
+    rewards: Weights = field(default_factory=dict)
+    """What methods search by, and what is reported; the scenes reward for scenes if none is named."""
+    validation_rewards: Weights = field(default_factory=dict)
+    """Rewards that no method sees, reported beside."""
+    judge: str = ""
+    """The model that judges, on the Hub or in a folder, downloaded when first used: a Mask2Former for geneval,
+    vqascore, vqascore-small, blip or a BLIP-VQA for questions. Empty: the usual one; none: draw only."""
+    colors: str = ""
+    """For geneval: a CLIP that names colours; empty: the usual one."""
+    rewriter: str = ""
+    """For prompt-search: the address of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY), or the
+    directory of a transformers model; scenes captions need neither."""
+    rewriter_model: str = ""
+    """The model's name at the endpoint."""
+    long_prompts: Literal["refuse", "cut"] = "refuse"
+    """Prompts beyond the generator's text encoder: refuse them, or draw (and reward) the words that fit."""
+    batch_size: int = 16
+    seed: int = 0
+    shard: str = ""
+    """k/n: this process makes every n-th batch from the k-th on; all write to the same --output-dir. Empty: as
+    torchrun or accelerate launch has it, else all."""
+    output_dir: Path = Path("runs/evaluate")
 
     @classmethod
-    def parse(cls, arguments: list[str]) -> Any:
-        return parse_within("evaluate", EVALUATIONS, arguments, kind="evaluation", ask="say what to evaluate")
+    def parse(cls, arguments: list[str]) -> Self:
+        return cls.parse_as("evaluate", arguments)
+
+    def run(self) -> int:
+        shard = self._checked()
+        from hypernoise.commands.common import left_to_others, write_report, write_summary
+        from hypernoise.evaluation.benchmarks import Models, load_benchmark
+        from hypernoise.evaluation.report import charts_of, examples_of
+        from hypernoise.evaluation.tables import name_of, result_tables
+
+        benchmark = load_benchmark(self.prompts, self.count, Models(self.judge, self.colors))
+        methods = self._methods(benchmark)
+        generator = self.load()
+        check_methods(generator, methods, self.num_inference_steps)
+        prompts, cut = fitting(generator, benchmark.prompts, self.long_prompts)
+        found = self._drawn(benchmark, generator, methods, prompts, shard)
+        if found.missing:
+            return left_to_others(found.missing, "batches")
+        rows, drawn = self._rows(benchmark, found)
+        about = {**benchmark.about, "cut": cut}
+        write_summary(self.output_dir, "evaluate", self, generator.device, rows, prompts=about)
+        facts = {"generator": self.generator, "prompts": self.prompts, **benchmark.about}
+        examples = examples_of(benchmark, {name_of(row): records for row, records in zip(rows, drawn, strict=True)})
+        write_report(self.output_dir, "evaluate", facts, result_tables(rows), charts_of(rows), examples)
+        return 0
+
+    def _checked(self) -> tuple[int, int]:
+        """The shard. Raises InputError for impossible numbers."""
+        from hypernoise.commands.common import check_seed, shard_of
+
+        at_least_one(self, "num_images_per_prompt", "batch_size", flags=True)
+        if self.count < 0:
+            raise InputError(f"--count must be 0 (all) or more, not {self.count}")
+        if not self.num_inference_steps or min(self.num_inference_steps) < 1:
+            raise InputError(
+                f"--num-inference-steps takes numbers from 1, such as 1 2 4, not {list(self.num_inference_steps)}"
+            )
+        for flag, given in (("num-inference-steps", self.num_inference_steps), ("adapter", self.adapter)):
+            if len(set(given)) < len(given):
+                raise InputError(f"--{flag} takes each once, not {' '.join(map(str, given))}")
+        check_seed(self.seed)
+        return shard_of(self.shard)
+
+    def _methods(self, benchmark: Benchmark) -> list[Method]:
+        """Plain first; those that --adapter and --finetuned are for, whether named or not."""
+        from hypernoise.methods.finetune import FineTune
+        from hypernoise.methods.hypernoise import HyperNoise
+        from hypernoise.methods.plain import Plain
+        from hypernoise.methods.registry import Given, make_methods
+
+        more = [name for name, folders in (("hypernoise", self.adapter), ("finetune", self.finetuned)) if folders]
+        names = list(dict.fromkeys(["plain", *self.methods, *more]))
+        methods = make_methods(names, Given(self.adapter, self.finetuned, self._rewriter(benchmark)))
+        searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
+        if searching and not (self.rewards or benchmark.rewards):
+            raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
+        return methods
+
+    def _rewriter(self, benchmark: Benchmark) -> Any:
+        if self.rewriter.startswith(("http://", "https://")):
+            from hypernoise.methods.rewriters import EndpointRewriter
+
+            if not self.rewriter_model:
+                raise InputError("--rewriter-model names the model at the endpoint")
+            return EndpointRewriter(self.rewriter, self.rewriter_model)
+        if self.rewriter:
+            from hypernoise.methods.rewriters import LocalRewriter
+
+            return LocalRewriter(self.rewriter)
+        return benchmark.rewriter
+
+    def _drawn(
+        self,
+        benchmark: Benchmark,
+        generator: DiffusionGenerator,
+        methods: Sequence[Method],
+        prompts: list[str],
+        shard: tuple[int, int],
+    ) -> Comparison:
+        from tqdm import tqdm
+
+        from hypernoise.evaluation.engine import compare
+        from hypernoise.files import output_folder
+        from hypernoise.rewards.ensemble import WeightedSum
+
+        weights = self.rewards or benchmark.rewards
+        reward = WeightedSum(weights) if weights else None
+        validation = WeightedSum(self.validation_rewards) if self.validation_rewards else None
+        judge = benchmark.load_judge(generator.device) if benchmark.load_judge else None
+        if judge is not None and prompts != benchmark.prompts:
+            judge = as_asked(judge, dict(zip(prompts, benchmark.prompts, strict=True)))
+        output_folder(self.output_dir)
+        self.tell_precision()
+        generator.encode_ahead(prompts)
+        total = len(methods) * len(self.num_inference_steps) * len(prompts) * self.num_images_per_prompt
+        with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
+            return compare(
+                generator,
+                methods,
+                prompts,
+                reward,
+                num_inference_steps=self.num_inference_steps,
+                num_images_per_prompt=self.num_images_per_prompt,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                validation_reward=validation,
+                judge=judge,
+                categories=benchmark.categories,
+                output=self.output_dir,
+                shard=shard,
+                progress=bar.update,
+            )
+
+    def _rows(self, benchmark: Benchmark, found: Comparison) -> tuple[list[dict[str, Any]], list[Any]]:
+        """The result rows, several training runs of a method as one, and the records that each row's pictures are of.
+
+        Writes the benchmark's own files.
+        """
+        import numpy as np
+
+        from hypernoise.evaluation.result_rows import result_row
+
+        groups = np.array(benchmark.categories or ["all"] * len(benchmark.prompts))
+        rows: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
+        for (steps, name), row in zip(found.records, found.rows, strict=True):
+            benchmark.write(self.output_dir, f"{name}-{steps}", found.records[steps, name])
+            kind, _, number = name.rpartition("-")
+            folders = {"hypernoise": self.adapter, "finetune": self.finetuned}.get(kind, ()) if number.isdigit() else ()
+            if not folders:
+                rows[steps, name] = row, found.records[steps, name]
+            elif (steps, kind) not in rows:
+                runs = [found.records[steps, f"{kind}-{i}"] for i in range(1, len(folders) + 1)]
+                base = found.records[steps, "plain"]
+                rows[steps, kind] = result_row(kind, steps, runs, base, groups), runs[0]
+        return [row for row, _ in rows.values()], [records for _, records in rows.values()]
+
+
+def check_methods(generator: DiffusionGenerator, methods: Sequence[Method], steps: Sequence[int]) -> None:
+    """Checks all that is to be drawn before the first takes minutes.
+
+    Raises:
+        InputError: the generator does not draw in so many steps, or an adapter does not fit it.
+    """
+    for number in steps:
+        generator.check_steps(number)
+    for method in methods:
+        adapter = getattr(getattr(method, "start", None) or method, "adapter", None)
+        if adapter is not None:
+            adapter.on(generator)
+
+
+def fitting(generator: DiffusionGenerator, prompts: list[str], long_prompts: str) -> tuple[list[str], int]:
+    """The prompts as they can be drawn, and how many were cut for it, which is also printed to stderr.
+
+    Raises:
+        InputError: one is too long and is not to be cut, or is empty.
+    """
+    fit = generator.cut_prompts(prompts) if long_prompts == "cut" else prompts
+    try:
+        generator.check_prompts(fit)
+    except TooLongError as error:
+        hint = "" if long_prompts == "cut" else ", or draw only their first words with --long-prompts cut"
+        raise InputError(f"{error}{hint}") from error
+    if len(set(fit)) < len(set(prompts)):
+        raise InputError("two prompts begin with the same words and are one prompt when cut; leave one of them out")
+    number = sum(before != after for before, after in zip(prompts, fit, strict=True))
+    if number:
+        of = f"{number} of {len(prompts)} prompts are longer than the generator's text encoder"
+        print(f"{of}: only their first words are drawn", file=sys.stderr)
+    return fit, number
+
+
+def as_asked(judge: Any, asked: dict[str, str]) -> Any:
+    """The judge, who gets the whole prompt where only its first words were drawn."""
+
+    def judged(picture: Any, prompt: str) -> Any:
+        return judge(picture, asked[prompt])
+
+    judged.name = judge.name
+    return judged

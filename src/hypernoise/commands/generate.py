@@ -25,28 +25,27 @@ class Generate(WithGenerator):
     """What to draw; quote each."""
     adapter: Path | None = None
     """An adapter directory; without it, the plain generator draws."""
-    steps: int = 1
+    num_inference_steps: int = 1
     """Denoiser calls per picture."""
-    images: int = 1
-    """Pictures per prompt."""
+    num_images_per_prompt: int = 1
+    """Of seeds from --seed on."""
     seed: int = 0
     shard: str = ""
-    """k/n: this process draws every n-th picture from the k-th on; all write to the same --output. Empty: as torchrun
-    or accelerate launch has it, else all."""
-    output: Path = Path("runs/generate")
+    """k/n: this process draws every n-th picture from the k-th on; all write to the same --output-dir. Empty: as
+    torchrun or accelerate launch has it, else all."""
+    output_dir: Path = Path("runs/generate")
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
         return cls.parse_as("generate", arguments)
 
     def run(self) -> int:
-        at_least_one(self, "steps", "images", flags=True)
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed must be from 0 to 2**63 - 1, not {self.seed}")
+        from hypernoise.commands.common import check_seed, left_to_others, shard_of, write_summary
+
+        at_least_one(self, "num_inference_steps", "num_images_per_prompt", flags=True)
+        check_seed(self.seed)
         if not self.prompts:
             raise InputError('give at least one prompt: hypernoise generate "a red circle"')
-        from hypernoise.commands.common import left_to_others, shard_of, write_summary
-
         index, count = shard_of(self.shard)
         import torch
 
@@ -55,20 +54,25 @@ class Generate(WithGenerator):
 
         generator = self.load()
         pipeline = generator.pipeline
-        generator.check_steps(self.steps)
+        generator.check_steps(self.num_inference_steps)
         generator.check_prompts(list(self.prompts))
         generator.encode_ahead(list(self.prompts))
         if self.adapter is not None:
             attach(pipeline, self.adapter)
-        output_folder(self.output)
+        output_folder(self.output_dir)
         if self.precision().slow:
             self.tell_precision()
         self._note_settings(shared=count > 1)
         pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
         rows = [
-            {"prompt": prompt, "seed": seed, "steps": self.steps, "file": f"{number:03d}-seed{seed}.png"}
+            {
+                "prompt": prompt,
+                "seed": seed,
+                "inference_steps": self.num_inference_steps,
+                "file": f"{number:03d}-seed{seed}.png",
+            }
             for number, prompt in enumerate(self.prompts)
-            for seed in range(self.seed, self.seed + self.images)
+            for seed in range(self.seed, self.seed + self.num_images_per_prompt)
         ]
         for _, group in groupby(rows[index::count], key=lambda row: row["file"].partition("-")[0]):
             own = list(group)  # of one prompt
@@ -79,30 +83,30 @@ class Generate(WithGenerator):
                     width=generator.size[1],
                     generator=[torch.Generator(generator.device).manual_seed(row["seed"]) for row in own],
                     **generator.family.arguments(condition.tensors),
-                    **generator.call(self.steps),
+                    **generator.call(self.num_inference_steps),
                 ).images
             for row, picture in zip(own, pictures, strict=True):
-                picture.save(self.output / row["file"])
-                print(self.output / row["file"])
-        missing = sum(not (self.output / row["file"]).exists() for row in rows)
+                picture.save(self.output_dir / row["file"])
+                print(self.output_dir / row["file"])
+        missing = sum(not (self.output_dir / row["file"]).exists() for row in rows)
         if missing:
             return left_to_others(missing, "pictures")
-        write_summary(self.output, "generate", self, generator.device, rows)
+        write_summary(self.output_dir, "generate", self, generator.device, rows)
         return 0
 
     def _note_settings(self, *, shared: bool) -> None:
-        """Notes in drawn.json what is drawn here; where shards share it, others' pictures must be of the same."""
-        aside = ("output", "shard", "device", "recipe")
+        """Notes in drawn.json what is drawn here; shards that share a folder must all draw the same."""
+        aside = ("output_dir", "shard", "device", "recipe")
         fields = {own.name: getattr(self, own.name) for own in dataclasses.fields(self) if own.name not in aside}
         fields["mixed_precision"] = self.precision().name  # "auto" may be another on another machine
         settings = json.loads(json.dumps(fields, default=str))  # as the file has them
-        file = self.output / "drawn.json"
+        file = self.output_dir / "drawn.json"
         noted = read_json(file) if shared else None
         if noted is not None:
             for name, value in settings.items():
                 if noted.get(name) != value:
                     raise InputError(
-                        f"{self.output} has pictures drawn with {name} {noted.get(name)!r}, not {value!r}; "
-                        "give another --output"
+                        f"{self.output_dir} has pictures drawn with {name} {noted.get(name)!r}, not {value!r}; "
+                        "give another --output-dir"
                     )
         write_json(file, settings)

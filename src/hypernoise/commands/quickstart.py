@@ -60,26 +60,44 @@ class Quickstart:
         from tqdm import tqdm
 
         from hypernoise.commands.common import write_summary
-        from hypernoise.commands.evaluate_scenes import grid, table
         from hypernoise.commands.training import train_recipe
+        from hypernoise.evaluation.benchmarks import first_of_each, load_benchmark
+        from hypernoise.evaluation.engine import compare
+        from hypernoise.evaluation.picture_sheet import first_noise, picture_sheet
+        from hypernoise.evaluation.tables import as_text, result_tables
+        from hypernoise.methods.hypernoise import HyperNoise
+        from hypernoise.methods.plain import Plain
         from hypernoise.rewards.ensemble import WeightedSum
-        from hypernoise.scenes.benchmark import evaluate, pool
-        from hypernoise.scenes.prompts import evaluation_requests
 
         recipe = self.recipe
         trained = train_recipe(recipe, self.output_dir, self.device)
         if not trained.result.finished:
             return 128 + trained.result.signal
-        generator, network = trained.generator, trained.network
-        requests, reward = evaluation_requests(self.judged), WeightedSum(recipe.rewards)
-        with tqdm(total=4 * len(requests), desc="judging", unit="picture") as bar:
-            base, ours = (
-                evaluate(generator, f, requests, reward, seeds=2, progress=bar.update) for f in (None, network)
+        generator = trained.generator
+        benchmark = load_benchmark("scenes", self.judged)
+        assert benchmark.load_judge is not None
+        with tqdm(total=4 * len(benchmark.prompts), desc="judging", unit="picture") as bar:
+            found = compare(
+                generator,
+                [Plain(), HyperNoise(trained.network)],
+                benchmark.prompts,
+                WeightedSum(recipe.rewards),
+                num_images_per_prompt=2,
+                batch_size=32,
+                judge=benchmark.load_judge(generator.device),
+                categories=benchmark.categories,
+                output=self.output_dir,
+                progress=bar.update,
             )
-        rows = [base.row, pool(base, [ours])]
-        write_summary(self.output_dir, "quickstart", self, generator.device, rows)
-        print(table(rows))
+        write_summary(self.output_dir, "quickstart", self, generator.device, found.rows)
+        print("\n\n".join(as_text(table) for table in result_tables(found.rows)))
+        firsts = first_of_each(benchmark.categories or [], 2)
+        rows = [
+            (f"{row['method']}\njudge {row['score']:.2f}", *first_noise(records, firsts))
+            for row, records in zip(found.rows, found.records.values(), strict=True)
+        ]
         sheet = self.output_dir / "before_after.png"
-        grid(requests, 2, {1: base}, {1: ours}).save(sheet)
+        title = "Same prompts, same noise. Green frame: the judge finds what was asked for; red: it does not."
+        picture_sheet([benchmark.prompts[i] for i in firsts], rows, title).save(sheet)
         print(f"pictures: {sheet}\nadapter:  {self.output_dir / 'adapter'}", file=sys.stderr)
         return 0

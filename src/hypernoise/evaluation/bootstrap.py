@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 ROUNDS = 2000
@@ -12,11 +15,18 @@ def grouped_mean(values: np.ndarray, groups: np.ndarray) -> float:
     return float(np.mean([values[groups == name].mean() for name in np.unique(groups)]))
 
 
+def means_by(values: np.ndarray, keys: Sequence[Any]) -> np.ndarray:
+    """The mean of the values [N] of each key [N], in the order in which keys first occur."""
+    which = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    places = np.array([which[key] for key in keys])
+    return np.bincount(places, values) / np.bincount(places)
+
+
 def interval(values: np.ndarray, groups: np.ndarray, rounds: int = ROUNDS) -> list[float] | None:
     """95 % percentile interval of `grouped_mean`: prompts are resampled within their group.
 
-    Of differences between two methods, prompt by prompt, it is the paired interval of their gain. The same
-    draws are made every time. None where a group is a single prompt, whose spread nobody knows.
+    For differences between two methods, prompt by prompt, it is the paired interval of their gain. The same
+    draws are made every time. None if a group is a single prompt, whose spread is unknown.
 
     Args:
         values: [prompts], or [runs, prompts], whose runs are then resampled as well.

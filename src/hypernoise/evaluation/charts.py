@@ -12,16 +12,20 @@ WIDTH, HEIGHT = 520, 300  # px, of one chart
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 38, 54
 INK, FAINT = (40, 40, 40), (224, 224, 224)
 GLYPHS = str.maketrans({"‖": "|", "√": "sqrt ", "½": "0.5 ", "²": "^2"})  # which Pillow's own font lacks
-COLORS = ((30, 90, 170), (200, 80, 30), (30, 140, 60), (130, 60, 160))
+COLORS = (
+    *((30, 90, 170), (200, 80, 30), (30, 140, 60), (130, 60, 160)),
+    *((150, 110, 40), (50, 150, 160), (200, 60, 90), (110, 110, 110)),
+)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named curve through (x, y) points; `dots` marks the points alone."""
+    """A named curve through (x, y) points; `dots` marks the points alone. `spans` are intervals of their y."""
 
     name: str
     points: Sequence[tuple[float, float]]
     dots: bool = False
+    spans: Sequence[Sequence[float]] = ()
 
 
 def line_chart(
@@ -32,21 +36,28 @@ def line_chart(
     with_zero: bool = True,
     marks: Mapping[float, str] | None = None,
 ) -> Image.Image:
-    """Curves over common axes. `across` names the horizontal one, `marks` its ticks where they are no round numbers,
-    as on a log axis; the vertical one holds 0, or only the points."""
+    """Curves over common axes, with their names below, as many lines of them as they need.
+
+    Args:
+        across: names the horizontal axis.
+        with_zero: the vertical axis holds 0, or only what is drawn.
+        marks: ticks of the horizontal axis where they are no round numbers, as on a log axis.
+    """
     xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
+    ys = [y for line in lines for _, y in line.points] + [y for line in lines for span in line.spans for y in span]
     marks = marks or {x: f"{x:g}" for x in _ticks(min(xs), max(xs))}
     x_ticks, y_ticks = sorted(marks), _ticks(min(ys + [0.0] * with_zero), max(ys))
     low_x, high_x = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
     low_y, high_y = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
+    small = ImageFont.load_default(11)
+    legend = _legend([line.name.translate(GLYPHS) for line in lines], small)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across_ = LEFT + (x - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
+        across_ = LEFT + (x - low_x) / ((high_x - low_x) or 1) * (WIDTH - LEFT - RIGHT)
         return across_, HEIGHT - BOTTOM - (y - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
 
-    chart = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    pen, font, small = ImageDraw.Draw(chart), ImageFont.load_default(14), ImageFont.load_default(11)
+    chart = Image.new("RGB", (WIDTH, HEIGHT + max(top for _, top in legend)), "white")
+    pen, font = ImageDraw.Draw(chart), ImageFont.load_default(14)
     pen.text((LEFT, 8), title.translate(GLYPHS), INK, font)
     for y in y_ticks:
         pen.line((place(low_x, y), place(high_x, y)), FAINT)
@@ -55,18 +66,30 @@ def line_chart(
         pen.text((place(x, low_y)[0], HEIGHT - BOTTOM + 6), marks[x], INK, small, anchor="ma")
     pen.line((place(low_x, low_y), place(high_x, low_y)), INK)
     pen.text((WIDTH - RIGHT, HEIGHT - BOTTOM + 20), across, INK, small, anchor="ra")
-    left = LEFT
-    for line, color in zip(lines, COLORS, strict=False):
+    for number, (line, (left, top)) in enumerate(zip(lines, legend, strict=True)):
+        color = COLORS[number % len(COLORS)]
         places = [place(x, y) for x, y in line.points]
         if not line.dots:
             pen.line(places, color, 2)
         for x, y in places if line.dots or len(places) < 30 else ():
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), color)
-        pen.line(((left, HEIGHT - 14), (left + 18, HEIGHT - 14)), color, 3)
-        name = line.name.translate(GLYPHS)
-        pen.text((left + 24, HEIGHT - 14), name, INK, small, anchor="lm")
-        left += 40 + int(pen.textlength(name, small))
+        for (x, _), span in zip(line.points, line.spans, strict=False):
+            pen.line([place(x, y) for y in span], color)
+        pen.line(((left, HEIGHT - 14 + top), (left + 18, HEIGHT - 14 + top)), color, 3)
+        pen.text((left + 24, HEIGHT - 14 + top), line.name.translate(GLYPHS), INK, small, anchor="lm")
     return chart
+
+
+def _legend(names: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[tuple[int, int]]:
+    """(left, offset from the first line) of each name, in lines as wide as the chart."""
+    left, top, places = LEFT, 0, []
+    for name in names:
+        wide = 40 + int(font.getlength(name))
+        if left > LEFT and left + wide > WIDTH:
+            left, top = LEFT, top + 16
+        places.append((left, top))
+        left += wide
+    return places
 
 
 def page(text: str, charts: Sequence[Image.Image]) -> Image.Image:
@@ -75,11 +98,11 @@ def page(text: str, charts: Sequence[Image.Image]) -> Image.Image:
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     _, _, _, text_height = measure.multiline_textbbox((0, 0), text, font, spacing=6)
     top = int(text_height) + 40
-    rows = math.ceil(len(charts) / 2)
-    sheet = Image.new("RGB", (2 * WIDTH, top + rows * HEIGHT), "white")
+    tall = max([HEIGHT, *(chart.height for chart in charts)])
+    sheet = Image.new("RGB", (2 * WIDTH, top + math.ceil(len(charts) / 2) * tall), "white")
     ImageDraw.Draw(sheet).multiline_text((20, 20), text, INK, font, spacing=6)
     for number, chart in enumerate(charts):
-        sheet.paste(chart, (number % 2 * WIDTH, top + number // 2 * HEIGHT))
+        sheet.paste(chart, (number % 2 * WIDTH, top + number // 2 * tall))
     return sheet
 
 

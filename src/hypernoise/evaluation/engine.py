@@ -1,14 +1,15 @@
-"""Methods side by side: the same prompts, the same noises, and what each spends.
+"""The one comparison: methods side by side on the same prompts and noises, and what each spends.
 
-Every batch of every method is written as it is done, under a name that is a hash of all that decides its
-numbers. So a run that stops goes on, another method costs only itself, several processes share the work, and a batch
-of which a picture was damaged since is made again.
+Every batch of every method is written as it is done, under a name that is a hash of all that decides its numbers. So
+a run that was stopped goes on, a further method costs only itself, several processes share the work, and a batch with
+a damaged picture is made again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
@@ -38,8 +40,9 @@ BASE = Plain().name
 class Comparison:
     """What `compare` found.
 
-    rows: one per steps and method, in summary.json's fields, with gains over plain; empty while batches are missing.
-    records: by (steps, method), what was measured of every picture, and its file if an output was given.
+    rows: one per number of inference steps and method, in summary.json's fields, with gains over plain; empty while
+        batches are missing.
+    records: by (inference steps, method), what was measured of every picture, and its file if an output was given.
     missing: batches that other shards have still to make.
     """
 
@@ -48,52 +51,54 @@ class Comparison:
     missing: int
 
     def __str__(self) -> str:
-        from hypernoise.evaluation.report import table
+        from hypernoise.evaluation.tables import as_text, result_tables
 
-        return table(self.rows)
+        return as_text(result_tables(self.rows)[0])
 
 
 def compare(
     generator: Generator,
     methods: Sequence[Method],
     prompts: Sequence[str],
-    reward: RewardFunction,
+    reward: RewardFunction | None,
     *,
-    steps: int | Sequence[int] = 1,
-    noises: int = 4,
+    num_inference_steps: int | Sequence[int] = 1,
+    num_images_per_prompt: int = 4,
     seed: int = 0,
     batch_size: int = 16,
-    watched: RewardFunction | None = None,
+    validation_reward: RewardFunction | None = None,
     judge: Judge | None = None,
     categories: Sequence[str] | None = None,
     output: str | Path | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int], object] = lambda done: None,
 ) -> Comparison:
-    """Draws every prompt from `noises` noises by every method, and measures the pictures.
+    """Draws every prompt by every method, all from the same noises, and measures the pictures.
 
     Args:
-        reward: what the methods may look at, and what is reported. In `output` rewards and judges are
-            recognised by their names and weights: after a change to their code, take another output.
-        watched: a second reward that no method sees, reported only.
-        judge: says whether a picture shows what was asked; without one there is no score.
-        categories: of each prompt; the score is the mean over categories. All prompts are one if None.
+        reward: what the methods may look at, and what is reported. None if no method searches. In `output`, rewards
+            and judges are recognised by their names and weights: after a change to their code, use another output.
+        num_images_per_prompt: noises per prompt.
+        validation_reward: a second reward that no method sees, reported only.
+        judge: says whether a picture shows what was asked for; without one there is no score.
+        categories: of each prompt; the score is the mean over categories. None: all prompts are one category.
         output: where batches and pictures are kept, and found again; nothing is kept if None.
         shard: (k, n): this process makes every n-th batch from the k-th on.
-        progress: told how many pictures were made, or found.
+        progress: called with the number of pictures just made, or found.
 
     Raises:
-        InputError: no prompt, no method, two methods of one name, or a shard that is none.
+        InputError: no prompt, no method, two methods of one name, or a shard outside its range.
     """
+    noises = num_images_per_prompt
     _check(prompts, methods, noises, batch_size, shard, categories)
     asked = [prompt for prompt in prompts for _ in range(noises)]
     batches = [range(start, min(start + batch_size, len(asked))) for start in range(0, len(asked), batch_size)]
     files = [[picture_file(i, noises) for i in batch] for batch in batches]
-    all_steps = [steps] if isinstance(steps, int) else list(steps)
+    counts = [num_inference_steps] if isinstance(num_inference_steps, int) else list(num_inference_steps)
     shared = {
         "version": __version__,
         "generator": _describe(generator),
-        "rewards": [_describe_reward(reward), _describe_reward(watched)],
+        "rewards": [_describe_reward(reward), _describe_reward(validation_reward)],
         "judge": _name_of(judge),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "noises": noises,
@@ -103,27 +108,26 @@ def compare(
     warm = False
     with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
         folders = {
-            (count, method.name): _folder(Path(place) / "methods", method, {**shared, "steps": count})
-            for count in all_steps
+            (steps, method.name): _folder(Path(place) / "methods", method, {**shared, "steps": steps})
+            for steps in counts
             for method in methods
         }
-        for count in all_steps:
-            problem = Problem(generator, reward, num_inference_steps=count, seed=seed)
-            for method in methods:
-                folder = folders[count, method.name]
-                for number in range(shard[0], len(batches), shard[1]):
-                    batch = batches[number]
-                    if not whole(folder, number, files[number]):
-                        texts = [asked[i] for i in batch]
-                        noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batch)
-                        noise = noise.to(generator.device)
-                        if not warm:  # a process's first calls are slow, and would be booked to its first method
-                            measure(Plain().generate(problem, texts, noise), texts, reward, watched, None)
-                            warm = True
-                        result = method.generate(problem, texts, noise)
-                        rows = measure(result, texts, reward, watched, judge)
-                        keep(folder, number, result, rows, files[number])
-                    progress(len(batch))
+        for steps, method in itertools.product(counts, methods):
+            problem = Problem(generator, reward or _unrewarded, num_inference_steps=steps, seed=seed)
+            folder = folders[steps, method.name]
+            for number in range(shard[0], len(batches), shard[1]):
+                batch = batches[number]
+                if not whole(folder, number, files[number]):
+                    texts = [asked[i] for i in batch]
+                    noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batch)
+                    noise = noise.to(generator.device)
+                    if not warm:  # a process's first calls are slow, and would be booked to its first method
+                        measure(Plain().generate(problem, texts, noise), texts, reward, validation_reward, None)
+                        warm = True
+                    result = method.generate(problem, texts, noise)
+                    rows = measure(result, texts, reward, validation_reward, judge)
+                    keep(folder, number, result, rows, files[number])
+                progress(len(batch))
         others = [number for number in range(len(batches)) if number % shard[1] != shard[0]]
         missing = sum(not whole(folder, number, files[number]) for folder in folders.values() for number in others)
         if missing:
@@ -131,12 +135,16 @@ def compare(
         found = {key: read(folder, len(batches), noises) for key, folder in folders.items()}
         groups = np.array(categories if categories is not None else ["all"] * len(prompts))
         rows = [
-            result_row(name, count, records, found.get((count, BASE)), groups)
-            for (count, name), records in found.items()
+            result_row(name, steps, records, found.get((steps, BASE)), groups)
+            for (steps, name), records in found.items()
         ]
     if output is None:
         found = {key: dataclasses.replace(records, files=[]) for key, records in found.items()}
     return Comparison(rows, found, 0)
+
+
+def _unrewarded(pixels: Tensor, prompts: list[str]) -> Tensor:
+    raise InputError("a method that searches needs a reward to search by")
 
 
 def _check(
@@ -153,7 +161,7 @@ def _check(
     if len(set(names)) < len(names):
         raise InputError(f"two methods are called {max(names, key=names.count)!r}; each needs a name of its own")
     if noises < 1 or batch_size < 1:
-        raise InputError(f"noises and batch_size must be at least 1, not {noises} and {batch_size}")
+        raise InputError(f"num_images_per_prompt and batch_size must be at least 1, not {noises} and {batch_size}")
     if not 0 <= shard[0] < shard[1]:
         raise InputError(f"there is no shard {shard[0]}/{shard[1]}; the first of four is 0/4, the last 3/4")
     if categories is not None and len(categories) != len(prompts):

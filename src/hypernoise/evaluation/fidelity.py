@@ -1,11 +1,9 @@
-"""How varied pictures of a prompt are, and how far a set of pictures has moved from another, in a feature space.
+"""How varied the pictures of a prompt are, and how far one set of pictures is from another, in a feature space.
 
-All are functions of feature vectors [N, D], one per picture; `features.py` makes them.
+All take feature vectors [N, D], one per picture, as `features.py` makes them.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,17 +15,13 @@ def pairwise_similarity(features: np.ndarray) -> float:
     return float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
 
 
-def mean_squared_distance(vectors: Iterable[np.ndarray]) -> float | None:
-    """The mean over all pairs of vectors [D] of their squared distance, from one look at each; None of fewer than two.
+def mean_squared_distance(vectors: np.ndarray) -> float:
+    """The mean squared distance over all pairs of vectors [N, D]. Needs two.
 
-    By sum over pairs of |a − b|² = n·sum |a|² − |sum a|².
+    The sum over pairs of |a − b|² is N·sum |a|² − |sum a|².
     """
-    count, squares, total = 0, 0.0, np.zeros(1)
-    for vector in vectors:
-        vector = vector.astype(np.float64)
-        count, squares, total = count + 1, squares + float(vector @ vector), total + vector
-    if count < 2:
-        return None
+    count, total = len(vectors), vectors.sum(0, dtype=np.float64)
+    squares = float(np.square(vectors, dtype=np.float64).sum())
     return max(0.0, float(2 * (count * squares - total @ total) / (count * (count - 1))))
 
 

@@ -1,30 +1,33 @@
 """Benchmarks that ask questions of a picture: DPG-Bench, GenEval 2 and T2I-CompBench's attributes.
 
 Each prompt has questions, each question the answer that would be right; an asker gives P(that answer). How answers
-make a score differs, and is a row of `BENCHMARKS`:
+make a score differs, and is a row of `KINDS`:
 
 - dpg (ELLA, arXiv 2403.05135): the share of yes; a question whose parents do not count as yes counts as no.
-- geneval2 (arXiv 2512.16853): Soft-TIFA, the geometric mean of the probabilities; the arithmetic one is kept beside.
+- geneval2 (arXiv 2512.16853): Soft-TIFA, the geometric mean of the probabilities.
 - t2i-compbench (arXiv 2307.06350): BLIP-VQA, the product over the prompt's noun phrases.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hypernoise.errors import InputError, first_line
+import numpy as np
+import torch
+
+from hypernoise.errors import InputError
+from hypernoise.evaluation.benchmarks import Benchmark, Models
+from hypernoise.evaluation.geneval.requests import lines_of, text_of
+from hypernoise.evaluation.records import Judgement
 
 YES = "yes"
 MOST = 8  # noun phrases of a prompt that are asked for
-SPACY = "en_core_web_sm"
 LEAST = 1e-12  # a probability below it counts as this in a geometric mean
 
 
@@ -48,22 +51,25 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Kind:
     """How a benchmark's file is read, how its questions are put, and how probabilities make a picture's score.
 
     score: of the probabilities of an item's right answers; and what counts for each question in its category.
+    asker: the model that is asked unless another is named.
     """
 
+    name: str
     read: Callable[[Path], list[Item]]
     sentence: str
     score: Callable[[Item, Sequence[float]], tuple[float, list[float]]]
+    asker: str
 
 
 def read_dpg(file: Path) -> list[Item]:
     """dpg_bench.csv: a line per question, with the columns item_id, text, proposition_id, dependency,
     category_broad and question_natural_language. Every line counts (the official script skips the first)."""
     groups: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    reader = csv.DictReader(_text(file).splitlines(keepends=True))
+    reader = csv.DictReader(text_of(file, "questions").splitlines(keepends=True))
     needed = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
     lacking = [name for name in needed if name not in (reader.fieldnames or [])]
     if lacking:
@@ -91,22 +97,14 @@ def _dpg_item(file: Path, name: str, lines: list[tuple[int, dict[str, str]]]) ->
 def read_geneval2(file: Path) -> list[Item]:
     """geneval2_data.jsonl: {"prompt", "vqa_list": [[question, answer], ...], "skills": [...]} a line."""
     items = []
-    for number, line in enumerate(_text(file).splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON") from error
-        pairs, skills, prompt = (
-            (value.get("vqa_list"), value.get("skills"), value.get("prompt"))
-            if isinstance(value, dict)
-            else (None, None, None)
-        )
+    for number, value in lines_of(file, "questions"):
+        names = ("prompt", "vqa_list", "skills")
+        prompt, pairs, skills = (value.get(name) if isinstance(value, dict) else None for name in names)
         whole = isinstance(pairs, list) and isinstance(skills, list) and len(pairs) == len(skills) > 0
         if not (isinstance(prompt, str) and whole and all(_pair(pair) for pair in pairs or [])):
-            raise InputError(f"{where}: needs a prompt, a vqa_list of [question, answer], and as many skills")
+            raise InputError(
+                f"{file}, line {number}: needs a prompt, a vqa_list of [question, answer], and as many skills"
+            )
         questions = [Question(q, a, str(skill)) for (q, a), skill in zip(pairs or [], skills or [], strict=True)]
         items.append(Item(f"{len(items):05d}", prompt, tuple(questions)))
     return items
@@ -135,31 +133,15 @@ def phrases(prompt: str) -> list[str]:
     return kept or [prompt.strip()]
 
 
-def read_compbench(file: Path, cut: Callable[[str], list[str]] = phrases) -> list[Item]:
-    """T2I-CompBench's *_train.txt and *_val.txt: a prompt a line. Each noun phrase that `cut` gives is asked for,
-    of a prompt's first eight, as the official script does."""
+def read_compbench(file: Path) -> list[Item]:
+    """T2I-CompBench's *_train.txt and *_val.txt: a prompt a line. Each noun phrase is asked for, of a prompt's first
+    eight, as the official script does."""
     name = file.stem.removesuffix("_val").removesuffix("_train")
-    lines = [line.strip() for line in _text(file).splitlines()]
+    lines = [line.strip() for line in text_of(file, "questions").splitlines()]
     return [
-        Item(f"{i:05d}", line, tuple(Question(f"{phrase}?", YES, name) for phrase in cut(line)[:MOST]))
+        Item(f"{i:05d}", line, tuple(Question(f"{phrase}?", YES, name) for phrase in phrases(line)[:MOST]))
         for i, line in enumerate(line for line in lines if line)
     ]
-
-
-def read_compbench_spacy(file: Path) -> list[Item]:
-    """With spaCy's noun chunks, as T2I-CompBench's BLIP_vqa.py.
-
-    Raises:
-        InputError: spaCy or its model is not installed.
-    """
-    try:
-        language: Any = import_module("spacy").load(SPACY)
-    except (ImportError, OSError) as error:
-        raise InputError(
-            f"t2i-compbench-spacy needs spaCy with {SPACY}: pip install 'hypernoise[spacy]', then python -m spacy "
-            f"download {SPACY} ({first_line(error)})"
-        ) from error
-    return read_compbench(file, lambda prompt: [chunk.text for chunk in language(prompt).noun_chunks] or [prompt])
 
 
 def score_dpg(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
@@ -182,26 +164,71 @@ def score_product(item: Item, sure: Sequence[float]) -> tuple[float, list[float]
     return math.prod(sure), list(sure)
 
 
-BENCHMARKS = {
-    "dpg": Benchmark(read_dpg, "{} Please answer yes or no.", score_dpg),
-    "geneval2": Benchmark(read_geneval2, "{} Answer with one word.", score_soft),
-    "t2i-compbench": Benchmark(read_compbench, "{}", score_product),
-    "t2i-compbench-spacy": Benchmark(read_compbench_spacy, "{}", score_product),
+KINDS = {  # by the suffix of the benchmark's own file
+    ".csv": Kind("dpg", read_dpg, "{} Please answer yes or no.", score_dpg, "vqascore"),
+    ".jsonl": Kind("geneval2", read_geneval2, "{} Answer with one word.", score_soft, "vqascore"),
+    ".txt": Kind("t2i-compbench", read_compbench, "{}", score_product, "blip"),
 }
 
 
-def read_items(benchmark: str, file: Path) -> list[Item]:
-    """Raises InputError for a file that cannot be read, and names the line that is wrong."""
-    items = BENCHMARKS[benchmark].read(file)
+def read_items(file: Path) -> tuple[Kind, list[Item]]:
+    """Raises InputError for a file that is none of these, and names the line that is wrong."""
+    if file.suffix not in KINDS:
+        raise InputError(
+            "--prompts questions:FILE takes dpg_bench.csv, geneval2_data.jsonl or a T2I-CompBench *_val.txt, "
+            f"not {str(file)!r}"
+        )
+    kind = KINDS[file.suffix]
+    items = kind.read(file)
     if not items:
-        raise InputError(f"{file} holds no prompt of {benchmark}")
-    return items
+        raise InputError(f"{file} holds no prompt of {kind.name}")
+    return kind, items
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text") from error
+def benchmark(file: str, count: int, models: Models) -> Benchmark:
+    """The first `count` prompts of a benchmark's own file, 0: all, and a model that answers its questions."""
+    kind, items = read_items(Path(file))
+    items = items[: count or len(items)]
+    _by_prompt(items)
+
+    def load_judge(device: Any) -> QuestionJudge:
+        from hypernoise.evaluation.vqa_models import load
+
+        return QuestionJudge(kind, items, load(models.judge or kind.asker, device))
+
+    return Benchmark(
+        prompts=[item.prompt for item in items],
+        load_judge=None if models.judge == "none" else load_judge,
+        about={"benchmark": kind.name, "file": file, "count": len(items)},
+    )
+
+
+def _by_prompt(items: Sequence[Item]) -> dict[str, Item]:
+    """Raises InputError if one prompt comes with two sets of questions."""
+    found: dict[str, Item] = {}
+    for item in items:
+        if found.setdefault(item.prompt, item).questions != item.questions:
+            raise InputError(f"the prompt {item.prompt!r} stands twice in the file, with different questions")
+    return found
+
+
+class QuestionJudge:
+    """Asks a model every question of a prompt; the right answers' probabilities make the picture's score."""
+
+    def __init__(self, kind: Kind, items: Sequence[Item], asker: Any):
+        self.kind, self.asker, self.items = kind, asker, _by_prompt(items)
+        self.name = f"{kind.name} by {asker.name}"
+
+    def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
+        item = self.items[prompt]
+        sure = self.asker(torch.from_numpy(picture).permute(2, 0, 1), item.questions, self.kind.sentence)
+        score, counted = self.kind.score(item, sure)
+        parts: dict[str, list[float]] = {}
+        for question, value in zip(item.questions, counted, strict=True):
+            parts.setdefault(question.category, []).append(value)
+        asked = [
+            {"question": q.text, "answer": q.answer, "category": q.category, "probability": p}
+            for q, p in zip(item.questions, sure, strict=True)
+        ]
+        unsure = [q.text for q, p in zip(item.questions, sure, strict=True) if p <= 0.5]
+        return Judgement(score, note="; ".join([f"{score:.3f}", *unsure]), parts=parts, details=asked)

@@ -1,12 +1,12 @@
-"""What is kept of every picture of a comparison: a PNG each, and a JSON file per batch with what was measured."""
+"""What a comparison keeps of every picture: a PNG each, and a JSON file per batch with what was measured."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.rewards import opened
+from hypernoise.evaluation.pictures import opened
 from hypernoise.files import read_json, write_json
 from hypernoise.methods.base import Result, Spent
 from hypernoise.rewards.base import RewardFunction
@@ -25,42 +25,57 @@ from hypernoise.rewards.base import RewardFunction
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judge's word on one picture; `artefacts` is a share in [0, 1]."""
+    """A judge's verdict on one picture.
 
-    right: bool
-    artefacts: float
+    right: 0 or 1, or a degree in between.
+    artefacts: a share in [0, 1]; None from judges that do not measure them.
+    note: what is wrong, in a phrase.
+    parts: scores by category, from judges that have categories of their own.
+    details: what the judge saw, as JSON values.
+    """
+
+    right: float
+    artefacts: float | None = None
+    note: str = ""
+    parts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    details: Any = None
 
 
 Judge = Callable[[np.ndarray, str], Judgement]
-"""Of one picture, floats [H, W, 3] in [0, 1], and the prompt that was asked."""
+"""Takes one picture, floats [H, W, 3] in [0, 1], and the prompt that was asked for."""
 
-MEASURES = ("right", "artefacts", "reward", "watched", "kl")  # of each picture; null where it does not apply
+MEASURES = ("right", "artefacts", "reward", "validation_reward", "kl")  # of each picture, where they apply
 
 
 @dataclass(frozen=True)
 class Records:
-    """All that was found of one method at one number of steps.
+    """All that was found of one method at one number of inference steps.
 
-    values: of each of `MEASURES`, [prompts, noises], or None where it does not apply.
+    values: for each of `MEASURES`, [prompts, noises], or None where it does not apply.
     diversity: mean RMS distance between pixels of pictures of one prompt; None if there is one noise.
     files: the pictures, prompt after prompt, noise after noise.
+    pictures: what was kept of each, in the same order.
     """
 
     values: dict[str, np.ndarray | None]
     diversity: float | None
     files: list[Path]
     spent: Spent
+    pictures: list[dict[str, Any]] = field(default_factory=list)
 
 
 @torch.no_grad()
 def measure(
-    result: Result, prompts: Sequence[str], reward: RewardFunction, watched: RewardFunction | None, judge: Judge | None
+    result: Result,
+    prompts: Sequence[str],
+    reward: RewardFunction | None,
+    validation_reward: RewardFunction | None,
+    judge: Judge | None,
 ) -> list[dict[str, Any]]:
     """What is measured of each picture of a batch, whatever the method itself looked at."""
     texts = list(prompts)
-    scored = {"reward": reward(result.pixels, texts)}
-    if watched is not None:
-        scored["watched"] = watched(result.pixels, texts)
+    rewards = {"reward": reward, "validation_reward": validation_reward}
+    scored = {name: score(result.pixels, texts) for name, score in rewards.items() if score is not None}
     if result.kl is not None:
         scored["kl"] = result.kl
     columns = {name: scores.detach().float().cpu().tolist() for name, scores in scored.items()}
@@ -73,14 +88,14 @@ def measure(
         if result.prompts[i] != prompt:
             row["drawn_as"] = result.prompts[i]
         if judge is not None:
-            word = judge(result.pixels[i].permute(1, 2, 0).float().cpu().numpy(), prompt)
-            row |= {"right": float(word.right), "artefacts": word.artefacts}
+            verdict = dataclasses.asdict(judge(result.pixels[i].permute(1, 2, 0).float().cpu().numpy(), prompt))
+            row |= {name: value for name, value in verdict.items() if value not in (None, "", {})}
         rows.append(row)
     return rows
 
 
 def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], files: Sequence[str]) -> None:
-    """Writes a batch; its JSON file comes last, so that what is there is whole."""
+    """Writes a batch. Its JSON file comes last, so that a batch that has one is whole."""
     for pixels, name in zip(result.pixels, files, strict=True):
         picture(pixels).save(folder / name)
     pictures = [{"file": name, **row} for name, row in zip(files, rows, strict=True)]
@@ -88,7 +103,7 @@ def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], 
 
 
 def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
-    """Whether a batch was kept, and it and each of its pictures can be read: a file may be cut short or lost later."""
+    """Whether a batch was kept and can still be read, each of its pictures too."""
     if read_json(batch_file(folder, number)) is None:
         return False
     for name in files:
@@ -105,12 +120,12 @@ def batch_file(folder: Path, number: int) -> Path:
 
 
 def picture_file(index: int, noises: int) -> str:
-    """Prompt and noise, counted from 0."""
+    """The numbers of prompt and noise, from 0."""
     return f"{index // noises:04d}-{index % noises}.png"
 
 
 def picture(pixels: Tensor) -> Image.Image:
-    """Of [3, H, W] in [0, 1]."""
+    """From [3, H, W] in [0, 1]."""
     values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
@@ -127,7 +142,7 @@ def read(folder: Path, batches: int, noises: int) -> Records:
     }
     spent = sum((Spent(**part["spent"]) for part in parts), Spent())
     files = [folder / picture_file(index, noises) for index in range(len(pictures))]
-    return Records(values, _diversity(files, noises) if noises > 1 else None, files, spent)
+    return Records(values, _diversity(files, noises) if noises > 1 else None, files, spent, pictures)
 
 
 def distance(a: Path, b: Path) -> float:

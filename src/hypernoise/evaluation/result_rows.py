@@ -1,4 +1,4 @@
-"""Records as result rows: means, gains over plain, and their intervals over prompts."""
+"""Records as the rows of summary.json: means, gains over plain, and their intervals over prompts."""
 
 from __future__ import annotations
 
@@ -9,92 +9,81 @@ import numpy as np
 
 from hypernoise.evaluation.bootstrap import grouped_mean, interval
 from hypernoise.evaluation.records import Records
-
-POOLED = (
-    "score", "reward", "watched_reward", "kl", "artefacts", "diversity", "gain", "reward_gain", "denoiser_forwards",
-    "denoiser_backwards", "decodes", "reward_calls", "seconds_per_image",
-)  # fmt: skip
-
+from hypernoise.methods.base import Spent
 
 FIELDS = (
-    "method", "steps", "score", "score_ci95", "categories", "reward", "watched_reward", "kl", "artefacts", "diversity",
-    "gain", "gain_ci95", "reward_gain", "reward_gain_ci95", "denoiser_forwards", "denoiser_backwards", "decodes",
-    "reward_calls", "seconds_per_image", "peak_bytes", "images",
+    "method", "inference_steps", "score", "score_ci95", "categories", "reward", "validation_reward", "kl", "artefacts",
+    "diversity", "gain", "gain_ci95", "reward_gain", "reward_gain_ci95", "denoiser_forwards", "denoiser_backwards",
+    "decodes", "reward_calls", "seconds_per_image", "peak_bytes", "images",
 )  # fmt: skip
+COSTS = ("denoiser_forwards", "denoiser_backwards", "decodes", "reward_calls")
 
 
 def empty_row(method: str) -> dict[str, Any]:
-    """A row of which nothing is known but a name; `categories` is empty."""
+    """A row of which nothing is known but its name."""
     return {**dict.fromkeys(FIELDS), "method": method, "categories": {}}
 
 
-def result_row(method: str, steps: int, found: Records, base: Records | None, categories: np.ndarray) -> dict[str, Any]:
-    """A row of summary.json's results, with gains over `base` prompt by prompt; what does not apply is None.
+def result_row(
+    method: str,
+    inference_steps: int,
+    found: Records | Sequence[Records],
+    base: Records | None,
+    categories: np.ndarray,
+) -> dict[str, Any]:
+    """A row of summary.json's results, with gains over `base` prompt by prompt. What does not apply is None.
 
-    Calls and seconds are means per picture. `kl` is in nats. `categories` [prompts].
+    Args:
+        found: one method's records, or those of several training runs: the row then has their means, its intervals
+            resample runs as well as prompts, and `runs` holds each run's own row.
+        categories: [prompts]. The score is the mean over categories.
+
+    Calls and seconds are per picture, `kl` is in nats.
     """
-    values = found.values
-    right = _by_prompt(found, "right")
-    rewards = values["reward"]
-    assert rewards is not None  # always measured
-    count = rewards.size
-    return {
-        "method": method,
-        "steps": steps,
-        "score": None if right is None else grouped_mean(right, categories),
-        "score_ci95": None if right is None else interval(right, categories),
-        "categories": {}
-        if right is None
-        else {str(name): float(right[categories == name].mean()) for name in dict.fromkeys(categories)},
-        "reward": float(rewards.mean()),
-        "watched_reward": _mean(values["watched"]),
-        "kl": _mean(values["kl"]),
-        "artefacts": _mean(values["artefacts"]),
-        "diversity": found.diversity,
-        **_gain("gain", "right", found, base, categories),
-        **_gain("reward_gain", "reward", found, base, np.zeros(len(categories))),
-        "denoiser_forwards": found.spent.denoiser_forwards / count,
-        "denoiser_backwards": found.spent.denoiser_backwards / count,
-        "decodes": found.spent.decodes / count,
-        "reward_calls": found.spent.reward_calls / count,
-        "seconds_per_image": found.spent.seconds / count,
-        "peak_bytes": found.spent.peak_bytes,
+    runs = [found] if isinstance(found, Records) else list(found)
+    groups, everything = categories, np.zeros(len(categories))
+    right, count = by_prompt(runs, "right"), sum(len(run.pictures) for run in runs)
+    spent = sum((run.spent for run in runs), Spent())
+    varied = [run.diversity for run in runs if run.diversity is not None]
+    row = {
+        **empty_row(method),
+        "inference_steps": inference_steps,
+        "categories": _categories(runs, right, groups),
+        "diversity": float(np.mean(varied)) if varied else None,
+        **{name: getattr(spent, name) / count for name in COSTS},
+        "seconds_per_image": spent.seconds / count,
+        "peak_bytes": spent.peak_bytes,
         "images": count,
     }
+    for name in ("reward", "validation_reward", "kl", "artefacts"):
+        values = [value for run in runs if (value := run.values[name]) is not None]
+        row[name] = float(np.mean(values)) if len(values) == len(runs) else None
+    if right is not None:
+        row |= {"score": grouped_mean(right.mean(0), groups), "score_ci95": interval(right, groups)}
+    if base is not None and any(run is not base for run in runs):
+        for measure, name, own in (("right", "gain", groups), ("reward", "reward_gain", everything)):
+            ours, plain = by_prompt(runs, measure), by_prompt([base], measure)
+            if ours is not None and plain is not None:
+                row |= {name: grouped_mean((ours - plain).mean(0), own), f"{name}_ci95": interval(ours - plain, own)}
+    if not isinstance(found, Records):
+        row["runs"] = [result_row(method, inference_steps, run, base, categories) for run in runs]
+    return row
 
 
-def pooled_row(
-    method: str, steps: int, runs: Sequence[Records], base: Records, categories: np.ndarray
-) -> dict[str, Any]:
-    """One row of several training runs: means over runs; intervals resample runs and prompts. `runs` has each."""
-    rows = [result_row(method, steps, run, base, categories) for run in runs]
-    row: dict[str, Any] = {**rows[0], "images": sum(one["images"] for one in rows)}
-    for name in POOLED:
-        row[name] = None if rows[0][name] is None else float(np.mean([one[name] for one in rows]))
-    row["categories"] = {name: float(np.mean([one["categories"][name] for one in rows])) for name in row["categories"]}
-    for measure, gain, groups in (("right", "gain", categories), ("reward", "reward_gain", np.zeros(len(categories)))):
-        plain, ours = _by_prompt(base, measure), [_by_prompt(run, measure) for run in runs]
-        if plain is None:
-            continue
-        stacked = np.stack([values for values in ours if values is not None])
-        row[f"{gain}_ci95"] = interval(stacked - plain, groups)
-        if measure == "right":
-            row["score_ci95"] = interval(stacked, groups)
-    return {**row, "runs": rows}
+def by_prompt(runs: Sequence[Records], measure: str) -> np.ndarray | None:
+    """[runs, prompts], each the mean over its noises; None where the measure does not apply."""
+    values = [value.mean(1) for run in runs if (value := run.values[measure]) is not None]
+    return np.stack(values) if len(values) == len(runs) else None
 
 
-def _gain(name: str, measure: str, found: Records, base: Records | None, groups: np.ndarray) -> dict[str, Any]:
-    ours, plain = _by_prompt(found, measure), None if base is None else _by_prompt(base, measure)
-    if ours is None or plain is None or base is found:
-        return {name: None, f"{name}_ci95": None}
-    return {name: grouped_mean(ours - plain, groups), f"{name}_ci95": interval(ours - plain, groups)}
-
-
-def _by_prompt(found: Records, measure: str) -> np.ndarray | None:
-    """[prompts], the mean over noises."""
-    values = found.values[measure]
-    return None if values is None else values.mean(1)
-
-
-def _mean(values: np.ndarray | None) -> float | None:
-    return None if values is None else float(values.mean())
+def _categories(runs: Sequence[Records], right: np.ndarray | None, groups: np.ndarray) -> dict[str, float]:
+    """The score of each category: the judge's own categories if it has any, else the prompts'."""
+    parts: dict[str, list[float]] = {}
+    for picture in (picture for run in runs for picture in run.pictures):
+        for name, scores in picture.get("parts", {}).items():
+            parts.setdefault(name, []).extend(scores)
+    if parts:
+        return {name: float(np.mean(scores)) for name, scores in parts.items()}
+    if right is None:
+        return {}
+    return {str(name): float(right[:, groups == name].mean()) for name in dict.fromkeys(groups.tolist())}

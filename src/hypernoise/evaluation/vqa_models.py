@@ -34,12 +34,12 @@ def load(name: str, device: torch.device | str) -> Asker:
     """A reward of `rewards.vqa` by its name, or the BLIP of a Hub repository or folder ("blip": the usual one).
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights that are missing or do not fit.
     """
     if name in vqa.VLMS:
         return LlavaAsker(vqa.load(name, RewardSettings()), device)
     source = BLIP if name == "blip" else name
-    model = pretrained(BlipForQuestionAnswering, source, "asker", "BLIP", device)
+    model = pretrained(BlipForQuestionAnswering, source, "judge", "BLIP", device)
     return BlipAsker(model, load_tokenizer(source), source)
 
 
@@ -80,7 +80,7 @@ class BlipAsker:
     def __call__(self, picture: Tensor, questions: Sequence[Question], sentence: str) -> list[float]:
         odd = [question.answer for question in questions if question.answer.lower() != YES]
         if odd:
-            raise InputError(f"asker {self.name} answers yes or no only, and a right answer is {odd[0]!r}")
+            raise InputError(f"judge {self.name} answers yes or no only, and a right answer is {odd[0]!r}")
         model, device = self.model, self.model.device
         seen = model.vision_model(normalise(self.resize(picture[None].to(device)), CLIP_MEAN, CLIP_STD))[0]
         found = []

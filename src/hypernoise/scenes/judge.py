@@ -9,13 +9,12 @@ djghosh13/geneval, evaluation/evaluate_images.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from hypernoise.scenes.world import CATEGORIES, COLORS, RADII, SHAPES, Request, plural, relation_between
+from hypernoise.scenes.world import COLORS, RADII, SHAPES, Request, plural, relation_between
 
 # Distances between colours are Euclidean in RGB, each channel in [0, 1]; the two nearest in the palette are 0.30 apart.
 LIGHT = 0.7  # a pixel is light if its darkest channel exceeds this (no palette colour's exceeds 0.24)
@@ -215,19 +214,3 @@ def _first_fault(found: tuple[Found, ...], request: Request) -> str:
 
 def _noun(shape: str, count: int) -> str:
     return shape if count == 1 else plural(shape)
-
-
-def score(verdicts: Sequence[tuple[Request, Verdict]]) -> dict:
-    """Accuracy per category, their unweighted mean as `score`, and mean artefacts; ValueError if empty.
-
-    The mean is over the categories that occur.
-    """
-    if not verdicts:
-        raise ValueError("there are no verdicts to score")
-    categories = {}
-    for category in CATEGORIES:
-        correct = [verdict.correct for request, verdict in verdicts if request.category == category]
-        if correct:
-            categories[category] = float(np.mean(correct))
-    artefacts = float(np.mean([verdict.artefacts for _, verdict in verdicts]))
-    return {"score": float(np.mean(list(categories.values()))), "categories": categories, "artefacts": artefacts}

@@ -1,26 +1,18 @@
 """The scenes reward: a matcher in which words look at the picture, BLIP's image-text matching at miniature size.
 
-Its weights come with the package; `dev/scenes/reward.py` made them from drawn pictures. It reads pictures of the
-world's size.
+Its weights come with the package; `dev/scenes/` has how it was built and trained on drawn pictures. It reads pictures
+of the world's size.
 """
 
 from __future__ import annotations
 
-# transformers' configurations are built from keywords that its stubs do not name
-# pyright: reportCallIssue=false, reportArgumentType=false
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    BlipConfig,
-    BlipForImageTextRetrieval,
-    BlipTextConfig,
-    BlipVisionConfig,
-    CLIPTokenizer,
-)
+from transformers import BlipForImageTextRetrieval, CLIPTokenizer
 
 from hypernoise.errors import InputError
 from hypernoise.generators.text_cache import Remembered
@@ -30,47 +22,10 @@ from hypernoise.rewards.network import prepared
 from hypernoise.rewards.text import Windows, combined
 from hypernoise.scenes.world import SIZE
 
-WIDTH, PATCH = 128, 8
-PLACES_SEEN = 10  # times the usual start of the position embeddings, which a patch's colours would drown
 LONGEST = 24  # tokens, start and end marks included
 SOFTNESS = 0.1  # of the soft minimum over a long prompt's windows, in scores
 TEMPERATURE = 3  # of P(matches): the log-odds are sure enough that a wrong picture would have no slope left to climb
 WEIGHTS = Path(str(files("hypernoise").joinpath("scenes/weights")))
-
-
-def build_matcher(tokenizer: CLIPTokenizer, layers: int = 2) -> BlipForImageTextRetrieval:
-    """Words that attend to the picture's patches, and a matched-or-not head (BLIP's ITM, arXiv 2201.12086)."""
-    size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
-    text = BlipTextConfig(
-        **size,
-        num_hidden_layers=3,
-        encoder_hidden_size=WIDTH,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=LONGEST,
-        is_decoder=True,  # what gives BLIP's layers their attention to the picture; the words still see each other
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        **_marks(tokenizer),
-    )
-    vision = BlipVisionConfig(
-        **size,
-        num_hidden_layers=layers,
-        image_size=SIZE,
-        patch_size=PATCH,
-        initializer_range=0.02,  # the default, 1e-10, is for weights that are loaded, and hardly trains
-    )
-    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), image_text_hidden_size=WIDTH)
-    model = BlipForImageTextRetrieval(config)
-    model.vision_model.embeddings.position_embedding.data.mul_(PLACES_SEEN)
-    return model
-
-
-def _marks(tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    return {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
 
 
 def matcher_pictures(model: BlipForImageTextRetrieval, pixels: Tensor) -> Tensor:

@@ -5,17 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hypernoise.cli import main
 from hypernoise.errors import InputError
+from hypernoise.evaluation.benchmarks import Models, load_benchmark
 from hypernoise.evaluation.geneval import official
-from hypernoise.evaluation.geneval.requests import TAGS, read_requests
+from hypernoise.evaluation.geneval.requests import TAGS, parse_lines
 
 
 @pytest.fixture
-def requests(tmp_path, capsys):
-    assert main(["prompts", "fetch", "geneval", "--output", str(tmp_path / "deep" / "geneval.jsonl")]) == 0
-    assert official.SHA256 in capsys.readouterr().out
-    return read_requests(tmp_path / "deep" / "geneval.jsonl")
+def requests():
+    return parse_lines(official.metadata(), "geneval")
 
 
 def test_the_benchmarks_prompts(requests):
@@ -53,16 +51,17 @@ def test_another_draw_is_noticed(monkeypatch):
         official.metadata()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["fetch", "genevl"], "unknown prompt set 'genevl'; did you mean 'geneval'"),
-        (["get", "geneval"], "unknown action 'get'"),
-        (["fetch", "geneval", "--output", "."], "is a folder; --output names the file"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(capsys, arguments, message):
-    assert main(["prompts", *arguments]) == 2
-    told = capsys.readouterr().err.strip()
-    assert message in told
-    assert "\n" not in told
+def test_the_benchmark_takes_the_first_of_each_category():
+    asked = load_benchmark("geneval", 2, Models(judge="none"))
+    assert (len(load_benchmark("geneval").prompts), len(asked.prompts)) == (553, 12)
+    assert asked.categories == [tag for tag in TAGS for _ in range(2)]
+    assert asked.load_judge is None
+
+
+def test_a_prompt_with_two_meanings_is_refused(tmp_path):
+    lines = [
+        {"tag": "colors", "include": [{"class": name, "count": 1}], "prompt": "a thing"} for name in ("cat", "dog")
+    ]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="'a thing' stands twice in the metadata, with different meanings"):
+        load_benchmark(f"geneval:{tmp_path / 'metadata.jsonl'}")

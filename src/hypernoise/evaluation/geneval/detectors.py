@@ -1,54 +1,49 @@
-"""The contract of a detector: what a picture shows, for a request; and the one of transformers' models."""
+"""The contract of a detector: what a picture shows, for a request. And the one made of transformers' models."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval import colors, mask2former
 from hypernoise.evaluation.geneval.requests import Request
 from hypernoise.evaluation.geneval.rules import Detection, deciding_colors, kept
-from hypernoise.evaluation.rewards import read_picture
+
+MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 
 
 class Detector(Protocol):
-    """`name` stands for all that decides what is found: kept detections are recognised by it.
+    """`name` stands for all that decides what is found: kept detections are recognised by it."""
 
-    label: what results are called, such as geneval-hf: other detectors, other numbers.
-    classes: of objects it can find.
-    """
+    name: str
 
     @property
-    def name(self) -> str: ...
+    def classes(self) -> Collection[str]:
+        """The objects that it can find."""
+        ...
 
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def classes(self) -> frozenset[str]: ...
-
-    def __call__(self, file: Path, request: Request) -> list[Detection]:
-        """Everything found in a picture, with colours where they decide. InputError for a picture that is none."""
+    def __call__(self, pixels: Tensor, request: Request) -> list[Detection]:
+        """Everything found in pixels [3, H, W] in [0, 1], with colours where they decide."""
         ...
 
 
-def lacking_classes(detector: Detector, requests: Iterable[Request]) -> list[str]:
-    """What requests ask for and the detector does not know."""
-    return sorted({name for request in requests for name in request.names} - detector.classes)
+def lacking_classes(classes: Collection[str], requests: Iterable[Request]) -> list[str]:
+    """What requests ask for and is not among the classes."""
+    return sorted({name for request in requests for name in request.names} - set(classes))
 
 
 def check_classes(detector: Detector, requests: Iterable[Request]) -> None:
     """Raises InputError if a request asks for a class that the detector does not know."""
-    lacking = lacking_classes(detector, requests)
+    lacking = lacking_classes(detector.classes, requests)
     if lacking:
         some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise InputError(
-            f"detector {detector.name} knows no {some} ({len(lacking)} of the classes that the prompts ask for); "
+            f"detector {detector.name} does not know {some} ({len(lacking)} of the classes that the prompts ask for); "
             f"it knows {len(detector.classes)}, such as {', '.join(sorted(detector.classes)[:5])}"
         )
 
@@ -56,18 +51,14 @@ def check_classes(detector: Detector, requests: Iterable[Request]) -> None:
 class HfDetector:
     """Mask2Former for objects and CLIP for their colours."""
 
-    label = "geneval-hf"
-
     def __init__(self, objects: mask2former.Mask2Former, painter: colors.ClipColors):
         self.objects, self.painter = objects, painter
         self.name = f"{objects.name} + {painter.name}"
         self.classes = frozenset(objects.labels)
 
-    def __call__(self, file: Path, request: Request) -> list[Detection]:
-        pixels = read_picture(file)
+    def __call__(self, pixels: Tensor, request: Request) -> list[Detection]:
         found = self.objects(pixels)
-        detections = [detection for detection, _ in found]
-        deciding = deciding_colors(request, kept(detections, request.tag))
+        deciding = deciding_colors(request, kept([detection for detection, _ in found], request.tag))
         painted = []
         for detection, mask in found:
             color = self.painter(pixels, detection, mask) if detection in deciding else None
@@ -76,4 +67,9 @@ class HfDetector:
 
 
 def load(objects: str, painter: str, device: torch.device | str) -> HfDetector:
-    return HfDetector(mask2former.load(objects, device), colors.load(painter, device))
+    """From Hub repositories or folders; empty names stand for the usual models.
+
+    Raises:
+        InputError: weights that are missing or do not fit.
+    """
+    return HfDetector(mask2former.load(objects or MASK2FORMER, device), colors.load(painter or CLIP, device))

@@ -19,7 +19,7 @@ from typing import Any
 from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval.names import benchmark_name
 from hypernoise.evaluation.geneval.picture_folder import Sample
-from hypernoise.evaluation.geneval.requests import COLORS, Request
+from hypernoise.evaluation.geneval.requests import COLORS, lines_of
 from hypernoise.evaluation.geneval.rules import Detection, Verdict, kept
 from hypernoise.files import write_text
 
@@ -32,7 +32,7 @@ def as_json(detections: Sequence[Detection]) -> list[dict[str, Any]]:
 
 
 def from_json(objects: Any) -> list[Detection]:
-    """Raises InputError for what is no list of detections."""
+    """Raises InputError for anything but a list of detections."""
     if not isinstance(objects, list):
         raise InputError("its 'objects' must be a list of detections")
     return [_detection(one, number) for number, one in enumerate(objects)]
@@ -41,15 +41,13 @@ def from_json(objects: Any) -> list[Detection]:
 def _detection(one: Any, number: int) -> Detection:
     if not isinstance(one, dict) or not isinstance(one.get("class"), str):
         raise InputError(f"object {number} has no 'class'")
-    box: Any = one.get("box")
-    score: Any = one.get("score")
-    color: Any = one.get("color")
+    box, score, color, where = one.get("box"), one.get("score"), one.get("color"), f"object {number} ({one['class']})"
     if not (isinstance(box, list) and len(box) == 4 and all(_finite(side) for side in box)):
-        raise InputError(f"object {number} ({one['class']}): 'box' must be [left, top, right, bottom], not {box!r}")
+        raise InputError(f"{where}: 'box' must be [left, top, right, bottom], not {box!r}")
     if not _finite(score):
-        raise InputError(f"object {number} ({one['class']}): 'score' must be a number, not {score!r}")
+        raise InputError(f"{where}: 'score' must be a number, not {score!r}")
     if color is not None and color not in COLORS:
-        raise InputError(f"object {number} ({one['class']}): 'color' must be one of {', '.join(COLORS)}, not {color!r}")
+        raise InputError(f"{where}: 'color' must be one of {', '.join(COLORS)}, not {color!r}")
     left, top, right, bottom = (float(side) for side in box)
     return Detection(one["class"], (left, top, right, bottom), float(score), color)
 
@@ -58,59 +56,37 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class FileDetector:
+class FileDetections:
     """Detections from a file instead of a model: the rules run on them alone.
 
-    Classes that the benchmark calls otherwise are renamed, except for prompts that ask for them by the file's word.
+    Classes that the benchmark calls something else are renamed, except for prompts that ask for them by the file's
+    word.
     """
 
-    label = "geneval-file"
-
-    def __init__(self, file: Path, album: Path):
-        self.name, self.album = str(file), album
-        self.lines = _read_lines(file)
-        self.words = {
-            one["class"]
-            for objects in self.lines.values()
-            if isinstance(objects, list)
-            for one in objects
-            if isinstance(one, dict) and isinstance(one.get("class"), str)
-        }
+    def __init__(self, file: Path):
+        self.name = str(file)
+        self.lines: dict[str, Any] = {}
+        for number, value in lines_of(file, "detections"):
+            if not (isinstance(value, dict) and isinstance(value.get("file"), str)):
+                raise InputError(f"detections {file}, line {number}: no 'file', such as 00000/samples/00000.png")
+            self.lines[value["file"]] = value.get("objects")
+        objects = [one for line in self.lines.values() if isinstance(line, list) for one in line]
+        self.words = {one["class"] for one in objects if isinstance(one, dict) and isinstance(one.get("class"), str)}
 
     @property
     def classes(self) -> frozenset[str]:
-        """Those that occur, by the file's word and by the benchmark's; an absent one may have been nowhere found."""
+        """Those that occur, in the file's words and in the benchmark's."""
         return frozenset(self.words | {benchmark_name(word, self.words) for word in self.words})
 
-    def __call__(self, file: Path, request: Request) -> list[Detection]:
-        name = file.relative_to(self.album).as_posix()
-        if name not in self.lines:
+    def __call__(self, sample: Sample) -> list[Detection]:
+        if sample.name not in self.lines:
             raise InputError(f"{self.name} has no detections of it")
         return [
-            one if one.name in request.names else dataclasses.replace(one, name=benchmark_name(one.name, self.words))
-            for one in from_json(self.lines[name])
+            one
+            if one.name in sample.request.names
+            else dataclasses.replace(one, name=benchmark_name(one.name, self.words))
+            for one in from_json(self.lines[sample.name])
         ]
-
-
-def _read_lines(file: Path) -> dict[str, Any]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"detections {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"detections {file} is not UTF-8 text") from error
-    found: dict[str, Any] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"detections {file}, line {number}: not JSON") from error
-        if not (isinstance(value, dict) and isinstance(value.get("file"), str)):
-            raise InputError(f"detections {file}, line {number}: no 'file', such as 00000/samples/00000.png")
-        found[value["file"]] = value.get("objects")
-    return found
 
 
 def write_detections(file: Path, found: Sequence[tuple[Sample, list[Detection]]]) -> None:

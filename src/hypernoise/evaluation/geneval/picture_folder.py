@@ -16,33 +16,23 @@ from pathlib import Path
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval.requests import Request, read_requests
+from hypernoise.evaluation.pictures import Broken, Picture
 from hypernoise.files import write_text
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A picture of the `number`-th prompt; `name` is its path in the album, with slashes."""
+class Sample(Picture):
+    """A picture with what its prompt asks for."""
 
-    number: int
     request: Request
-    file: Path
-    name: str
-
-
-@dataclass(frozen=True)
-class Broken:
-    """What could not be judged, and why: it costs itself, not the run."""
-
-    name: str
-    why: str
 
 
 def write_album(
     folder: Path, requests: Sequence[Request], pictures: Sequence[Sequence[Path]], source: str
 ) -> list[Sample]:
-    """Lays out each request's pictures, as hard links where the file system has them, else copies.
+    """Lays out each request's pictures, as hard links where the file system has them, else as copies.
 
-    `source` names what drew them and stands in source.txt: an album of another source in this place is removed.
+    `source` names what drew them and is noted in source.txt: an album of another source in this place is removed.
 
     Raises:
         InputError: the folder holds something that this function did not write.
@@ -51,7 +41,7 @@ def write_album(
     if mark.exists() and mark.read_text() != source:
         shutil.rmtree(folder)
     if folder.exists() and not mark.exists():
-        raise InputError(f"{folder} holds something else; choose another --output")
+        raise InputError(f"{folder} holds something else; choose another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(mark, source)
     samples = []
@@ -60,9 +50,8 @@ def write_album(
         (place / "samples").mkdir(parents=True, exist_ok=True)
         write_text(place / "metadata.jsonl", json.dumps(request.source))
         for index, file in enumerate(files):
-            sample = Sample(
-                number, request, place / "samples" / f"{index:05d}.png", f"{number:05d}/samples/{index:05d}.png"
-            )
+            name = f"{number:05d}/samples/{index:05d}.png"
+            sample = Sample(name, folder / name, request.prompt, number, request)
             if not sample.file.exists():
                 _link(file, sample.file)
             samples.append(sample)
@@ -80,17 +69,25 @@ def _link(file: Path, name: Path) -> None:
         os.replace(part, name)
 
 
-def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
-    """The pictures of a folder, prompt by prompt; and what is half-finished there.
+def is_album(folder: Path) -> bool:
+    """Whether a folder is laid out so: it has folders with numbers for names."""
+    return any(_places(folder))
 
-    Prompts of which some pictures are missing, by what most prompts have, are told, and judged by those there are.
+
+def _places(folder: Path) -> list[Path]:
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted((place for place in there if place.is_dir() and place.name.isdigit()), key=_number)
+
+
+def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
+    """The pictures of a folder, prompt by prompt, and what is half-finished there.
+
+    Prompts with fewer pictures than most are reported, and judged by those they have.
 
     Raises:
         InputError: no folder, or none with a number for a name.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
-    places = sorted((place for place in folder.iterdir() if place.is_dir() and place.name.isdigit()), key=_number)
+    places = _places(folder)
     if not places:
         raise InputError(f"{folder} is not in GenEval's layout: it has no folder such as 00000")
     samples: list[Sample] = []
@@ -107,7 +104,9 @@ def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
         files = sorted((f for f in there if re.fullmatch(r"\d+\.png", f.name)), key=_number)
         counts[place.name] = len(files)
         others[place.name] = sorted(f.name for f in there if f not in files)
-        samples += [Sample(_number(place), request, file, f"{place.name}/samples/{file.name}") for file in files]
+        samples += [
+            Sample(f"{place.name}/samples/{file.name}", file, request.prompt, _number(place), request) for file in files
+        ]
     usual = max(counts.values(), key=list(counts.values()).count, default=0)
     for name, count in counts.items():
         if count < usual or count == 0:
@@ -119,7 +118,7 @@ def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
 def _request(place: Path) -> Request:
     file = place / "metadata.jsonl"
     if not file.is_file():
-        raise InputError(f"{file} is missing: the pictures cannot be judged without their prompt's metadata")
+        raise InputError(f"{file} is missing: without their metadata the pictures cannot be judged")
     requests = read_requests(file)
     if len(requests) != 1:
         raise InputError(f"{file} holds {len(requests)} prompts instead of one")

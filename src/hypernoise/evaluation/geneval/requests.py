@@ -68,31 +68,39 @@ def parse(source: Any, where: str) -> Request:
 
 def read_requests(file: Path) -> list[Request]:
     """Every prompt of a metadata file. Raises InputError naming the line."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"metadata {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"metadata {file} is not UTF-8 text") from error
-    return parse_lines(text, str(file))
+    return parse_lines(text_of(file, "metadata"), str(file))
 
 
 def parse_lines(text: str, where: str) -> list[Request]:
     """Every prompt of a metadata file's text."""
-    requests = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            requests.append(parse(_json(line, f"{where}, line {number}"), f"{where}, line {number}"))
+    requests = [parse(value, f"{where}, line {number}") for number, value in _json_lines(text, where)]
     if not requests:
         raise InputError(f"metadata {where} holds no prompt; it needs a JSON object a line")
     return requests
 
 
-def _json(text: str, where: str) -> Any:
+def lines_of(file: Path, kind: str) -> list[tuple[int, Any]]:
+    """The number and value of every line of a JSON lines file. Raises InputError naming the line."""
+    return _json_lines(text_of(file, kind), f"{kind} {file}")
+
+
+def text_of(file: Path, kind: str) -> str:
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON") from error
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{kind} {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{kind} {file} is not UTF-8 text") from error
+
+
+def _json_lines(text: str, where: str) -> list[tuple[int, Any]]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            found += [(number, json.loads(line))] if line.strip() else []
+        except ValueError as error:
+            raise InputError(f"{where}, line {number}: not JSON") from error
+    return found
 
 
 def _parts(source: dict[str, Any], name: str, where: str) -> list[Any]:

@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from hypernoise.commands.geneval_scenes import ScenesDetector, as_detection, as_request, requests
 from hypernoise.evaluation.geneval.rules import judge, kept, relations
 from hypernoise.generators.registry import load_generator
-from hypernoise.scenes.judge import detect
 from hypernoise.scenes.judge import judge as judged
 from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import SIZE, draw, relation_between, sample_scene
+from tests.scenes.as_geneval import as_detection, as_request
 
 
 def both(pixels, asked):
@@ -95,30 +93,3 @@ def as_detection_at(x, y, width, height):
     from hypernoise.scenes.judge import Found
 
     return as_detection(Found("circle", "red", x, y, width, height, 100), SIZE * SIZE)
-
-
-def test_the_detector_reads_pictures_and_gives_the_larger_first(tmp_path):
-    request = next(request for request in evaluation_requests(50) if request.category == "color_attr")
-    pixels = draw(sample_scene(request, np.random.default_rng(1)))
-    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(tmp_path / "0.png")
-    seen = ScenesDetector()(tmp_path / "0.png", as_request(request))
-    areas = {(found.shape, found.color): found.area for found in detect(pixels)[0]}
-    assert {(one.name, one.color) for one in seen} == set(areas)
-    surest = max(seen, key=lambda one: one.score)
-    assert areas[surest.name, surest.color] == max(areas.values())
-    assert all(one.score > 0.9 for one in seen)
-
-
-def test_the_requests_say_what_the_captions_ask():
-    found = requests(2)
-    assert len(found) == 12
-    by_tag = {request.tag: request for request in found}
-    position = by_tag["position"]
-    first, second = position.include
-    assert position.prompt == f"{phrase(second.name)} {second.relation} {phrase(first.name)}"
-    counting = by_tag["counting"]
-    assert counting.exclude[0].count == counting.include[0].count + 1
-
-
-def phrase(noun):
-    return f"a {noun}"

@@ -1,0 +1,194 @@
+"""`hypernoise score DIR`: pictures that are there, by rewards, GenEval's rules, and their variety."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tyro
+
+from hypernoise.errors import InputError, at_least_one
+from hypernoise.training.config import Weights
+
+
+@dataclass(frozen=True)
+class Score:
+    """Measure folders of pictures: variety over seeds, rewards, GenEval, and the distance from the first folder.
+
+    Takes what hypernoise generate wrote, a folder of methods/ that hypernoise evaluate wrote, GenEval's layout
+    (00000/metadata.jsonl, 00000/samples/00000.png), or any folder with --prompts. Gains are over the first folder, on
+    the pictures of the same names. Writes summary.json, report.html and scores.csv to --output-dir.
+    """
+
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
+    """Folders of pictures; the first is the base."""
+    prompts: str = ""
+    """A text file, a prompt per picture in the order of their names, for folders that do not name them."""
+    rewards: Weights = field(default_factory=dict)
+    """Rewards or ensembles, and their weights in the total; weights are downloaded when first named."""
+    features: str = "pixels"
+    """What similarity, vendi, frechet and kernel are measured in: the picture itself at 16 x 16, or a DINOv2 such as
+    facebook/dinov2-base, on the Hub (downloaded when first used) or in a folder."""
+    lpips: bool = False
+    """Mean LPIPS between pictures of one prompt; its two files are downloaded when first used."""
+    lpips_weights: Path | None = None
+    """A folder with those files under their published names, instead of a download."""
+    geneval: bool = False
+    """Judge pictures in GenEval's layout by its rules; detector and CLIP are downloaded when first used."""
+    judge: str = ""
+    """GenEval's detector: a Mask2Former on the Hub or in a folder; empty: the Swin-S trained on COCO."""
+    colors: str = ""
+    """A CLIP on the Hub or in a folder, which names the colours of what the detector finds; empty: ViT-L/14."""
+    detections: Path | None = None
+    """GenEval without a model: take the objects from this file, a JSON object per picture."""
+    long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
+    """Prompts beyond a reward's text encoder: cut them (reported once, counted), or score windows that fit."""
+    batch_size: int = 16
+    shard: str = ""
+    """k/n: this process looks for the objects of every n-th picture from the k-th on; all write to the same
+    --output-dir."""
+    output_dir: Path = Path("runs/score")
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU) or a torch device."""
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        return tyro.cli(cls, args=arguments, prog="hypernoise score")
+
+    def run(self) -> int:
+        shard = self._checked()
+        from tqdm import tqdm
+
+        from hypernoise.commands.common import (
+            left_to_others,
+            tell_broken,
+            tell_cut_prompts,
+            write_report,
+            write_summary,
+        )
+        from hypernoise.evaluation import features, lpips
+        from hypernoise.evaluation.geneval.picture_folder import is_album, read_album
+        from hypernoise.evaluation.measures import measured, measured_row, write_scores
+        from hypernoise.evaluation.pictures import pictures_in
+        from hypernoise.evaluation.result_rows import empty_row
+        from hypernoise.evaluation.tables import score_tables
+        from hypernoise.files import output_folder
+        from hypernoise.generators.registry import pick_device
+        from hypernoise.rewards.base import RewardSettings
+        from hypernoise.rewards.ensemble import WeightedSum
+
+        device, judging = pick_device(self.device), self.geneval or self.detections is not None
+        albums = [
+            read_album(Path(folder))
+            if judging or is_album(Path(folder))
+            else (pictures_in(Path(folder), self.prompts), [])
+            for folder in self.folders
+        ]
+        self._check_pairs(albums)
+        settings = RewardSettings(self.long_prompts)
+        reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
+        seen = features.load(self.features, device)
+        perceptual = lpips.load(self.lpips_weights, device) if self.lpips else None
+        look, about = self._look(albums, device) if judging else (None, {})
+        output_folder(self.output_dir)
+        judged = [self._judged(look, pictures, shard) for pictures, _ in albums] if look else []
+        missing = sum(one.missing for one in judged)
+        if missing:
+            return left_to_others(missing, "pictures")
+        with tqdm(total=sum(len(pictures) for pictures, _ in albums), desc="scoring", unit="picture") as bar:
+            found = [
+                measured(p, seen, reward, perceptual, batch_size=self.batch_size, device=device, progress=bar.update)
+                for p, _ in albums
+            ]
+        rows, broken = [], []
+        for number, (folder, (_, half), one) in enumerate(zip(self.folders, albums, found, strict=True)):
+            row = {**empty_row(folder), **measured_row(one, found[0])}
+            unusable = {bad.name: bad.why for bad in [*half, *one.broken]}
+            if judged:
+                row |= self._scored(number, judged)
+                unusable |= {bad.name: bad.why for bad in judged[number].broken}
+            broken += [{"name": f"{folder}/{name}", "why": why} for name, why in unusable.items()]
+            rows.append({**row, "broken": len(unusable)})
+            if row["similarity"] is None:
+                print(f"{folder}: no prompt has two pictures to compare, so variety is not measured", file=sys.stderr)
+        tell_broken(broken)
+        cut = tell_cut_prompts(reward) if reward else {}
+        if reward:
+            write_scores(self.output_dir / "scores.csv", list(zip(self.folders, found, strict=True)))
+        write_summary(self.output_dir, "score", self, device, rows, broken=broken, truncated_prompts=cut, **about)
+        facts = {"features": self.features, **about, "broken": len(broken)}
+        write_report(self.output_dir, "score", facts, score_tables(rows))
+        return 0
+
+    def _checked(self) -> tuple[int, int]:
+        """The shard. Raises InputError for flags that do not go together."""
+        from hypernoise.commands.common import shard_of
+
+        at_least_one(self, "batch_size", flags=True)
+        if not self.folders:
+            raise InputError("name one or more folders of pictures: hypernoise score DIR [DIR ...]")
+        if self.lpips_weights is not None and not self.lpips:
+            raise InputError("--lpips-weights takes --lpips")
+        if (self.judge or self.colors) and not self.geneval:
+            raise InputError("--judge and --colors are GenEval's: add --geneval")
+        if self.detections is not None and (self.geneval or self.shard or len(self.folders) > 1):
+            raise InputError("--detections are of one folder, and need no model: leave out --geneval and --shard")
+        return shard_of(self.shard)
+
+    def _check_pairs(self, albums: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
+        """Raises InputError for a folder without pictures, and for rewards of other prompts than the base's."""
+        for folder, (pictures, half) in zip(self.folders, albums, strict=True):
+            if not pictures:
+                raise InputError(f"{folder} has no picture that counts; the first: {half[0].name}: {half[0].why}")
+        base = {picture.name: picture.prompt for picture in albums[0][0]}
+        for folder, (pictures, _) in zip(self.folders, albums, strict=True):
+            for picture in pictures if self.rewards else ():
+                there = base.get(picture.name, picture.prompt)
+                if picture.prompt != there:
+                    raise InputError(
+                        f"{folder}/{picture.name} shows {picture.prompt!r} and {self.folders[0]}'s {there!r}: gains in "
+                        "reward are between pictures of one prompt"
+                    )
+
+    def _look(self, albums: Sequence[tuple[Sequence[Any], Any]], device: Any) -> tuple[Any, dict[str, Any]]:
+        """What finds the objects, and what the summary says of it. Raises InputError for classes it does not know."""
+        from hypernoise.evaluation.geneval.detectors import check_classes, lacking_classes, load
+        from hypernoise.evaluation.geneval.files import FileDetections
+        from hypernoise.evaluation.geneval.scoring import KeptDetections
+
+        requests = [picture.request for pictures, _ in albums for picture in pictures]
+        if self.detections is None:
+            detector = load(self.judge, self.colors, device)
+            check_classes(detector, requests)
+            from hypernoise.files import output_folder
+
+            return KeptDetections(detector, output_folder(self.output_dir) / "detections"), {"judge": detector.name}
+        found = FileDetections(self.detections)
+        absent = lacking_classes(found.classes, requests)
+        if absent:
+            some = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+            lacking = f"{len(absent)} of the classes that the prompts ask for never occur in {found.name}"
+            print(f"{lacking}, and count as not found: {some}", file=sys.stderr)
+        return found, {"judge": found.name, "absent_classes": absent}
+
+    def _judged(self, look: Any, pictures: Sequence[Any], shard: tuple[int, int]) -> Any:
+        from tqdm import tqdm
+
+        from hypernoise.evaluation.geneval.scoring import judge_album
+
+        with tqdm(total=-(-len(pictures) // shard[1]), desc="judging", unit="picture") as bar:
+            return judge_album(pictures, look, shard=shard, progress=bar.update)
+
+    def _scored(self, number: int, judged: Sequence[Any]) -> dict[str, Any]:
+        """A folder's score. Writes its official results, and what was found, which --detections reads again."""
+        from hypernoise.evaluation.geneval.files import write_detections, write_results
+        from hypernoise.evaluation.geneval.scoring import score_row
+
+        own = judged[number]
+        row = score_row(own, judged[0])
+        write_results(self.output_dir / f"results-{number + 1}.jsonl", own.found)
+        write_detections(self.output_dir / f"detections-{number + 1}.jsonl", [one[:2] for one in own.found])
+        return row

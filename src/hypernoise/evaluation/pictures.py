@@ -1,0 +1,107 @@
+"""Pictures in files, and folders of them with their prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hypernoise.errors import InputError
+from hypernoise.files import read_json
+from hypernoise.prompts import read_prompts
+
+KINDS = (".png", ".jpg", ".jpeg", ".webp")
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the `number`-th prompt. `name` is its path in its folder, with slashes, and stands for its noise."""
+
+    name: str
+    file: Path
+    prompt: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A picture or folder that cannot be used, and why. It costs itself, not the run."""
+
+    name: str
+    why: str
+
+
+def read_picture(file: Path) -> Tensor:
+    """Pixels [3, H, W] in [0, 1]. Raises InputError for a damaged file."""
+    with opened(file) as picture:
+        array = np.asarray(picture.convert("RGB"))
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """An open picture. Raises InputError if the file is damaged, whether that shows at once or inside the block."""
+    try:
+        with Image.open(file) as picture:
+            yield picture
+    except UNREADABLE as error:
+        raise InputError(f"{file} cannot be read as a picture") from error
+
+
+def pictures_in(folder: Path, prompts: str = "") -> list[Picture]:
+    """The pictures of a folder and their prompts.
+
+    Prompts are the lines of the file `prompts`, one per picture in the order of their names; else those that
+    `hypernoise generate` (summary.json) or `hypernoise evaluate` (batch-*.json) wrote beside the pictures.
+
+    Raises:
+        InputError: no pictures, no prompts, not as many of one as of the other, or a name that leaves the folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    if prompts:
+        named = _with_lines(folder, prompts)
+    else:
+        named = _noted(folder)
+        astray = [name for name, _ in named if Path(name).name != name or not (folder / name).is_file()]
+        if astray:
+            raise InputError(f"{folder} notes {astray[0]!r}, which is not a picture in that folder")
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt for _, prompt in named))}
+    return [Picture(name, folder / name, prompt, numbers[prompt]) for name, prompt in named]
+
+
+def _with_lines(folder: Path, prompts: str) -> list[tuple[str, str]]:
+    files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in KINDS)
+    if not files:
+        raise InputError(f"{folder} holds no picture ({', '.join(KINDS)})")
+    lines = read_prompts(prompts)
+    if len(files) != len(lines):
+        raise InputError(f"{folder} has {len(files)} pictures and {prompts} {len(lines)} prompts; one each is needed")
+    return list(zip(files, lines, strict=True))
+
+
+def _noted(folder: Path) -> list[tuple[str, str]]:
+    """(file, prompt) of what a command of ours wrote."""
+    batches = sorted(folder.glob("batch-*.json"))
+    try:
+        if batches:
+            rows = [row for batch in batches for row in json.loads(batch.read_text())["pictures"]]
+        else:
+            rows = (read_json(folder / "summary.json") or {})["results"]
+        named = [(str(row["file"]), str(row["prompt"])) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder} has no prompts: neither hypernoise generate nor hypernoise evaluate wrote it; give --prompts "
+            "FILE, a line per picture in the order of their names"
+        ) from error
+    if not named:
+        raise InputError(f"{folder} holds no picture")
+    return named

@@ -1,0 +1,43 @@
+"""summary.json: what a command or an experiment ran with, and what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hypernoise.files import write_json
+from hypernoise.version import __version__
+
+
+def write_summary(
+    output: Path, command: str, arguments: Any, device: Any, results: Sequence[Mapping[str, Any]], **more: Any
+) -> None:
+    """`output`/summary.json: what was run, its result rows, and what `more` the command has to say."""
+    fields = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
+    computed = {}
+    if "mixed_precision" in fields:
+        import torch
+
+        from hypernoise.precision import resolve
+
+        computed["mixed_precision"] = resolve(fields["mixed_precision"], torch.device(device)).name
+    summary = {
+        "command": command,
+        "version": __version__,
+        "seed": fields.get("seed"),
+        "device": str(device),
+        **computed,
+        "arguments": {name: _plain(value) for name, value in fields.items()},
+        **more,
+        "results": list(results),
+    }
+    write_json(output / "summary.json", summary)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON takes it: a path as text, a group of fields as an object."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,104 @@
+"""Tables of results, as plain text; the page draws the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Column = tuple[str, str, str]
+"""Heading, field, format."""
+
+RESULTS: list[Column] = [
+    ("score", "score", ".3f"),
+    ("95 %", "score_ci95", ".3f"),
+    ("gain", "gain", "+.3f"),
+    ("95 %", "gain_ci95", "+.3f"),
+    ("reward", "reward", ".3f"),
+    ("in reward", "reward_gain", "+.3f"),
+    ("95 %", "reward_gain_ci95", "+.3f"),
+    ("validation", "validation_reward", ".3f"),
+    ("artefacts", "artefacts", ".3f"),
+    ("diversity", "diversity", ".3f"),
+    ("KL", "kl", ".2f"),
+    ("forwards", "denoiser_forwards", "g"),
+    ("backwards", "denoiser_backwards", "g"),
+    ("decodes", "decodes", "g"),
+    ("rewards", "reward_calls", "g"),
+    ("s/image", "seconds_per_image", ".2g"),
+]
+VARIETY: list[Column] = [
+    ("pictures", "images", "d"),
+    ("prompts", "prompts", "d"),
+    ("similarity", "similarity", ".4f"),
+    ("vendi", "vendi", ".3f"),
+    ("lpips", "lpips", ".4f"),
+    ("frechet", "frechet", ".4g"),
+    ("kernel", "kernel", ".4g"),
+]
+REWARD: list[Column] = [
+    ("mean", "mean", ".4f"),
+    ("95 %", "mean_ci95", ".4f"),
+    ("gain", "gain", "+.4f"),
+    ("95 %", "gain_ci95", "+.4f"),
+]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by name; columns that no row fills are left out."""
+
+    heading: str
+    columns: Sequence[Column]
+    rows: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def shown(self) -> list[Column]:
+        return [column for column in self.columns if any(row.get(column[1]) is not None for row in self.rows.values())]
+
+    def cells(self, name: str) -> list[str]:
+        return [cell(self.rows[name].get(field), spec) for _, field, spec in self.shown]
+
+
+def cell(value: Any, spec: str) -> str:
+    if value is None:
+        return ""
+    return f"[{value[0]:{spec}}, {value[1]:{spec}}]" if isinstance(value, list) else f"{value:{spec}}"
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """Method and inference steps, as tables call a row."""
+    steps = row["inference_steps"]
+    return row["method"] if steps is None else f"{row['method']}, {steps} step{'s' * (steps > 1)}"
+
+
+def result_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Results, and the score by category if there is one. Calls and seconds are per image, gains are over plain."""
+    named = {name_of(row): row for row in rows}
+    tables = [Table("Results", RESULTS, named)]
+    names = list(dict.fromkeys(name for row in rows for name in row["categories"]))
+    if names:
+        columns = [(name, name, ".3f") for name in names]
+        tables.append(Table("By category", columns, {name: row["categories"] for name, row in named.items()}))
+    return tables
+
+
+def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Of folders: GenEval's score if there is one, variety and drift, and a table per reward."""
+    named = {name_of(row): row for row in rows}
+    judged = result_tables(rows) if any(row["score"] is not None for row in rows) else []
+    rewards = [
+        Table(f"Reward {name}", REWARD, {folder: row["rewards"][name] for folder, row in named.items()})
+        for name in rows[0]["rewards"]
+    ]
+    return [*judged, Table("Variety, and distance from the first folder", VARIETY, named), *rewards]
+
+
+def as_text(table: Table) -> str:
+    lines = [["", *(heading for heading, _, _ in table.shown)]]
+    lines += [[name, *table.cells(name)] for name in table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        line[0].ljust(widths[0]) + "".join(f"  {text:>{wide}}" for text, wide in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )

@@ -1,0 +1,422 @@
+"""`hypernoise score`: rewards, variety and GenEval of pictures that are there."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hypernoise.cli import main
+from hypernoise.evaluation.geneval.mask2former import Mask2Former
+from hypernoise.evaluation.lpips import load as load_lpips
+from hypernoise.evaluation.measures import TOTAL
+from hypernoise.evaluation.pictures import read_picture
+from hypernoise.rewards.pixel import brightness, redness
+from tests.evaluation.geneval.conftest import tiny_models  # noqa: F401
+from tests.evaluation.test_fidelity import tiny_dino
+from tests.evaluation.test_lpips import published
+
+PROMPTS = ["a red circle", "two blue rings", "a green cross"]
+LINES = [
+    {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"},
+    {"tag": "counting", "include": [{"class": "ring", "count": 2}], "exclude": [{"class": "ring", "count": 3}],
+     "prompt": "two rings"},
+    {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a red circle"},
+]  # fmt: skip
+
+
+def score(tmp_path, *arguments):
+    """Exit code, and the summary."""
+    code = main(["score", *map(str, arguments), "--device", "cpu", "--output-dir", str(tmp_path / "out")])
+    return code, json.loads((tmp_path / "out" / "summary.json").read_text()) if code == 0 else None
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Pictures of two sizes and a file of their prompts, named so that the order of names is theirs."""
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(12, 8), (12, 8), (9, 9)]):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return folder
+
+
+def lines(file):
+    return list(csv.DictReader(file.open()))
+
+
+def test_a_folder_is_scored_member_by_member(flat, tmp_path, capsys):
+    prompts = ["--prompts", tmp_path / "prompts.txt"]
+    code, told = score(tmp_path, flat, *prompts, "--rewards", "redness=2", "brightness", "--batch-size", "2")
+    assert code == 0
+    rows = lines(tmp_path / "out" / "scores.csv")
+    assert [(row["file"], row["prompt"]) for row in rows] == [(f"{i}.png", text) for i, text in enumerate(PROMPTS)]
+    for i, found in enumerate(rows):
+        pixels = read_picture(flat / f"{i}.png")[None]
+        red, bright = redness(pixels, []).item(), brightness(pixels, []).item()
+        assert float(found["redness"]) == pytest.approx(red, abs=1e-6)
+        assert float(found["brightness"]) == pytest.approx(bright, abs=1e-6)
+        assert float(found[TOTAL]) == pytest.approx(2 * red + bright, abs=1e-6)
+    (row,) = told["results"]
+    assert (row["images"], row["prompts"]) == (3, 3)
+    assert row["reward"] == pytest.approx(np.mean([float(r[TOTAL]) for r in rows]), abs=1e-6)
+    low, high = row["rewards"]["redness"]["mean_ci95"]
+    assert low < row["rewards"]["redness"]["mean"] < high
+    assert f"{row['reward']:.4f}" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    for name in ("redness", "brightness", TOTAL):
+        assert f"<h2>Reward {name}</h2>" in page
+        assert f"<td>{row['rewards'][name]['mean']:.4f}" in page
+    assert row["similarity"] is None  # no prompt has two pictures
+
+
+def test_one_prompt_has_no_interval(flat, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the same\n" * 3)
+    _, told = score(tmp_path, flat, "--prompts", tmp_path / "prompts.txt", "--rewards", "redness")
+    (row,) = told["results"]
+    assert row["rewards"]["redness"]["mean_ci95"] is None
+    assert row["prompts"] == 1
+    assert row["vendi"] > 1
+
+
+def test_what_generate_and_evaluate_have_written_is_scored_with_its_prompts(sd_pipeline, tmp_path):
+    sd_pipeline().save_pretrained(tmp_path / "tiny")
+    tiny = ["--generator", str(tmp_path / "tiny"), "--num-images-per-prompt", "2", "--device", "cpu"]
+    assert main(["generate", *PROMPTS, *tiny, "--output-dir", str(tmp_path / "drawn")]) == 0
+    _, told = score(tmp_path, tmp_path / "drawn", "--rewards", "redness")
+    rows = lines(tmp_path / "out" / "scores.csv")
+    assert [row["prompt"] for row in rows] == [prompt for prompt in PROMPTS for _ in range(2)]
+    assert (told["results"][0]["images"], told["results"][0]["prompts"]) == (6, 3)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    call = ["evaluate", *tiny, "--prompts", str(tmp_path / "prompts.txt"), "--rewards", "redness"]
+    assert main([*call, "--output-dir", str(tmp_path / "evaluated")]) == 0
+    (drawn,) = (tmp_path / "evaluated" / "methods").iterdir()
+    _, told = score(tmp_path, drawn, "--rewards", "redness")
+    (evaluated,) = json.loads((tmp_path / "evaluated" / "summary.json").read_text())["results"]
+    assert told["results"][0]["reward"] == pytest.approx(evaluated["reward"], abs=2e-3)  # to the 256 levels of a PNG
+    assert told["results"][0]["prompts"] == 3
+
+
+@pytest.fixture
+def albums(tmp_path):
+    """The base: two different pictures for each of three prompts; the other: the same one twice, a little redder."""
+    rng = np.random.default_rng(0)
+    for name in ("base", "other"):
+        for number in range(3):
+            folder = tmp_path / name / f"{number:05d}" / "samples"
+            folder.mkdir(parents=True)
+            source = {"tag": "colors", "include": [{"class": "dog", "count": 1}], "prompt": f"dog {number}"}
+            (folder.parent / "metadata.jsonl").write_text(json.dumps(source))
+            drawn = rng.integers(0, 200, (2, 32, 32, 3)).astype(np.uint8)
+            for index in range(2):
+                picture = drawn[index if name == "base" else 0].copy()
+                picture[..., 0] += 25 if name == "other" else 0
+                Image.fromarray(picture).save(folder / f"{index:05d}.png")
+    return tmp_path / "base", tmp_path / "other"
+
+
+def test_variety_drift_and_gains_over_the_first_folder(albums, tmp_path, capsys):
+    _, told = score(tmp_path, *albums, "--rewards", "redness")
+    base, other = told["results"]
+    assert (base["images"], base["prompts"]) == (6, 3)
+    assert base["similarity"] < other["similarity"] == pytest.approx(1)
+    assert 1 < base["vendi"] < 2
+    assert other["vendi"] == pytest.approx(1)
+    assert base["frechet"] is base["kernel"] is None
+    assert other["frechet"] > 0
+    gain = other["rewards"]["redness"]
+    assert gain["gain"] == pytest.approx(gain["mean"] - base["rewards"]["redness"]["mean"])
+    assert gain["gain_ci95"][0] <= gain["gain"] <= gain["gain_ci95"][1]
+    assert base["rewards"]["redness"]["gain"] is None
+    assert f"{other['similarity']:.4f}" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"<td>{gain['gain']:+.4f}" in page
+    assert "lpips" not in page  # no row has it
+
+
+def test_a_model_from_a_folder_and_a_broken_picture(albums, tmp_path, capsys):
+    tiny_dino().save_pretrained(tmp_path / "dino")
+    (albums[1] / "00001" / "samples" / "00001.png").write_bytes(b"no picture")
+    _, told = score(tmp_path, *albums, "--features", tmp_path / "dino")
+    ((broken),) = told["broken"]
+    assert broken["name"].endswith("other/00001/samples/00001.png")
+    assert "cannot be read as a picture" in broken["why"]
+    base, other = told["results"]
+    assert (other["images"], other["prompts"]) == (5, 3)
+    assert other["similarity"] == pytest.approx(1)  # of the two prompts that have two pictures
+    assert base["similarity"] < 1
+    assert "1 could not be used; results are of the others" in capsys.readouterr().err
+
+
+def test_lpips_is_the_mean_over_pairs_and_what_cannot_be_compared_costs_itself(albums, tmp_path):
+    published(tmp_path)
+    odd = albums[0] / "00001" / "samples" / "00001.png"
+    Image.new("RGB", (48, 32)).save(odd)
+    _, told = score(tmp_path, *albums, "--lpips", "--lpips-weights", tmp_path)
+    base, other = told["results"]
+    assert other["lpips"] == pytest.approx(0, abs=1e-6)
+    network, distances = load_lpips(tmp_path, "cpu"), []
+    for number in (0, 2):
+        files = [albums[0] / f"{number:05d}" / "samples" / f"{index:05d}.png" for index in range(2)]
+        one, two = (network(read_picture(file)[None]) for file in files)
+        distances.append((one - two).square().sum().item())
+    assert base["lpips"] == pytest.approx(np.mean(distances), rel=1e-4)
+    assert told["broken"][0]["why"] == "its size is not that of its prompt's first, 32 x 32 pixels"
+    Image.new("RGB", (16, 16)).save(albums[1] / "00000" / "samples" / "00000.png")
+    _, told = score(tmp_path, albums[1], "--lpips", "--lpips-weights", tmp_path)
+    assert "LPIPS needs pictures of 31 pixels or more on a side, not 16 x 16" in told["broken"][0]["why"]
+
+
+def refused(capsys, tmp_path, *arguments):
+    capsys.readouterr()
+    assert score(tmp_path, *arguments)[0] == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert not (tmp_path / "out").exists()
+    return line
+
+
+def test_rewards_are_compared_for_the_same_prompts_only(albums, tmp_path, capsys):
+    file = albums[1] / "00001" / "metadata.jsonl"
+    file.write_text(file.read_text().replace("dog 1", "cat 1"))
+    told = refused(capsys, tmp_path, *albums, "--rewards", "redness")
+    assert f"00001/samples/00000.png shows 'cat 1' and {albums[0]}'s 'dog 1'" in told
+    assert score(tmp_path, *albums)[0] == 0  # variety and drift need no prompts
+
+
+def test_only_numbered_png_files_count_and_it_is_said(albums, tmp_path, capsys):
+    for file in albums[1].rglob("*.png"):
+        file.rename(file.with_suffix(".jpg"))
+    told = refused(capsys, tmp_path, *albums)
+    assert "other has no picture that counts; the first: 00000: 0 of 1 pictures are there" in told
+    assert told.endswith("only names such as 00000.png count, not 00000.jpg")
+
+
+def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys):
+    red, prompts = ["--rewards", "redness"], ["--prompts", tmp_path / "prompts.txt"]
+
+    def said(*arguments):
+        return refused(capsys, tmp_path, *arguments)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "name one or more folders of pictures" in said()
+    assert "there is no folder" in said(tmp_path / "none")
+    assert "empty has no prompts" in said(empty)
+    assert "empty holds no picture (.png," in said(empty, *prompts)
+    assert "flat has no prompts: neither hypernoise generate nor hypernoise evaluate" in said(flat)
+    assert "is not in GenEval's layout" in said(flat, "--geneval")
+    assert "'redness' is named twice" in said(flat, *prompts, *red, "redness=2")
+    assert "unknown reward 'rednes'; did you mean 'redness'" in said(flat, "--rewards", "rednes", *prompts)
+    assert "none.txt' cannot be read: No such file" in said(flat, "--prompts", tmp_path / "none.txt")
+    assert "--batch-size must be at least 1" in said(flat, *prompts, "--batch-size", "0")
+    assert "--shard takes k/n" in said(flat, *prompts, "--shard", "2/2")
+    assert "--judge and --colors are GenEval's: add --geneval" in said(flat, *prompts, "--judge", "x")
+    assert "--lpips-weights takes --lpips" in said(flat, *prompts, "--lpips-weights", "x")
+    assert "there is no weights file x" in said(flat, *prompts, "--lpips", "--lpips-weights", "x")
+    assert "HF_HUB_OFFLINE is set (put the file there by hand)" in said(flat, *prompts, "--lpips")
+    assert "--detections are of one folder" in said(flat, flat, "--detections", "x")
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    assert "has 3 pictures and" in said(flat, *prompts)
+    for name, why in (("../prompts.txt", "notes '../prompts.txt', which is not"), ("gone.png", "notes 'gone.png'")):
+        (flat / "summary.json").write_text(json.dumps({"results": [{"file": name, "prompt": "x"}]}))
+        assert why in said(flat)
+
+
+def test_a_picture_that_a_reward_refuses_is_named(flat, tmp_path, capsys):
+    assert score(tmp_path, flat, "--prompts", tmp_path / "prompts.txt", "--rewards", "scenes")[0] == 2
+    assert "hypernoise: 0.png to 1.png: reward 'scenes-match' reads 64x64 pictures" in capsys.readouterr().err
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Three prompts with two pictures each, and detections that are right for all but one."""
+    found = []
+    for number, line in enumerate(LINES):
+        folder = tmp_path / "album" / f"{number:05d}" / "samples"
+        folder.mkdir(parents=True)
+        (folder.parent / "metadata.jsonl").write_text(json.dumps(line))
+        for index in range(2):
+            Image.new("RGB", (16, 16), ("red", "blue")[index]).save(folder / f"{index:05d}.png")
+            clause = line["include"][0]
+            objects = [
+                {"class": clause["class"], "box": [4 * i, 0, 4 * i + 3, 9], "score": 0.95, "color": "red"}
+                for i in range(clause["count"] + (number == 1 and index))
+            ]
+            found.append({"file": f"{number:05d}/samples/{index:05d}.png", "objects": objects})
+    (tmp_path / "found.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    return tmp_path / "album"
+
+
+def by_rules(album):
+    return score(album.parent, album, "--detections", album.parent / "found.jsonl")
+
+
+def test_detections_from_a_file_need_no_model(album, capsys):
+    code, told = by_rules(album)
+    assert code == 0
+    (row,) = told["results"]
+    assert row["categories"] == {"single_object": 1.0, "counting": 0.5, "colors": 1.0}
+    assert row["score"] == pytest.approx(2.5 / 3)
+    assert (row["images"], row["judged"], row["prompts"], row["broken"]) == (6, 6, 3, 0)
+    results = [json.loads(line) for line in (album.parent / "out" / "results-1.jsonl").read_text().splitlines()]
+    (wrong,) = [line for line in results if not line["correct"]]
+    assert (wrong["filename"], wrong["reason"]) == ("00001/samples/00001.png", "expected ring < 3, found 3")
+    assert json.loads(wrong["details"])["ring"][0] == [0.0, 0.0, 3.0, 9.0, 0.95]
+    assert "0.833" in capsys.readouterr().out
+
+
+def change(album, name, edit):
+    file = album.parent / "found.jsonl"
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    edit(next(line for line in found if line["file"] == name))
+    file.write_text("".join(json.dumps(line) + "\n" for line in found))
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "why"),
+    [
+        ("00002/samples/00000.png", lambda line: line["objects"][0].pop("color"), "the color of the circle decides"),
+        ("00000/samples/00001.png", lambda line: line.update(file="elsewhere"), "has no detections of it"),
+        ("00000/samples/00001.png", lambda line: line.pop("objects"), "must be a list of detections"),
+        ("00000/samples/00001.png", lambda line: line["objects"][0].update(box=[1, 2]), "'box' must be [left, top"),
+        ("00000/samples/00001.png", lambda line: line["objects"][0].update(score="high"), "'score' must be a number"),
+        ("00000/samples/00001.png", lambda line: line["objects"][0].pop("class"), "object 0 has no 'class'"),
+        ("00002/samples/00000.png", lambda line: line["objects"][0].update(color="Red"), "'color' must be one of red"),
+    ],
+)
+def test_a_picture_without_usable_detections_costs_itself(album, capsys, name, edit, why):
+    change(album, name, edit)
+    code, told = by_rules(album)
+    assert code == 0
+    ((broken),) = told["broken"]
+    assert broken["name"] == f"{album}/{name}"
+    assert why in broken["why"]
+    row = told["results"][0]
+    assert (row["judged"], row["prompts"], row["broken"]) == (5, 3, 1)
+    assert row["score"] == pytest.approx(2.5 / 3)
+    assert f"{name}: {broken['why']}" in capsys.readouterr().err
+
+
+def asks_for(album, name):
+    line = {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": f"a {name}"}
+    (album / "00000" / "metadata.jsonl").write_text(json.dumps(line))
+
+
+@pytest.mark.parametrize(("asked", "found"), [("computer mouse", "mouse"), ("mouse", "mouse"), ("couch", "sofa")])
+def test_a_files_classes_may_have_cocos_words(album, capsys, asked, found):
+    asks_for(album, asked)
+    for index in range(2):
+        change(album, f"00000/samples/0000{index}.png", lambda line: line["objects"][0].update({"class": found}))
+    code, told = by_rules(album)
+    assert code == 0
+    assert told["results"][0]["categories"]["single_object"] == 1
+    assert told["absent_classes"] == []
+    assert "never occur" not in capsys.readouterr().err
+
+
+def test_classes_that_a_file_never_names_are_told(album, capsys):
+    asks_for(album, "dog")
+    code, told = by_rules(album)
+    assert code == 0
+    assert told["absent_classes"] == ["dog"]
+    line = f"1 of the classes that the prompts ask for never occur in {album.parent / 'found.jsonl'}"
+    assert capsys.readouterr().err.count(f"{line}, and count as not found: dog") == 1
+
+
+def test_half_finished_folders_are_named(album):
+    (album / "00000" / "metadata.jsonl").unlink()
+    (album / "00002" / "samples" / "00001.png").unlink()
+    (album / "00003" / "samples").mkdir(parents=True)
+    (album / "00003" / "metadata.jsonl").write_text(json.dumps(LINES[0]))
+    (album / "00004" / "samples").mkdir(parents=True)
+    (album / "00004" / "metadata.jsonl").write_text("{")
+    code, told = by_rules(album)
+    assert code == 0
+    why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in told["broken"]}
+    assert "metadata.jsonl is missing" in why["00000"]
+    assert why["00002"] == "1 of 2 pictures are there"
+    assert why["00003"] == "0 of 2 pictures are there"
+    assert "line 1: not JSON" in why["00004"]
+    assert told["results"][0]["categories"] == {"counting": 0.5, "colors": 1.0}
+
+
+def test_if_nothing_can_be_judged_it_is_said(album, capsys):
+    (album.parent / "found.jsonl").write_text("")
+    assert by_rules(album)[0] == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no picture could be judged; the first: 00000/samples/00000.png:" in told
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"objects": []}'])
+def test_a_detections_file_of_another_form(album, capsys, text):
+    (album.parent / "found.jsonl").write_text("\n" + text)
+    assert by_rules(album)[0] == 2
+    assert "found.jsonl, line 2: no" in capsys.readouterr().err
+
+
+@pytest.fixture
+def detected(album, tiny_models, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Mask2Former.__init__, "__kwdefaults__", {"short": 64, "long": 1333})
+    return [album, "--geneval", "--judge", tiny_models[0], "--colors", tiny_models[1]]
+
+
+def test_a_broken_picture_costs_itself(album, detected):
+    (album / "00000" / "samples" / "00000.png").write_bytes(b"\x89PNG but no more")
+    for _ in range(2):  # made, and kept
+        code, told = score(album.parent, *detected)
+        assert code == 0
+        ((broken),) = told["broken"]
+        assert broken["name"] == f"{album}/00000/samples/00000.png"
+        assert "cannot be read as a picture" in broken["why"]
+        assert told["results"][0]["judged"] == 5
+
+
+@pytest.mark.parametrize("text", ["", "[{", "7", '[{"class": "circle"}]', "\xff"])
+def test_kept_detections_that_are_damaged_are_made_again(album, detected, text):
+    _, before = score(album.parent, *detected)
+    kept = min((album.parent / "out" / "detections").iterdir())
+    whole = kept.read_text()
+    kept.write_text(text, encoding="latin-1")
+    _, after = score(album.parent, *detected)
+    assert after["results"] == before["results"]
+    assert kept.read_text() == whole
+
+
+def test_shards_share_the_looking(album, detected, capsys):
+    out = album.parent / "out"
+    assert main(["score", *map(str, detected), "--shard", "0/2", "--device", "cpu", "--output-dir", str(out)]) == 0
+    assert "3 pictures are left to other shards" in capsys.readouterr().err
+    assert not (out / "summary.json").exists()
+    _, shared = score(album.parent, *detected, "--shard", "1/2")
+    assert shared["results"][0]["judged"] == 6
+
+
+def test_a_picture_that_may_not_be_read_costs_itself(album, detected, monkeypatch):
+    closed = album / "00000" / "samples" / "00000.png"
+    read = type(closed).read_bytes
+
+    def read_bytes(file):
+        if file == closed:
+            raise PermissionError(13, "Permission denied")
+        return read(file)
+
+    monkeypatch.setattr(type(closed), "read_bytes", read_bytes)
+    _, told = score(album.parent, *detected)
+    ((broken),) = told["broken"]
+    assert broken == {"name": f"{album}/00000/samples/00000.png", "why": f"{closed} cannot be read: Permission denied"}
+
+
+def test_a_detector_that_does_not_know_the_classes(album, detected, capsys):
+    asks_for(album, "dog")
+    assert "does not know dog" in refused(capsys, album.parent, *detected)
+
+
+def test_scores_do_not_depend_on_the_batch(flat, tmp_path):
+    call = [flat, "--prompts", tmp_path / "prompts.txt", "--rewards", "redness"]
+    _, one = score(tmp_path, *call, "--batch-size", "1")
+    _, three = score(tmp_path, *call, "--batch-size", "3")
+    assert torch.tensor(one["results"][0]["reward"]) == pytest.approx(three["results"][0]["reward"], abs=1e-6)
