@@ -10,13 +10,11 @@ from PIL import Image
 
 from hypernoise.cli import main
 from hypernoise.evaluation.geneval.mask2former import Mask2Former
-from hypernoise.evaluation.lpips import load as load_lpips
 from hypernoise.evaluation.measures import TOTAL
 from hypernoise.evaluation.pictures import read_picture
 from hypernoise.rewards.pixel import brightness, redness
 from tests.evaluation.geneval.conftest import tiny_models  # noqa: F401
 from tests.evaluation.test_fidelity import tiny_dino
-from tests.evaluation.test_lpips import published
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross"]
 LINES = [
@@ -135,7 +133,7 @@ def test_variety_drift_and_gains_over_the_first_folder(albums, tmp_path, capsys)
     assert f"{other['similarity']:.4f}" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"<td>{gain['gain']:+.4f}" in page
-    assert "lpips" not in page  # no row has it
+    assert "<h2>Results" not in page  # nothing was judged
 
 
 def test_a_model_from_a_folder_and_a_broken_picture(albums, tmp_path, capsys):
@@ -150,25 +148,6 @@ def test_a_model_from_a_folder_and_a_broken_picture(albums, tmp_path, capsys):
     assert other["similarity"] == pytest.approx(1)  # of the two prompts that have two pictures
     assert base["similarity"] < 1
     assert "1 could not be used; results are of the others" in capsys.readouterr().err
-
-
-def test_lpips_is_the_mean_over_pairs_and_what_cannot_be_compared_costs_itself(albums, tmp_path):
-    published(tmp_path)
-    odd = albums[0] / "00001" / "samples" / "00001.png"
-    Image.new("RGB", (48, 32)).save(odd)
-    _, told = score(tmp_path, *albums, "--lpips", "--lpips-weights", tmp_path)
-    base, other = told["results"]
-    assert other["lpips"] == pytest.approx(0, abs=1e-6)
-    network, distances = load_lpips(tmp_path, "cpu"), []
-    for number in (0, 2):
-        files = [albums[0] / f"{number:05d}" / "samples" / f"{index:05d}.png" for index in range(2)]
-        one, two = (network(read_picture(file)[None]) for file in files)
-        distances.append((one - two).square().sum().item())
-    assert base["lpips"] == pytest.approx(np.mean(distances), rel=1e-4)
-    assert told["broken"][0]["why"] == "its size is not that of its prompt's first, 32 x 32 pixels"
-    Image.new("RGB", (16, 16)).save(albums[1] / "00000" / "samples" / "00000.png")
-    _, told = score(tmp_path, albums[1], "--lpips", "--lpips-weights", tmp_path)
-    assert "LPIPS needs pictures of 31 pixels or more on a side, not 16 x 16" in told["broken"][0]["why"]
 
 
 def refused(capsys, tmp_path, *arguments):
@@ -215,9 +194,6 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys)
     assert "--batch-size must be at least 1" in said(flat, *prompts, "--batch-size", "0")
     assert "--shard takes k/n" in said(flat, *prompts, "--shard", "2/2")
     assert "--judge and --colors are GenEval's: add --geneval" in said(flat, *prompts, "--judge", "x")
-    assert "--lpips-weights takes --lpips" in said(flat, *prompts, "--lpips-weights", "x")
-    assert "there is no weights file x" in said(flat, *prompts, "--lpips", "--lpips-weights", "x")
-    assert "HF_HUB_OFFLINE is set (put the file there by hand)" in said(flat, *prompts, "--lpips")
     assert "--detections are of one folder" in said(flat, flat, "--detections", "x")
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     assert "has 3 pictures and" in said(flat, *prompts)

@@ -7,7 +7,7 @@ from transformers import Dinov2Config, Dinov2Model
 from hypernoise.errors import InputError
 from hypernoise.evaluation import features
 from hypernoise.evaluation.features import Dino
-from hypernoise.evaluation.fidelity import frechet, kernel_distance, mean_squared_distance, pairwise_similarity, vendi
+from hypernoise.evaluation.fidelity import frechet, kernel_distance, pairwise_similarity, vendi
 from hypernoise.rewards.preprocess import normalise
 
 
@@ -74,13 +74,6 @@ def test_dinos_features_are_its_class_token():
     assert torch.allclose(found, seen, atol=1e-5)
     assert (found[0] - found[1]).norm() > 1e-3
     assert Dino(model)(torch.rand(1, 3, 30, 50)).shape == (1, 16)
-
-
-def test_the_mean_squared_distance_is_over_all_pairs():
-    x = np.random.default_rng(0).normal(size=(5, 7)) + 3
-    pairs = [np.square(x[i] - x[j]).sum() for i in range(5) for j in range(i)]
-    assert mean_squared_distance(x) == pytest.approx(np.mean(pairs))
-    assert mean_squared_distance(x[[0, 0, 0]]) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):

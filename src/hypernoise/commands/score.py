@@ -32,10 +32,6 @@ class Score:
     features: str = "pixels"
     """What similarity, vendi, frechet and kernel are measured in: the picture itself at 16 x 16, or a DINOv2 such as
     facebook/dinov2-base, on the Hub (downloaded when first used) or in a folder."""
-    lpips: bool = False
-    """Mean LPIPS between pictures of one prompt; its two files are downloaded when first used."""
-    lpips_weights: Path | None = None
-    """A folder with those files under their published names, instead of a download."""
     geneval: bool = False
     """Judge pictures in GenEval's layout by its rules; detector and CLIP are downloaded when first used."""
     judge: str = ""
@@ -69,7 +65,7 @@ class Score:
             write_report,
             write_summary,
         )
-        from hypernoise.evaluation import features, lpips
+        from hypernoise.evaluation import features
         from hypernoise.evaluation.geneval.picture_folder import is_album, read_album
         from hypernoise.evaluation.measures import measured, measured_row, write_scores
         from hypernoise.evaluation.pictures import pictures_in
@@ -91,7 +87,6 @@ class Score:
         settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
         seen = features.load(self.features, device)
-        perceptual = lpips.load(self.lpips_weights, device) if self.lpips else None
         look, about = self._look(albums, device) if judging else (None, {})
         output_folder(self.output_dir)
         judged = [self._judged(look, pictures, shard) for pictures, _ in albums] if look else []
@@ -100,7 +95,7 @@ class Score:
             return left_to_others(missing, "pictures")
         with tqdm(total=sum(len(pictures) for pictures, _ in albums), desc="scoring", unit="picture") as bar:
             found = [
-                measured(p, seen, reward, perceptual, batch_size=self.batch_size, device=device, progress=bar.update)
+                measured(p, seen, reward, batch_size=self.batch_size, device=device, progress=bar.update)
                 for p, _ in albums
             ]
         rows, broken = [], []
@@ -130,8 +125,6 @@ class Score:
         at_least_one(self, "batch_size", flags=True)
         if not self.folders:
             raise InputError("name one or more folders of pictures: hypernoise score DIR [DIR ...]")
-        if self.lpips_weights is not None and not self.lpips:
-            raise InputError("--lpips-weights takes --lpips")
         if (self.judge or self.colors) and not self.geneval:
             raise InputError("--judge and --colors are GenEval's: add --geneval")
         if self.detections is not None and (self.geneval or self.shard or len(self.folders) > 1):

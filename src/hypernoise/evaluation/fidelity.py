@@ -15,16 +15,6 @@ def pairwise_similarity(features: np.ndarray) -> float:
     return float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
 
 
-def mean_squared_distance(vectors: np.ndarray) -> float:
-    """The mean squared distance over all pairs of vectors [N, D]. Needs two.
-
-    The sum over pairs of |a − b|² is N·sum |a|² − |sum a|².
-    """
-    count, total = len(vectors), vectors.sum(0, dtype=np.float64)
-    squares = float(np.square(vectors, dtype=np.float64).sum())
-    return max(0.0, float(2 * (count * squares - total @ total) / (count * (count - 1))))
-
-
 def vendi(features: np.ndarray) -> float:
     """The Vendi score (Friedman & Dieng 2022, arXiv 2210.02410): how many different pictures these amount to.
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from hypernoise.errors import InputError
 from hypernoise.evaluation.bootstrap import interval, means_by
 from hypernoise.evaluation.features import Features
-from hypernoise.evaluation.fidelity import frechet, kernel_distance, mean_squared_distance, pairwise_similarity, vendi
-from hypernoise.evaluation.lpips import Lpips
+from hypernoise.evaluation.fidelity import frechet, kernel_distance, pairwise_similarity, vendi
 from hypernoise.evaluation.pictures import Broken, Picture, read_picture
 from hypernoise.files import write_text
 from hypernoise.rewards.ensemble import WeightedSum
@@ -30,14 +29,12 @@ TOTAL = "total"  # the rewards' weighted sum, beside its members
 class Measured:
     """What was found of the pictures that could be read [N].
 
-    features: [N, D]. rewards: by name, and their `TOTAL`, [N]. lpips: by prompt's number, the mean over pairs of its
-    pictures; empty if it was not asked for.
+    features: [N, D]. rewards: by name, and their `TOTAL`, [N].
     """
 
     pictures: list[Picture]
     features: np.ndarray
     rewards: dict[str, np.ndarray]
-    lpips: dict[int, float]
     broken: list[Broken]
 
 
@@ -45,7 +42,6 @@ def measured(
     pictures: Sequence[Picture],
     features: Features,
     reward: WeightedSum | None = None,
-    lpips: Lpips | None = None,
     *,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
@@ -74,9 +70,8 @@ def measured(
             scores.setdefault(name, []).append(values.float().cpu())
     if not kept:
         raise InputError(f"no picture could be read; the first: {broken[0].why}" if broken else "there is no picture")
-    apart = {} if lpips is None else _lpips(kept, lpips, broken, device)
     rewards = {name: torch.cat(values).numpy() for name, values in scores.items()}
-    return Measured(kept, torch.cat(vectors).double().numpy(), rewards, apart, broken)
+    return Measured(kept, torch.cat(vectors).double().numpy(), rewards, broken)
 
 
 def _batches(
@@ -103,27 +98,6 @@ def _batches(
             yield [picture for picture, _ in batch], torch.stack([pixels for _, pixels in batch])
 
 
-def _lpips(
-    pictures: Sequence[Picture], lpips: Lpips, broken: list[Broken], device: torch.device | str
-) -> dict[int, float]:
-    """For each prompt with two pictures or more, the mean LPIPS over pairs; `broken` gets what cannot be used."""
-    found = {}
-    for number, group in groupby(sorted(pictures, key=lambda picture: picture.number), lambda picture: picture.number):
-        vectors, size = [], None
-        for picture in group:
-            pixels = read_picture(picture.file)
-            size = size or pixels.shape
-            try:
-                if pixels.shape != size:
-                    raise InputError(f"its size is not that of its prompt's first, {size[-1]} x {size[-2]} pixels")
-                vectors.append(lpips(pixels[None].to(device))[0].numpy())
-            except InputError as error:
-                broken.append(Broken(picture.name, str(error)))
-        if len(vectors) > 1:
-            found[number] = mean_squared_distance(np.stack(vectors))
-    return found
-
-
 def measured_row(ours: Measured, base: Measured) -> dict[str, Any]:
     """Variety over the prompts that have two pictures or more; rewards, and their gains over `base`; distances to it.
 
@@ -143,7 +117,6 @@ def measured_row(ours: Measured, base: Measured) -> dict[str, Any]:
         "reward_gain_ci95": total["gain_ci95"],
         "similarity": float(np.mean([pairwise_similarity(group) for group in several])) if several else None,
         "vendi": float(np.mean([vendi(group) for group in several])) if several else None,
-        "lpips": float(np.mean(list(ours.lpips.values()))) if ours.lpips else None,
         "frechet": frechet(ours.features, base.features) if apart else None,
         "kernel": kernel_distance(ours.features, base.features) if apart else None,
         "rewards": rewards,

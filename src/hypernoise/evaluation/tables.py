@@ -32,7 +32,6 @@ VARIETY: list[Column] = [
     ("prompts", "prompts", "d"),
     ("similarity", "similarity", ".4f"),
     ("vendi", "vendi", ".3f"),
-    ("lpips", "lpips", ".4f"),
     ("frechet", "frechet", ".4g"),
     ("kernel", "kernel", ".4g"),
 ]
