@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hypernoise.rewards.base import RewardSettings
     from hypernoise.rewards.check import check_reward
     from hypernoise.rewards.ensemble import WeightedSum, load_reward
-    from hypernoise.training.config import Recipe, TrainConfig, read_recipe
+    from hypernoise.training.config import Lipschitz, Recipe, TrainConfig, read_recipe
     from hypernoise.training.loop import TrainResult, train
     from hypernoise.version import __version__
 
@@ -65,7 +65,7 @@ _HOME = {
     "rewards.base": ("RewardSettings",),
     "rewards.check": ("check_reward",),
     "rewards.ensemble": ("WeightedSum", "load_reward"),
-    "training.config": ("Recipe", "TrainConfig", "read_recipe"),
+    "training.config": ("Lipschitz", "Recipe", "TrainConfig", "read_recipe"),
     "training.loop": ("TrainResult", "train"),
     "version": ("__version__",),
 }
@@ -80,6 +80,7 @@ __all__ = [
     "FineTune",
     "HyperNoise",
     "InputError",
+    "Lipschitz",
     "LoRANoise",
     "LoRATune",
     "ModuleGenerator",

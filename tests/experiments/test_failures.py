@@ -161,5 +161,5 @@ def test_a_hackable_reward_is_trained_watched_and_told(tmp_path, capsys, monkeyp
     assert set(row["accuracy"]) == {"others", "near"}
     assert (tmp_path / "out" / "hackable" / "easy-matcher.safetensors").is_file()
     metrics = (tmp_path / "out" / "hackable" / "metrics.jsonl").read_text().splitlines()
-    assert ["watched_reward" in json.loads(step) for step in metrics] == [False, True]
+    assert ["validation_reward" in json.loads(step) for step in metrics] == [False, True]
     assert "of pairs against other captions" in capsys.readouterr().out

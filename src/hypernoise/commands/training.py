@@ -53,14 +53,14 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
     precision = resolve(recipe.mixed_precision, pick_device(own_device(device)))
     recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
     try:
-        return _train(recipe, output_dir, device)
+        return _train(recipe, output_dir, device, precision.line)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise InputError(_too_little_memory(recipe)) from error
 
 
-def _train(recipe: Recipe, output_dir: Path, device: str) -> Trained:
+def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Trained:
     settings = reward_settings(recipe)
     reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
     validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
@@ -72,7 +72,7 @@ def _train(recipe: Recipe, output_dir: Path, device: str) -> Trained:
     shown = [*prompts, *recipe.validation_prompts]
     generator.check_prompts(shown)
     output_folder(output_dir)
-    say_once(resolve(recipe.mixed_precision, generator.device).line)
+    say_once(precision)
     lora = recipe.lora
     network = LoRANoise(
         generator,
