@@ -16,7 +16,7 @@ FLOORS = (  # a room may import rooms of its own floor, as long as none comes ba
     {"adapters", "pipeline", "prompts"},
     {"training", "methods", "diagnostics"},
     {"evaluation"},
-    {"scenes", "plan", "planning"},
+    {"scenes", "plan", "memory_trace"},
     {"commands", "cli", "__init__"},
 )
 NOT_YET = {("training.early_stopping", "evaluation.charts"), ("training.watch", "evaluation.charts")}

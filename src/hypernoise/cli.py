@@ -34,7 +34,7 @@ COMMANDS = {
 
 TOO_LITTLE_MEMORY = (
     "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, decode_slice: 1), set "
-    "text_encoders: offload, or take another device or mixed_precision (hypernoise plan says what each saves)"
+    "text_encoders: offload, or take another device or mixed_precision (hypernoise plan says what a recipe takes)"
 )
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(

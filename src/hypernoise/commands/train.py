@@ -77,12 +77,12 @@ class Train(Recipe):
 
 
 def _too_little(recipe: Recipe) -> str:
-    from hypernoise.planning.rows import planned_peak
+    from hypernoise.plan import plan
 
     return (
-        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB; raise "
+        f"out of memory: this recipe is planned at {plan(recipe).training.peak / 1e9:.1f} GB; raise "
         "accumulation, or set checkpointing: true, decode_slice: 1, text_encoders: offload "
-        "(hypernoise plan says what each saves)"
+        "(hypernoise plan says what a recipe takes)"
     )
 
 

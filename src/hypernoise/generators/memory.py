@@ -89,7 +89,7 @@ class _AdaptersAsNow(AbstractContextManager):
 def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
     """An autoencoder's `decode` in slices, each computed again for the gradient if asked for.
 
-    Running out of memory is told here: SANA-Sprint's pipeline would only warn and go on without a picture.
+    Running out of memory raises here: SANA-Sprint's pipeline would only warn and go on without a picture.
     """
 
     def sliced(latents: Tensor, *arguments: Any, **keywords: Any) -> Any:
@@ -105,7 +105,7 @@ def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory while decoding {len(latents)} pictures; set decode_slice: 1 and checkpointing: true, "
-                "or lower batch_size (hypernoise plan says what each saves)"
+                "or lower batch_size (hypernoise plan says what a recipe takes)"
             ) from error
         return (torch.cat(parts) if len(parts) > 1 else parts[0],)
 
