@@ -68,7 +68,7 @@ def measured(
             for picture, sample in zip(pictures, whole, strict=True):
                 with torch.no_grad():
                     reward(picture[None].to(device), [sample.request.prompt])
-                for name, score in reward.scores.items():
+                for name, score in reward.member_scores().items():
                     scores.setdefault(name, []).append(score.item())
     if not names:
         raise InputError(f"no picture could be read; the first: {broken[0].why}" if broken else "there is no picture")

@@ -55,7 +55,7 @@ def score(
                     total = reward(torch.stack([pixels for _, _, pixels in batch]).to(device), texts)
             except InputError as error:  # a size, a prompt: whose?
                 raise InputError(f"{' to '.join(dict.fromkeys((batch[0][0], batch[-1][0])))}: {error}") from error
-            found.append({**reward.scores, TOTAL: total})
+            found.append({**reward.member_scores(), TOTAL: total})
             files += [file for file, _, _ in batch]
             prompts += texts
             progress(len(batch))

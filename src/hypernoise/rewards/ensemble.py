@@ -41,7 +41,7 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
 
     Raises:
         InputError: a name that is not known (with the nearest), a path that cannot be imported, or weights
-            that cannot be had.
+            that cannot be loaded.
     """
     if name in ENSEMBLES:
         return WeightedSum(ENSEMBLES[name], settings=settings)
@@ -77,7 +77,7 @@ class WeightedSum:
         normalise: divide each member's scores by their running deviation over training (see `RunningScale`),
             so that a weight says how many deviations of its member count as much as one of another.
 
-    `scores` holds each member's scores [B] of the last call, before weight and scale. `gather`, which a trainer with
+    `gather`, which a trainer with
     several processes sets, brings together what all of them scored, so that they share one running deviation.
     """
 
@@ -99,24 +99,23 @@ class WeightedSum:
         self.name = "+".join(weights)
         self.settings = settings or RewardSettings()
         self.scales = {name: RunningScale() for name in self.weights} if normalise else {}
-        self.scores: dict[str, Tensor] = {}
+        self._scores: dict[str, Tensor] = {}
         self.gather: Callable[[Tensor], Tensor] = lambda scores: scores
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1]."""
         if isinstance(prompts, str) or len(prompts) != len(pixels):
             raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
-        self.scores = self._each(pixels, prompts)
-        for name, score in self.scores.items():
+        self._scores = self._each(pixels, prompts)
+        for name, score in self._scores.items():
             if self.scales and score.requires_grad:  # in training
                 self.scales[name].see(self.gather(score.detach()))
-        parts = [self.weights[name] / self._scale(name) * score for name, score in self.scores.items()]
+        parts = [self.weights[name] / self._scale(name) * score for name, score in self._scores.items()]
         return torch.stack(parts).sum(0)
 
-    @property
-    def last(self) -> dict[str, Tensor]:
-        """Each member's mean score of the last call, before weight and scale."""
-        return {name: score.detach().mean() for name, score in self.scores.items()}
+    def member_scores(self) -> dict[str, Tensor]:
+        """Each member's scores [B] of the last call, with their graph, before weight and scale."""
+        return self._scores
 
     @property
     def state(self) -> dict[str, list[float]]:

@@ -337,7 +337,7 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
     drawn = pixels.detach().to(noise.dtype)
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "saturated": saturation(drawn)}
     if isinstance(run.reward, WeightedSum):
-        means |= {f"reward/{name}": run.reward.last[name] for name in run.members}
+        means |= {f"reward/{name}": each.mean() for name, each in run.reward.member_scores().items()}
     if run.watched is not None and watching:
         with torch.no_grad(), _chance_aside(device):
             means["watched_reward"] = scored(run.watched, drawn, mine, step, "the watched reward").mean()
