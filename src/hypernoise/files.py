@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from hypernoise.errors import InputError, first_line
 
 
@@ -69,12 +67,13 @@ def output_folder(folder: Path) -> Path:
 
 @contextmanager
 def writing(what: str, but: str) -> Iterator[None]:
-    """Turns what stops the block from writing into an InputError of one line."""
+    """Turns a write that fails inside the block, such as on a full disk, into an InputError of one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        disk = isinstance(error, OSError) or "write" in str(error) or isinstance(error, SafetensorError)
-        if not disk:
+        if isinstance(error, RuntimeError) and "write" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"the {what} cannot be written ({reason}); {but}; make room and go on") from error

@@ -266,7 +266,7 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     weights = tmp_path / "wide" / "adapter_model.safetensors"
     save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), tmp_path / "wide")
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "not a whole safetensors file" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
+    assert "not a whole file of tensors" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit) as ended:
         main([*draw, "a ring", "--stps", "3"])
