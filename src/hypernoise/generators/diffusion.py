@@ -65,7 +65,6 @@ class DiffusionGenerator:
         self._call_of_model = dict(call)
         self.memory = memory
         self.changed = dict(changed)
-        self._resting = RestingEncoders(pipeline) if memory.text_encoders != "stay" else None
         self._ahead: dict[str, Condition] = {}  # of prompts encoded ahead, on the CPU
         self._description: dict[str, Any] | None = None
         for module in pipeline.components.values():
@@ -82,6 +81,7 @@ class DiffusionGenerator:
         )
         if memory.checkpointing:
             checkpoint_blocks(self.denoiser)
+        self._resting = RestingEncoders(pipeline) if memory.text_encoders != "stay" else None
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
         if doubt:
             warnings.warn(f"{name} does not look like a few-step model: {doubt}", stacklevel=2)
