@@ -6,7 +6,7 @@ was trained, that the output layer drops its base path, the objective). It is no
 stock loader would apply it wrongly: hence the third file, and the checks here.
 
 The adapters that the paper's authors released are directories of the first two files alone, with or without
-PEFT's prefix on the names; they load too, told by what they lack. Ours hold all that their code reads.
+PEFT's prefix on the names; they load too, recognised by the missing third file. Ours hold all that their code reads.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.generators.hub import HUB_ID, fetch_adapter
@@ -34,6 +32,7 @@ from hypernoise.generators.presets import PRESETS
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise, adaptable_layers
 from hypernoise.noise.residual import ResidualNoise
+from hypernoise.rewards.weights import read_state
 from hypernoise.version import __version__
 
 FORMAT = 1
@@ -119,7 +118,7 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
 def adapter_folder(source: str | Path) -> Path:
     """The directory of an adapter: itself, what comes with this package, or the local copy of a Hub repository.
 
-    A repository is downloaded if need be: only safetensors and JSON files, and their size is told on stderr first.
+    A repository is downloaded if need be: only safetensors and JSON files, after printing their size on stderr.
     """
     folder = Path(source)
     preset = PRESETS.get(str(source))
@@ -242,27 +241,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     A released adapter's `adapter_model.bin` is read as tensors alone; our own format has no such file.
     """
     file, pickled = folder / WEIGHTS, folder / PICKLED
-    if not file.is_file() and pickled.is_file() and not (folder / ABOUT).is_file():
-        state = _read_pickled(pickled)
-    elif not file.is_file():
-        told = f", a pickled {PICKLED} is not read" if pickled.exists() else ""
-        raise InputError(f"{folder} has no {WEIGHTS}{told}")
-    else:
-        try:
-            state = load_file(file)
-        except SafetensorError as error:
-            raise InputError(f"{file} is not a whole safetensors file: {error}") from error
-    return {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
-
-
-def _read_pickled(file: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{file} is not a whole file of tensors: {first_line(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{file} does not hold a state dict of tensors")
-    return state
+    if not file.is_file():
+        if not pickled.is_file() or (folder / ABOUT).is_file():
+            also = f", a pickled {PICKLED} is not read" if pickled.exists() else ""
+            raise InputError(f"{folder} has no {WEIGHTS}{also}")
+        file = pickled
+    return {name.removeprefix(PREFIX): tensor for name, tensor in read_state(file).items()}
 
 
 def _peft_fields(network: NoiseNetwork, base: Generator | None) -> dict[str, Any]:

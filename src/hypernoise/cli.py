@@ -58,7 +58,7 @@ RENAMED = {  # flags of before by command, and their names now
 TOO_LITTLE_MEMORY = (
     "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, memory.decode_slice: "
     "1), set memory.text_encoders: offload, or take another device or mixed_precision (hypernoise train --dry-run says "
-    "what each saves)"
+    "what a recipe takes)"
 )
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(

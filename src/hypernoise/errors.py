@@ -20,8 +20,8 @@ TOO_LITTLE = ("out of memory", "can't allocate memory", "not enough memory")  # 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is a device's memory, or the machine's, running out, as torch says it."""
-    told = str(error).lower()
-    wanting = type(error).__name__ == "OutOfMemoryError" or any(words in told for words in TOO_LITTLE)
+    message = str(error).lower()
+    wanting = type(error).__name__ == "OutOfMemoryError" or any(words in message for words in TOO_LITTLE)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and wanting)
 
 
@@ -31,15 +31,15 @@ def first_line(error: Exception) -> str:
 
 
 def at_least_one(settings: object, *names: str, flags: bool = False) -> None:
-    """Raises InputError for the first of these attributes that is below 1; None is let be.
+    """Raises InputError for the first of these attributes that is below 1; None passes.
 
-    `flags`: they are told as on the command line, --batch-size for batch_size.
+    `flags`: the message names them as on the command line, --batch-size for batch_size.
     """
     for name in names:
         value = getattr(settings, name)
         if value is not None and value < 1:
-            told = "--" + name.replace("_", "-") if flags else name
-            raise InputError(f"{told} must be at least 1, not {value}")
+            shown = "--" + name.replace("_", "-") if flags else name
+            raise InputError(f"{shown} must be at least 1, not {value}")
 
 
 def finite_weights(weights: Mapping[str, float]) -> None:

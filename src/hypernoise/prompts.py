@@ -97,7 +97,7 @@ def _csv(source: str, delimiter: str = ",") -> Iterator[str]:
 
 def _parquet(source: str) -> list[str]:
     parquet = _extra("pyarrow.parquet", f"prompts {source!r} is a parquet file")
-    with Path(source).open("rb"):  # a missing file is told as any other
+    with Path(source).open("rb"):  # a missing file is the usual OSError
         pass
     try:
         column = _column(parquet.read_schema(source).names, source)

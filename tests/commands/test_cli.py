@@ -262,7 +262,7 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     weights = tmp_path / "wide" / "adapter_model.safetensors"
     save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), tmp_path / "wide")
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "not a whole safetensors file" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
+    assert "not a whole file of tensors" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
     assert not (tmp_path / "out").exists()
     assert "unknown flag '--sed'; did you mean '--seed'?" in refused(capsys, [*draw, "a ring", "--sed", "3"])
     assert "error parsing --seed: invalid literal" in refused(capsys, [*draw, "a ring", "--seed", "three"])

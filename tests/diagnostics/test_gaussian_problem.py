@@ -58,7 +58,7 @@ def free():
     return trained()
 
 
-@pytest.mark.parametrize("method", ["exact", "series", "arnoldi", "lanczos"])
+@pytest.mark.parametrize("method", ["exact", "arnoldi"])
 def test_the_reported_kl_is_the_truth_within_its_error(free, method):
     noise, condition = draws(200, 1, 1, D, seed=9)
     report = estimate_kl(free, noise, condition, method=method)

@@ -159,3 +159,12 @@ def test_out_of_memory_while_decoding_is_told_even_by_sana(tmp_path, monkeypatch
     monkeypatch.setattr(pipeline.vae.decoder, "forward", refuse)
     with pytest.raises(InputError, match="out of memory while decoding 1 pictures; set decode_slice: 1"):
         generator.sample(torch.randn(1, *generator.noise_shape), condition)
+
+
+def test_offloaded_encoders_are_frozen_and_in_eval_mode_too(sd_pipeline):
+    pipeline = sd_pipeline()
+    pipeline.text_encoder.train()
+    generator = DiffusionGenerator(pipeline, memory=Memory(text_encoders="offload"))
+    (encoder,) = generator.resting_encoders.values()
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())

@@ -60,7 +60,7 @@ def test_human_preference_loads_its_members_with_the_settings(monkeypatch, clip)
     score = reward(pictures(), PROMPTS)
     expected = sum(weight * reward.members[name](pictures(), PROMPTS) for name, weight in reward.weights.items())
     assert torch.allclose(score, expected, atol=1e-6)
-    assert reward.last.keys() == reward.weights.keys()
+    assert reward.member_scores().keys() == reward.weights.keys()
 
 
 @pytest.mark.parametrize(("width", "resizes"), [(40, 1), (52, 2)])
@@ -98,7 +98,7 @@ def test_running_scales_make_members_count_alike():
         assert reward.scales[name].value == pytest.approx(deviations[name], rel=0.05)
     expected = sum(members[name](pixels, None) / reward.scales[name].value for name in weights)
     assert torch.allclose(score, expected)
-    assert reward.last["large"].item() == pytest.approx(members["large"](pixels, None).mean().item())
+    assert reward.member_scores()["large"].mean().item() == pytest.approx(members["large"](pixels, None).mean().item())
 
     other = WeightedSum(weights, members, normalise=True)
     other.load_state_dict(reward.state_dict())

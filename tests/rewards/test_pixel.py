@@ -73,7 +73,7 @@ def test_weighted_sum_adds_and_keeps_each_member():
     both = WeightedSum({"redness": 2.0, "brightness": -1.0})
     expected = 2 * redness(pixels, PROMPTS) - PIXEL_REWARDS["brightness"](pixels, PROMPTS)
     assert torch.allclose(both(pixels, PROMPTS), expected)
-    assert both.last["redness"].item() == pytest.approx(redness(pixels, PROMPTS).mean().item())
+    assert both.member_scores()["redness"].mean().item() == pytest.approx(redness(pixels, PROMPTS).mean().item())
 
 
 def test_weighted_sum_takes_the_users_own_callable():

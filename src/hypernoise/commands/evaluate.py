@@ -247,5 +247,5 @@ def as_asked(judge: Any, asked: dict[str, str]) -> Any:
     def judged(picture: Any, prompt: str) -> Any:
         return judge(picture, asked[prompt])
 
-    judged.name = judge.name
+    judged.name = judge.name  # pyright: ignore[reportFunctionMemberAccess]
     return judged

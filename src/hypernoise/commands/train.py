@@ -58,7 +58,7 @@ class Train(Recipe):
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
     dry_run: bool = False
-    """Print parameters, peak memory, arithmetic and what each memory option would save; nothing is downloaded."""
+    """Print parameters, peak memory and arithmetic; nothing is downloaded."""
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
@@ -69,9 +69,7 @@ class Train(Recipe):
 
     def run(self) -> int:
         if self.dry_run:
-            from hypernoise.commands.plan import plan
-
-            return plan(self, self.output_dir / "plan")
+            return print_plan(self, self.output_dir / "plan")
         from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
         from hypernoise.training.processes import launched
@@ -97,6 +95,23 @@ class Train(Recipe):
         draw_curves(rows, self.output_dir / "curves.png")
         print(f"curves:  {self.output_dir / 'curves.png'}\nadapter: {self.output_dir / 'adapter'}")
         return 0
+
+
+def print_plan(recipe: Recipe, folder: Path) -> int:
+    """Prints a recipe's plan and writes it to `folder`/summary.json; see `plan.plan`."""
+    from hypernoise.commands.common import write_summary
+    from hypernoise.files import output_folder
+    from hypernoise.plan import plan, table
+
+    output_folder(folder)
+    found = plan(recipe)
+    print(table(found))
+    step = found.training
+    rows = [{"peak_bytes": step.peak, "bytes": step.parts, "kept_bytes": step.kept, "flops": step.flops}]
+    parameters = {"frozen": found.frozen, "trained": found.trained, "rewards": found.rewards}
+    more = {"parameters": parameters, "overhead": found.overhead, "revision": found.revision}
+    write_summary(folder, "train --dry-run", recipe, "meta", rows, **more)
+    return 0
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], file: Path) -> None:

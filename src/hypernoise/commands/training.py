@@ -125,10 +125,10 @@ def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _too_little_memory(recipe: Recipe) -> str:
-    from hypernoise.planning.rows import planned_peak
+    from hypernoise.plan import plan
 
     return (
-        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB; raise "
+        f"out of memory: this recipe is planned at {plan(recipe).training.peak / 1e9:.1f} GB; raise "
         "gradient_accumulation_steps, or set memory.gradient_checkpointing: true, memory.decode_slice: 1, "
         "memory.text_encoders: offload (hypernoise train --dry-run says what each saves)"
     )

@@ -9,12 +9,8 @@ meet for that of all. It is infinite where I + J is singular at noises of positi
 The objective keeps the first term; the rest is the *gap*. log|det| comes from
 
     exact      the whole Jacobian and its LU: d backward passes a noise; for a few thousand dimensions at most
-    series     Tr log(I + J) = Σ (−1)ᵏ⁺¹ Tr(Jᵏ)/k, traces by random probes (Hutchinson 1990), cut off without bias by
-               Russian roulette (Chen et al. 2019, arXiv 1906.02735); backward passes only; needs Lip(f) < 1
-    arnoldi    the same traces from Krylov spaces of Jᵀ: as many backward passes, and no need of Lip(f) < 1, but of an
-               I + J whose eigenvalues keep away from 0
-    lanczos    ½ Tr log((I + J)ᵀ(I + J)) by stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017); any J, at
-               three times the cost, and with more chance in it where J is far from normal
+    arnoldi    Tr log(I + J) by random probes (Hutchinson 1990) in Krylov spaces of Jᵀ: 8 backward passes a noise and
+               probe; needs no Lip(f) < 1, but an I + J whose eigenvalues keep away from 0
 
 Tr J is taken with the same probes as log|det|. Their first orders then cancel probe by probe, and what is
 left to chance is of second order in J, as the gap itself.
@@ -23,10 +19,9 @@ left to chance is of second order in J, as the gap itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -39,11 +34,8 @@ from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl
 
-TERMS = 6  # of the series that are always taken
-GO_ON = 0.5  # probability of each further term
-MOST_TERMS = 60  # 2**-54 of the draws would go beyond
-STEPS = 8  # of Arnoldi and of Lanczos
-Method = Literal["exact", "series", "arnoldi", "lanczos"]
+STEPS = 8  # of Arnoldi
+Method = Literal["exact", "arnoldi"]
 
 
 @dataclass(frozen=True)
@@ -69,10 +61,9 @@ class KLReport:
     kl: the whole, if x + f(x) is injective (as it is if Lip(f) < 1); else a lower bound of it.
     l2: E[½‖f‖²], what the objective keeps. gap: kl − l2, with its own, smaller, error.
     one_sample: the whole again, with x·f in place of Tr J (Stein's lemma): agreement is a check of both.
-    truncation: by how much the last Krylov step still moved the gap (0 for the other methods, which are unbiased);
-    the standard errors do not know of it.
+    truncation: by how much the last Krylov step still moved the gap (0 for "exact"); not part of the standard errors.
     turned: noises at which det(I + J) ≤ 0 was seen (by "exact" for certain; by "arnoldi" if a probe shows it, which
-    proves ‖J‖ ≥ 1 there; 0 from the others, which cannot see it): where some are, x + f may fold.
+    proves ‖J‖ ≥ 1 there): where some are, x + f may fold.
     samples: noises. calls: network calls spent.
     """
 
@@ -105,14 +96,13 @@ def estimate_kl(
         method: see the top of this module.
         probes: random probes per noise ("exact" takes none).
         batch: noises in memory at once; for "exact", rows of the Jacobian.
-        seed: of the probes and the roulette.
+        seed: of the probes.
 
     Raises:
-        InputError: an unknown method, "series" where f is seen to expand (the series diverges), or a
-            residual that is not finite.
+        InputError: an unknown method, or a residual that is not finite.
     """
-    if method not in ("exact", *PROBED):
-        raise unknown("method", method, ["exact", *PROBED])
+    if method not in get_args(Method):
+        raise unknown("method", method, get_args(Method))
     if not len(noise) or probes < 1 or batch < 1:
         raise InputError(f"estimate_kl needs a noise, a probe and a batch, not {len(noise)}, {probes} and {batch}")
     calls, draw = Calls(), torch.Generator().manual_seed(seed)
@@ -123,7 +113,7 @@ def estimate_kl(
             parts.append(_exact(network, x, c, batch, calls))
         else:
             linear = Linearised(partial(network, condition=c), x, calls)
-            parts.append(_probed(PROBED[method], linear, probes, draw))
+            parts.append(_probed(linear, probes, draw))
     residual = torch.cat([found for found, _ in parts])
     trace, volume, step, turned = (torch.cat(values) for values in zip(*(terms for _, terms in parts), strict=True))
     l2, gap, stein = l2_kl(residual).cpu().double(), trace - volume, _dot(noise.to(residual), residual)
@@ -165,14 +155,9 @@ def _check_finite(linear: Linearised) -> None:
         raise InputError("the residual is not finite: the noise network has weights, or answers, that are not")
 
 
-def _probed(
-    estimate: Callable[[Linearised, Tensor, torch.Generator], Terms],
-    linear: Linearised,
-    probes: int,
-    draw: torch.Generator,
-) -> tuple[Tensor, Terms]:
+def _probed(linear: Linearised, probes: int, draw: torch.Generator) -> tuple[Tensor, Terms]:
     _check_finite(linear)
-    found = [estimate(linear, _signs(linear.noise, draw), draw) for _ in range(probes)]
+    found = [_arnoldi(linear, _signs(linear.noise, draw)) for _ in range(probes)]
     trace, volume, step, turned = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
     return linear.residual, (trace, volume, step, turned)
 
@@ -182,30 +167,7 @@ def _signs(like: Tensor, draw: torch.Generator) -> Tensor:
     return (2 * torch.randint(0, 2, like.shape, generator=draw) - 1).to(like)
 
 
-def _series(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
-    """Tr(Jᵏ) = E[vᵀ(Jᵀ)ᵏv]: one backward pass a term. Term k beyond TERMS counts 1/P(the roulette gets there)."""
-    lengths = TERMS + torch.empty(len(probe)).geometric_(1 - GO_ON, generator=draw).long() - 1
-    power = probe
-    trace = volume = torch.zeros(len(probe), dtype=torch.float64)
-    for k in range(1, min(int(lengths.max()), MOST_TERMS) + 1):
-        before, power = power, linear.vjp(power)
-        if k == TERMS:
-            _check_contracts(before, power)
-        moment = _dot(probe, power)
-        trace = moment if k == 1 else trace
-        weight = GO_ON ** -max(0, k - TERMS) * (lengths >= k)
-        volume = volume + (-1) ** (k + 1) / k * weight * moment
-    return trace, volume, torch.zeros_like(volume), torch.zeros_like(volume)
-
-
-def _check_contracts(before: Tensor, power: Tensor) -> None:
-    """After TERMS products the ratio of lengths is close to the modulus of the greatest eigenvalue."""
-    growth = (power.flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1).clamp_min(1e-30)).max().item()
-    if growth >= 1:
-        raise InputError(f"the power series diverges: f expands by {growth:.2f} somewhere; use method 'arnoldi'")
-
-
-def _arnoldi(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
+def _arnoldi(linear: Linearised, probe: Tensor) -> Terms:
     """vᵀ log(I + Jᵀ) v from the Hessenberg matrix of Jᵀ in v's Krylov space."""
     steps = min(STEPS, probe[0].numel())
     length = _dot(probe, probe).sqrt()
@@ -247,43 +209,6 @@ def _log_corner(matrix: Tensor, flat: float) -> Tensor:
     return torch.tensor(corners, dtype=torch.float64)
 
 
-def _lanczos(linear: Linearised, probe: Tensor, draw: torch.Generator) -> Terms:
-    """½ vᵀ log(A) v for A = (I + J)ᵀ(I + J), from the tridiagonal matrix of A in v's Krylov space."""
-    steps = min(STEPS, probe[0].numel())
-    length = _dot(probe, probe).sqrt()
-    basis = [probe / _scale(length, probe)]
-    tridiagonal = torch.zeros(len(probe), steps, steps, dtype=torch.float64)
-    trace = torch.zeros_like(length)
-    for k in range(steps):
-        pushed = linear.jvp(basis[k])
-        if k == 0:
-            trace = length.square() * _dot(basis[0], pushed)
-        moved = basis[k] + pushed
-        image = moved + linear.vjp(moved)
-        tridiagonal[:, k, k] = _dot(basis[k], image)
-        for _ in range(2):
-            for vector in basis:
-                image = image - _scale(_dot(vector, image), image) * vector
-        if k + 1 < steps:
-            _grow(basis, image, tridiagonal[:, k, k + 1])
-            tridiagonal[:, k + 1, k] = tridiagonal[:, k, k + 1]
-    flat = torch.finfo(probe.dtype).eps
-    volume = length.square() * _log_moment(tridiagonal, flat)
-    shorter = length.square() * _log_moment(tridiagonal[:, : steps - 1, : steps - 1], flat) if steps > 1 else volume
-    return trace, volume, volume - shorter, torch.zeros_like(volume)
-
-
-def _log_moment(tridiagonal: Tensor, flat: float) -> Tensor:
-    """½ e₁ᵀ log(T) e₁ of symmetric positive definite T [B, k, k]; e₁ has no share in rows of zeros.
-
-    −∞ if e₁ has a share in an eigenvalue of `flat` or less.
-    """
-    values, vectors = torch.linalg.eigh(tridiagonal)
-    shares = vectors[:, 0].square()
-    moment = 0.5 * (shares * values.clamp_min(1e-30).log()).sum(-1)
-    return torch.where(((values <= flat) & (shares > 1e-6)).any(-1), -math.inf, moment)
-
-
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products [B], in fp64 on the CPU (not every accelerator has it)."""
     return (a.flatten(1).cpu().double() * b.flatten(1).cpu().double()).sum(1)
@@ -292,6 +217,3 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def _scale(values: Tensor, like: Tensor) -> Tensor:
     """Values [B] as factors of tensors shaped as `like`."""
     return values.to(like).view(-1, *[1] * (like.ndim - 1))
-
-
-PROBED = {"series": _series, "arnoldi": _arnoldi, "lanczos": _lanczos}

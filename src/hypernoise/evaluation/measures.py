@@ -66,7 +66,7 @@ def measured(
                 total = reward(pixels.to(device), [one.prompt for one in batch])
         except InputError as error:  # such as of a size or a prompt
             raise InputError(f"{batch[0].name} to {batch[-1].name}: {error}") from error
-        for name, values in {**reward.scores, TOTAL: total}.items():
+        for name, values in {**reward.member_scores(), TOTAL: total}.items():
             scores.setdefault(name, []).append(values.float().cpu())
     if not kept:
         raise InputError(f"no picture could be read; the first: {broken[0].why}" if broken else "there is no picture")

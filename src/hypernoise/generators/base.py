@@ -42,6 +42,10 @@ class Generator(Protocol):
         """The condition of each prompt; no gradient. Raises InputError for a prompt that cannot be encoded whole."""
         ...
 
+    def encode_ahead(self, prompts: list[str]) -> None:
+        """Encodes these prompts where the generator then lets its text encoders go; else does nothing."""
+        ...
+
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         """Pixels [B, 3, H, W] in [0, 1] from noise [B, *noise_shape] ~ N(0, I), differentiable in the noise.
 

@@ -65,7 +65,6 @@ class DiffusionGenerator:
         self._call_of_model = dict(call)
         self.memory = memory
         self.changed = dict(changed)
-        self._resting = RestingEncoders(pipeline) if memory.text_encoders != "stay" else None
         self._ahead: dict[str, Condition] = {}  # of prompts encoded ahead, on the CPU
         self._description: dict[str, Any] | None = None
         for module in pipeline.components.values():
@@ -82,6 +81,7 @@ class DiffusionGenerator:
         )
         if memory.gradient_checkpointing:
             checkpoint_blocks(self.denoiser)
+        self._resting = RestingEncoders(pipeline) if memory.text_encoders != "stay" else None
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
         if doubt:
             warnings.warn(f"{name} does not look like a few-step model: {doubt}", stacklevel=2)
@@ -121,11 +121,11 @@ class DiffusionGenerator:
             raise InputError(f"{self.name} knows {most} timesteps, so it draws in at most as many steps, not {steps}")
         fixed = self._call_of_model.get("timesteps")
         if fixed is not None and steps != len(fixed):  # they would override num_inference_steps
-            told = f"timesteps {', '.join(map(str, fixed))}"
-            raise InputError(f"{self.name} draws at {told} alone, so the number of steps is {len(fixed)}, not {steps}")
+            at = f"timesteps {', '.join(map(str, fixed))}"
+            raise InputError(f"{self.name} draws at {at} alone, so the number of steps is {len(fixed)}, not {steps}")
 
     def call(self, steps: int) -> dict[str, Any]:
-        """The pipeline's `__call__` arguments for drawing in so many steps. InputError for a number it cannot have."""
+        """The pipeline's `__call__` arguments for this number of inference steps. InputError if it does not take it."""
         self.check_steps(steps)
         return {**self.family.call, **self.family.call_at(steps), **self._call_of_model, "num_inference_steps": steps}
 

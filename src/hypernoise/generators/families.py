@@ -213,7 +213,7 @@ def family_of(pipeline: Any) -> Family:
 
 
 def few_step_doubt(pipeline: Any) -> str | None:
-    """Why a step or a few of this pipeline will not draw a picture, as far as it can be told, or None.
+    """Why one or a few steps of this pipeline would not draw a picture, as far as its configuration shows, or None.
 
     A few-step model is given pure noise at the last training timestep, whatever the number of steps; a scheduler
     that begins one step at another (the "leading" spacing: t = 1) hands noise to a network that expects a picture.

@@ -31,7 +31,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def fetch(repository: str, file: str, revision: str | None = None) -> Path:
-    """A repository's file, from the local Hub cache or downloaded. InputError says why it cannot be had."""
+    """A repository's file, from the local Hub cache or downloaded. InputError says why not."""
     with explained(repository, revision, file):
         return Path(hf_hub_download(repository, file, revision=revision))
 
@@ -77,10 +77,10 @@ def hub_cause(error: BaseException) -> Exception | None:
 def fetch_adapter(repository: str, revision: str | None = None) -> Path:
     """An adapter's safetensors and JSON files, at the repository's top, as a local directory.
 
-    What is not in the local cache is downloaded, after its size was told on stderr.
+    Downloads what is not in the local cache, after printing its size on stderr.
 
     Raises:
-        InputError: the repository cannot be had, or holds no safetensors adapter.
+        InputError: the repository cannot be downloaded, or holds no safetensors adapter.
     """
     kept = [f"*{suffix}" for suffix in ADAPTER_FILES]
     files = _listed(repository, revision)

@@ -62,7 +62,7 @@ class _AdaptersAsNow(AbstractContextManager):
 def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
     """An autoencoder's `decode` in slices, each computed again for the gradient if asked for.
 
-    Running out of memory is told here: SANA-Sprint's pipeline would only warn and go on without a picture.
+    Running out of memory raises here: SANA-Sprint's pipeline would only warn and go on without a picture.
     """
 
     def sliced(latents: Tensor, *arguments: Any, **keywords: Any) -> Any:

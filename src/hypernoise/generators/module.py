@@ -57,6 +57,9 @@ class ModuleGenerator:
             raise InputError(f"embed must give a tensor with a row for each of {len(prompts)} prompts")
         return Condition({"embedding": embedded.to(self.device)})
 
+    def encode_ahead(self, prompts: list[str]) -> None:
+        pass  # there are no text encoders to let go
+
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         if self.embed is None:
             return self.to_pixels(self.module(noise))

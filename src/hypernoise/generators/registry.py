@@ -59,7 +59,7 @@ def load_generator(
 
     Raises:
         InputError: unknown name, a directory that is no pipeline, a device that does not exist, or files that
-            cannot be had, with what to do about it.
+            cannot be loaded, with what to do about it.
     """
     if isinstance(source, DiffusionPipeline):
         for field, none in (("quantise", "none"), ("tiny_decoder", "")):
@@ -141,8 +141,8 @@ def _loading(name: str, location: str, revision: str | None, wanted: str, *, on_
                 raise cause from error
             at = f" --revision {revision}" if revision else ""
             get = f" (files may be missing in the local cache: hf download {location}{at})" if on_hub else ""
-            told = f"generator {name!r} could not be loaded from {location}: {first_line(error)}"
-            raise InputError(told + get) from error
+            message = f"generator {name!r} could not be loaded from {location}: {first_line(error)}"
+            raise InputError(message + get) from error
 
 
 def _pipeline(

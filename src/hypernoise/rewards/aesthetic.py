@@ -140,7 +140,7 @@ def load(name: str, settings: RewardSettings, weights: tuple[Path, Path] | None 
     """The predictor of a row of `AESTHETICS`, from (tower, head) files or from where they are published.
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights that cannot be loaded or do not fit.
     """
     row = AESTHETICS[name]
     tower, head = weights or (row.tower_weights.fetch(), row.head_weights.fetch())

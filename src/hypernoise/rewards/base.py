@@ -1,4 +1,4 @@
-"""The contract of a reward r: per-sample scores of pictures for their prompts; and what breaks it, told."""
+"""The contract of a reward r, per-sample scores of pictures for their prompts, and the checks that it is kept."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ class Reward(Protocol):
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor: ...
 
+    def member_scores(self) -> dict[str, Tensor]:
+        """Each member's scores [B] of the last call, by name; of a reward without members none."""
+        return {}
+
 
 RewardFunction = Callable[[Tensor, list[str]], Tensor]
+"""What training and methods take: a `Reward`, or any function of one's own."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class RewardSettings:
     """How the rewards that are networks run; functions of pixels alone ignore it."""
 
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts beyond a reward's text encoder: cut them (told once, counted), or score windows that fit and take
+    """Prompts beyond a reward's text encoder: cut them (warned once, counted), or score windows that fit and take
     the mean or the soft minimum."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' weights; scores are fp32."""

@@ -47,7 +47,7 @@ def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> N
     """
     parts = {"the reward": scores}
     if isinstance(reward, WeightedSum):
-        parts = {f"reward {name!r}": score for name, score in reward.scores.items() if reward.weights[name]}
+        parts = {f"reward {name!r}": score for name, score in reward.member_scores().items() if reward.weights[name]}
     for name, score in parts.items():
         if _gradient(score.sum(), pixels).any():
             continue

@@ -100,7 +100,7 @@ def load(name: str, settings: RewardSettings, weights: Path | None = None) -> Cl
     """The reward of a row of `CLIPS`, from `weights` or from where it is published.
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights that cannot be loaded or do not fit.
     """
     row = CLIPS[name]
     file = weights or row.weights.fetch()

@@ -41,7 +41,7 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
 
     Raises:
         InputError: a name that is not known (with the nearest), a path that cannot be imported, or weights
-            that cannot be had.
+            that cannot be loaded.
     """
     if name in ENSEMBLES:
         return WeightedSum(ENSEMBLES[name], settings=settings)
@@ -77,8 +77,8 @@ class WeightedSum:
         normalise: divide each member's scores by their running deviation over training (see `RunningScale`),
             so that a weight says how many deviations of its member count as much as one of another.
 
-    `scores` holds each member's scores [B] of the last call, before weight and scale. A training call's scores count in
-    the running deviations from that call on, but are saved only after `commit`: a step that fails leaves no trace.
+    A training call's scores count in the running deviations from that call on, but are saved only after `commit`: a
+    step that fails leaves no trace.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class WeightedSum:
         self.settings = settings or RewardSettings()
         self.scales = {name: RunningScale() for name in self.weights} if normalise else {}
         self.pending = dict(self.scales)
-        self.scores: dict[str, Tensor] = {}
+        self._scores: dict[str, Tensor] = {}
 
     def __call__(
         self, pixels: Tensor, prompts: list[str], gather: Callable[[Tensor], Tensor] = lambda scores: scores
@@ -111,17 +111,16 @@ class WeightedSum:
         """
         if isinstance(prompts, str) or len(prompts) != len(pixels):
             raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
-        self.scores = self._each(pixels, prompts)
-        for name, score in self.scores.items():
+        self._scores = self._each(pixels, prompts)
+        for name, score in self._scores.items():
             if self.scales and score.requires_grad:  # in training
                 self.pending[name] = self.pending[name].after(gather(score.detach()))
-        parts = [self.weights[name] / self._scale(name) * score for name, score in self.scores.items()]
+        parts = [self.weights[name] / self._scale(name) * score for name, score in self._scores.items()]
         return torch.stack(parts).sum(0)
 
-    @property
-    def last(self) -> dict[str, Tensor]:
-        """Each member's mean score of the last call, before weight and scale."""
-        return {name: score.detach().mean() for name, score in self.scores.items()}
+    def member_scores(self) -> dict[str, Tensor]:
+        """Each member's scores [B] of the last call, with their graph, before weight and scale."""
+        return self._scores
 
     def commit(self) -> None:
         """Keeps the running deviations of the calls since the last commit."""

@@ -94,7 +94,7 @@ def load(name: str, settings: RewardSettings, weights: Path | None = None) -> Im
     """ImageReward v1.0, from `weights` or from where it is published.
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights that cannot be loaded or do not fit.
     """
     file = weights or WEIGHTS.fetch()
     network = filled(ImageRewardNetwork, from_released(read_state(file)), f"{name}'s {file.name}")

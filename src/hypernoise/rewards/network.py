@@ -40,6 +40,9 @@ class NetworkReward:
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         raise NotImplementedError
 
+    def member_scores(self) -> dict[str, Tensor]:
+        return {}
+
     def forget(self) -> None:
         """Drops what was computed on another device."""
 

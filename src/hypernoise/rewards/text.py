@@ -60,12 +60,12 @@ class Windows:
 
 
 def load_tokenizer(repository: str) -> Any:
-    """The tokenizer of a Hub repository or a folder. InputError if it cannot be had."""
+    """The tokenizer of a Hub repository or a folder. InputError if it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(repository, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the tokenizer of {repository} cannot be had: {first_line(error)} "
+            f"the tokenizer of {repository} cannot be loaded: {first_line(error)} "
             f"(put it in the local Hub cache with: hf download {repository} --include '*.json' --include '*.txt')"
         ) from error
 

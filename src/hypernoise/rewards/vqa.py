@@ -61,7 +61,7 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
     """The reward of a row of `VLMS`, from the local Hub cache or downloaded, in the settings' precision.
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights that cannot be loaded or do not fit.
     """
     row = VLMS[name]
     try:
@@ -70,7 +70,7 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
                 row.repository,
                 dtype=getattr(torch, settings.dtype),
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are told below, by name
+                ignore_mismatched_sizes=True,  # the refusal below names them
                 output_loading_info=True,
             )
     except (OSError, ValueError, SafetensorError) as error:
@@ -78,11 +78,11 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
             f"reward {name!r}: {row.repository} cannot be loaded: {first_line(error)} "
             f"(put it in the local Hub cache with: hf download {row.repository})"
         ) from error
-    model, told = loaded
+    model, report = loaded
     constants = ("position_ids", "inv_freq")  # which older versions saved
-    wrong = sorted(name for kind in ("missing_keys", "unexpected_keys") for name in told[kind])
+    wrong = sorted(name for kind in ("missing_keys", "unexpected_keys") for name in report[kind])
     wrong = [name for name in wrong if not name.endswith(constants)]
-    for misshapen in told["mismatched_keys"]:  # (name, given, wanted), or the name alone in transformers 4
+    for misshapen in report["mismatched_keys"]:  # (name, given, wanted), or the name alone in transformers 4
         wrong.append(misshapen if isinstance(misshapen, str) else "{} {} for {}".format(*map(_plain, misshapen)))
     if wrong:
         raise InputError(f"reward {name!r}: {row.repository} does not fit the model: {', '.join(wrong[:5])}")

@@ -1,4 +1,4 @@
-"""Released weights into transformers' models: from the Hub when asked for by name, strictly, running no code of theirs.
+"""Released weights into transformers' models: strictly, from the Hub only when named, and without running their code.
 
 A file is safetensors or is read by `torch.load(weights_only=True)`. Every key must find its place: a checkpoint
 with missing, unexpected or misshapen tensors is refused with their names.
@@ -12,6 +12,7 @@ import pickle
 import shutil
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.generators.hub import explained
 
 Model = TypeVar("Model", bound=nn.Module)
 NAMED = 5  # keys that a refusal names
@@ -38,20 +40,11 @@ class Released:
 
     def fetch(self) -> Path:
         """The file, from the local Hub cache or downloaded. InputError if it is in neither."""
-        reasons: dict[str, str] = {}
-        for name in self.files:
-            try:
-                return Path(hf_hub_download(self.repository, name))
-            except EntryNotFoundError as error:  # not in the repository, or offline and not in the cache
-                reasons.setdefault(first_line(error), name)
-            except OSError as error:  # refused or interrupted
-                reasons.setdefault(first_line(error), name)
-                break
-        reason, name = next(iter(reasons.items()))
-        raise InputError(
-            f"{self.repository}/{name} is not in the local Hub cache and cannot be downloaded: {reason} "
-            f"(put it there with: hf download {self.repository} {name})"
-        )
+        with explained(self.repository, None, " or ".join(self.files)):
+            for name in self.files[:-1]:
+                with suppress(EntryNotFoundError):  # also where it is not in the cache and the Hub is out of reach
+                    return Path(hf_hub_download(self.repository, name))
+            return Path(hf_hub_download(self.repository, self.files[-1]))
 
 
 @dataclass(frozen=True)
@@ -67,9 +60,9 @@ class Linked:
         file = Path(constants.HF_HOME) / "hypernoise" / digest / name
         if file.is_file():
             return file
-        told = f"{self.url} is not in {file.parent} and cannot be downloaded"
+        missing = f"{self.url} is not in {file.parent} and cannot be downloaded"
         if constants.HF_HUB_OFFLINE:
-            raise InputError(f"{told}: HF_HUB_OFFLINE is set (put the file there by hand)")
+            raise InputError(f"{missing}: HF_HUB_OFFLINE is set (put the file there by hand)")
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f".{name}.{os.getpid()}")
         try:
@@ -80,7 +73,7 @@ class Linked:
                     raise OSError(f"the connection ended after {sink.tell()} of {whole} bytes")
             os.replace(part, file)
         except OSError as error:
-            raise InputError(f"{told}: {error}") from error
+            raise InputError(f"{missing}: {error}") from error
         finally:
             part.unlink(missing_ok=True)
         return file
@@ -124,9 +117,9 @@ def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -
             if name in given and given[name] != wanted[name]
         ],
     }
-    told = [f"{len(names)} {kind} ({_some(names)})" for kind, names in wrong.items() if names]
-    if told:
-        raise InputError(f"{what} does not fit the model: " + "; ".join(told))
+    faults = [f"{len(names)} {kind} ({_some(names)})" for kind, names in wrong.items() if names]
+    if faults:
+        raise InputError(f"{what} does not fit the model: " + "; ".join(faults))
     model.load_state_dict({name: state[name] for name in wanted}, assign=True)
     for module in model.modules():  # the constants 0, 1, 2 ..., which current transformers does not save
         for name, buffer in list(module.named_buffers(recurse=False)):

@@ -92,7 +92,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     drawn = pixels.detach().to(noise.dtype)
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
     if run.scales is not None:
-        means |= {f"reward/{name}": score for name, score in run.scales.last.items()}
+        means |= {f"reward/{name}": scores.mean() for name, scores in run.scales.member_scores().items()}
     if run.validation_reward is not None and batch.validated:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             scores = scored(run.validation_reward, drawn, prompts, run.step, "the validation reward")

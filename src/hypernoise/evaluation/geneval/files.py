@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval.names import benchmark_name
@@ -52,7 +52,7 @@ def _detection(one: Any, number: int) -> Detection:
     return Detection(one["class"], (left, top, right, bottom), float(score), color)
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -99,41 +99,24 @@ def fused_attention(live: Live) -> Iterator[None]:
         nn.functional.scaled_dot_product_attention = own
 
 
-class _ToMeta(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, device="meta")
+class _Move(torch.autograd.Function):
+    """Shape and dtype without the values, as zeros on the CPU or nothing on the meta device; gradients move back."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return torch.zeros(gradients[0].shape, dtype=gradients[0].dtype)
-
-
-class _FromMeta(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    def forward(ctx: Any, tensor: Tensor, device: str) -> Tensor:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return torch.empty_like(gradients[0], device="meta")
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (gradient,) = gradients
+        back = "cpu" if gradient.device.type == "meta" else "meta"
+        return torch.zeros(gradient.shape, dtype=gradient.dtype, device=back), None
 
 
-def to_meta(nest: Any) -> Any:
-    """Every tensor of a nest without its data, differentiably."""
+def moved(nest: Any, device: str) -> Any:
+    """Every tensor of a nest on the meta device, or as zeros on the CPU (a scheduler's arithmetic needs data)."""
 
     def one(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.device.type == "meta":
-            return value
-        return _ToMeta.apply(value) if value.requires_grad else torch.empty_like(value, device="meta")
-
-    return tree_map(one, nest)
-
-
-def from_meta(nest: Any) -> Any:
-    """Every tensor of a nest as zeros on the CPU, differentiably: a scheduler's own arithmetic needs data."""
-
-    def one(value: Any) -> Any:
-        return _FromMeta.apply(value) if isinstance(value, Tensor) and value.device.type == "meta" else value
+        return _Move.apply(value, device) if isinstance(value, Tensor) and value.device.type != device else value
 
     return tree_map(one, nest)
