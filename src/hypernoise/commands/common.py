@@ -38,11 +38,18 @@ def write_summary(
         "seed": fields.get("seed"),
         "device": str(device),
         **computed,
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()},
+        "arguments": {name: _plain(value) for name, value in fields.items()},
         **more,
         "results": list(results),
     }
     write_json(output / "summary.json", summary)
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON has it: a path as text, a group of settings as an object."""
+    if isinstance(value, Path):
+        return str(value)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def write_report(

@@ -79,10 +79,11 @@ class Train(Recipe):
 def _too_little(recipe: Recipe) -> str:
     from hypernoise.planning.rows import planned_peak
 
+    counted = recipe.noise_network == "lora"
+    planned = f": this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB" if counted else ""
     return (
-        f"out of memory: this recipe is planned at {planned_peak(recipe) / 1e9:.1f} GB; raise "
-        "accumulation, or set checkpointing: true, decode_slice: 1, text_encoders: offload "
-        "(hypernoise plan says what each saves)"
+        f"out of memory{planned}; raise accumulation, or set checkpointing: true, decode_slice: 1, "
+        "text_encoders: offload (hypernoise plan says what each saves)"
     )
 
 

@@ -12,6 +12,7 @@ from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.rewards.base import RewardSettings
@@ -20,6 +21,7 @@ from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
 from hypernoise.training.early_stopping import best_stretch, readings
 from hypernoise.training.metrics import METRICS
+from hypernoise.training.networks import build
 from hypernoise.training.processes import launched, leave, own_device, say, say_once
 from hypernoise.training.trainer import TrainResult, train
 from hypernoise.training.warm_start import warm_start
@@ -29,7 +31,7 @@ from hypernoise.training.watch import draw_watched, stretch_warning
 @dataclass(frozen=True)
 class Trained:
     generator: DiffusionGenerator
-    network: LoRANoise
+    network: LoRANoise | SpectralNoise
     result: TrainResult
 
 
@@ -57,20 +59,13 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
     generator.check_prompts(list(prompts))
     output_folder(output)
     say_once(precision.line)
-    network = LoRANoise(
-        generator,
-        rank=recipe.rank,
-        alpha=recipe.alpha,
-        seed=recipe.seed,
-        layers=recipe.layers or None,
-        frequencies=recipe.frequencies,
-    )
-    if sharded:
+    network = build(recipe, generator)
+    if sharded and isinstance(network, LoRANoise):
         from hypernoise.training.sharding import shard_base  # not every build of torch has it
 
         shard_base(network, recipe.shard_base, pick_device(place))
     generator.encode_ahead(list(prompts))
-    if recipe.warm_rounds and not checkpoints(output):
+    if recipe.warm_rounds and isinstance(network, LoRANoise) and not checkpoints(output):
         rounds = warm_start(
             network,
             reward,
@@ -94,7 +89,7 @@ def train_recipe(recipe: Recipe, output: Path, device: str) -> Trained:
         if warning:
             say(warning)
         training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
-        save_adapter(network, output / "adapter", training=training)
+        save_adapter(network, output / "adapter", generator=generator, training=training)
     elif not result.finished:
         say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command goes on from there")
     leave()

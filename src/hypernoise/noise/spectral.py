@@ -18,8 +18,10 @@ from torch.nn.functional import layer_norm, pixel_shuffle, pixel_unshuffle
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.coupling import CouplingFlow
 from hypernoise.noise.frequencies import cosine_basis
+from hypernoise.noise.settings import Spectral
 from hypernoise.noise.state import copy_state
 
 
@@ -152,3 +154,40 @@ def described(condition: Condition) -> Tensor:
     pooled = tensors.get("pooled_prompt_embeds")
     parts = [mean] if pooled is None else [mean, pooled.float()]
     return torch.cat([layer_norm(part, part.shape[1:]) for part in parts], 1)
+
+
+def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: int = 0) -> SpectralNoise:
+    """A new spectral noise network for a generator; one prompt is encoded to see how wide its embeddings are.
+
+    Raises:
+        InputError: more frequencies than the generator's latent grid has.
+    """
+    patch, grid = generator.family.patch, grid_of(generator)
+    if settings.k > min(grid) * patch:
+        raise InputError(
+            f"k = {settings.k} frequencies do not fit into the latent grid of {generator.name!r}, "
+            f"{grid[0] * patch} x {grid[1] * patch}"
+        )
+    network = SpectralNoise(
+        channels_of(generator),
+        described(generator.encode(["a picture"])).shape[1],
+        k=settings.k,
+        width=settings.width,
+        depth=settings.depth,
+        patch=patch,
+        grid=grid if generator.family.layout == "tokens" else None,
+        seed=seed,
+    )
+    return network.to(generator.device, torch.float64 if generator.dtype == torch.float64 else torch.float32)
+
+
+def channels_of(generator: DiffusionGenerator) -> int:
+    """Channels of the generator's latent grid, unpacked."""
+    packed = generator.noise_shape[0 if generator.family.layout == "grid" else 1]
+    return packed // generator.family.patch**2
+
+
+def grid_of(generator: DiffusionGenerator) -> tuple[int, int]:
+    """Rows and columns of the generator's noise, in cells of `patch` x `patch` latent pixels."""
+    cell = generator.pipeline.vae_scale_factor * generator.family.patch
+    return generator.size[0] // cell, generator.size[1] // cell

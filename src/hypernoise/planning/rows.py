@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hypernoise.errors import InputError
 from hypernoise.generators.memory import Memory
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.planning.estimate import Estimate, Planned, estimate, meta_network, planned_generator, quantising_saves
@@ -93,7 +94,16 @@ def plan_rewards(recipe: Recipe) -> PlannedRewards:
 
 
 def planned_network(recipe: Recipe, planned: Planned) -> LoRANoise:
-    """A recipe's noise network on the planned generator, without data."""
+    """A recipe's noise network on the planned generator, without data.
+
+    Raises:
+        InputError: a spectral one.
+    """
+    if recipe.noise_network != "lora":
+        raise InputError(
+            f"hypernoise plan counts LoRA noise networks, not noise_network: {recipe.noise_network}, which calls no "
+            "denoiser; the plan with noise_network: lora is more than it takes"
+        )
     return meta_network(
         planned, rank=recipe.rank, alpha=recipe.alpha, dtype=planned.generator.dtype, layers=recipe.layers
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.generators.base import Condition, Generator
-from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.base import NoiseNetwork, kl_of
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.objective import l2_kl
 from hypernoise.rewards.base import RewardFunction
@@ -49,9 +49,9 @@ def evaluate(
 ) -> Evaluation:
     """Draws every request from `seeds` noises, the same for every network, and judges the pictures.
 
-    The row has summary.json's fields. `kl` is the mean of ½‖f‖² in nats; `diversity` the mean RMS distance between
-    pixels of pictures of one request; `score_ci95` a bootstrap over requests; `seconds_per_image` is the
-    time of noise network, denoiser and decoder, in batches of 32, after one batch to warm up.
+    The row has summary.json's fields. `kl` is the mean of the network's own KL, or of ½‖f‖², in nats; `diversity` the
+    mean RMS distance between pixels of pictures of one request; `score_ci95` a bootstrap over requests;
+    `seconds_per_image` is the time of noise network, denoiser and decoder, in batches of 32, after one to warm up.
     """
     asked = [request for request in requests for _ in range(seeds)]
     samples = range(len(asked))
@@ -68,7 +68,8 @@ def evaluate(
         seconds += _clock(generator) - began
         pixels.append(drawn.float().cpu())
         rewards.append(reward(drawn.float(), captions).cpu())
-        kls.append(l2_kl(residual).cpu())
+        own = l2_kl(residual) if network is None else kl_of(network, noise, condition, residual)
+        kls.append(own.cpu())
         progress(len(rows))
     drawn = torch.cat(pixels)
     verdicts = [judge(p.permute(1, 2, 0).numpy(), request) for p, request in zip(drawn, asked, strict=True)]
@@ -86,7 +87,7 @@ def evaluate(
         "kl": torch.cat(kls).mean().item(),
         "artefacts": summary["artefacts"],
         "diversity": _diversity(drawn, seeds) if seeds > 1 else None,
-        "denoiser_forwards": steps + (network is not None),
+        "denoiser_forwards": steps + (network is not None and network.kind != "spectral"),  # which calls no denoiser
         "denoiser_backwards": 0,
         "decodes": 1,
         "reward_calls": 0,

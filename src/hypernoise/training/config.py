@@ -16,6 +16,7 @@ import yaml
 
 from hypernoise.errors import RENAMED, InputError, at_least_one, finite_weights, unknown
 from hypernoise.generators.loading import Loading
+from hypernoise.noise.settings import Spectral
 from hypernoise.precision import MixedPrecision
 
 
@@ -135,7 +136,7 @@ class TrainConfig:
     """Multiplies ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
     kl_term: Literal["l2", "exact"] = "l2"
     """l2: ½‖f‖², as published. exact: the whole KL, from each sample's whole Jacobian: a backward pass per dimension,
-    for noise of up to 256."""
+    for noise of up to 256. A spectral noise network's is exact either way."""
     noise: Literal["fresh", "batch", "fixed"] = "fresh"
     """A noise of its own for every sample, one for all samples of an update, or draws from a fixed set."""
     fixed_noises: int = 64
@@ -270,6 +271,11 @@ SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where n
     "all": {**TOGETHER, "text_encoders": ("stay",), "embeddings": ("memory", "off")},
 }
 
+OF_A_NETWORK: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be with a noise network
+    "lora": {},
+    "spectral": {"layers": ((),), "frequencies": (0,), "warm_rounds": (0,), "shard_base": ("none",)},
+}
+
 
 @dataclass(frozen=True)
 class Recipe(TrainConfig, Loading):
@@ -296,6 +302,10 @@ class Recipe(TrainConfig, Loading):
     prompts: Sources = field(default_factory=lambda: {"scenes": 1.0})
     """Files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's training
     captions; of several, each gives prompts in proportion to its weight."""
+    noise_network: Literal["lora", "spectral"] = "lora"
+    """lora: the paper's, on every layer of the denoiser. spectral: a small network of its own on the noise's low
+    frequencies, whose KL is exact."""
+    spectral: Spectral = field(default_factory=Spectral)
     rank: int = 16
     alpha: float = 32.0
     """The LoRA's update is scaled by alpha / rank."""
@@ -338,10 +348,12 @@ class Recipe(TrainConfig, Loading):
             raise InputError('prompts is empty; for example prompts: "scenes", or prompts: {a.txt: 3, b.jsonl: 1}')
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
-        for name, needed in SHARDED[self.shard_base].items():
-            if getattr(self, name) not in needed:
-                told = " or ".join("nothing" if value == () else str(value) for value in needed)
-                raise InputError(f"shard_base: {self.shard_base} needs {name}: {told}, not {getattr(self, name)}")
+        for option, fields in (("shard_base", SHARDED), ("noise_network", OF_A_NETWORK)):
+            chosen = getattr(self, option)
+            for name, needed in fields[chosen].items():
+                if getattr(self, name) not in needed:
+                    told = " or ".join("nothing" if value == () else str(value) for value in needed)
+                    raise InputError(f"{option}: {chosen} needs {name}: {told}, not {getattr(self, name)}")
         if self.patience and not self.watched:
             raise InputError("patience needs a watched reward; for example watched: {pickscore: 1.0}")
 
@@ -392,6 +404,14 @@ def _checked(name: str, value: Any, hint: Any, file: str | Path) -> Any:
         if not (isinstance(names, list) and all(isinstance(part, str) for part in names)):
             raise InputError(f"recipe {file}: {name} must be a name or a list of names, not {value!r}")
         return tuple(part.strip() for part in names)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        fields = typing.get_type_hints(hint)
+        if not isinstance(value, dict):
+            raise InputError(f"recipe {file}: {name} must be a mapping with {', '.join(fields)}, not {value!r}")
+        for own in value:
+            if own not in fields:
+                raise unknown(f"field of {name} in recipe {file}:", str(own), fields)
+        return hint(**{own: _checked(f"{name}.{own}", part, fields[own], file) for own, part in value.items()})
     if typing.get_origin(hint) is dict:
         if isinstance(value, str):
             return {value: 1.0}

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from hypernoise.errors import InputError
 from hypernoise.files import output_folder
 from hypernoise.generators.base import Condition, Generator
-from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.base import NoiseNetwork, kl_of, knows_kl
 from hypernoise.noise.draws import key_of, training_noise
-from hypernoise.objective import l2_kl, limit_gradient, noise_objective
+from hypernoise.objective import limit_gradient
 from hypernoise.precision import resolve
 from hypernoise.prompts import PromptMix, prompts_of_step, spread
 from hypernoise.rewards.base import RewardFunction, check_callable
@@ -112,7 +112,7 @@ def train(
         say_once(precision.line)
     config = dataclasses.replace(config, mixed_precision=precision.name)
     _check(config, network, reward, watched, prompts, folder)
-    if config.kl_term == "exact":
+    if config.kl_term == "exact" and not knows_kl(network):
         check_exact(generator.noise_shape)
     accelerator = start(generator.device, config.trackers, folder)
     samples_per_round(config, accelerator.num_processes)  # refuses a batch that they do not divide
@@ -322,8 +322,9 @@ def _round(run: _Run, step: int, part: int, texts: list[str], *, watching: bool,
                 seeds = [key_of(config.seed, step, sample) for sample in samples]
                 pixels = generator.sample(improved, condition, steps=calls, seed=seeds)
         rewards = scored(run.reward, pixels.to(noise.dtype), mine, step)  # outside autocast: no rounded scores
-        loss, kl = noise_objective(residual, rewards, config.kl_weight).mean(), l2_kl(residual).mean()
-        if config.kl_term == "exact":
+        nats = kl_of(run.network, noise, condition, residual)
+        loss, kl = (config.kl_weight * nats - rewards).mean(), nats.mean()
+        if config.kl_term == "exact" and not knows_kl(run.network):
             gap = exact_gap(run.network, noise, condition).mean()
             loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
         if config.lipschitz == "penalty":
