@@ -10,6 +10,7 @@ on the whole denoiser is a finding of LENS (arXiv 2605.07253); the flow and its 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -179,6 +180,23 @@ def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: i
         seed=seed,
     )
     return network.to(generator.device, torch.float64 if generator.dtype == torch.float64 else torch.float32)
+
+
+def rebuilt(generator: DiffusionGenerator, settings: Mapping[str, Any]) -> SpectralNoise:
+    """The network of an adapter's settings for a generator, whose own size it takes; its weights are to be loaded.
+
+    Raises:
+        InputError: the generator has other latent channels, or packs them otherwise.
+        TypeError: settings that the network does not take.
+    """
+    network = SpectralNoise(**{**settings, "grid": grid_of(generator) if generator.family.layout == "tokens" else None})
+    here = channels_of(generator)
+    if (network.channels, network.patch) != (here, generator.family.patch):
+        raise InputError(
+            f"this noise network is for {network.channels} latent channels in patches of {network.patch}, and "
+            f"{generator.name!r} has {here} in patches of {generator.family.patch}"
+        )
+    return network if generator.device.type == "meta" else network.to(generator.device)  # offloaded weights are there
 
 
 def channels_of(generator: DiffusionGenerator) -> int:
