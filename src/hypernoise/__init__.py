@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hypernoise.methods.search import Search
     from hypernoise.noise.lora import LoRANoise
     from hypernoise.noise.residual import ResidualNoise
+    from hypernoise.noise.spectral import SpectralNoise
     from hypernoise.objective import exact_kl, l2_kl
     from hypernoise.pipeline import attach, detach
     from hypernoise.rewards.base import RewardSettings
@@ -60,6 +61,7 @@ _HOME = {
     "methods.search": ("Search",),
     "noise.lora": ("LoRANoise",),
     "noise.residual": ("ResidualNoise",),
+    "noise.spectral": ("SpectralNoise",),
     "objective": ("exact_kl", "l2_kl"),
     "pipeline": ("attach", "detach"),
     "rewards.base": ("RewardSettings",),
@@ -91,6 +93,7 @@ __all__ = [
     "ResidualNoise",
     "RewardSettings",
     "Search",
+    "SpectralNoise",
     "TrainConfig",
     "TrainResult",
     "WeightedSum",

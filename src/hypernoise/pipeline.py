@@ -1,6 +1,9 @@
 """`attach`: the user's own diffusers pipeline, drawing from better noise.
 
-A call of an attached pipeline runs twice. The first run stops at the denoiser's first answer, given with
+With a spectral noise network a call runs once: its prompt is encoded and its noise drawn as always, and f is added to
+the noise on the way to the first step.
+
+With a LoRA it runs twice. The first run stops at the denoiser's first answer, given with
 the adapter on: that is f, under the pipeline's own conditioning, scaling and timestep. The second is the
 user's call, unchanged, but its initial latents are the first run's plus f. Prompts are encoded and noise
 is drawn once, in the first run, so seeds and generators end where they would without the adapter.
@@ -8,6 +11,7 @@ is drawn once, in the first run, so seeds and generators end where they would wi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,21 +20,24 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from hypernoise.adapters import load_adapter
+from hypernoise.adapters import adapter_folder, load_adapter, read_about
 from hypernoise.errors import InputError
-from hypernoise.generators.diffusion import DiffusionGenerator, quiet, replaced, stop_at_first_answer
+from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator, embeddings_of, quiet, replaced, stop_at_first_answer
 from hypernoise.generators.families import family_of
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.spectral import SpectralNoise
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
-def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise) -> Pipeline:
+def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise | SpectralNoise) -> Pipeline:
     """Makes `pipeline` draw from improved noise, in place, until `detach`; every argument works as before.
 
     Args:
         pipeline: a text-to-image pipeline whose family hypernoise knows.
-        adapter: an adapter directory, or a LoRANoise made on this pipeline.
+        adapter: an adapter directory, a LoRANoise made on this pipeline, or a SpectralNoise. The latter leaves the
+            pipeline's modules alone: they may be compiled, quantised or offloaded, and any LoRA may be loaded.
 
     Returns:
         The same object.
@@ -42,19 +49,21 @@ def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise) -> Pipeline:
         raise InputError(f"attach takes a diffusers pipeline, not a {type(pipeline).__name__}")
     if isinstance(pipeline, Attached):
         raise InputError("this pipeline has an adapter attached already; hypernoise.detach(pipe) takes it off")
-    if any(weight.is_meta for weight in getattr(pipeline, family_of(pipeline).denoiser).parameters()):
+    source = adapter if isinstance(adapter, LoRANoise | SpectralNoise) else adapter_folder(adapter)
+    kind = read_about(source)["kind"] if isinstance(source, Path) else source.kind
+    offloaded = any(weight.is_meta for weight in getattr(pipeline, family_of(pipeline).denoiser).parameters())
+    if offloaded and kind == LoRANoise.kind:
         raise InputError("this pipeline's weights are offloaded already: attach before enable_sequential_cpu_offload")
-    if isinstance(adapter, LoRANoise):
-        if adapter.generator.pipeline is not pipeline:
-            raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")
-        network, own = adapter, False
-    else:
+    if isinstance(source, LoRANoise) and source.generator.pipeline is not pipeline:
+        raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")
+    if isinstance(source, Path):
         name = str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)
         generator = DiffusionGenerator(pipeline, name=name, freeze=False)
-        loaded = load_adapter(generator, adapter)
-        assert isinstance(loaded, LoRANoise)  # the only kind that load_adapter puts on a pipeline
-        network, own = loaded, True
-        network.lora.to(generator.dtype)  # fp32 is for training; drawing goes at the pipeline's own speed
+        network, own = load_adapter(generator, source), True
+        if isinstance(network, LoRANoise):
+            network.lora.to(generator.dtype)  # fp32 is for training; drawing goes at the pipeline's own speed
+    else:
+        network, own = source, False
     pipeline.__class__ = type(type(pipeline).__name__, (Attached, type(pipeline)), {})
     pipeline._hypernoise, pipeline._hypernoise_own = network, own  # type: ignore[attr-defined]
     return pipeline
@@ -67,11 +76,11 @@ def detach(pipeline: Pipeline) -> Pipeline:
     """
     if not isinstance(pipeline, Attached):
         raise InputError("this pipeline has no adapter attached")
-    network: LoRANoise = pipeline._hypernoise  # type: ignore[attr-defined]
+    network: LoRANoise | SpectralNoise = pipeline._hypernoise  # type: ignore[attr-defined]
     own: bool = pipeline._hypernoise_own  # type: ignore[attr-defined]
     pipeline.__class__ = type(pipeline).__mro__[2]
     del pipeline._hypernoise, pipeline._hypernoise_own  # type: ignore[attr-defined]
-    if own:
+    if own and isinstance(network, LoRANoise):
         network.remove()
     return pipeline
 
@@ -79,13 +88,17 @@ def detach(pipeline: Pipeline) -> Pipeline:
 class Attached:
     """Mixed into the class of an attached pipeline, under the class's own name."""
 
-    _hypernoise: LoRANoise
+    _hypernoise: LoRANoise | SpectralNoise
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         network = self._hypernoise
-        network.check_alone()
         draw: Callable[..., Any] = super().__call__  # type: ignore[misc]
+        if isinstance(network, SpectralNoise):
+            given = inspect.signature(draw).bind(*args, **kwargs).arguments
+            with replaced(self, _adding(self, network, given)):
+                return draw(*args, **kwargs)
+        network.check_alone()
         results: dict[str, list[Any]] = {"encode_prompt": [], "prepare_latents": []}
         record = {name: _recording(getattr(self, name), kept) for name, kept in results.items()}
         denoiser = network.generator.called
@@ -103,6 +116,31 @@ class Attached:
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         raise InputError("an adapter is attached to this pipeline; hypernoise.detach(pipe) before saving it")
+
+
+def _adding(pipeline: Any, network: SpectralNoise, given: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The pipeline's methods for a call with arguments `given`: f of the prompt is added to the latents."""
+    family, prepare = family_of(pipeline), pipeline.prepare_latents
+    encoded: list[Any] = []  # the prompt's own first, a negative one's after it
+
+    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+        prepared = prepare(*args, **kwargs)
+        latents: Tensor = prepared[0] if isinstance(prepared, tuple) else prepared
+        result = encoded[0] if encoded else [given.get(str(name)) for name in family.embeddings]  # embeddings given
+        condition = _rows(embeddings_of(family, result), len(latents)).to(latents.device)
+        size = inspect.signature(type(pipeline).prepare_latents).bind(pipeline, *args, **kwargs).arguments
+        cell, scale = pipeline.vae_scale_factor * family.patch, _latent_scale(pipeline)
+        grid = (int(size["height"]) // cell, int(size["width"]) // cell)
+        residual = network.to(latents.device)(latents.float() / scale, condition, grid=grid)
+        better = (latents + residual * scale).to(latents.dtype)
+        return (better, *prepared[1:]) if isinstance(prepared, tuple) else better
+
+    return {"encode_prompt": _recording(pipeline.encode_prompt, encoded), "prepare_latents": prepare_latents}
+
+
+def _rows(tensors: dict[str, Tensor], samples: int) -> Condition:
+    """A row for each of a prompt's pictures, where the pipeline copies prompts only later."""
+    return Condition({name: rows.repeat_interleave(samples // len(rows), 0) for name, rows in tensors.items()})
 
 
 def _recording(method: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:

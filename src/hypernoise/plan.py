@@ -94,8 +94,14 @@ def plan(recipe: Recipe) -> Plan:
     """Runs a recipe's training step without data.
 
     Raises:
-        InputError: a generator that is neither a preset nor a directory of one of diffusers' own pipelines.
+        InputError: a generator that is neither a preset nor a directory of one of diffusers' own pipelines, or a
+            spectral noise network.
     """
+    if recipe.noise_network != "lora":
+        raise InputError(
+            f"the plan counts LoRA noise networks, not noise_network: {recipe.noise_network}, which calls no denoiser; "
+            "the plan with noise_network: lora is more than it takes"
+        )
     planned = planned_generator(
         recipe.generator,
         dtype=resolve(recipe.mixed_precision, META).dtype,

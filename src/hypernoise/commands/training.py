@@ -14,7 +14,9 @@ from hypernoise.errors import InputError, out_of_memory
 from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.rewards.base import RewardSettings
@@ -24,6 +26,7 @@ from hypernoise.training.config import Recipe
 from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.loop import TrainResult, train
 from hypernoise.training.metrics import rows_of
+from hypernoise.training.networks import build
 from hypernoise.training.processes import launched, leave, own_device, say, say_once
 from hypernoise.training.warm_start import warm_start
 
@@ -31,7 +34,7 @@ from hypernoise.training.warm_start import warm_start
 @dataclass(frozen=True)
 class Trained:
     generator: DiffusionGenerator
-    network: LoRANoise
+    network: LoRANoise | SpectralNoise
     result: TrainResult
 
 
@@ -73,32 +76,26 @@ def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Tra
     generator.check_prompts(shown)
     output_folder(output_dir)
     say_once(precision)
-    lora = recipe.lora
-    network = LoRANoise(
-        generator,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        seed=recipe.seed,
-        layers=lora.layers or None,
-        frequencies=lora.frequencies,
-    )
-    if sharded:
+    network = build(recipe, generator)
+    if sharded and isinstance(network, LoRANoise):
         from hypernoise.training.sharding import shard_base  # not every build of torch has it
 
         shard_base(network, recipe.shard_base, pick_device(place))
     generator.encode_ahead(shown)
-    if recipe.warm_start.rounds and not checkpoints(output_dir):
+    if recipe.warm_start.rounds and isinstance(network, LoRANoise) and not checkpoints(output_dir):
         rounds = warm_start(network, reward, prompts, recipe, **vars(recipe.warm_start), progress=launched()[0] == 0)
         say("warm start: reward " + " -> ".join(f"{row['reward']:.4f}" for row in rounds))
     result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
     if launched()[0] == 0:
         tell_cut_prompts(reward)
-        _finish(recipe, network, result, output_dir)
+        _finish(recipe, generator, network, result, output_dir)
     leave()
     return Trained(generator, network, result)
 
 
-def _finish(recipe: Recipe, network: LoRANoise, result: TrainResult, output_dir: Path) -> None:
+def _finish(
+    recipe: Recipe, generator: DiffusionGenerator, network: NoiseNetwork, result: TrainResult, output_dir: Path
+) -> None:
     """Saves the adapter of a finished run, and says how a run ended."""
     if not result.finished:
         say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command resumes from there")
@@ -108,7 +105,7 @@ def _finish(recipe: Recipe, network: LoRANoise, result: TrainResult, output_dir:
         say(stopped_line(readings(rows, result.step), result.step, recipe.patience))
     say(stretch_warning(rows))
     training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
-    save_adapter(network, output_dir / "adapter", training=training)
+    save_adapter(network, output_dir / "adapter", generator=generator, training=training)
 
 
 def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -127,8 +124,9 @@ def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
 def _too_little_memory(recipe: Recipe) -> str:
     from hypernoise.plan import plan
 
+    counted = recipe.noise_network == "lora"
+    planned = f": this recipe is planned at {plan(recipe).training.peak / 1e9:.1f} GB" if counted else ""
     return (
-        f"out of memory: this recipe is planned at {plan(recipe).training.peak / 1e9:.1f} GB; raise "
-        "gradient_accumulation_steps, or set memory.gradient_checkpointing: true, memory.decode_slice: 1, "
-        "memory.text_encoders: offload (hypernoise train --dry-run says what each saves)"
+        f"out of memory{planned}; raise gradient_accumulation_steps, or set memory.gradient_checkpointing: true, "
+        "memory.decode_slice: 1, memory.text_encoders: offload (hypernoise train --dry-run says what a recipe takes)"
     )

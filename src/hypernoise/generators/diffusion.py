@@ -171,8 +171,7 @@ class DiffusionGenerator:
                 if "divisible by" not in str(error):
                     raise
                 raise InputError(f"{self.name} does not draw this size: {first_line(error)}") from error
-        named = zip(self.family.embeddings, encoded[0], strict=True)
-        return Condition(_tensors({name: value for name, value in named if name is not None}))
+        return Condition(embeddings_of(self.family, encoded[0]))
 
     def encode_ahead(self, prompts: list[str], *, batch: int = 32) -> None:
         """With text_encoders "drop": encodes these prompts and lets the encoders go; without, does nothing.
@@ -255,6 +254,12 @@ def default_size(pipeline: Any, denoiser: Any) -> tuple[int, int]:
     """Height and width in pixels that the pipeline draws when none are given."""
     side = denoiser.config.get("sample_size") or getattr(pipeline, "default_sample_size", 128)
     return (side * pipeline.vae_scale_factor,) * 2
+
+
+def embeddings_of(family: Family, encoded: Sequence[Any]) -> dict[str, Tensor]:
+    """A condition's tensors, of what the family's `encode_prompt` returns."""
+    named = zip(family.embeddings, encoded, strict=True)
+    return _tensors({name: value for name, value in named if name is not None})
 
 
 def _tensors(encoded: dict[str, Any]) -> dict[str, Tensor]:

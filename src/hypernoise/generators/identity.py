@@ -43,8 +43,9 @@ def _digest(layout: Any) -> str:
 
 
 def _quantised(weight: Tensor) -> bool:
-    """Whether it is packed in fewer bits, by torchao (a class of its own) or bitsandbytes (as integers)."""
-    return type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+    """Whether its numbers cannot be read: packed in fewer bits, by torchao (a class of its own) or bitsandbytes (as
+    integers), or offloaded."""
+    return weight.is_meta or type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
 
 
 def _shape(weight: Tensor) -> torch.Size:

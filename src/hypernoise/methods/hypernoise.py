@@ -14,9 +14,8 @@ from hypernoise.adapters import adapter_folder, load_adapter, read_about, read_w
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
-from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.base import NoiseNetwork, kl_of
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.objective import l2_kl
 
 
 class Adapter:
@@ -77,4 +76,5 @@ class HyperNoise:
             residual = network(noise, condition)
             better = noise + residual.to(noise.dtype)
             pixels = meter.draw(better, condition)
-        return Result(pixels, better, prompts, l2_kl(residual), None, meter.spent())
+        kl = kl_of(network, noise, condition, residual)
+        return Result(pixels, better, prompts, kl, None, meter.spent())

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from hypernoise.generators.base import Condition
+from hypernoise.objective import l2_kl
 
 
 @runtime_checkable
@@ -15,6 +16,9 @@ class NoiseNetwork(Protocol):
 
     kind: the network's name in an adapter's metadata.
     settings: the keyword arguments that rebuild it, as JSON values.
+
+    A network that knows its KL also has `kl(noise, condition) -> [B]`: terms in nats whose mean over noise ~ N(0, I)
+    is KL(x + f ‖ N(0, I)), with a gradient whose mean is the KL's. ½‖f‖² stands for it where there is none.
     """
 
     kind: ClassVar[str]
@@ -33,3 +37,14 @@ class NoiseNetwork(Protocol):
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Raises InputError unless the names and shapes are exactly those of `trainable_state`."""
         ...
+
+
+def knows_kl(network: NoiseNetwork) -> bool:
+    """Whether the network gives its own exact KL."""
+    return hasattr(network, "kl")
+
+
+def kl_of(network: NoiseNetwork, noise: Tensor, condition: Condition, residual: Tensor) -> Tensor:
+    """The KL term of each sample [B], in nats: the network's own, exact in the mean, or the paper's ½‖f‖²."""
+    own: Any = network
+    return own.kl(noise, condition) if knows_kl(network) else l2_kl(residual)

@@ -15,6 +15,7 @@ import yaml
 
 from hypernoise.errors import InputError, at_least_one, finite_weights, renamed, unknown
 from hypernoise.generators.loading import Loading
+from hypernoise.noise.settings import Spectral
 from hypernoise.precision import MixedPrecision
 
 
@@ -94,7 +95,7 @@ class TrainConfig:
     """Multiplies ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
     kl_term: Literal["l2", "exact"] = "l2"
     """l2: ½‖f‖², as published. exact: the whole KL, from each sample's whole Jacobian: a backward pass per dimension,
-    for noise of up to 256."""
+    for noise of up to 256. A spectral noise network's is exact either way."""
     kl_limit: float = 0.5
     """The run stops when ½‖f‖² is over this many nats per dimension of the noise; at 0.5 the residual is as long as
     the noise. Noises of fewer than 64 dimensions count as 64. 0: never."""
@@ -224,6 +225,11 @@ SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where n
     "all": {**TOGETHER, "memory.text_encoders": ("stay",), "embeddings": ("memory", "off")},
 }
 
+OF_A_NETWORK: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be with a noise network
+    "lora": {},
+    "spectral": {"lora.layers": ((),), "lora.frequencies": (0,), "warm_start.rounds": (0,), "shard_base": ("none",)},
+}
+
 
 @dataclass(frozen=True)
 class Recipe(TrainConfig, Loading):
@@ -250,6 +256,10 @@ class Recipe(TrainConfig, Loading):
     shard_base: Literal["none", "denoiser", "all"] = "none"
     """Spread the frozen denoiser's weights, or those of the text encoders too, over the processes that a launcher
     starts (FSDP2), so that none holds them all."""
+    noise_network: Literal["lora", "spectral"] = "lora"
+    """lora: the paper's, on every layer of the denoiser. spectral: a small network of its own on the noise's low
+    frequencies, whose KL is exact."""
+    spectral: Spectral = field(default_factory=Spectral)
     lora: LoRA = field(default_factory=LoRA)
     warm_start: WarmStart = field(default_factory=WarmStart)
 
@@ -272,13 +282,15 @@ class Recipe(TrainConfig, Loading):
             raise InputError('prompts is empty; for example prompts: "scenes", or prompts: {a.txt: 3, b.jsonl: 1}')
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
-        for name, allowed in SHARDED[self.shard_base].items():
-            value: Any = self
-            for part in name.split("."):
-                value = getattr(value, part)
-            if value not in allowed:
-                options = " or ".join("nothing" if option == () else str(option) for option in allowed)
-                raise InputError(f"shard_base: {self.shard_base} needs {name}: {options}, not {value}")
+        for option, fields in (("shard_base", SHARDED), ("noise_network", OF_A_NETWORK)):
+            chosen = getattr(self, option)
+            for name, allowed in fields[chosen].items():
+                value: Any = self
+                for part in name.split("."):
+                    value = getattr(value, part)
+                if value not in allowed:
+                    options = " or ".join("nothing" if own == () else str(own) for own in allowed)
+                    raise InputError(f"{option}: {chosen} needs {name}: {options}, not {value}")
         if self.patience and not self.validation_reward:
             raise InputError("patience needs a validation reward; for example validation_reward: {pickscore: 1.0}")
 

@@ -22,7 +22,7 @@ from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.generators.text_cache import Encode
-from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.base import NoiseNetwork, knows_kl
 from hypernoise.noise.draws import OBSERVED_STEP, keyed_noise
 from hypernoise.precision import resolve
 from hypernoise.prompts import PromptMix, prompts_of_step, spread
@@ -256,7 +256,7 @@ def _check(
         raise InputError("patience needs a validation reward")
     if config.lipschitz.mode == "clamp" and not scalable(network):
         raise InputError(f"lipschitz: clamp needs a network with scale_output; a {network.kind!r} network has none")
-    if config.kl_term == "exact":
+    if config.kl_term == "exact" and not knows_kl(network):
         check_exact(generator.noise_shape)
     if config.embeddings == "disk" and folder is None and not config.embeddings_folder:
         raise InputError("embeddings on disk need an output_dir, or an embeddings_folder")

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from hypernoise.errors import InputError
+from hypernoise.noise.base import kl_of, knows_kl
 from hypernoise.noise.draws import key_of, keyed_noise
-from hypernoise.objective import l2_kl, limit_gradient, noise_objective
+from hypernoise.objective import limit_gradient
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
@@ -78,8 +79,9 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             seeds = [key_of(config.seed, run.step, sample) for sample in samples]
             pixels = generator.sample(improved, condition, num_inference_steps=batch.inference_steps, seed=seeds)
         rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step, gather=accelerator.gather)  # in fp32
-        loss, kl = noise_objective(residual, rewards, config.kl_weight).mean(), l2_kl(residual).mean()
-        if config.kl_term == "exact":
+        nats = kl_of(run.network, noise, condition, residual)
+        loss, kl = (config.kl_weight * nats - rewards).mean(), nats.mean()
+        if config.kl_term == "exact" and not knows_kl(run.network):
             gap = exact_gap(run.network, noise, condition).mean()
             loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
         if config.lipschitz.mode == "penalty":

@@ -1,0 +1,24 @@
+"""What a recipe says of a spectral noise network. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypernoise.errors import InputError, at_least_one
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """Settings of `noise_network: spectral`."""
+
+    k: int = 4
+    """Frequencies of the latent grid that f changes, each way, in each channel."""
+    width: int = 128
+    """Of the network's hidden layers."""
+    depth: int = 4
+    """Couplings of its invertible map; 0: a scale and a shift that the prompt alone decides."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "k", "width")
+        if self.depth < 0:
+            raise InputError(f"depth must be 0 or more, not {self.depth}")

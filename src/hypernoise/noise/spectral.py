@@ -1,0 +1,211 @@
+"""A stand-alone noise network on the noise's low frequencies, with the exact KL.
+
+    f(x, c) = Pᵀ h(P x, c)
+
+P is an orthonormal basis of the latent grid's low frequencies (DCT-II), k × k per channel, and T(u; c) = u + h(u, c)
+an invertible map of its coefficients (`coupling`). With x ~ N(0, I) so is u = P x, the rest of x stays as it is, and
+so KL(x + f ‖ N(0, I)) is exactly KL(T(u) ‖ N(0, I)). That a small network on these frequencies can replace a LoRA
+on the whole denoiser is a finding of LENS (arXiv 2605.07253); the flow and its KL are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, pixel_shuffle, pixel_unshuffle
+
+from hypernoise.errors import InputError
+from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.coupling import CouplingFlow
+from hypernoise.noise.frequencies import cosine_basis
+from hypernoise.noise.settings import Spectral
+from hypernoise.noise.state import copy_state
+
+
+class SpectralNoise(nn.Module):
+    """f on k × k frequencies of each latent channel, for a grid of any size.
+
+    Args:
+        channels: of the latent grid, unpacked.
+        text_width: numbers that `described` gives of a prompt.
+        k: frequencies kept each way; the map has channels · k² coefficients.
+        width: of the hidden layers.
+        depth: couplings of the map.
+        patch: latent pixels that the noise packs into one cell each way: it is [B, C·p², H/p, W/p], or
+            [B, H/p · W/p, C·p²] in tokens.
+        grid: cells of noise in tokens, (H/p, W/p), where a call names none.
+        seed: of the initial hidden weights; the last layers start at 0, and so does f.
+
+    Raises:
+        InputError: a setting that is not a whole number of at least 1 (depth: 0).
+    """
+
+    kind: ClassVar[str] = "spectral"
+
+    def __init__(
+        self,
+        channels: int,
+        text_width: int,
+        *,
+        k: int = 4,
+        width: int = 128,
+        depth: int = 4,
+        patch: int = 1,
+        grid: tuple[int, int] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.settings: dict[str, Any] = {
+            "channels": channels, "text_width": text_width, "k": k, "width": width, "depth": depth, "patch": patch
+        }  # fmt: skip
+        for name, value in self.settings.items():
+            least = 0 if name == "depth" else 1
+            if type(value) is not int or value < least:
+                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        self.channels, self.text_width, self.k, self.patch = channels, text_width, k, patch
+        self.grid = None if grid is None else (grid[0], grid[1])
+        if self.grid is not None:
+            self.settings["grid"] = list(self.grid)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.embed = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+            self.map = CouplingFlow(channels * k * k, width=width, depth=depth)
+
+    def forward(self, noise: Tensor, condition: Condition, *, grid: tuple[int, int] | None = None) -> Tensor:
+        """The residual, in the weights' dtype and laid out as the noise.
+
+        Args:
+            noise: [B, C·p², H/p, W/p], or [B, H/p · W/p, C·p²] in tokens.
+            grid: (H/p, W/p) of tokens; the network's own if None.
+
+        Raises:
+            InputError: other channels or another text width than the network's, a grid smaller than k, or tokens
+                that do not fill theirs.
+        """
+        with torch.autocast(noise.device.type, enabled=False):  # small, and what it adds to should not be rounded
+            u, e, (rows, columns) = self._seen(noise, condition, grid)
+            h, _, _ = self.map(u, e)
+            residual = rows.T @ h.unflatten(1, (self.channels, self.k, self.k)) @ columns
+            packed = pixel_unshuffle(residual, self.patch)
+            return packed.flatten(2).mT if noise.ndim == 3 else packed
+
+    def kl(self, noise: Tensor, condition: Condition) -> Tensor:
+        """Terms [B], in nats, whose mean over noise ~ N(0, I) is KL(x + f ‖ N(0, I)), exactly (`CouplingFlow.kl`)."""
+        with torch.autocast(noise.device.type, enabled=False):
+            u, e, _ = self._seen(noise, condition, None)
+            return self.map.kl(u, e)
+
+    def _seen(
+        self, noise: Tensor, condition: Condition, grid: tuple[int, int] | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """The coefficients [B, C·k²], the embedded prompts [B, width], and the bases of rows [k, H], columns [k, W]."""
+        weight = self.map.last.weight
+        x = unpacked(noise.to(weight.dtype), self.patch, grid or self.grid)
+        if x.shape[1] != self.channels:
+            raise InputError(f"this noise network is for {self.channels} latent channels; this noise has {x.shape[1]}")
+        if self.k > min(x.shape[2:]):
+            raise InputError(f"k = {self.k} frequencies do not fit into a latent grid of {x.shape[2]} x {x.shape[3]}")
+        text = described(condition)
+        if text.shape[1] != self.text_width:
+            raise InputError(
+                f"this noise network is for prompts of text width {self.text_width}; these have {text.shape[1]}"
+            )
+        rows, columns = (cosine_basis(size)[: self.k].to(weight) for size in x.shape[2:])
+        return (rows @ x @ columns.T).flatten(1), self.embed(text.to(weight)), (rows, columns)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        copy_state(self.trainable_state(), state)
+
+
+def unpacked(noise: Tensor, patch: int, grid: tuple[int, int] | None) -> Tensor:
+    """Noise [B, C·p², H/p, W/p], or [B, H/p · W/p, C·p²] in tokens, as the latent grid [B, C, H, W].
+
+    FLUX, FLUX.2 and Qwen-Image all pack a patch's pixels as (C, p, p), as `pixel_shuffle` reads them.
+    """
+    if noise.ndim == 3:
+        if grid is None or grid[0] * grid[1] != noise.shape[1]:
+            told = "no grid is named" if grid is None else f"a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}"
+            raise InputError(f"the noise has {noise.shape[1]} tokens, and {told}")
+        noise = noise.mT.unflatten(2, grid)
+    if noise.shape[1] % patch**2:
+        raise InputError(f"noise of {noise.shape[1]} channels does not hold patches of {patch} x {patch}")
+    return pixel_shuffle(noise, patch)
+
+
+def described(condition: Condition) -> Tensor:
+    """What the pipeline's own encoder says of each prompt [B, text width]: the mean of its tokens' embeddings, those
+    that a mask hides left out, and its pooled embedding where there is one, each layer-normalised."""
+    tensors = condition.tensors
+    if "prompt_embeds" not in tensors:
+        raise InputError(f"a spectral noise network needs prompt_embeds; here are {', '.join(tensors)}")
+    tokens = tensors["prompt_embeds"].float()  # [B, L, D]
+    mask = tensors.get("prompt_attention_mask", tensors.get("prompt_embeds_mask"))
+    weights = torch.ones_like(tokens[..., 0]) if mask is None else mask.to(tokens)
+    mean = (weights[..., None] * tokens).sum(1) / weights.sum(1, keepdim=True).clamp_min(1)
+    pooled = tensors.get("pooled_prompt_embeds")
+    parts = [mean] if pooled is None else [mean, pooled.float()]
+    return torch.cat([layer_norm(part, part.shape[1:]) for part in parts], 1)
+
+
+def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: int = 0) -> SpectralNoise:
+    """A new spectral noise network for a generator; one prompt is encoded to see how wide its embeddings are.
+
+    Raises:
+        InputError: more frequencies than the generator's latent grid has.
+    """
+    patch, grid = generator.family.patch, grid_of(generator)
+    if settings.k > min(grid) * patch:
+        raise InputError(
+            f"k = {settings.k} frequencies do not fit into the latent grid of {generator.name!r}, "
+            f"{grid[0] * patch} x {grid[1] * patch}"
+        )
+    network = SpectralNoise(
+        channels_of(generator),
+        described(generator.encode(["a picture"])).shape[1],
+        k=settings.k,
+        width=settings.width,
+        depth=settings.depth,
+        patch=patch,
+        grid=grid if generator.family.layout == "tokens" else None,
+        seed=seed,
+    )
+    return network.to(generator.device, torch.float64 if generator.dtype == torch.float64 else torch.float32)
+
+
+def rebuilt(generator: DiffusionGenerator, settings: Mapping[str, Any]) -> SpectralNoise:
+    """The network of an adapter's settings for a generator, whose own size it takes; its weights are to be loaded.
+
+    Raises:
+        InputError: the generator has other latent channels, or packs them otherwise.
+        TypeError: settings that the network does not take.
+    """
+    network = SpectralNoise(**{**settings, "grid": grid_of(generator) if generator.family.layout == "tokens" else None})
+    here = channels_of(generator)
+    if (network.channels, network.patch) != (here, generator.family.patch):
+        raise InputError(
+            f"this noise network is for {network.channels} latent channels in patches of {network.patch}, and "
+            f"{generator.name!r} has {here} in patches of {generator.family.patch}"
+        )
+    return network if generator.device.type == "meta" else network.to(generator.device)  # offloaded weights are there
+
+
+def channels_of(generator: DiffusionGenerator) -> int:
+    """Channels of the generator's latent grid, unpacked."""
+    packed = generator.noise_shape[0 if generator.family.layout == "grid" else 1]
+    return packed // generator.family.patch**2
+
+
+def grid_of(generator: DiffusionGenerator) -> tuple[int, int]:
+    """Rows and columns of the generator's noise, in cells of `patch` x `patch` latent pixels."""
+    cell = generator.pipeline.vae_scale_factor * generator.family.patch
+    return generator.size[0] // cell, generator.size[1] // cell
