@@ -159,7 +159,7 @@ class Evaluate(WithGenerator):
         validation = WeightedSum(self.validation_rewards) if self.validation_rewards else None
         judge = benchmark.load_judge(generator.device) if benchmark.load_judge else None
         if judge is not None and prompts != benchmark.prompts:
-            judge = as_asked(judge, dict(zip(prompts, benchmark.prompts, strict=True)))
+            judge = AsAsked(judge, dict(zip(prompts, benchmark.prompts, strict=True)))
         output_folder(self.output_dir)
         self.tell_precision()
         generator.encode_ahead(prompts)
@@ -241,11 +241,11 @@ def fitting(generator: DiffusionGenerator, prompts: list[str], long_prompts: str
     return fit, number
 
 
-def as_asked(judge: Any, asked: dict[str, str]) -> Any:
-    """The judge, who gets the whole prompt where only its first words were drawn."""
+class AsAsked:
+    """A judge that is given the whole prompt where only its first words were drawn."""
 
-    def judged(picture: Any, prompt: str) -> Any:
-        return judge(picture, asked[prompt])
+    def __init__(self, judge: Any, asked: dict[str, str]):
+        self.judge, self.asked, self.name = judge, asked, judge.name
 
-    judged.name = judge.name  # pyright: ignore[reportFunctionMemberAccess]
-    return judged
+    def __call__(self, picture: Any, prompt: str) -> Any:
+        return self.judge(picture, self.asked[prompt])

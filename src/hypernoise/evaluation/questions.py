@@ -24,21 +24,11 @@ import torch
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark, Models
 from hypernoise.evaluation.geneval.requests import lines_of, text_of
+from hypernoise.evaluation.question import YES, Question
 from hypernoise.evaluation.records import Judgement
 
-YES = "yes"
 MOST = 8  # noun phrases of a prompt that are asked for
 LEAST = 1e-12  # a probability below it counts as this in a geometric mean
-
-
-@dataclass(frozen=True)
-class Question:
-    """`parents` are the numbers of earlier questions, from 0, without whose yes this one makes no sense."""
-
-    text: str
-    answer: str
-    category: str
-    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

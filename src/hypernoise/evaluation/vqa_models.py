@@ -11,7 +11,7 @@ from transformers import BlipForQuestionAnswering
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.pretrained import pretrained
-from hypernoise.evaluation.questions import YES, Question
+from hypernoise.evaluation.question import YES, Question
 from hypernoise.rewards import vqa
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise

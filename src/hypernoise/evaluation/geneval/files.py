@@ -41,7 +41,9 @@ def from_json(objects: Any) -> list[Detection]:
 def _detection(one: Any, number: int) -> Detection:
     if not isinstance(one, dict) or not isinstance(one.get("class"), str):
         raise InputError(f"object {number} has no 'class'")
-    box, score, color, where = one.get("box"), one.get("score"), one.get("color"), f"object {number} ({one['class']})"
+    box: Any = one.get("box")
+    score: Any = one.get("score")
+    color, where = one.get("color"), f"object {number} ({one['class']})"
     if not (isinstance(box, list) and len(box) == 4 and all(_finite(side) for side in box)):
         raise InputError(f"{where}: 'box' must be [left, top, right, bottom], not {box!r}")
     if not _finite(score):
