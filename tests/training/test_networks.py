@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from hypernoise.training.loop import train
 
 from hypernoise.cli import main
 from hypernoise.errors import InputError
@@ -19,6 +18,7 @@ from hypernoise.objective import l2_kl
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe
+from hypernoise.training.loop import train
 from hypernoise.training.networks import build
 from tests.conftest import disturb
 from tests.families import build_pipeline, size_of
@@ -81,7 +81,7 @@ def test_resume_and_accumulation_give_the_same_numbers(sd_pipeline, tmp_path):
     resumed = run(sd_pipeline, config(checkpointing_steps=2), output=tmp_path)
     assert [row["step"] for row in resumed[2].history] == [5, 6]
     assert same(state(whole[1]), state(resumed[1]))
-    parts = run(sd_pipeline, config(accumulation=2))
+    parts = run(sd_pipeline, config(gradient_accumulation_steps=2))
     for name, weight in state(whole[1]).items():
         assert torch.allclose(state(parts[1])[name], weight, atol=2e-3), name
 
@@ -181,8 +181,8 @@ def test_a_recipe_says_which_network(tmp_path, sd_pipeline):
     ("text", "message"),
     [
         ("noise_network: spectre", "noise_network must be one of lora, spectral"),
-        ("spectral: 3", "spectral must be a mapping with k, width, depth, not 3"),
-        ("spectral: {kk: 3}", "unknown field of spectral in recipe"),
+        ("spectral: 3", "spectral is a group of fields, such as spectral: {...}, not 3"),
+        ("spectral: {kk: 3}", "unknown field in recipe .*: 'spectral.kk'; did you mean 'spectral.k'"),
         ("spectral: {k: 1.5}", "spectral.k must be int, not 1.5"),
         ("spectral: {k: 0}", "k must be at least 1, not 0"),
         ("spectral: {depth: -1}", "depth must be 0 or more, not -1"),
