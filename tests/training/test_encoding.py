@@ -22,7 +22,7 @@ def test_dropped_encoders_and_embeddings_on_disk_exclude_each_other():
 def test_a_damaged_file_is_told_and_encoded_again(sd_pipeline, tmp_path, capsys, how):
     def run():
         generator, network = build(sd_pipeline)
-        settings = config(max_train_steps=1, embeddings="disk", embeddings_folder=str(tmp_path))
+        settings = config(max_train_steps=2, embeddings="disk", embeddings_folder=str(tmp_path))
         train(generator, network, WeightedSum({"redness": 20.0}), PROMPTS, settings, progress=False)
         return state(network), capsys.readouterr().err
 
@@ -48,9 +48,7 @@ def test_a_run_from_disk_trains_to_the_weights_of_one_from_memory(sd_pipeline, t
         train(generator, network, reward, PROMPTS, settings, output_dir=output, progress=False)
         return state(network)
 
-    beside = dict(
-        validation_steps=1, validation_prompts=("a ring", "a cross"), diagnostics=("lipschitz",), diagnostics_steps=2
-    )
+    beside = dict(validation_steps=1, validation_prompts=("a ring",), diagnostics=("lipschitz",), diagnostics_steps=2)
     assert same(run(), run(tmp_path, embeddings="disk", **beside))
     told = capsys.readouterr().err
     assert re.search(r"embeddings: 5 of 5 prompts to encode, \S+ GiB in ", told)
