@@ -140,6 +140,27 @@ class Meter:
         self.decodes += len(output)
 
 
+class BestSoFar:
+    """Draws candidates for each sample and keeps the best: its noise, its pixels, and every score in order."""
+
+    def __init__(self, meter: Meter, prompts: list[str], noise: Tensor):
+        self.meter, self.prompts = meter, prompts
+        self.condition = meter.problem.generator.encode(prompts)
+        self.noise, self.pixels = noise, meter.draw(noise, self.condition)
+        self.score = meter.score(self.pixels, prompts)
+        self.scores = [self.score]
+
+    def offer(self, noise: Tensor) -> None:
+        """Keeps a candidate [B, *noise_shape] where it scores higher than all before it."""
+        pixels = self.meter.draw(noise, self.condition)
+        score = self.meter.score(pixels, self.prompts)
+        better = score > self.score
+        self.scores.append(score)
+        self.score = torch.where(better, score, self.score)
+        self.noise = torch.where(per_sample(better, noise), noise, self.noise)
+        self.pixels = torch.where(per_sample(better, pixels), pixels, self.pixels)
+
+
 @contextmanager
 def metered(problem: Problem) -> Iterator[Meter]:
     """Inside the block every call of the generator's networks is counted, and the time taken."""

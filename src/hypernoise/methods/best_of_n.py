@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.methods.base import Problem, Result, fresh_noise, metered, per_sample
+from hypernoise.methods.base import BestSoFar, Problem, Result, fresh_noise, metered
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,8 @@ class BestOfN:
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         with metered(problem) as meter:
-            condition = problem.generator.encode(prompts)
-            best_noise, best_pixels, scores = noise, None, []
-            for number in range(self.n):
-                candidate = noise if number == 0 else fresh_noise(noise, number)
-                pixels = meter.draw(candidate, condition)
-                scores.append(meter.score(pixels, prompts))
-                if best_pixels is None:
-                    best_pixels = pixels
-                    continue
-                better = scores[-1] > torch.stack(scores[:-1]).amax(0)
-                best_pixels = torch.where(per_sample(better, pixels), pixels, best_pixels)
-                best_noise = torch.where(per_sample(better, noise), candidate, best_noise)
-        assert best_pixels is not None
-        kl = torch.full_like(scores[0], math.log(self.n) - (self.n - 1) / self.n)
-        return Result(best_pixels, best_noise, prompts, kl, torch.stack(scores, 1), meter.spent())
+            best = BestSoFar(meter, prompts, noise)
+            for number in range(1, self.n):
+                best.offer(fresh_noise(noise, number))
+        kl = torch.full_like(best.score, math.log(self.n) - (self.n - 1) / self.n)
+        return Result(best.pixels, best.noise, prompts, kl, torch.stack(best.scores, 1), meter.spent())

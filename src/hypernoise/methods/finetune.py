@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from hypernoise.adapters import check_base, read_about, read_weights
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.methods.hypernoise import Adapter
-from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.training.config import TrainConfig
@@ -84,11 +83,6 @@ def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:
     return network
 
 
-class _Tuned(Adapter):
-    def load(self, generator: Generator, folder: Path) -> NoiseNetwork:
-        return load_finetuned(generator, folder)
-
-
 class FineTune:
     """One picture of the given noise from the fine-tuned generator.
 
@@ -97,7 +91,7 @@ class FineTune:
     """
 
     def __init__(self, network: LoRATune | str | Path, *, name: str = "finetune"):
-        self.adapter, self.name = _Tuned(network), name
+        self.adapter, self.name = Adapter(network, load_finetuned), name
 
     def settings(self) -> dict[str, Any]:
         return {"method": "finetune", "weights": self.adapter.digest()}

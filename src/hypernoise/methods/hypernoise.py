@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.noise.base import NoiseNetwork, kl_of
 from hypernoise.noise.lora import LoRANoise
 
+Load = Callable[[Generator, Path], NoiseNetwork]
+
 
 class Adapter:
     """A noise network, or the directory it is saved in, to be put on a generator when it is needed.
 
-    A generator carries one LoRA at a time. One that is given as a directory comes back by itself after
-    another had its place; one that is given as a network and was removed stays removed.
+    A generator carries one LoRA at a time. One given as a directory comes back by itself after another had its place;
+    one given as a network stays removed once it was removed. `load` reads the directory.
     """
 
-    def __init__(self, source: NoiseNetwork | str | Path):
+    def __init__(self, source: NoiseNetwork | str | Path, load: Load = load_adapter):
+        self._load = load
         self._folder = adapter_folder(source) if isinstance(source, str | Path) else None
         self._network = None if isinstance(source, str | Path) else source
 
@@ -34,13 +38,10 @@ class Adapter:
         network = self._network
         displaced = isinstance(network, LoRANoise) and not network.is_on(generator)
         if self._folder is not None and (network is None or displaced):
-            network = self._network = self.load(generator, self._folder)
+            network = self._network = self._load(generator, self._folder)
         if network is None or (displaced and self._folder is None):
             raise InputError("this noise network was removed from its generator; give its adapter directory instead")
         return network
-
-    def load(self, generator: Generator, folder: Path) -> NoiseNetwork:
-        return load_adapter(generator, folder)
 
     def digest(self) -> str:
         """SHA-256 of the weights and of the settings that scale them."""

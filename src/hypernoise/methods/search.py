@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError, at_least_one
-from hypernoise.methods.base import Problem, Result, fresh_noise, metered, per_sample
+from hypernoise.methods.base import BestSoFar, Problem, Result, fresh_noise, metered
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,11 @@ class Search:
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         kept = math.sqrt(1 - self.radius**2)
         with metered(problem) as meter:
-            condition = problem.generator.encode(prompts)
-            best_pixels = meter.draw(noise, condition)
-            best = meter.score(best_pixels, prompts)
-            best_noise, scores = noise, [best]
+            best = BestSoFar(meter, prompts, noise)
             for turn in range(self.rounds):
-                pivot = best_noise
+                pivot = best.noise
                 for number in range(self.neighbours):
                     # seeded by the given noise, not the pivot, so that every candidate's share is a new draw
                     step = fresh_noise(noise, 1 + turn * self.neighbours + number)
-                    candidate = kept * pivot + self.radius * step
-                    pixels = meter.draw(candidate, condition)
-                    scores.append(meter.score(pixels, prompts))
-                    better = scores[-1] > best
-                    best = torch.where(better, scores[-1], best)
-                    best_noise = torch.where(per_sample(better, noise), candidate, best_noise)
-                    best_pixels = torch.where(per_sample(better, pixels), pixels, best_pixels)
-        return Result(best_pixels, best_noise, prompts, None, torch.stack(scores, 1), meter.spent())
+                    best.offer(kept * pivot + self.radius * step)
+        return Result(best.pixels, best.noise, prompts, None, torch.stack(best.scores, 1), meter.spent())
