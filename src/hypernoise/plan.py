@@ -231,12 +231,14 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any], int | None]:
             raise InputError(f"{folder} is not a pipeline directory: {file} cannot be read") from error
         return values if file == "model_index.json" else {k: v for k, v in values.items() if not k.startswith("_")}
 
+    def config_of(name: str) -> dict[str, Any]:
+        return read(f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json")
+
     index = read("model_index.json")
-    parts = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-    files_of = {name: f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json" for name in parts}
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     own = {"denoiser": "unet" if "unet" in parts else "transformer", "vae": "vae", "scheduler": "scheduler"}
-    configuration = {part: {"class": index[name][1], **read(files_of[name])} for part, name in own.items()}
-    encoders = [read(files_of[name]) for name in parts if name.startswith("text_encoder")]
+    configuration = {part: {**config_of(name), "class": index[name][1]} for part, name in own.items()}
+    encoders = [config_of(name) for name in parts if name.startswith("text_encoder")]
     words = read("tokenizer/tokenizer_config.json").get("model_max_length")
     return index["_class_name"], {**configuration, "text_encoders": [_encoder_parameters(e) for e in encoders]}, words
 
