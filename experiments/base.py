@@ -33,6 +33,8 @@ from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.methods.base import Method
 from hypernoise.methods.finetune import LoRATune, finetune
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.settings import Spectral
+from hypernoise.noise.spectral import spectral_noise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
@@ -148,6 +150,7 @@ class Bench:
         at: Sequence[int] = (),
         rank: int | None = None,
         start: float = 0.0,
+        spectral: Spectral | None = None,
     ) -> dict[int, Path]:
         """The adapter directories of a training run after each number of updates in `at` (or at its end).
 
@@ -158,6 +161,7 @@ class Bench:
             kind: hypernoise or finetune.
             rank: instead of the recipe's, with alpha / rank as there.
             start: the deviation of B's first entries.
+            spectral: settings of a spectral noise network, trained instead of the LoRA.
 
         Raises:
             InputError: the run that is there had other settings.
@@ -166,6 +170,7 @@ class Bench:
         folder, recipe = self.folder(run), self.recipe
         lora = lora_of(recipe, rank) | ({"frequencies": 0} if kind == "finetune" else {})
         known = {**recognised(config), "kind": kind, **lora, "start": start, "rewards": recipe.rewards}
+        known |= {"spectral": vars(spectral)} if spectral else {}
         known |= {"prompts": recipe.prompts, "generator": describe_base(self.generator)}
         same_run(folder, known | ({"steps": None} if at else {}))
         points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.steps])}
@@ -174,7 +179,11 @@ class Bench:
             return points
         make, climb = KINDS[kind]
         reward = WeightedSum(recipe.rewards, settings=reward_settings(recipe), normalise=recipe.normalise_rewards)
-        network: Any = make(self.generator, seed=config.seed, **lora)
+        network: Any = (
+            spectral_noise(self.generator, spectral, seed=config.seed)
+            if spectral
+            else make(self.generator, seed=config.seed, **lora)
+        )
         start_off_zero(network, start, config.seed)
         for point in missing:
             print(f"training {run} to {point} updates", file=sys.stderr)
@@ -182,8 +191,10 @@ class Bench:
             result = climb(self.generator, network, reward, read_mix(recipe.prompts), reached, output=folder)
             if not result.finished:
                 raise KeyboardInterrupt
-            save_adapter(network, points[point], training={"steps": point, "rewards": recipe.rewards})
-        network.remove()
+            training = {"steps": point, "rewards": recipe.rewards}
+            save_adapter(network, points[point], generator=self.generator, training=training)
+        if isinstance(network, LoRANoise):
+            network.remove()
         return points
 
     def folder(self, run: str) -> Path:
