@@ -27,6 +27,8 @@ from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.methods.base import Method
+from hypernoise.noise.settings import Spectral
+from hypernoise.noise.spectral import spectral_noise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.training.config import recognised
@@ -141,6 +143,7 @@ class Bench:
         at: Sequence[int] = (),
         rank: int | None = None,
         start: float = 0.0,
+        spectral: Spectral | None = None,
     ) -> dict[int, Path]:
         """The adapter directories of a training run after each number of updates in `at` (or at its end).
 
@@ -151,6 +154,7 @@ class Bench:
             kind: hypernoise or finetune.
             rank: instead of the recipe's, with alpha / rank as there.
             start: the deviation of B's first entries.
+            spectral: settings of a spectral noise network, trained instead of the LoRA.
 
         Raises:
             InputError: the run that is there had other settings.
@@ -159,6 +163,7 @@ class Bench:
         folder, recipe = self.folder(run), self.recipe
         lora = lora_of(recipe, rank) | ({"frequencies": 0} if kind == "finetune" else {})
         known = {**recognised(config), "kind": kind, **lora, "start": start, "rewards": recipe.rewards}
+        known |= {"spectral": vars(spectral)} if spectral else {}
         known |= {"prompts": recipe.prompts, "generator": self.generator.describe()}
         same_run(folder, known | ({"max_train_steps": None} if at else {}))
         points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.max_train_steps])}
@@ -167,7 +172,11 @@ class Bench:
             return points
         make, climb = KINDS[kind]
         reward = hn.WeightedSum(recipe.rewards, settings=settings_of(recipe), normalise=recipe.normalise_rewards)
-        network: Any = make(self.generator, seed=config.seed, **lora)
+        network: Any = (
+            spectral_noise(self.generator, spectral, seed=config.seed)
+            if spectral
+            else make(self.generator, seed=config.seed, **lora)
+        )
         start_off_zero(network, start, config.seed)
         for point in missing:
             print(f"training {run} to {point} updates", file=sys.stderr)
@@ -175,8 +184,10 @@ class Bench:
             result = climb(self.generator, network, reward, read_mix(recipe.prompts), reached, output_dir=folder)
             if not result.finished:
                 raise KeyboardInterrupt
-            hn.save_adapter(network, points[point], training={"steps": point, "rewards": recipe.rewards})
-        network.remove()
+            training = {"steps": point, "rewards": recipe.rewards}
+            hn.save_adapter(network, points[point], generator=self.generator, training=training)
+        if isinstance(network, hn.LoRANoise):
+            network.remove()
         return points
 
     def folder(self, run: str) -> Path:

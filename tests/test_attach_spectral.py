@@ -203,6 +203,7 @@ def test_files_and_round_trip(sd_pipeline, tmp_path):
     problem = Problem(generator, lambda pixels, prompts: pixels.flatten(1).mean(1))
     result = HyperNoise(tmp_path / "adapter").generate(problem, ["a ring", "a cross"], x)
     assert result.spent.denoiser_forwards == 2  # one for each picture, none for f
+    assert result.kl is not None
     assert torch.allclose(result.kl, network.kl(x, condition))
 
 

@@ -36,8 +36,8 @@ def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise | SpectralNoise) 
 
     Args:
         pipeline: a text-to-image pipeline whose family hypernoise knows.
-        adapter: an adapter directory, a LoRANoise made on this pipeline, or a SpectralNoise. The latter leaves the
-            pipeline's modules alone: they may be compiled, quantised or offloaded, and any LoRA may be loaded.
+        adapter: an adapter directory, a LoRANoise made on this pipeline, or a SpectralNoise. The latter touches none of
+            the pipeline's modules: weights may be offloaded, and LoRAs loaded or fused, before or after.
 
     Returns:
         The same object.

@@ -140,7 +140,7 @@ def test_started_again_it_goes_on(recipe, tmp_path, capsys):
     out = ["--output-dir", str(tmp_path / "run"), *FAST]
     assert main(["train", str(recipe), "--max-train-steps", "2", *out]) == 0
     assert main(["train", str(recipe), "--max-train-steps", "4", *out]) == 0
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
     first = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
@@ -178,7 +178,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(recipe, tmp_path):
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from there" in printed
+    assert "the same command resumes from there" in printed
     (state,) = out.glob("checkpoint-*/state.json")
     step = json.loads(state.read_text())["step"]
     assert (
@@ -265,7 +265,7 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     assert "not a whole file of tensors" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
     assert not (tmp_path / "out").exists()
     assert "unknown flag '--sed'; did you mean '--seed'?" in refused(capsys, [*draw, "a ring", "--sed", "3"])
-    assert "error parsing --seed: invalid literal" in refused(capsys, [*draw, "a ring", "--seed", "three"])
+    assert "Error parsing --seed: invalid literal" in refused(capsys, [*draw, "a ring", "--seed", "three"])
     assert "missing value for argument '--seed'" in refused(capsys, [*draw, "a ring", "--seed"])
     assert "invalid choice '8' for argument '--mixed-precision'" in refused(capsys, [*draw, "--mixed-precision", "8"])
 

@@ -305,7 +305,7 @@ def test_on_scenes_the_judge_decides(tmp_path):
         (["--prompts", "README.md", "--methods", "best-of-2"], "best-of-2 searches by a reward: name one"),
         (["--noises", "2"], "--noises is --num-images-per-prompt now"),
         (["--methds", "plain"], "unknown flag '--methds'; did you mean '--methods'?"),
-        (["--seed", "one"], "error parsing --seed: invalid literal for int() with base 10: 'one'"),
+        (["--seed", "one"], "Error parsing --seed: invalid literal for int() with base 10: 'one'"),
         (["scenes"], "'hypernoise evaluate scenes' is 'hypernoise evaluate --prompts scenes' now"),
     ],
 )

@@ -20,7 +20,7 @@ from hypernoise.training.config import read_recipe
 from hypernoise.training.metrics import rows_of
 from tests.conftest import disturb
 
-EXPERIMENTS = ["amortisation", "steps", "ablations", "redness", "transfer", "failures"]
+EXPERIMENTS = ["amortisation", "steps", "ablations", "spectral", "redness", "transfer", "failures"]
 
 
 def row(reward, score, artefacts=0.0):
@@ -205,6 +205,20 @@ def test_steps_tells_what_is_left_of_the_noise(run):
     assert first["moved_since_first"] == 0 < second["moved_since_first"]
     assert 0 < first["moved_by_f"] < 1
     assert first["between_noises"] > 0
+
+
+def test_spectral_networks_and_the_lora_have_a_row_each(run):
+    flags = ["--ks", "1", "2", "--width", "8", "--seeds", "0", "--noises", "1", "--pictures", "4", "--measured", "2"]
+    summary = run("spectral", *flags, "--calls", "1")
+    plain, lora, one, two = summary["results"]
+    assert [row["method"] for row in (plain, lora, one, two)] == ["plain", "lora", "spectral-1", "spectral-2"]
+    assert (lora["denoiser_forwards"], one["denoiser_forwards"]) == (2, 1)
+    assert one["parameters"] < two["parameters"]
+    for row in (lora, one, two):
+        assert row["pictures"] == 4
+        assert np.isfinite([row[name] for name in ("whole_kl", "overhead_1", "overhead_4", "seconds_per_step")]).all()
+    assert len(summary["verdict"]) == 2
+    assert "a LoRA that gained nothing" in summary["verdict"][0]  # the judge finds nothing in these pictures
 
 
 def test_ablations_have_a_row_each(run):

@@ -1,0 +1,140 @@
+"""The spectral noise network against the paper's LoRA, at as many pictures seen: gain, exact KL, size and cost.
+
+python -m experiments.spectral --output-dir runs/spectral
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from experiments.base import COLUMNS, Bench, Seeded, main, pooled, table
+from hypernoise.adapters import load_adapter, read_weights
+from hypernoise.diagnostics.kl import estimate_kl
+from hypernoise.errors import InputError, at_least_one
+from hypernoise.generators.registry import load_as
+from hypernoise.methods.hypernoise import HyperNoise
+from hypernoise.methods.plain import Plain
+from hypernoise.noise.base import knows_kl
+from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
+from hypernoise.noise.settings import Spectral as Settings
+from hypernoise.pipeline import attach, detach
+from hypernoise.prompts import spread
+
+SHOWN = {  # beside the columns of every experiment
+    "parameters": ("parameters", ",d"),
+    "whole KL": ("whole_kl", ".2f"),
+    "±": ("whole_kl_error", ".2f"),
+    "s a step": ("seconds_per_step", ".3f"),
+    "attached, 1 step": ("overhead_1", "+.1%"),
+    "attached, 4 steps": ("overhead_4", "+.1%"),
+}
+
+
+@dataclass(frozen=True)
+class Spectral(Seeded):
+    """LoRA and spectral networks of several k, each trained by the recipe's loop, rewards and kl_weight.
+
+    `KL` is what training minimises (½‖f‖² of the LoRA, the exact KL of a spectral network); `whole KL` is measured
+    after it on noises of its own, by `estimate_kl` or the network itself. `attached` is the time that `attach` adds
+    to one picture of the user's pipeline.
+    """
+
+    ks: tuple[int, ...] = (1, 2, 4, 8)
+    """Frequencies kept each way."""
+    width: int = 128
+    depth: int = 4
+    pictures: int = 16384
+    """Pictures seen in each training run; 0: as many as in the recipe's."""
+    measured: int = 64
+    """Noises that the whole KL is measured on."""
+
+    calls: int = 20
+    """Timed, of the plain pipeline and of each attached one."""
+
+    def run(self) -> int:
+        at_least_one(self, "measured", "calls", flags=True)
+        if not self.ks:
+            raise InputError("--ks takes numbers from 1, such as 2 4")
+        variants: dict[str, Settings | None] = {"lora": None}
+        variants |= {f"spectral-{k}": Settings(k, self.width, self.depth) for k in sorted(set(self.ks))}
+        bench = self.bench()
+        updates = bench.updates(self.pictures)
+        folders: dict[str, list[Path]] = {}
+        runs: dict[str, list[str]] = {}
+        for variant, spectral in variants.items():
+            for seed in self.seeds:
+                name = f"{variant}-seed{seed}"
+                (folder,) = bench.trained(name, bench.config(updates, seed), spectral=spectral).values()
+                folders.setdefault(variant, []).append(folder)
+                runs.setdefault(variant, []).append(name)
+        methods = [
+            HyperNoise(folder, name=name)
+            for variant in variants
+            for folder, name in zip(folders[variant], runs[variant], strict=True)
+        ]
+        found = bench.compare([Plain(), *methods])
+        rows = [found.rows[0]]
+        for variant, names in runs.items():
+            row = pooled(found, variant, 1, names, bench.asked.categories)
+            seconds = sum(map(bench.seconds, names)) / len(names)
+            more = {"pictures": updates * bench.recipe.train_batch_size, "training_seconds": seconds}
+            more |= {"seconds_per_step": seconds / updates, **measured(bench, folders[variant][0], self)}
+            rows.append({**row, **more})
+        own = table(rows, {"reward": COLUMNS["reward"], **SHOWN})
+        return bench.finish(rows, [told(row, rows[1]) for row in rows[2:]], said=[own])
+
+
+def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:
+    """An adapter's size, its whole KL with its standard error, and what attaching it costs, on a fresh generator."""
+    generator, noises = load_as(bench.recipe, device=settings.device), settings.measured
+    row: dict[str, Any] = {"parameters": sum(weight.numel() for weight in read_weights(folder).values())}
+    prompt = bench.asked.prompts[0]
+    for steps in (1, 4):
+        plain = seconds_a_call(generator, prompt, steps, settings.calls)
+        attach(generator.pipeline, folder)
+        row[f"overhead_{steps}"] = seconds_a_call(generator, prompt, steps, settings.calls) / plain - 1
+        detach(generator.pipeline)
+    network = load_adapter(generator, folder)
+    noise = keyed_noise(generator.noise_shape, seed=0, step=DIAGNOSIS_STEP, samples=range(noises)).to(generator.device)
+    condition = generator.encode(spread(bench.asked.prompts, noises))
+    own: Any = network
+    if knows_kl(network):
+        with torch.no_grad():
+            terms = own.kl(noise, condition)
+        error = (terms.std() / len(terms) ** 0.5).item() if len(terms) > 1 else None
+        return row | {"whole_kl": terms.mean().item(), "whole_kl_error": error}
+    found = estimate_kl(network, noise, condition).kl
+    return row | {"whole_kl": found.value, "whole_kl_error": found.error}
+
+
+def seconds_a_call(generator: Any, prompt: str, steps: int, calls: int) -> float:
+    """The median time of one picture by the pipeline's own call, after one to warm up."""
+    call = {**generator.call(steps), "height": generator.size[0], "width": generator.size[1]}
+    times = []
+    for _ in range(calls + 1):
+        began = time.perf_counter()
+        generator.pipeline(prompt=prompt, **call)
+        times.append(time.perf_counter() - began)
+    return median(times[1:])
+
+
+def told(row: dict[str, Any], lora: dict[str, Any]) -> str:
+    """What a spectral network keeps of the LoRA's gain, and at what price."""
+    share = f"{row['gain'] / lora['gain']:.0%} of the LoRA's gain" if lora["gain"] > 0 else "a LoRA that gained nothing"
+    size = row["parameters"] / lora["parameters"]
+    return (
+        f"{row['method']}: {row['gain']:+.3f} ({share}), {size:.1%} of its parameters, "
+        f"{row['seconds_per_step'] / lora['seconds_per_step']:.2f} of its time a step, attached "
+        f"{row['overhead_1']:+.1%} against {lora['overhead_1']:+.1%} at one step"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(Spectral))
