@@ -29,7 +29,7 @@ SECTIONS = {
     ),
     "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
     "rewards": ("normalise_rewards", "long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
-    "LoRA": ("lora.layers", "lora.frequencies"),
+    "noise network": ("noise_network", "lora.layers", "lora.frequencies", "spectral"),
     "Lipschitz constant": ("lipschitz",),
     "warm start": ("warm_start",),
     "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
