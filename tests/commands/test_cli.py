@@ -266,7 +266,7 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     assert not (tmp_path / "out").exists()
     assert "unknown flag '--sed'; did you mean '--seed'?" in refused(capsys, [*draw, "a ring", "--sed", "3"])
     assert "Error parsing --seed: invalid literal" in refused(capsys, [*draw, "a ring", "--seed", "three"])
-    assert "missing value for argument '--seed'" in refused(capsys, [*draw, "a ring", "--seed"])
+    assert "Missing value for argument '--seed'" in refused(capsys, [*draw, "a ring", "--seed"])
     assert "invalid choice '8' for argument '--mixed-precision'" in refused(capsys, [*draw, "--mixed-precision", "8"])
 
 

@@ -157,7 +157,7 @@ def test_out_of_memory_while_decoding_is_told_even_by_sana(tmp_path, monkeypatch
 
     condition = generator.encode(["a ring"])
     monkeypatch.setattr(pipeline.vae.decoder, "forward", refuse)
-    with pytest.raises(InputError, match="out of memory while decoding 1 pictures; set decode_slice: 1"):
+    with pytest.raises(InputError, match="out of memory while decoding 1 pictures; set memory.decode_slice: 1"):
         generator.sample(torch.randn(1, *generator.noise_shape), condition)
 
 
