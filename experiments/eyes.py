@@ -60,7 +60,7 @@ class Eyes:
     """Draws painted eyes of eight colours by every method, and judges them."""
 
     output_dir: Path = Path("runs/eyes")
-    updates: int = 150
+    updates: int = 600
     """Optimiser updates of each training run, of 16 pictures."""
     runs: int = 3
     """Training runs of the noise network, of seeds `seed`, `seed` + 1 and so on."""
@@ -76,9 +76,9 @@ class Eyes:
     def noise_config(self, seed: int) -> hn.TrainConfig:
         """Of the noise network: the paper's objective, its settings chosen on other noises than the judged."""
         own = {
-            "learning_rate": 2e-3,
+            "learning_rate": 3e-3,
             "lr_scheduler": "cosine",
-            "kl_weight": 0.02,
+            "kl_weight": 0.1,
             "mixed_precision": "no",
             "seed": seed,
         }
