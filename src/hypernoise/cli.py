@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import itertools
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 from hypernoise.errors import InputError, out_of_memory, unknown
 from hypernoise.version import __version__
@@ -82,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise unknown("command", arguments[0], COMMANDS)
         entry = COMMANDS[arguments[0]]
         command = getattr(import_module(f"hypernoise.commands.{entry.module}"), entry.name)
-        return parsed(command, arguments[1:]).run()
+        return command.parse(arguments[1:]).run()
     except InputError as error:
         print(f"hypernoise: {error}", file=sys.stderr)
         return 2
@@ -105,35 +100,6 @@ def refuse_old_names(arguments: Sequence[str]) -> None:
         flag = argument.partition("=")[0].removeprefix("--").replace("_", "-")
         if argument.startswith("--") and flag in RENAMED.get(arguments[0], {}):
             raise InputError(f"--{flag} is --{RENAMED[arguments[0]][flag]} now")
-
-
-def parsed(command: Any, arguments: list[str]) -> Any:
-    """The command with its flags. What tyro prints in a box is raised as an InputError of one line."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return command.parse(arguments)
-    except SystemExit as end:
-        if not end.code:
-            raise
-        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line[:1] not in ("╭", "╰")]
-        body = lines if "╭" in said.getvalue() else lines[2:]  # without UTF-8 a title and a rule instead
-        message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
-        raise InputError(_nearest(command, message)) from None
-
-
-def _nearest(command: Any, message: str) -> str:
-    """For a flag that is not known, the message that names the nearest one that is."""
-    found = re.match(r"Unrecognized options: (\S+)", message)
-    if found is None:
-        return message[:1].lower() + message[1:]
-    flag = found[1].partition("=")[0].rstrip(",")
-    if not flag.startswith("--"):
-        return f"{flag!r} belongs to no flag"
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        command.parse(["--help"])
-    return str(unknown("flag", flag, set(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue()))))
 
 
 if __name__ == "__main__":

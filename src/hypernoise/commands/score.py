@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
+from hypernoise.commands.flags import parse
 from hypernoise.errors import InputError, at_least_one
 from hypernoise.training.config import Weights
 
@@ -52,7 +53,7 @@ class Score:
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
-        return tyro.cli(cls, args=arguments, prog="hypernoise score")
+        return parse(cls, "score", arguments)
 
     def run(self) -> int:
         shard = self._checked()
