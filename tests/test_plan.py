@@ -239,10 +239,10 @@ def test_quantising_saves_on_the_layers_that_are_packed(kind, bits):
 
 
 def test_every_optimizer_can_be_planned():
-    plans = {name: plan(Recipe(optimizer=name)).training.parts for name in ("adamw", "sgd", "adamw8bit")}
+    plans = {name: plan(Recipe(optimizer=name)).training.parts for name in ("adamw", "sgd")}
     state = {name: parts["trained: optimiser"] for name, parts in plans.items()}
     trained = plans["sgd"]["trained: gradients"]
-    assert state == {"adamw": 2 * trained, "sgd": trained, "adamw8bit": trained // 2}
+    assert state == {"adamw": 2 * trained, "sgd": trained}
 
 
 PUBLISHED = {  # denoisers, in millions, as their papers and model cards say

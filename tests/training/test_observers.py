@@ -163,7 +163,7 @@ def test_recipes_name_their_diagnostics(tmp_path):
     file.write_text("diagnostics: 3")
     with pytest.raises(InputError, match="diagnostics must be a text or a list of texts, not 3"):
         read_recipe(file)
-    with pytest.raises(InputError, match="unknown diagnostics 'lipshitz'; did you mean 'lipschitz'"):
+    with pytest.raises(InputError, match="unknown diagnostic 'lipshitz'; did you mean 'lipschitz'"):
         TrainConfig(diagnostics=("lipshitz",))
     with pytest.raises(InputError, match="lipschitz.bound must be a positive number"):
         Lipschitz(bound=0.0)
