@@ -6,8 +6,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "hypernoise"
 
-LINES = 16_700  # of src/hypernoise
-CORE_LINES = 6600
+LINES = 15_500  # of src/hypernoise; to be lowered, as the next
+CORE_LINES = 6_600  # of its core: objective, noise, generators, rewards, training
 
 FLOORS = (  # a room may import rooms of its own floor, as long as none comes back, and of those below
     {"errors", "files", "version", "precision", "quiet", "waiting"},
@@ -19,7 +19,6 @@ FLOORS = (  # a room may import rooms of its own floor, as long as none comes ba
     {"scenes", "plan", "memory_trace"},
     {"commands", "cli", "__init__"},
 )
-NOT_YET = {("training.early_stopping", "evaluation.charts"), ("training.watch", "evaluation.charts")}
 
 
 def module_of(file: Path) -> str:
@@ -56,12 +55,12 @@ def floor(module: str) -> int:
 
 
 def test_no_arrow_points_up():
-    assert {arrow for arrow in ARROWS - NOT_YET if floor(arrow[1]) > floor(arrow[0])} == set()
+    assert {arrow for arrow in ARROWS if floor(arrow[1]) > floor(arrow[0])} == set()
 
 
 def test_no_circle_of_modules_or_rooms():
     rooms: dict[str, set[str]] = {}
-    for module, other in ARROWS - NOT_YET:
+    for module, other in ARROWS:
         if room(module) != room(other):
             rooms.setdefault(room(module), set()).add(room(other))
     TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names the circle
