@@ -142,7 +142,7 @@ def test_under_guidance_f_is_the_prompts_own(family, tmp_path):
     call = {**case.generator.call(1), **case.size, **GUIDED[family], "output_type": "pt", "return_dict": False}
     expected = pipeline(prompt="a ring", latents=better, **call)[0]
     unguided = case.by_hand(["a ring"], x, 1)
-    assert (drawn - expected).abs().max() <= 1e-5
+    assert (drawn - expected).abs().max() <= 2e-5
     assert (drawn - unguided).abs().max() > 5e-5  # Qwen-Image keeps the norm of its answer under guidance
 
 
