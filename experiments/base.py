@@ -171,7 +171,7 @@ class Bench:
         if not missing:
             return points
         make, climb = KINDS[kind]
-        reward = hn.WeightedSum(recipe.rewards, settings=settings_of(recipe), normalise=recipe.normalise_rewards)
+        reward = hn.WeightedSum(recipe.rewards, settings=recipe.reward_settings(), normalise=recipe.normalise_rewards)
         network: Any = (
             spectral_noise(self.generator, spectral, seed=config.seed)
             if spectral
@@ -260,13 +260,6 @@ def first_of(asked: Benchmark, number: int) -> Benchmark:
     about = {**asked.about, "count": len(chosen), "first_of_each_category": number}
     prompts, categories = ([values[i] for i in chosen] for values in (asked.prompts, asked.categories))
     return dataclasses.replace(asked, prompts=prompts, categories=categories, about=about)
-
-
-def settings_of(recipe: hn.Recipe) -> hn.RewardSettings:
-    """How a recipe wants its rewards to run."""
-    return hn.RewardSettings(
-        recipe.long_prompts, recipe.reward_dtype, recipe.reward_device, checkpointing=recipe.reward_checkpointing
-    )
 
 
 def lora_of(recipe: hn.Recipe, rank: int | None = None) -> dict[str, Any]:

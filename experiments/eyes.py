@@ -28,6 +28,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 import hypernoise as hn
+from experiments.base import same_run
 from experiments.eye_networks import (
     CLASSES,
     COLOURS,
@@ -43,7 +44,7 @@ from hypernoise.errors import at_least_one
 from hypernoise.evaluation.records import Records
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.evaluation.summary import write_summary
-from hypernoise.files import atomic_file, output_folder, read_json, write_json
+from hypernoise.files import atomic_file, output_folder
 from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.noise.state import copy_state
@@ -182,7 +183,7 @@ class Bench:
         """The adapter directory of a noise network, trained if it is not there."""
         config = self.settings.noise_config(seed)
         folder = self.settings.output_dir / "training" / f"hypernoise-seed{seed}"
-        same_run(folder, config)
+        same_run(folder, recognised(config))
         place = folder / "adapter"
         if not (place / "hypernoise.json").exists():
             network = hn.ResidualNoise((SIZE,), condition_size=len(COLOURS), width=256, depth=2, seed=seed)
@@ -194,7 +195,7 @@ class Bench:
         """The generator fine-tuned so far; it goes on from the look before."""
         config = self.settings.tuning_config()
         folder = self.settings.output_dir / "training" / f"finetune-seed{config.seed}"
-        same_run(folder, config)
+        same_run(folder, recognised(config))
         module, file = copy.deepcopy(self.module), folder / f"weights-{updates:06d}.safetensors"
         generator = as_generator(module, "eyes, fine-tuned")
         network = Tuned(module)
@@ -264,19 +265,6 @@ def as_generator(module: nn.Module, name: str) -> hn.ModuleGenerator:
     return hn.ModuleGenerator(
         module, noise_shape=(SIZE,), to_pixels=lambda output: (output + 1) / 2, embed=one_hot_colours, name=name
     )
-
-
-def same_run(folder: Path, config: hn.TrainConfig) -> None:
-    """Notes a run's settings; InputError if others are noted there."""
-    known, file = recognised(config), output_folder(folder) / "run.json"
-    noted = read_json(file)
-    if noted is None:
-        return write_json(file, known)
-    for name, value in known.items():
-        if noted.get(name) != value:
-            raise hn.InputError(
-                f"{folder} was trained with {name} = {noted.get(name)!r}, not {value!r}; give another --output-dir"
-            )
 
 
 def read(file: Path) -> Tensor:

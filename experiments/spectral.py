@@ -88,7 +88,7 @@ class Spectral(Seeded):
             more |= {"seconds_per_step": seconds / updates, **measured(bench, folders[variant][0], self)}
             rows.append({**row, **more})
         own = table(rows, {"reward": COLUMNS["reward"], **SHOWN})
-        return bench.finish(rows, [told(row, rows[1]) for row in rows[2:]], said=[own])
+        return bench.finish(rows, [verdict(row, rows[1]) for row in rows[2:]], said=[own])
 
 
 def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def seconds_a_call(generator: Any, prompt: str, steps: int, calls: int) -> float
     return median(times[1:])
 
 
-def told(row: dict[str, Any], lora: dict[str, Any]) -> str:
+def verdict(row: dict[str, Any], lora: dict[str, Any]) -> str:
     """What a spectral network keeps of the LoRA's gain, and at what price."""
     share = f"{row['gain'] / lora['gain']:.0%} of the LoRA's gain" if lora["gain"] > 0 else "a LoRA that gained nothing"
     size = row["parameters"] / lora["parameters"]

@@ -40,15 +40,6 @@ MOVED = {  # commands of before, and what to call instead
     "evaluate rewards": "hypernoise score DIR --rewards NAME' or 'hypernoise evaluate --rewards NAME",
     "evaluate diversity": "hypernoise score DIR",
 }
-STEPS, OUTPUT = {"steps": "num-inference-steps"}, {"output": "output-dir"}
-RENAMED = {  # flags of before by command, and their names now
-    "generate": {**STEPS, **OUTPUT, "images": "num-images-per-prompt"},
-    "diagnose": {**STEPS, **OUTPUT, "batch": "batch-size"},
-    "evaluate": {
-        **{**STEPS, **OUTPUT, "noises": "num-images-per-prompt", "judged": "count", "watched": "validation-rewards"},
-        **{"detector": "judge", "asker": "judge", "benchmark": "prompts questions:FILE", "no-score": "judge none"},
-    },
-}
 
 TOO_LITTLE_MEMORY = (
     "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, memory.decode_slice: "
@@ -72,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        refuse_old_names(arguments)
+        refuse_old_commands(arguments)
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
         entry = COMMANDS[arguments[0]]
@@ -91,15 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def refuse_old_names(arguments: Sequence[str]) -> None:
-    """Raises InputError for a command or flag that has another name now."""
+def refuse_old_commands(arguments: Sequence[str]) -> None:
+    """Raises InputError for a command that has another name now."""
     for old in (arguments[0], " ".join(arguments[:2])):
         if old in MOVED:
             raise InputError(f"'hypernoise {old}' is '{MOVED[old]}' now")
-    for argument in arguments[1:]:
-        flag = argument.partition("=")[0].removeprefix("--").replace("_", "-")
-        if argument.startswith("--") and flag in RENAMED.get(arguments[0], {}):
-            raise InputError(f"--{flag} is --{RENAMED[arguments[0]][flag]} now")
 
 
 if __name__ == "__main__":

@@ -104,13 +104,13 @@ class Attached:
         denoiser = network.generator.called
         with replaced(self, record), quiet(self), network.adapted(), stop_at_first_answer(denoiser) as answer:
             draw(*args, **kwargs)
-        prepared = results["prepare_latents"][0]  # the latents alone, or with the positions of its tokens
-        latents: Tensor = prepared[0] if isinstance(prepared, tuple) else prepared
+        prepared = results["prepare_latents"][0]
+        latents = _latents(prepared)
         family = network.generator.family
         rows = slice(None, len(latents)) if family.guided_first else slice(-len(latents), None)
         residual = network.residual(family.answer(answer[0][rows], tuple(latents.shape)))
         better = latents + (residual * _latent_scale(self)).to(latents.dtype)
-        results["prepare_latents"][0] = (better, *prepared[1:]) if isinstance(prepared, tuple) else better
+        results["prepare_latents"][0] = _with_latents(prepared, better)
         with replaced(self, {name: _replaying(kept) for name, kept in results.items()}):
             return draw(*args, **kwargs)
 
@@ -125,17 +125,26 @@ def _adding(pipeline: Any, network: SpectralNoise, given: dict[str, Any]) -> dic
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         prepared = prepare(*args, **kwargs)
-        latents: Tensor = prepared[0] if isinstance(prepared, tuple) else prepared
+        latents = _latents(prepared)
         result = encoded[0] if encoded else [given.get(str(name)) for name in family.embeddings]  # embeddings given
         condition = _rows(embeddings_of(family, result), len(latents)).to(latents.device)
         size = inspect.signature(type(pipeline).prepare_latents).bind(pipeline, *args, **kwargs).arguments
         cell, scale = pipeline.vae_scale_factor * family.patch, _latent_scale(pipeline)
         grid = (int(size["height"]) // cell, int(size["width"]) // cell)
         residual = network.to(latents.device)(latents.float() / scale, condition, grid=grid)
-        better = (latents + residual * scale).to(latents.dtype)
-        return (better, *prepared[1:]) if isinstance(prepared, tuple) else better
+        return _with_latents(prepared, (latents + residual * scale).to(latents.dtype))
 
     return {"encode_prompt": _recording(pipeline.encode_prompt, encoded), "prepare_latents": prepare_latents}
+
+
+def _latents(prepared: Any) -> Tensor:
+    """Of what `prepare_latents` returns: the latents alone, or a tuple of them and the positions of their tokens."""
+    return prepared[0] if isinstance(prepared, tuple) else prepared
+
+
+def _with_latents(prepared: Any, latents: Tensor) -> Any:
+    """What `prepare_latents` returned, with other latents."""
+    return (latents, *prepared[1:]) if isinstance(prepared, tuple) else latents
 
 
 def _rows(tensors: dict[str, Tensor], samples: int) -> Condition:

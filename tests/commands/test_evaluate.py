@@ -17,15 +17,8 @@ from hypernoise.generators.registry import load_generator
 from hypernoise.methods.finetune import LoRATune
 from hypernoise.noise.lora import LoRANoise
 from tests.conftest import disturb
-from tests.evaluation.geneval.conftest import tiny_models  # noqa: F401
+from tests.evaluation.geneval.conftest import LINES, tiny_models  # noqa: F401
 from tests.evaluation.test_questions import build_blip
-
-LINES = [
-    {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"},
-    {"tag": "counting", "include": [{"class": "ring", "count": 2}], "exclude": [{"class": "ring", "count": 3}],
-     "prompt": "two rings"},
-    {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a red circle"},
-]  # fmt: skip
 
 
 @pytest.fixture

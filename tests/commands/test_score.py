@@ -13,16 +13,10 @@ from hypernoise.evaluation.geneval.mask2former import Mask2Former
 from hypernoise.evaluation.measures import TOTAL
 from hypernoise.evaluation.pictures import read_picture
 from hypernoise.rewards.pixel import brightness, redness
-from tests.evaluation.geneval.conftest import tiny_models  # noqa: F401
+from tests.evaluation.geneval.conftest import LINES, tiny_models  # noqa: F401
 from tests.evaluation.test_fidelity import tiny_dino
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross"]
-LINES = [
-    {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"},
-    {"tag": "counting", "include": [{"class": "ring", "count": 2}], "exclude": [{"class": "ring", "count": 3}],
-     "prompt": "two rings"},
-    {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a red circle"},
-]  # fmt: skip
 
 
 def score(tmp_path, *arguments):

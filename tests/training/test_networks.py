@@ -17,28 +17,15 @@ from hypernoise.noise.spectral import SpectralNoise, spectral_noise
 from hypernoise.objective import l2_kl
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.config import Recipe, TrainConfig, read_recipe
+from hypernoise.training.config import Recipe, read_recipe
 from hypernoise.training.loop import train
 from hypernoise.training.networks import build
 from tests.conftest import disturb
 from tests.families import build_pipeline, size_of
 from tests.training.ranks import on_ranks
-from tests.training.test_trainer import PROMPTS, same, state
+from tests.training.test_trainer import PROMPTS, config, same, state
 
 SMALL = Spectral(k=2, width=16, depth=2)
-
-
-def config(**changes):
-    return TrainConfig(
-        **{
-            "max_train_steps": 6,
-            "train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "kl_weight": 0.1,
-            "lr_warmup_steps": 2,
-            **changes,
-        }
-    )
 
 
 def run(sd_pipeline, settings, output=None, begin=lambda network: None):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.summary import write_summary as write_summary
 from hypernoise.files import write_text
 from hypernoise.version import __version__
 

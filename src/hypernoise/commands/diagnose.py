@@ -45,9 +45,9 @@ class Diagnose(WithGenerator):
             raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
         at_least_one(self, "num_inference_steps", "batch_size", flags=True)
         from hypernoise.adapters import adapter_folder, load_adapter, read_about
-        from hypernoise.commands.common import write_summary
         from hypernoise.diagnostics.diagnosis import diagnose, findings
         from hypernoise.evaluation.diagnosis_charts import charts
+        from hypernoise.evaluation.summary import write_summary
         from hypernoise.files import output_folder
         from hypernoise.prompts import read_prompts
         from hypernoise.rewards.ensemble import WeightedSum

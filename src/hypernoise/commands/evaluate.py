@@ -74,9 +74,10 @@ class Evaluate(WithGenerator):
 
     def run(self) -> int:
         shard = self._checked()
-        from hypernoise.commands.common import left_to_others, write_report, write_summary
+        from hypernoise.commands.common import left_to_others, write_report
         from hypernoise.evaluation.benchmarks import Models, load_benchmark
         from hypernoise.evaluation.report import charts_of, examples_of
+        from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import name_of, result_tables
 
         benchmark = load_benchmark(self.prompts, self.count, Models(self.judge, self.colors))

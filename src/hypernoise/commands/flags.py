@@ -18,6 +18,16 @@ from hypernoise.errors import InputError, renamed, unknown
 
 Asked = TypeVar("Asked")
 
+STEPS, OUTPUT = {"steps": "num-inference-steps"}, {"output": "output-dir"}
+RENAMED = {  # by command, flags of before and their names now; `errors.RENAMED` has those of the recipe's fields
+    "generate": {**STEPS, **OUTPUT, "images": "num-images-per-prompt"},
+    "diagnose": {**STEPS, **OUTPUT, "batch": "batch-size"},
+    "evaluate": {
+        **{**STEPS, **OUTPUT, "noises": "num-images-per-prompt", "judged": "count", "watched": "validation-rewards"},
+        **{"detector": "judge", "asker": "judge", "benchmark": "prompts questions:FILE", "no-score": "judge none"},
+    },
+}
+
 
 def parse(
     cls: type[Asked],
@@ -37,7 +47,7 @@ def parse(
     if sections is not None and {"-h", "--help"} & set(arguments):
         print(help_of(cls, command, default or cls(), sections))
         raise SystemExit(0)
-    _check_names(cls, arguments)
+    _check_names(cls, command, arguments)
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
@@ -48,7 +58,7 @@ def parse(
         raise InputError(_one_line(shown.getvalue())) from None
 
 
-def _check_names(cls: type, arguments: Sequence[str]) -> None:
+def _check_names(cls: type, command: str, arguments: Sequence[str]) -> None:
     known = {"help"}
     for name, hint in flags_of(cls):
         for own in (name, *_aliases(hint)):
@@ -57,6 +67,8 @@ def _check_names(cls: type, arguments: Sequence[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0].removeprefix("--").replace("_", "-")
         if argument.startswith("--") and name and name not in known:
+            if name in RENAMED.get(command, {}):
+                raise InputError(f"--{name} is --{RENAMED[command][name]} now")
             renamed("", name, dashes="--")
             raise unknown("flag", f"--{name}", [f"--{own}" for own in known])
 
@@ -87,12 +99,12 @@ def _one_line(box: str) -> str:
     """What tyro says in a box: its first paragraph."""
     lines = [line.strip("│| ") for line in box.splitlines()]
     title = next((number for number, line in enumerate(lines) if line.strip("─-╭╮ ")), 0)
-    told = []
+    paragraph = []
     for line in lines[title + 1 :]:
-        if told and not line.strip("─- "):
+        if paragraph and not line.strip("─- "):
             break
-        told += [line] if line.strip("─- ") else []
-    return " ".join(told)
+        paragraph += [line] if line.strip("─- ") else []
+    return " ".join(paragraph)
 
 
 def help_of(cls: type, command: str, default: Any, sections: Mapping[str, Sequence[str]]) -> str:

@@ -40,7 +40,8 @@ class Generate(WithGenerator):
         return cls.parse_as("generate", arguments)
 
     def run(self) -> int:
-        from hypernoise.commands.common import check_seed, left_to_others, shard_of, write_summary
+        from hypernoise.commands.common import check_seed, left_to_others, shard_of
+        from hypernoise.evaluation.summary import write_summary
 
         at_least_one(self, "num_inference_steps", "num_images_per_prompt", flags=True)
         check_seed(self.seed)

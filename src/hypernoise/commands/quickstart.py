@@ -59,11 +59,11 @@ class Quickstart:
         at_least_one(self, "judged", flags=True)
         from tqdm import tqdm
 
-        from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
         from hypernoise.evaluation.benchmarks import first_of_each, load_benchmark
         from hypernoise.evaluation.engine import compare
         from hypernoise.evaluation.picture_sheet import first_noise, picture_sheet
+        from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import as_text, result_tables
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.plain import Plain

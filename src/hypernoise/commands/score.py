@@ -64,13 +64,13 @@ class Score:
             tell_broken,
             tell_cut_prompts,
             write_report,
-            write_summary,
         )
         from hypernoise.evaluation import features
         from hypernoise.evaluation.geneval.picture_folder import is_album, read_album
         from hypernoise.evaluation.measures import measured, measured_row, write_scores
         from hypernoise.evaluation.pictures import pictures_in
         from hypernoise.evaluation.result_rows import empty_row
+        from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import score_tables
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device

@@ -70,8 +70,8 @@ class Train(Recipe):
     def run(self) -> int:
         if self.dry_run:
             return print_plan(self, self.output_dir / "plan")
-        from hypernoise.commands.common import write_summary
         from hypernoise.commands.training import train_recipe
+        from hypernoise.evaluation.summary import write_summary
         from hypernoise.training.processes import launched
 
         trained = train_recipe(self, self.output_dir, self.device)
@@ -99,7 +99,7 @@ class Train(Recipe):
 
 def print_plan(recipe: Recipe, folder: Path) -> int:
     """Prints a recipe's plan and writes it to `folder`/summary.json; see `plan.plan`."""
-    from hypernoise.commands.common import write_summary
+    from hypernoise.evaluation.summary import write_summary
     from hypernoise.files import output_folder
     from hypernoise.plan import plan, table
 

@@ -19,7 +19,6 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
-from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
@@ -36,15 +35,6 @@ class Trained:
     generator: DiffusionGenerator
     network: LoRANoise | SpectralNoise
     result: TrainResult
-
-
-def reward_settings(recipe: Recipe) -> RewardSettings:
-    """How a recipe's rewards run. Raises InputError for a device that does not exist."""
-    if recipe.reward_device:
-        pick_device(recipe.reward_device)
-    return RewardSettings(
-        recipe.long_prompts, recipe.reward_dtype, recipe.reward_device, checkpointing=recipe.reward_checkpointing
-    )
 
 
 def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
@@ -64,7 +54,9 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
 
 
 def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Trained:
-    settings = reward_settings(recipe)
+    if recipe.reward_device:
+        pick_device(recipe.reward_device)  # refuses one that does not exist
+    settings = recipe.reward_settings()
     reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
     validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
     prompts = read_mix(recipe.prompts)
@@ -109,7 +101,7 @@ def _finish(
 
 
 def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What is said of a run whose Lipschitz constant was seen at 1 or more; empty if it was not."""
+    """The warning about a run whose Lipschitz constant reached 1; empty if it did not."""
     seen = [row for row in rows if "lipschitz" in row]
     over = [row for row in seen if row["lipschitz"] >= 1]
     if not over:

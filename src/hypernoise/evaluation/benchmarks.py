@@ -6,11 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.records import Judge, Records
 from hypernoise.prompts import read_prompts
+
+
+class Prompted(Protocol):
+    @property
+    def prompt(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Prompted)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,23 @@ def first_of_each(categories: Sequence[str], number: int) -> list[int]:
         if seen[name] <= number:
             chosen.append(place)
     return chosen
+
+
+def one_per_prompt(items: Sequence[Item], meaning: str, twice: str) -> dict[str, Item]:
+    """The items by their prompts.
+
+    Args:
+        meaning: the attribute in which items of one prompt must agree.
+        twice: how the message goes on for a prompt of which there are two that do not.
+
+    Raises:
+        InputError: there is such a prompt.
+    """
+    found: dict[str, Item] = {}
+    for item in items:
+        if getattr(found.setdefault(item.prompt, item), meaning) != getattr(item, meaning):
+            raise InputError(f"the prompt {item.prompt!r} stands twice in {twice}")
+    return found
 
 
 def no_file(name: str, file: str) -> None:

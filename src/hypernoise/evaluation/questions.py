@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.benchmarks import Benchmark, Models
+from hypernoise.evaluation.benchmarks import Benchmark, Models, one_per_prompt
 from hypernoise.evaluation.geneval.requests import lines_of, text_of
 from hypernoise.evaluation.question import YES, Question
 from hypernoise.evaluation.records import Judgement
@@ -162,7 +162,7 @@ KINDS = {  # by the suffix of the benchmark's own file
 
 
 def read_items(file: Path) -> tuple[Kind, list[Item]]:
-    """Raises InputError for a file that is none of these, and names the line that is wrong."""
+    """The benchmark of a file, by its ending, and its items. Raises InputError for another ending or a wrong line."""
     if file.suffix not in KINDS:
         raise InputError(
             "--prompts questions:FILE takes dpg_bench.csv, geneval2_data.jsonl or a T2I-CompBench *_val.txt, "
@@ -195,11 +195,7 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
 
 def _by_prompt(items: Sequence[Item]) -> dict[str, Item]:
     """Raises InputError if one prompt comes with two sets of questions."""
-    found: dict[str, Item] = {}
-    for item in items:
-        if found.setdefault(item.prompt, item).questions != item.questions:
-            raise InputError(f"the prompt {item.prompt!r} stands twice in the file, with different questions")
-    return found
+    return one_per_prompt(items, "questions", "the file, with different questions")
 
 
 class QuestionJudge:

@@ -13,10 +13,10 @@ from torch.nn.functional import one_hot
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
-from hypernoise.noise.state import copy_state
+from hypernoise.noise.state import TrainedWhole
 
 
-class ResidualNoise(nn.Module):
+class ResidualNoise(TrainedWhole):
     """A perceptron on the flattened noise and the condition's embedding, whose last layer starts at zero.
 
     Args:
@@ -83,12 +83,3 @@ class ResidualNoise(nn.Module):
         weight, _ = list(self.parameters())[-2:]
         with torch.no_grad():
             weight.mul_(factor)
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return list(self.parameters())
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
-
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        copy_state(self.trainable_state(), state)

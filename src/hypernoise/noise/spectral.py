@@ -23,10 +23,10 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.coupling import CouplingFlow
 from hypernoise.noise.frequencies import cosine_basis
 from hypernoise.noise.settings import Spectral
-from hypernoise.noise.state import copy_state
+from hypernoise.noise.state import TrainedWhole
 
 
-class SpectralNoise(nn.Module):
+class SpectralNoise(TrainedWhole):
     """f on k × k frequencies of each latent channel, for a grid of any size.
 
     Args:
@@ -117,15 +117,6 @@ class SpectralNoise(nn.Module):
         rows, columns = (cosine_basis(size)[: self.k].to(weight) for size in x.shape[2:])
         return (rows @ x @ columns.T).flatten(1), self.embed(text.to(weight)), (rows, columns)
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return list(self.parameters())
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
-
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        copy_state(self.trainable_state(), state)
-
 
 def unpacked(noise: Tensor, patch: int, grid: tuple[int, int] | None) -> Tensor:
     """Noise [B, C·p², H/p, W/p], or [B, H/p · W/p, C·p²] in tokens, as the latent grid [B, C, H, W].
@@ -134,8 +125,8 @@ def unpacked(noise: Tensor, patch: int, grid: tuple[int, int] | None) -> Tensor:
     """
     if noise.ndim == 3:
         if grid is None or grid[0] * grid[1] != noise.shape[1]:
-            told = "no grid is named" if grid is None else f"a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}"
-            raise InputError(f"the noise has {noise.shape[1]} tokens, and {told}")
+            problem = "no grid is named" if grid is None else f"a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}"
+            raise InputError(f"the noise has {noise.shape[1]} tokens, and {problem}")
         noise = noise.mT.unflatten(2, grid)
     if noise.shape[1] % patch**2:
         raise InputError(f"noise of {noise.shape[1]} channels does not hold patches of {patch} x {patch}")

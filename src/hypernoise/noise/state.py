@@ -1,9 +1,9 @@
-"""Tensors handed over: what was trained, strictly (every name and shape, or a clear refusal), and values in fp64."""
+"""What a network has trained, read and copied strictly (every name and shape, or a clear refusal); values in fp64."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hypernoise.errors import InputError
 
@@ -34,3 +34,16 @@ def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+class TrainedWhole(nn.Module):
+    """A network all of whose parameters train: the part of `base.NoiseNetwork` that follows from that."""
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        copy_state(self.trainable_state(), state)

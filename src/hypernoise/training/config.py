@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -17,6 +17,9 @@ from hypernoise.errors import InputError, at_least_one, finite_weights, renamed,
 from hypernoise.generators.loading import Loading
 from hypernoise.noise.settings import Spectral
 from hypernoise.precision import MixedPrecision
+
+if TYPE_CHECKING:
+    from hypernoise.rewards.base import RewardSettings
 
 
 def _weights_from_words(words: list[str]) -> dict[str, float]:
@@ -293,6 +296,14 @@ class Recipe(TrainConfig, Loading):
                     raise InputError(f"{option}: {chosen} needs {name}: {options}, not {value}")
         if self.patience and not self.validation_reward:
             raise InputError("patience needs a validation reward; for example validation_reward: {pickscore: 1.0}")
+
+    def reward_settings(self) -> RewardSettings:
+        """How the rewards run."""
+        from hypernoise.rewards.base import RewardSettings
+
+        return RewardSettings(
+            self.long_prompts, self.reward_dtype, self.reward_device, checkpointing=self.reward_checkpointing
+        )
 
 
 def positive(settings: object, *names: str, prefix: str = "") -> None:

@@ -61,7 +61,7 @@ def should_stop(seen: Sequence[Reading], patience: int) -> bool:
 
 
 def stopped_line(seen: Sequence[Reading], step: int, patience: int) -> str:
-    """What is said of a run that stopped early."""
+    """Says why a run stopped early, and since when."""
     best = max(_stretches(seen, patience), key=_validation)[patience // 2]
     return (
         f"stopped early at step {step}: the validation reward has fallen since about step {best.step} while the "

@@ -16,6 +16,12 @@ from hypernoise.evaluation.geneval.colors import SENTENCES
 from hypernoise.evaluation.geneval.requests import COLORS
 
 LABELS = ["circle", "square", "ring", "mouse"]
+LINES = [  # of a metadata file
+    {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a circle"},
+    {"tag": "counting", "include": [{"class": "ring", "count": 2}], "exclude": [{"class": "ring", "count": 3}],
+     "prompt": "two rings"},
+    {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a red circle"},
+]  # fmt: skip
 
 
 def build_mask2former():

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hypernoise.errors import InputError
-from hypernoise.evaluation.benchmarks import Benchmark, Models, first_of_each
+from hypernoise.evaluation.benchmarks import Benchmark, Models, first_of_each, one_per_prompt
 from hypernoise.evaluation.geneval.detectors import Detector, check_classes, load
 from hypernoise.evaluation.geneval.files import as_json, from_json, write_detections, write_results
 from hypernoise.evaluation.geneval.official import metadata
@@ -43,11 +42,7 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
 
 def by_prompt(requests: Sequence[Request]) -> dict[str, Request]:
     """Raises InputError if one prompt asks for two things."""
-    found: dict[str, Request] = {}
-    for request in requests:
-        if found.setdefault(request.prompt, request).source != request.source:
-            raise InputError(f"the prompt {request.prompt!r} stands twice in the metadata, with different meanings")
-    return found
+    return one_per_prompt(requests, "source", "the metadata, with different meanings")
 
 
 class GenEvalJudge:
