@@ -13,9 +13,9 @@ import torch
 
 from hypernoise import precision
 from hypernoise.cli import main
-from hypernoise.commands.common import write_summary
 from hypernoise.commands.quickstart import Quickstart
 from hypernoise.errors import InputError
+from hypernoise.evaluation.summary import write_summary
 from hypernoise.precision import native_bf16, resolve  # as they are, before conftest's fixture
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe
 from hypernoise.training.optimizers import autocast
