@@ -173,10 +173,6 @@ def test_a_recipe_says_which_network(tmp_path, sd_pipeline):
         ("spectral: {k: 1.5}", "spectral.k must be int, not 1.5"),
         ("spectral: {k: 0}", "k must be at least 1, not 0"),
         ("spectral: {depth: -1}", "depth must be 0 or more, not -1"),
-        (
-            "noise_network: spectral\nwarm_start: {rounds: 2}",
-            "noise_network: spectral needs warm_start.rounds: 0, not 2",
-        ),
         ("noise_network: spectral\nlora: {frequencies: 2}", "noise_network: spectral needs lora.frequencies: 0, not 2"),
     ],
 )

@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
-from hypernoise.training.config import Recipe, TrainConfig, WarmStart
+from hypernoise.training.config import TrainConfig
 from hypernoise.training.loop import train
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross", "a ring", "a black square"]
@@ -110,14 +109,6 @@ def test_resuming_with_other_settings_is_refused(sd_pipeline, tmp_path):
     run(sd_pipeline, config(max_train_steps=2), output_dir=tmp_path)
     with pytest.raises(InputError, match=r"was trained with learning_rate = 0.01, not 0.5"):
         run(sd_pipeline, config(learning_rate=0.5), output_dir=tmp_path)
-
-
-def test_resuming_with_another_warm_start_is_refused(sd_pipeline, tmp_path):
-    recipe = Recipe(**vars(config(max_train_steps=2)), warm_start=WarmStart(rounds=1, samples=4))
-    run(sd_pipeline, recipe, output_dir=tmp_path)
-    run(sd_pipeline, replace(recipe, max_train_steps=3), output_dir=tmp_path)
-    with pytest.raises(InputError, match=r"was trained with warm_start = .*'samples': 4.*, not .*'samples': 8"):
-        run(sd_pipeline, replace(recipe, warm_start=WarmStart(rounds=1, samples=8)), output_dir=tmp_path)
 
 
 def test_fewer_steps_than_the_checkpoint_has_are_refused(sd_pipeline, tmp_path):

@@ -31,7 +31,6 @@ SECTIONS = {
     "rewards": ("normalise_rewards", "long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
     "noise network": ("noise_network", "lora.layers", "lora.frequencies", "spectral"),
     "Lipschitz constant": ("lipschitz",),
-    "warm start": ("warm_start",),
     "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
     "memory": ("memory", "embeddings", "embeddings_folder", "shard_base"),
 }

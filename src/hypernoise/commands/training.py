@@ -20,14 +20,12 @@ from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import Recipe
 from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.loop import TrainResult, train
 from hypernoise.training.metrics import rows_of
 from hypernoise.training.networks import build
 from hypernoise.training.processes import launched, leave, own_device, say, say_once
-from hypernoise.training.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,6 @@ def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Tra
 
         shard_base(network, recipe.shard_base, pick_device(place))
     generator.encode_ahead(shown)
-    if recipe.warm_start.rounds and isinstance(network, LoRANoise) and not checkpoints(output_dir):
-        rounds = warm_start(network, reward, prompts, recipe, **vars(recipe.warm_start), progress=launched()[0] == 0)
-        say("warm start: reward " + " -> ".join(f"{row['reward']:.4f}" for row in rounds))
     result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
     if launched()[0] == 0:
         tell_cut_prompts(reward)

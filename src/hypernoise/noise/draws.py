@@ -14,7 +14,6 @@ OBSERVED_STEP = 10**9 + 1
 DIAGNOSIS_STEP = 10**9 + 2
 VALIDATION_STEP = 10**9 + 3
 DRAWING_STEP = 10**9 + 5  # of what `evaluate rewards` draws
-WARM_STEP = 10**9 + 10**6  # of a warm start; its batch n has WARM_STEP + n
 
 
 def keyed_noise(shape: tuple[int, ...], *, seed: int, step: int, samples: Iterable[int]) -> Tensor:

@@ -171,18 +171,6 @@ class LoRANoise(nn.Module):
         """Whether the denoiser is f at the moment, and not the generator."""
         return not self.layers[self.output_layer]._disable_adapters
 
-    @torch.no_grad()
-    def set_output(self, weight: Tensor) -> None:
-        """Makes the output layer's update this one [out, in, ...], or the nearest of the LoRA's rank."""
-        layer: Any = self.layers[self.output_layer]
-        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        left, sizes, right = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
-        kept = min(len(down), len(sizes))
-        roots = sizes[:kept].sqrt()
-        up.zero_()
-        up.flatten(1)[:, :kept] = (left[:, :kept] * roots / layer.scaling[ADAPTER]).to(up)
-        down.flatten(1)[:kept] = (roots[:, None] * right[:kept]).to(down)
-
     def scale_output(self, factor: float) -> None:
         """Multiplies the residual by `factor`, for good: it is linear in the output layer's B."""
         self.trainable_state()[f"{self.output_layer}.lora_B.weight"].mul_(factor)

@@ -176,8 +176,6 @@ FREE = {  # fields that change no number of the run: a resumed one may have othe
 def recognised(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers."""
     values = {own.name: getattr(config, own.name) for own in dataclasses.fields(TrainConfig) if own.name not in FREE}
-    if isinstance(config, Recipe) and config.warm_start.rounds:
-        values["warm_start"] = config.warm_start
     return {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}  # type: ignore[arg-type]
 
 
@@ -199,27 +197,9 @@ class LoRA:
         not_negative(self, "frequencies", prefix="lora.")
 
 
-@dataclass(frozen=True)
-class WarmStart:
-    """Sets the output layer in closed form before the first step."""
-
-    rounds: int = 0
-    """0: no warm start."""
-    samples: int = 4096
-    """Pictures drawn in each round."""
-    step: float = 1.0
-    """How far each round may move f: the greatest root mean square of ‖Δf‖."""
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "samples")
-        not_negative(self, "rounds", prefix="warm_start.")
-        positive(self, "step", prefix="warm_start.")
-
-
 TOGETHER: dict[str, tuple[Any, ...]] = {
     "diagnostics": ((),),
     "lipschitz.mode": ("free",),
-    "warm_start.rounds": (0,),
     "memory.quantise": ("none",),
 }
 SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where no process can draw alone
@@ -230,7 +210,7 @@ SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where n
 
 OF_A_NETWORK: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be with a noise network
     "lora": {},
-    "spectral": {"lora.layers": ((),), "lora.frequencies": (0,), "warm_start.rounds": (0,), "shard_base": ("none",)},
+    "spectral": {"lora.layers": ((),), "lora.frequencies": (0,), "shard_base": ("none",)},
 }
 
 
@@ -264,7 +244,6 @@ class Recipe(TrainConfig, Loading):
     frequencies, whose KL is exact."""
     spectral: Spectral = field(default_factory=Spectral)
     lora: LoRA = field(default_factory=LoRA)
-    warm_start: WarmStart = field(default_factory=WarmStart)
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -274,8 +253,6 @@ class Recipe(TrainConfig, Loading):
                 "memory.text_encoders: drop keeps the prompts' embeddings in memory and embeddings: disk keeps them on "
                 "disk, each without the encoders; take one of the two"
             )
-        if self.warm_start.rounds and not self.kl_weight:
-            raise InputError("a warm start needs a kl_weight above 0: without it the best step is infinitely long")
         finite_weights(self.rewards)
         finite_weights(self.validation_reward)
         for source, weight in self.prompts.items():
