@@ -11,6 +11,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
+from hypernoise.noise.spectral import SpectralNoise
 from tests.conftest import disturb
 
 PROMPTS = ["a red circle", "two blue rings"]
@@ -208,9 +209,9 @@ def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
         load_adapter(generator, folder / "nowhere")
 
 
-def test_a_residual_network_round_trips_on_its_module(tmp_path):
+@pytest.mark.parametrize("network", [ResidualNoise((4,), width=8, depth=1), SpectralNoise(4, 1, k=1, width=8)])
+def test_a_stand_alone_network_round_trips_on_its_module(network, tmp_path):
     generator = ModuleGenerator(torch.nn.Linear(4, 4), noise_shape=(4,))
-    network = ResidualNoise((4,), width=8, depth=1)
     disturb(network)
     save_adapter(network, tmp_path / "f", generator=generator)
     again = load_adapter(generator, tmp_path / "f")

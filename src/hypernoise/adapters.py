@@ -150,7 +150,7 @@ def _build(
 ) -> LoRANoise | ResidualNoise | SpectralNoise:
     has_denoiser = hasattr(generator, "denoise_first")
     try:
-        if kind == SpectralNoise.kind and has_denoiser:
+        if kind == SpectralNoise.kind:
             return rebuilt(generator, settings)
         if kind == LoRANoise.kind and has_denoiser:
             return LoRANoise(generator, **settings)

@@ -280,6 +280,24 @@ def test_packed_noise_is_the_unpacked_one():
     assert torch.allclose(unpacked(tokens(wide, c, grid=(3, 4)), 2, (3, 4)), grid(x.mT, c))
 
 
+def test_a_modules_vector_is_a_grid_of_one_cell_and_its_label_or_embedding_the_prompt():
+    f, alone = SpectralNoise(5, 3, k=1, width=8).double(), SpectralNoise(5, 1, k=1, width=8).double()
+    disturb(f, scale=0.2)
+    x, labels = randn(4, 5), Condition({"embedding": torch.tensor([0, 1, 2, 1])})
+    rows = Condition({"embedding": torch.eye(3)[[0, 1, 2, 1]]})
+    residual = f(x, labels)
+    assert torch.equal(residual, f.map(x, f.embed(torch.eye(3, dtype=torch.float64)[[0, 1, 2, 1]]))[0])
+    assert torch.equal(residual, f(x, rows))
+    assert torch.equal(f.kl(x, labels), f.kl(x, rows))
+    assert (f(x[:1], labels[2:3]) - residual[:1]).abs().max() > 1e-3
+    jacobian = torch.func.jacrev(lambda z: f(z[None], labels[:1])[0])(x[0])
+    volume = f.map(x[:1], f.embed(torch.eye(3, dtype=torch.float64)[:1]))[1]
+    assert torch.linalg.slogdet(torch.eye(5) + jacobian).logabsdet.item() == pytest.approx(volume.item())
+    assert alone(x, Condition({"index": torch.arange(4)})).shape == x.shape
+    with pytest.raises(InputError, match="an embedding has 3 numbers"):
+        SpectralNoise(5, 4, k=1).double()(x, rows)
+
+
 def test_settings_rebuild_it_and_its_state_is_strict():
     f = network(patch=2, grid=(4, 3))
     again = SpectralNoise(**f.settings, seed=5).double()
@@ -299,8 +317,8 @@ def test_mistakes_get_one_clear_line():
         f(randn(1, 4, 8, 8), prompts(1))
     with pytest.raises(InputError, match="text width 6; these have 10"):
         f(randn(1, 3, 8, 8), prompts(1, pooled=4))
-    with pytest.raises(InputError, match="needs prompt_embeds; here are index"):
-        f(randn(1, 3, 8, 8), Condition({"index": torch.arange(1)}))
+    with pytest.raises(InputError, match="needs prompt_embeds; here are tokens"):
+        f(randn(1, 3, 8, 8), Condition({"tokens": torch.ones(1, 6)}))
     tokens = network(patch=2)
     with pytest.raises(InputError, match="has 16 tokens, and no grid is named"):
         tokens(randn(1, 16, 12), prompts(1))

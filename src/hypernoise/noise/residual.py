@@ -58,28 +58,29 @@ class ResidualNoise(TrainedWhole):
             raise InputError(f"this network takes noise of {self.noise_shape}, not {tuple(noise.shape[1:])}")
         seen = noise.flatten(1)
         if self.condition_size:
-            seen = torch.cat([seen, self._embedded(condition).to(seen)], 1)
+            seen = torch.cat([seen, embedded(condition, self.condition_size).to(seen)], 1)
         return self.network(seen).unflatten(1, self.noise_shape)
-
-    def _embedded(self, condition: Condition) -> Tensor:
-        """The condition as [B, condition_size]: labels as one-hot rows, embeddings flattened."""
-        embedding = condition.tensors.get("embedding")
-        if embedding is None:
-            raise InputError("condition_size is for a generator with an embedding of its prompts; this one has none")
-        size = embedding[0].numel()
-        if not embedding.is_floating_point() and size == 1:
-            least, most = int(embedding.min()), int(embedding.max())
-            if least < 0:
-                raise InputError(f"there is a label {least}: labels begin at 0")
-            if most >= self.condition_size:
-                raise InputError(f"there is a label {most}: condition_size must be above it, not {self.condition_size}")
-            return one_hot(embedding.flatten().long(), self.condition_size)
-        if size != self.condition_size:
-            raise InputError(f"an embedding has {size} numbers: condition_size must be that, not {self.condition_size}")
-        return embedding.reshape(len(embedding), size)
 
     def scale_output(self, factor: float) -> None:
         """Multiplies what depends on the noise by `factor`, for good; the shift, the last layer's bias, stays."""
         weight, _ = list(self.parameters())[-2:]
         with torch.no_grad():
             weight.mul_(factor)
+
+
+def embedded(condition: Condition, size: int) -> Tensor:
+    """A module's condition as [B, size]: labels as one-hot rows of `size` classes, embeddings flattened."""
+    embedding = condition.tensors.get("embedding")
+    if embedding is None:
+        raise InputError("condition_size is for a generator with an embedding of its prompts; this one has none")
+    numbers = embedding[0].numel()
+    if not embedding.is_floating_point() and numbers == 1:
+        least, most = int(embedding.min()), int(embedding.max())
+        if least < 0:
+            raise InputError(f"there is a label {least}: labels begin at 0")
+        if most >= size:
+            raise InputError(f"there is a label {most}: condition_size must be above it, not {size}")
+        return one_hot(embedding.flatten().long(), size)
+    if numbers != size:
+        raise InputError(f"an embedding has {numbers} numbers: condition_size must be that, not {size}")
+    return embedding.reshape(len(embedding), numbers)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pixel_shuffle, pixel_unshuffle
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Generator
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.coupling import CouplingFlow
 from hypernoise.noise.frequencies import cosine_basis
+from hypernoise.noise.residual import embedded
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.state import TrainedWhole
 
@@ -30,8 +31,9 @@ class SpectralNoise(TrainedWhole):
     """f on k × k frequencies of each latent channel, for a grid of any size.
 
     Args:
-        channels: of the latent grid, unpacked.
-        text_width: numbers that `described` gives of a prompt.
+        channels: of the latent grid, unpacked; of noise that is a vector [B, n], n (a grid of one cell: k is 1).
+        text_width: numbers that `described` gives of a prompt. For a module: its embedding's numbers, how many classes
+            its labels have, or 1 where it has no condition.
         k: frequencies kept each way; the map has channels · k² coefficients.
         width: of the hidden layers.
         depth: couplings of the map.
@@ -79,7 +81,7 @@ class SpectralNoise(TrainedWhole):
         """The residual, in the weights' dtype and laid out as the noise.
 
         Args:
-            noise: [B, C·p², H/p, W/p], or [B, H/p · W/p, C·p²] in tokens.
+            noise: [B, C·p², H/p, W/p], [B, H/p · W/p, C·p²] in tokens, or a vector [B, C].
             grid: (H/p, W/p) of tokens; the network's own if None.
 
         Raises:
@@ -91,7 +93,7 @@ class SpectralNoise(TrainedWhole):
             h, _, _ = self.map(u, e)
             residual = rows.T @ h.unflatten(1, (self.channels, self.k, self.k)) @ columns
             packed = pixel_unshuffle(residual, self.patch)
-            return packed.flatten(2).mT if noise.ndim == 3 else packed
+            return packed.flatten(2).mT if noise.ndim == 3 else packed.reshape(noise.shape)
 
     def kl(self, noise: Tensor, condition: Condition) -> Tensor:
         """Terms [B], in nats, whose mean over noise ~ N(0, I) is KL(x + f ‖ N(0, I)), exactly (`CouplingFlow.kl`)."""
@@ -109,7 +111,7 @@ class SpectralNoise(TrainedWhole):
             raise InputError(f"this noise network is for {self.channels} latent channels; this noise has {x.shape[1]}")
         if self.k > min(x.shape[2:]):
             raise InputError(f"k = {self.k} frequencies do not fit into a latent grid of {x.shape[2]} x {x.shape[3]}")
-        text = described(condition)
+        text = described(condition, self.text_width)
         if text.shape[1] != self.text_width:
             raise InputError(
                 f"this noise network is for prompts of text width {self.text_width}; these have {text.shape[1]}"
@@ -119,11 +121,13 @@ class SpectralNoise(TrainedWhole):
 
 
 def unpacked(noise: Tensor, patch: int, grid: tuple[int, int] | None) -> Tensor:
-    """Noise [B, C·p², H/p, W/p], or [B, H/p · W/p, C·p²] in tokens, as the latent grid [B, C, H, W].
+    """Noise [B, C·p², H/p, W/p], [B, H/p · W/p, C·p²] in tokens, or a vector [B, C], as a latent grid [B, C, H, W].
 
     FLUX, FLUX.2 and Qwen-Image all pack a patch's pixels as (C, p, p), as `pixel_shuffle` reads them.
     """
-    if noise.ndim == 3:
+    if noise.ndim == 2:
+        noise = noise[..., None, None]
+    elif noise.ndim == 3:
         if grid is None or grid[0] * grid[1] != noise.shape[1]:
             problem = "no grid is named" if grid is None else f"a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}"
             raise InputError(f"the noise has {noise.shape[1]} tokens, and {problem}")
@@ -133,10 +137,15 @@ def unpacked(noise: Tensor, patch: int, grid: tuple[int, int] | None) -> Tensor:
     return pixel_shuffle(noise, patch)
 
 
-def described(condition: Condition) -> Tensor:
+def described(condition: Condition, width: int | None = None) -> Tensor:
     """What the pipeline's own encoder says of each prompt [B, text width]: the mean of its tokens' embeddings, those
-    that a mask hides left out, and its pooled embedding where there is one, each layer-normalised."""
+    that a mask hides left out, and its pooled embedding where there is one, each layer-normalised. Of a module's
+    condition: its embedding, or its labels as one-hot rows of `width`; where there is none, ones [B, 1]."""
     tensors = condition.tensors
+    if width is not None and "embedding" in tensors:
+        return embedded(condition, width)
+    if list(tensors) == ["index"]:
+        return torch.ones(len(condition), 1)
     if "prompt_embeds" not in tensors:
         raise InputError(f"a spectral noise network needs prompt_embeds; here are {', '.join(tensors)}")
     tokens = tensors["prompt_embeds"].float()  # [B, L, D]
@@ -173,19 +182,23 @@ def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: i
     return network.to(generator.device, torch.float64 if generator.dtype == torch.float64 else torch.float32)
 
 
-def rebuilt(generator: DiffusionGenerator, settings: Mapping[str, Any]) -> SpectralNoise:
+def rebuilt(generator: Generator, settings: Mapping[str, Any]) -> SpectralNoise:
     """The network of an adapter's settings for a generator, whose own size it takes; its weights are to be loaded.
 
     Raises:
         InputError: the generator has other latent channels, or packs them otherwise.
         TypeError: settings that the network does not take.
     """
-    network = SpectralNoise(**{**settings, "grid": grid_of(generator) if generator.family.layout == "tokens" else None})
-    here = channels_of(generator)
-    if (network.channels, network.patch) != (here, generator.family.patch):
+    if not isinstance(generator, DiffusionGenerator):
+        network, (channels, patch) = SpectralNoise(**settings), (generator.noise_shape[0], 1)
+    else:
+        grid = grid_of(generator) if generator.family.layout == "tokens" else None
+        network = SpectralNoise(**{**settings, "grid": grid})
+        channels, patch = channels_of(generator), generator.family.patch
+    if (network.channels, network.patch) != (channels, patch):
         raise InputError(
             f"this noise network is for {network.channels} latent channels in patches of {network.patch}, and "
-            f"{generator.name!r} has {here} in patches of {generator.family.patch}"
+            f"{generator.name!r} has {channels} in patches of {patch}"
         )
     return network if generator.device.type == "meta" else network.to(generator.device)  # offloaded weights are there
 
