@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": Command("evaluate", "Evaluate", "compare methods on the same prompts and noises, by a benchmark"),
     "score": Command("score", "Score", "measure pictures that are there: rewards, GenEval, diversity"),
     "diagnose": Command("diagnose", "Diagnose", "what an adapter does to the noise: KL, Lipschitz constant, prompts"),
+    "app": Command("app", "App", "a page in the browser: plain and improved pictures from the same noise"),
 }
 
 MOVED = {  # commands of before, and what to call instead

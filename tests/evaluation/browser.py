@@ -25,12 +25,12 @@ KEYS = {"ArrowDown": 40, "Home": 36}
 
 
 class Browser:
-    """Opens `page` in a window of `size` pixels, with an empty profile in `folder`.
+    """Opens `page`, a file or an address, in a window of `size` pixels, with an empty profile in `folder`.
 
     asked_for: every address that the page has asked for, itself included.
     """
 
-    def __init__(self, page: Path, folder: Path, size: tuple[int, int] = (1100, 1600), patience: float = 120.0):
+    def __init__(self, page: Path | str, folder: Path, size: tuple[int, int] = (1100, 1600), patience: float = 120.0):
         given, self.sending = os.pipe()
         self.reading, told = os.pipe()
         self.patience, self.number, self.rest = patience, 0, b""
@@ -48,19 +48,15 @@ class Browser:
             self.close()
             raise
 
-    def _open(self, page: Path, size: tuple[int, int]) -> None:
+    def _open(self, page: Path | str, size: tuple[int, int]) -> None:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.call("Network.enable")
         self.call(
             "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False
         )
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        end = time.monotonic() + self.patience
-        while self.run("document.readyState + location.protocol") != "completefile:":
-            if time.monotonic() > end:
-                raise TimeoutError(f"Chromium has not opened {page}")
-            time.sleep(0.05)
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
+        self.wait_for("document.readyState == 'complete' && location.protocol != 'about:'")
 
     def __enter__(self):
         return self
@@ -106,6 +102,14 @@ class Browser:
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
+
+    def wait_for(self, code: str) -> None:
+        """Waits until a JavaScript expression is true in the page."""
+        end = time.monotonic() + self.patience
+        while not self.run(code):
+            if time.monotonic() > end:
+                raise TimeoutError(f"in Chromium it has not come to {code}")
+            time.sleep(0.05)
 
     def press(self, key: str) -> None:
         for kind in ("rawKeyDown", "keyUp"):

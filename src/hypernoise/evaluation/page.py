@@ -67,7 +67,7 @@ def page(
         about=about,
         tables=tables,
         bars=next((table for table in tables if table.heading == "By category"), None),
-        charts=[_embedded(chart, "PNG") for chart in charts],
+        charts=[embedded(chart, "PNG") for chart in charts],
         examples=examples,
         picks=picks,
         picture=_thumbnail,
@@ -82,10 +82,11 @@ def _thumbnail(picture: Path | Image.Image) -> str:
             picture = opened.convert("RGB")
     scale = TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return _embedded(picture.convert("RGB").resize(size), "JPEG")
+    return embedded(picture.convert("RGB").resize(size), "JPEG")
 
 
-def _embedded(picture: Image.Image, kind: str) -> str:
+def embedded(picture: Image.Image, kind: str) -> str:
+    """A data: address that holds the picture."""
     kept = io.BytesIO()
     picture.save(kept, kind, quality=88)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(kept.getvalue()).decode()

@@ -1,0 +1,207 @@
+"""`hypernoise app`: a page in the browser that draws before and after from the same noise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self
+
+from hypernoise.commands.generator import WithGenerator
+from hypernoise.errors import InputError
+from hypernoise.training.config import Weights
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from hypernoise.generators.diffusion import DiffusionGenerator
+    from hypernoise.methods.hypernoise import Adapter
+    from hypernoise.rewards.base import RewardFunction
+
+MOST = 8  # noises at once
+STRENGTHS = (0.0, 1.5)
+SIDE = 192  # px of a picture on the page
+FROM_HERE_ALONE = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # the browser asks no other host
+
+
+@dataclass(frozen=True)
+class App(WithGenerator):
+    """Serve a page to this machine's browsers alone: plain and improved pictures from the same noise, the f that was
+    added, reward and KL. Needs gradio: pip install 'hypernoise[app]'.
+    """
+
+    adapter: str = "scenes"
+    """An adapter directory or Hub repository; the page can load others."""
+    rewards: Weights = field(default_factory=dict)
+    """What scores the pictures; if none is named, the scenes reward on the embedded generator."""
+    seed: int = 0
+    """The first noise's, to begin with."""
+    port: int = 7860
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        return cls.parse_as("app", arguments)
+
+    def run(self) -> int:
+        from hypernoise.commands.common import check_seed
+
+        check_seed(self.seed)
+        page = self.page()
+        try:
+            serve(page, self.port)
+        except OSError as error:
+            raise InputError(f"port {self.port} is taken; give another --port") from error
+        return 0
+
+    def page(self) -> Any:
+        """The gradio page, not served yet. InputError: no gradio, or an adapter that does not fit the generator."""
+        gradio = imported_gradio()
+        from hypernoise.methods.hypernoise import Adapter
+        from hypernoise.rewards.ensemble import WeightedSum
+
+        generator = self.load()
+        weights = self.rewards or ({"scenes": 1.0} if generator.name == "scenes" else {})
+        reward = WeightedSum(weights) if weights else None
+        known = cache(Adapter)
+        known(self.adapter).on(generator)
+        self.tell_precision()
+
+        def shown(adapter: str, *asked: Any) -> str:
+            try:
+                return as_table(draw(generator, reward, known(adapter.strip()), *asked))
+            except InputError as error:
+                raise gradio.Error(str(error), print_exception=False) from error
+
+        with gradio.Blocks(title="hypernoise", analytics_enabled=False) as page:
+            prompt = gradio.Textbox("a red circle and a blue square", label="prompt", elem_id="prompt")
+            with gradio.Row():
+                seed = gradio.Number(self.seed, label="seed", precision=0, elem_id="seed")
+                steps = gradio.Number(generator.least_steps, label="inference steps", precision=0)
+                noises = gradio.Slider(1, MOST, 4, step=1, label="noises")
+                strength = gradio.Slider(*STRENGTHS, 1.0, step=0.05, label="strength")
+            adapter = gradio.Textbox(self.adapter, label="adapter", elem_id="adapter")
+            button = gradio.Button("Draw", variant="primary", elem_id="draw")
+            pictures = gradio.HTML(elem_id="pictures")
+            asked = [adapter, prompt, seed, steps, noises, strength]
+            gradio.on([button.click, prompt.submit, strength.release], shown, asked, pictures, api_name="draw")
+        return page
+
+
+def imported_gradio() -> Any:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    try:
+        import gradio
+    except ImportError as error:
+        raise InputError("the app needs gradio: pip install 'hypernoise[app]'") from error
+    return gradio
+
+
+def serve(page: Any, port: int, **more: Any) -> Any:
+    """Serves a page on the loopback address until it is interrupted."""
+    from starlette.middleware import Middleware
+
+    return page.queue(default_concurrency_limit=1).launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        app_kwargs={"middleware": [Middleware(ContentPolicy)]},
+        **more,
+    )
+
+
+class ContentPolicy:
+    """Adds `FROM_HERE_ALONE` to every answer of an ASGI application."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", FROM_HERE_ALONE.encode())]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One noise, drawn both ways. Rewards are None where there is none; kl is ½‖f‖² in nats."""
+
+    seed: int
+    pictures: tuple[Image.Image, Image.Image, Image.Image]  # plain, with f, f itself
+    rewards: tuple[float | None, float | None]
+    kl: float
+
+
+def draw(
+    generator: DiffusionGenerator,
+    reward: RewardFunction | None,
+    adapter: Adapter,
+    prompt: str,
+    seed: int,
+    steps: int,
+    noises: int,
+    strength: float,
+) -> list[Drawn]:
+    """A prompt from the noises of `seed`, `seed + 1`, ..., plain and with `strength` · f.
+
+    Raises:
+        InputError: an empty prompt, a number out of range, or an adapter that is not the generator's.
+    """
+    import torch
+
+    from hypernoise.evaluation.records import picture
+    from hypernoise.objective import l2_kl
+
+    ranges = {"seed": (seed, 0, 2**63 - 1 - MOST), "inference steps": (steps, 1, 1000)}
+    ranges |= {"noises": (noises, 1, MOST), "strength": (strength, *STRENGTHS)}
+    for name, (value, least, most) in ranges.items():
+        if value is None or not least <= value <= most:
+            raise InputError(f"{name} must be from {least:g} to {most:g}, not {value}")
+    network = adapter.on(generator)
+    prompts, seeds = [prompt] * noises, list(range(seed, seed + noises))
+    with torch.no_grad():
+        condition = generator.encode(prompts)
+        draws = [torch.Generator(generator.device).manual_seed(own) for own in seeds]
+        noise = torch.stack([torch.randn(generator.noise_shape, generator=d, device=d.device) for d in draws])
+        f = strength * network(noise, condition)
+        both = [
+            generator.sample(x, condition, num_inference_steps=steps, seed=seeds).float() for x in (noise, noise + f)
+        ]
+        rewards = [[None] * noises if reward is None else reward(pixels, prompts).tolist() for pixels in both]
+    pictures = [[picture(one) for one in batch] for batch in (*both, as_colors(generator, f))]
+    rows = zip(seeds, zip(*pictures, strict=True), zip(*rewards, strict=True), l2_kl(f).tolist(), strict=True)
+    return [Drawn(*row) for row in rows]  # type: ignore[arg-type]
+
+
+def as_colors(generator: DiffusionGenerator, f: Tensor) -> Tensor:
+    """The first three latent channels of f as red, green and blue [B, 3, H, W]: grey where it is 0."""
+    from hypernoise.noise.spectral import grid_of, unpacked
+
+    channels = unpacked(f.float(), generator.family.patch, grid_of(generator))[:, :3]
+    return 0.5 + 0.5 * channels / channels.abs().amax().clamp_min(1e-30)
+
+
+def as_table(drawn: Sequence[Drawn]) -> str:
+    """HTML: a column per noise; plain, with f and f below one another, with what was measured."""
+    from hypernoise.evaluation.page import embedded
+
+    rows = ["<th></th>" + "".join(f"<th>seed {one.seed}</th>" for one in drawn)]
+    for place, name in enumerate(("plain", "with f", "f")):
+        cells = [f"<th>{name}</th>"]
+        for one in drawn:
+            picture = f'<img src="{embedded(one.pictures[place], "PNG")}" alt="{name}, seed {one.seed}" width={SIDE}>'
+            note = f"½‖f‖² {one.kl:.3f} nats" if name == "f" else _reward(one.rewards[place])
+            cells.append(f"<td>{picture}<br>{note}</td>")
+        rows.append("".join(cells))
+    return f'<table style="image-rendering: pixelated">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
+
+
+def _reward(score: float | None) -> str:
+    return "" if score is None else f"reward {score:.3f}"
