@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -139,14 +138,7 @@ def test_a_recipe_may_say_it_without_quotes(tmp_path, value):
     assert read_recipe(tmp_path / "r.yaml").mixed_precision == value.strip("'")
 
 
-def test_the_field_of_before_names_the_one_of_now(tmp_path, capsys):
-    now = "auto, no (was float32), bf16 (was bfloat16) or fp16 (was float16)"
-    (tmp_path / "r.yaml").write_text("dtype: bfloat16\n")
-    with pytest.raises(InputError, match=re.escape(f"r.yaml: dtype is mixed_precision now: {now}")):
-        read_recipe(tmp_path / "r.yaml")
-    for flags in (["--dtype", "bfloat16"], ["--dtype=float16"]):
-        assert main(["quickstart", *flags]) == 2
-        assert capsys.readouterr().err == f"hypernoise: --dtype is --mixed-precision now: {now}\n"
+def test_an_unknown_precision_is_refused(tmp_path):
     (tmp_path / "r.yaml").write_text("mixed_precision: float32\n")
     with pytest.raises(InputError, match="mixed_precision must be one of auto, no, bf16, fp16, not 'float32'"):
         read_recipe(tmp_path / "r.yaml")

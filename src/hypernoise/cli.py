@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -31,17 +30,6 @@ COMMANDS = {
     "app": Command("app", "App", "a page in the browser: plain and improved pictures from the same noise"),
 }
 
-MOVED = {  # commands of before, and what to call instead
-    "plan": "hypernoise train --dry-run",
-    "compare": "hypernoise evaluate",
-    "prompts": "hypernoise evaluate --prompts geneval",
-    "evaluate scenes": "hypernoise evaluate --prompts scenes",
-    "evaluate geneval": "hypernoise evaluate --prompts geneval' or 'hypernoise score DIR --geneval",
-    "evaluate questions": "hypernoise evaluate --prompts questions:FILE",
-    "evaluate rewards": "hypernoise score DIR --rewards NAME' or 'hypernoise evaluate --rewards NAME",
-    "evaluate diversity": "hypernoise score DIR",
-}
-
 TOO_LITTLE_MEMORY = (
     "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, memory.decode_slice: "
     "1), set memory.text_encoders: offload, or take another device or mixed_precision (hypernoise train --dry-run says "
@@ -64,7 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
-        refuse_old_commands(arguments)
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
         entry = COMMANDS[arguments[0]]
@@ -81,13 +68,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hypernoise: interrupted", file=sys.stderr)
         return 130
-
-
-def refuse_old_commands(arguments: Sequence[str]) -> None:
-    """Raises InputError for a command that has another name now."""
-    for old in (arguments[0], " ".join(arguments[:2])):
-        if old in MOVED:
-            raise InputError(f"'hypernoise {old}' is '{MOVED[old]}' now")
 
 
 if __name__ == "__main__":

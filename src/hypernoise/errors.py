@@ -51,52 +51,6 @@ def finite_weights(weights: Mapping[str, float]) -> None:
             raise InputError(f"the weight of reward {name!r} must be a number, not {weight!r}")
 
 
-RENAMED = {  # a field or flag of before: its name now, and what else has changed
-    "dtype": "mixed_precision: auto, no (was float32), bf16 (was bfloat16) or fp16 (was float16)",
-    "steps": "max_train_steps",
-    "batch_size": "train_batch_size",
-    "accumulation": "gradient_accumulation_steps",
-    "lr": "learning_rate",
-    "warmup": "lr_warmup_steps",
-    "decay": "lr_scheduler: constant, cosine (was true) or linear",
-    "decay_shape": "lr_scheduler: constant, cosine or linear",
-    "clip": "max_grad_norm",
-    "generator_steps": "num_inference_steps",
-    "checkpoint_every": "checkpointing_steps",
-    "keep": "checkpoints_total_limit",
-    "trackers": "report_to",
-    "watched": "validation_reward",
-    "watched_every": "validation_steps",
-    "samples_every": "validation_steps, with validation_prompts",
-    "watch": "diagnostics",
-    "watch_every": "diagnostics_steps",
-    "saturation_limit": "clipping_limit",
-    "lipschitz_bound": "lipschitz.bound",
-    "lipschitz_weight": "lipschitz.weight",
-    "rank": "lora.rank",
-    "alpha": "lora.alpha",
-    "layers": "lora.layers",
-    "frequencies": "lora.frequencies",
-    "checkpointing": "memory.gradient_checkpointing",
-    "gradient_checkpointing": "memory.gradient_checkpointing",
-    "decode_slice": "memory.decode_slice",
-    "text_encoders": "memory.text_encoders",
-    "tiny_decoder": "memory.tiny_decoder",
-    "quantise": "memory.quantise",
-    "output": "output_dir",
-}
-
-
-def renamed(where: str, name: str, dashes: str = "") -> None:
-    """Raises InputError for a field, or with `dashes` a flag, that has another name now."""
-    key = name.replace("-", "_")
-    if key in RENAMED:
-        now = RENAMED[key]
-        new, colon, values = now.partition(":")
-        new = dashes + new.replace("_", "-") if dashes else new
-        raise InputError(f"{where}{': ' if where else ''}{dashes}{name} is {new} now{colon}{values}")
-
-
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not in a table, with the nearest one that is."""
     options = sorted(known)

@@ -1,6 +1,5 @@
 """`hypernoise train`: its help, its flags, and what it reports."""
 
-import dataclasses
 import json
 import re
 import time
@@ -10,7 +9,6 @@ import pytest
 from hypernoise.cli import main
 from hypernoise.commands.flags import flags_of
 from hypernoise.commands.train import SECTIONS, Train
-from hypernoise.errors import RENAMED
 
 
 def test_every_flag_is_in_one_section_of_the_help(capsys):
@@ -43,18 +41,6 @@ def test_flags_override_the_recipe_and_leave_its_groups_rest(tmp_path):
     assert (asked.memory.decode_slice, asked.memory.text_encoders) == (1, "offload")
     assert asked.num_inference_steps == (1, 2)
     assert Train.parse([str(file), "--num-inference-steps", "4"]).num_inference_steps == 4
-
-
-@pytest.mark.parametrize("old", ["steps", "batch-size", "lr", "watched", "checkpointing", "output"])
-def test_an_old_name_gives_one_line_with_the_new(old, capsys):
-    assert main(["train", f"--{old}", "1"]) == 2
-    new = RENAMED[old.replace("-", "_")].replace("_", "-")
-    assert capsys.readouterr().err == f"hypernoise: --{old} is --{new} now\n"
-
-
-def test_new_names_are_fields():
-    known = {name.replace("-", "_") for name, _ in flags_of(Train)} | {own.name for own in dataclasses.fields(Train)}
-    assert {new.partition(":")[0].partition(",")[0] for new in RENAMED.values()} <= known
 
 
 def test_train_reports_the_trained_against_the_validation_reward(sd_pipeline, tmp_path, capsys):

@@ -14,19 +14,9 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from hypernoise.errors import InputError, renamed, unknown
+from hypernoise.errors import InputError, unknown
 
 Asked = TypeVar("Asked")
-
-STEPS, OUTPUT = {"steps": "num-inference-steps"}, {"output": "output-dir"}
-RENAMED = {  # by command, flags of before and their names now; `errors.RENAMED` has those of the recipe's fields
-    "generate": {**STEPS, **OUTPUT, "images": "num-images-per-prompt"},
-    "diagnose": {**STEPS, **OUTPUT, "batch": "batch-size"},
-    "evaluate": {
-        **{**STEPS, **OUTPUT, "noises": "num-images-per-prompt", "judged": "count", "watched": "validation-rewards"},
-        **{"detector": "judge", "asker": "judge", "benchmark": "prompts questions:FILE", "no-score": "judge none"},
-    },
-}
 
 
 def parse(
@@ -42,12 +32,12 @@ def parse(
     Dashes and underscores are the same. `default` has the values of flags that are not given.
 
     Raises:
-        InputError: an unknown flag, with its new or the nearest name, or a value that a flag does not take.
+        InputError: an unknown flag, with the nearest name, or a value that a flag does not take.
     """
     if sections is not None and {"-h", "--help"} & set(arguments):
         print(help_of(cls, command, default or cls(), sections))
         raise SystemExit(0)
-    _check_names(cls, command, arguments)
+    _check_names(cls, arguments)
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
@@ -58,7 +48,7 @@ def parse(
         raise InputError(_one_line(shown.getvalue())) from None
 
 
-def _check_names(cls: type, command: str, arguments: Sequence[str]) -> None:
+def _check_names(cls: type, arguments: Sequence[str]) -> None:
     known = {"help"}
     for name, hint in flags_of(cls):
         for own in (name, *_aliases(hint)):
@@ -67,9 +57,6 @@ def _check_names(cls: type, command: str, arguments: Sequence[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0].removeprefix("--").replace("_", "-")
         if argument.startswith("--") and name and name not in known:
-            if name in RENAMED.get(command, {}):
-                raise InputError(f"--{name} is --{RENAMED[command][name]} now")
-            renamed("", name, dashes="--")
             raise unknown("flag", f"--{name}", [f"--{own}" for own in known])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 import yaml
 
-from hypernoise.errors import InputError, at_least_one, finite_weights, renamed, unknown
+from hypernoise.errors import InputError, at_least_one, finite_weights, unknown
 from hypernoise.generators.loading import Loading
 from hypernoise.noise.settings import Spectral
 from hypernoise.precision import MixedPrecision
@@ -322,10 +322,17 @@ def _group(cls: type, values: Mapping[Any, Any], where: str, prefix: str = "") -
     hints, read = typing.get_type_hints(cls), {}
     for name, value in values.items():
         if name not in hints:
-            renamed(where, f"{prefix}{name}")
-            raise unknown(f"field in {where}:", f"{prefix}{name}", [f"{prefix}{own}" for own in hints])
+            raise unknown(f"field in {where}:", f"{prefix}{name}", [f"{prefix}{own}" for own in _names(cls)])
         read[name] = _checked(f"{prefix}{name}", value, hints[name], where)
     return cls(**read)
+
+
+def _names(cls: type) -> Iterator[str]:
+    """The fields of a dataclass, and those of its groups with a dot."""
+    for name, hint in typing.get_type_hints(cls).items():
+        yield name
+        if dataclasses.is_dataclass(hint):
+            yield from (f"{name}.{own}" for own in _names(hint))  # type: ignore[arg-type]
 
 
 def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
