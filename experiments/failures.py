@@ -186,7 +186,6 @@ class Failures(Experiment):
             reward,
             bench.asked.prompts,
             noises=self.points,
-            pictures=0,
             seed=self.seed,
         )
         right, artefacts = ([one[1].values[name] for one in (before, after)] for name in ("right", "artefacts"))

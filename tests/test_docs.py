@@ -28,7 +28,7 @@ SHORTENED = {
     "generate": [],
     "evaluate": [*ONE, "--num-images-per-prompt", "1", "--num-inference-steps", "1"],
     "score": [],
-    "diagnose": ["--noises", "8", "--pictures", "16"],
+    "diagnose": ["--noises", "8"],
 }
 EXPERIMENT = ["--judged", "1", "--noises", "1", "--device", "cpu"]
 RUN = [*EXPERIMENT, "--seeds", "0", "--pictures", "64"]

@@ -66,7 +66,7 @@ def finding(found, name):
 
 
 def look(network, reward=asked, **settings):
-    return diagnose(Mean(), network, reward, PROMPTS, **{"noises": 64, "pictures": 0, **settings})
+    return diagnose(Mean(), network, reward, PROMPTS, **{"noises": 64, **settings})
 
 
 def test_swapping_the_prompt_tells_specific_edits_from_generic_ones():
@@ -83,7 +83,7 @@ def test_swapping_the_prompt_tells_specific_edits_from_generic_ones():
 
 
 def test_verdict_on_a_specific_shift():
-    found = look(Edit(0.2), pictures=400)
+    found = look(Edit(0.2))
     assert found.kl.kl.value == pytest.approx(8 * 0.04 / 2)
     assert found.lipschitz < 1e-12
     assert found.distance == pytest.approx(0.2)
@@ -92,34 +92,16 @@ def test_verdict_on_a_specific_shift():
     assert finding(found, "L2 term").text.startswith("to be trusted: KL 0.16")
     assert finding(found, "Lipschitz").good
     assert finding(found, "prompt").text.startswith("specific: 200% of the gain")
-    assert finding(found, "pictures").good
-    assert found.moved.value <= 0.16 + 3 * found.moved.error
     assert found.low == (pytest.approx(1), 1 / 4)
 
 
 def test_a_single_prompt_is_diagnosed_without_the_swap():
-    found = diagnose(Mean(), Edit(0.2), asked, ["up"], noises=8, pictures=0)
+    found = diagnose(Mean(), Edit(0.2), asked, ["up"], noises=8)
     assert found.swap is None
     assert finding(found, "prompt").text.startswith("not asked: a swap needs at least two different prompts")
     assert finding(found, "L2 term").text.startswith("to be trusted")
     with pytest.raises(InputError, match="no prompt to diagnose on"):
-        diagnose(Mean(), Edit(0.2), asked, [], noises=8, pictures=0)
-
-
-@pytest.mark.parametrize(("pictures", "prompts"), [(16, PROMPTS), (0, PROMPTS), (16, ["up"])])
-def test_every_network_call_is_told(pictures, prompts):
-    class Counted(Edit):
-        samples = 0
-
-        def forward(self, noise, condition):
-            self.samples += len(noise)
-            return super().forward(noise, condition)
-
-    network = Counted(0.2)
-    found = diagnose(Mean(), network, asked, prompts, noises=8, pictures=pictures)
-    assert found.calls.forwards + found.calls.jvps == network.samples
-    assert found.calls.vjps == found.kl.calls.vjps + 5 * 8  # the power iteration's
-    assert finding(found, "cost").text.startswith(f"{found.calls.forwards:,} network calls forward")
+        diagnose(Mean(), Edit(0.2), asked, [], noises=8)
 
 
 def test_verdict_on_a_generic_shift():
@@ -167,21 +149,15 @@ def test_verdict_where_noises_may_fold():
         assert "a lower bound, as x + f may fold noises onto each other: KL at least 0.16" in (
             finding(folded, "L2 term").text
         )
-        beyond = finding(dataclasses.replace(folded, moved=Estimate(5.0, 0.1)), "pictures")
-        assert beyond.good
-        assert "which cannot be" not in beyond.text
     flat = finding(look(Edit(slope=-1.0)), "L2 term")
     assert not flat.good
     assert "the KL is infinite" in flat.text
 
 
-def test_verdict_when_the_error_is_too_great_and_when_data_processing_fails():
+def test_verdict_when_the_error_is_too_great():
     found = look(Edit(0.2))
     vague = dataclasses.replace(found, kl=dataclasses.replace(found.kl, gap=Estimate(0.0, 1.0)))
     assert finding(vague, "L2 term").text.startswith("undecided")
-    broken = dataclasses.replace(found, moved=Estimate(5.0, 0.1))
-    assert "which cannot be" in finding(broken, "pictures").text
-    assert not finding(broken, "pictures").good
 
 
 def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path, capsys):
@@ -200,17 +176,15 @@ def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path,
         "cpu",
     ]
     call += ["--prompts", str(tmp_path / "prompts.txt"), "--output-dir", str(tmp_path / "out")]
-    assert main([*call, "--noises", "8", "--pictures", "16"]) == 0
+    assert main([*call, "--noises", "8"]) == 0
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["name"] for row in summary["results"]] == [
-        "L2 term", "Lipschitz", "distance", "white", "prompt", "spectrum", "pictures", "cost"
+        "L2 term", "Lipschitz", "distance", "white", "prompt", "spectrum"
     ]  # fmt: skip
     assert all(row["text"] in printed for row in summary["results"])
     measured = summary["measured"]
     assert measured["dimensions"] == 256
-    assert measured["kl"]["calls"] == {"forwards": 8, "jvps": 0, "vjps": 64}
-    assert measured["calls"] == {"forwards": 72, "jvps": 48, "vjps": 104}
     assert measured["lipschitz"] == max(measured["norms"] + measured["ratios"])
     assert Image.open(tmp_path / "out" / "diagnosis.png").size[0] == 1040
 

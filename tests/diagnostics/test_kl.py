@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hypernoise.diagnostics.kl import STEPS, estimate_kl
-from hypernoise.diagnostics.linear import Calls, Linearised, jacobian
+from hypernoise.diagnostics.kl import estimate_kl
+from hypernoise.diagnostics.linear import Linearised, jacobian
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.lora import LoRANoise
@@ -49,7 +49,6 @@ def test_affine_residuals_have_the_gaussians_kl(method):
     report = estimate_kl(affine(matrix, shift), noise, condition, method=method, batch=125)
     truth = gaussian_kl(matrix, shift)
     assert within(report.kl, truth)
-    assert within(report.one_sample, truth)
     assert report.kl.error < 0.1 * truth
     gap = (matrix.trace() - torch.logdet(torch.eye(6) + matrix)).item()
     if method == "exact":
@@ -76,7 +75,6 @@ def test_a_contraction_attains_the_theorys_bound(method):
     noise, condition = draws(4, d)
     report = estimate_kl(affine(-low * torch.eye(d, dtype=torch.float64)), noise, condition, method=method)
     assert report.gap.value == pytest.approx(d * (-math.log(1 - low) - low), rel=1e-9)
-    assert report.truncation == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -161,17 +159,15 @@ def test_flattened_noise_has_an_infinite_kl(method, dtype, flattened):
     noise, condition = draws(4, 12, dtype=dtype)
     report = estimate_kl(affine(matrix).to(dtype), noise, condition, method=method)
     assert report.kl.value == report.gap.value == math.inf
-    assert report.truncation == 0
 
 
-def test_truncation_is_told():
+def test_eight_steps_come_near_a_map_that_nearly_folds():
     """Forty dimensions in eight steps, and some of them nearly folded flat."""
     matrix = -torch.diag(torch.linspace(0, 0.99, 40, dtype=torch.float64))
     noise, condition = draws(100, 40)
     report = estimate_kl(affine(matrix), noise, condition)
     truth = (matrix.trace() - torch.logdet(torch.eye(40) + matrix)).item()
-    assert 1e-3 < report.truncation < 0.5
-    assert abs(report.gap.value - truth) == pytest.approx(report.truncation, rel=1)
+    assert report.gap.value == pytest.approx(truth, rel=0.02)
 
 
 def test_fp32_costs_no_accuracy_that_matters():
@@ -189,13 +185,6 @@ def test_before_training_all_is_zero(generator):
     noise, _ = draws(2, *generator.noise_shape)
     report = estimate_kl(network, noise, generator.encode(["a ring", "a cross"]))
     assert (report.kl.value, report.l2.value, report.gap.value) == pytest.approx((0, 0, 0), abs=1e-9)
-
-
-def test_network_calls_are_counted_per_noise():
-    network = affine(0.1 * torch.eye(12))
-    noise, condition = draws(5, 12)
-    assert estimate_kl(network, noise, condition, probes=2).calls == Calls(5, 0, 5 * 2 * STEPS)
-    assert estimate_kl(network, noise, condition, method="exact", batch=4).calls == Calls(5 * 4, 0, 5 * 12)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_leaves_torchs_own_alone():

@@ -1,16 +1,9 @@
-"""Prompts encoded once: the same rows as the generator's own, from memory or from disk."""
+"""Prompts encoded once: the same rows as the generator's own, from memory."""
 
-import json
-
-import pytest
 import torch
-from safetensors import safe_open
 
-from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
-from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.generators.memory import Memory
-from hypernoise.generators.text_cache import KeptInMemory, KeptOnDisk, encode_to_disk, fingerprint, text_encoders_aside
+from hypernoise.generators.text_cache import KeptInMemory
 
 PROMPTS = ["a ring", "a cross", "a red circle", "two blue rings", "a cat"]
 
@@ -64,80 +57,3 @@ def test_memory_does_not_keep_rows_of_differing_lengths(generator, monkeypatch):
     kept = KeptInMemory(generator, ["a", "b"])
     assert kept(["a", "b"]).tensors["tokens"].shape == kept(["b", "a"]).tensors["tokens"].shape == (2, 3)
     assert calls[-2:] == [["a", "b"], ["b", "a"]]
-
-
-def test_disk_gives_the_same_rows_and_is_added_to(generator, tmp_path, monkeypatch):
-    folder = tmp_path / "embeddings"
-    monkeypatch.setattr("hypernoise.generators.text_cache.SHARD", 4000)  # two prompts to a file
-    encode_to_disk(generator, folder, KeptOnDisk(generator, folder).missing(PROMPTS[:3]))
-    files = sorted(folder.iterdir())
-    assert len(files) == 2
-    assert KeptOnDisk(generator, folder).missing(PROMPTS) == PROMPTS[3:]
-    encode_to_disk(generator, folder, PROMPTS[3:])
-    assert KeptOnDisk(generator, folder).missing(PROMPTS) == []
-    asked = [PROMPTS[4], PROMPTS[0], PROMPTS[4], PROMPTS[2]]
-    assert equal(KeptOnDisk(generator, folder)(asked), alone(generator, asked))
-    texts = [key for file in folder.iterdir() for key in json.loads(safe_open(file, "pt").metadata()["texts"])]
-    assert len(set(texts)) == len(texts) == 5
-    with pytest.raises(InputError, match="'a hat' is not among the embeddings in"):
-        KeptOnDisk(generator, folder)(["a hat"])
-
-
-def test_another_encoder_or_setting_finds_nothing(sd_pipeline, tmp_path):
-    generator = DiffusionGenerator(sd_pipeline())
-    encode_to_disk(generator, tmp_path, ["a ring"])
-    prints = {fingerprint(generator)}
-    with torch.no_grad():
-        generator.pipeline.text_encoder.get_input_embeddings().weight[0, 0] += 1e-3
-    prints.add(fingerprint(generator))
-    generator.pipeline.tokenizer.model_max_length = 7
-    prints.add(fingerprint(generator))
-    assert len(prints) == 3
-    assert KeptOnDisk(generator, tmp_path).missing(["a ring"]) == ["a ring"]
-
-
-def test_a_new_process_finds_what_an_earlier_one_encoded(sd_pipeline, tmp_path):
-    """The first call of a tokenizer leaves its padding and truncation behind."""
-    first = DiffusionGenerator(sd_pipeline())
-    first.encode(["a ring"])
-    encode_to_disk(first, tmp_path, PROMPTS)
-    fresh = DiffusionGenerator(sd_pipeline())
-    assert KeptOnDisk(fresh, tmp_path).missing(PROMPTS) == []
-
-
-def test_settings_of_the_call_that_change_an_encoding_are_known(sd_pipeline):
-    def printed(**call):
-        return fingerprint(DiffusionGenerator(sd_pipeline(), call=call))
-
-    assert len({printed(), printed(clip_skip=1), printed(clip_skip=2)}) == 3
-    assert printed(eta=0.5) == printed()
-
-
-def test_encoders_that_rest_outside_the_pipeline_are_known_by_their_weights_too(sd_pipeline, tmp_path):
-    def printed(change, **memory):
-        pipeline = sd_pipeline()
-        with torch.no_grad():
-            pipeline.text_encoder.get_input_embeddings().weight[0, 0] += change
-        return fingerprint(DiffusionGenerator(pipeline, memory=Memory(**memory)))
-
-    assert printed(0.0) == printed(0.0, text_encoders="offload")
-    assert printed(0.0, text_encoders="offload") != printed(1e-3, text_encoders="offload")
-
-
-def test_too_little_room_is_told_before_anything_is_encoded(generator, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr("hypernoise.generators.text_cache.shutil.disk_usage", lambda folder: usage)
-    with pytest.raises(InputError, match=r"5 prompts take 0.00 GiB as embeddings, .* take --embeddings off"):
-        encode_to_disk(generator, tmp_path / "embeddings", PROMPTS)
-    assert list((tmp_path / "embeddings").iterdir()) == []
-
-
-def test_aside_the_pipeline_draws_without_text_encoders_and_has_them_again_after(generator):
-    condition, encoder = generator.encode(["a ring"]), generator.pipeline.text_encoder
-    noise = torch.randn(1, *generator.noise_shape, generator=torch.Generator().manual_seed(0)).double()
-    before = generator.sample(noise, condition)
-    with text_encoders_aside(generator):
-        assert generator.pipeline.text_encoder is None
-        assert torch.equal(generator.sample(noise, condition), before)
-    assert generator.pipeline.text_encoder is encoder
-    assert equal(generator.encode(["a ring"]), condition)

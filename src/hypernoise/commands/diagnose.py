@@ -27,8 +27,6 @@ class Diagnose(WithGenerator):
     """For the prompt-swap control; by default what the adapter was trained for."""
     noises: int = 32
     """More make every error smaller."""
-    pictures: int = 256
-    """For the bound on the pictures' divergence, drawn with and without the adapter; 0 leaves it out."""
     num_inference_steps: int = 1
     """Denoiser calls per picture."""
     batch_size: int = 16
@@ -69,7 +67,6 @@ class Diagnose(WithGenerator):
             reward,
             prompts,
             noises=self.noises,
-            pictures=self.pictures,
             num_inference_steps=self.num_inference_steps,
             seed=self.seed,
             batch=self.batch_size,

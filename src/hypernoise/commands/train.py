@@ -32,7 +32,7 @@ SECTIONS = {
     "noise network": ("noise_network", "lora.layers", "lora.frequencies", "spectral"),
     "Lipschitz constant": ("lipschitz",),
     "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
-    "memory": ("memory", "embeddings", "embeddings_folder", "shard_base"),
+    "memory": ("memory", "shard_base"),
 }
 CHARTS = {  # the columns of metrics.jsonl that are drawn
     "reward": "reward",

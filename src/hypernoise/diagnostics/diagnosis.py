@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.diagnostics.divergence import kl_lower_bound
-from hypernoise.diagnostics.kl import Estimate, KLReport, estimate_kl
-from hypernoise.diagnostics.linear import Calls
+from hypernoise.diagnostics.kl import KLReport, estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, pairwise_ratios, spectral_norm
 from hypernoise.diagnostics.swap import Swap, swap_control
 from hypernoise.diagnostics.whiteness import Band, Check, band_powers, low_frequency_share, white_checks
@@ -36,8 +34,7 @@ class Diagnosis:
     distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for every noise and prompt.
     bands: f's power by frequency (None for noise that is no picture), low: its lowest band's share of ‖f‖² and of
     the dimensions. checks: of x + f against N(0, I).
-    swap: None if there was a single prompt. moved: the pictures' divergence, from below (None if not asked).
-    calls: all network calls that it took.
+    swap: None if there was a single prompt.
     """
 
     dimensions: int
@@ -50,8 +47,6 @@ class Diagnosis:
     low: tuple[float, float] | None
     checks: list[Check]
     swap: Swap | None
-    moved: Estimate | None
-    calls: Calls
 
     @property
     def lipschitz(self) -> float:
@@ -84,7 +79,6 @@ def diagnose(
     prompts: list[str],
     *,
     noises: int = 32,
-    pictures: int = 256,
     num_inference_steps: int = 1,
     seed: int = 0,
     batch: int = 16,
@@ -92,14 +86,13 @@ def diagnose(
     """Measures a noise network on `noises` noises, prompts taken evenly from the list.
 
     Args:
-        pictures: drawn with f and as many without, for the bound on the pictures' divergence; 0 leaves it out.
         num_inference_steps: denoiser calls per picture.
 
     Raises:
-        InputError: fewer than 8 noises, 1 to 15 pictures, or no prompt.
+        InputError: fewer than 8 noises, or no prompt.
     """
-    if noises < 8 or 0 < pictures < 16:
-        raise InputError(f"a diagnosis needs at least 8 noises and 16 pictures (or 0), not {noises} and {pictures}")
+    if noises < 8:
+        raise InputError(f"a diagnosis needs at least 8 noises, not {noises}")
     if not prompts:
         raise InputError("no prompt to diagnose on")
     texts = spread(prompts, noises)
@@ -107,15 +100,12 @@ def diagnose(
     condition = generator.encode(texts)
     kl = estimate_kl(network, noise, condition, batch=batch, seed=seed)
     rows = [slice(start, start + batch) for start in range(0, noises, batch)]
-    calls = Calls(kl.calls.forwards, kl.calls.jvps, kl.calls.vjps)
-    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed, calls=calls) for part in rows])
+    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed) for part in rows])
     other = noise.roll(1, 0)
     ratios = torch.cat([pairwise_ratios(network, noise[part], other[part], condition[part]) for part in rows])
     with torch.no_grad():
         residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in rows])
     picture_shaped, swapped = noise.ndim == 4, len(set(texts)) > 1
-    drawing: dict[str, Any] = {"num_inference_steps": num_inference_steps, "batch": batch}
-    calls.forwards += (3 + 2 * swapped) * noises + pictures  # two for the ratios, f itself, the swap, and the pictures
     return Diagnosis(
         dimensions=noise[0].numel(),
         kl=kl,
@@ -126,9 +116,11 @@ def diagnose(
         bands=band_powers(residual) if picture_shaped else None,
         low=low_frequency_share(residual) if picture_shaped else None,
         checks=white_checks(noise + residual),
-        swap=swap_control(generator, network, reward, texts, noise, **drawing) if swapped else None,
-        moved=_moved(generator, network, prompts, pictures, num_inference_steps, seed, batch) if pictures else None,
-        calls=calls,
+        swap=swap_control(
+            generator, network, reward, texts, noise, num_inference_steps=num_inference_steps, batch=batch
+        )
+        if swapped
+        else None,
     )
 
 
@@ -139,11 +131,7 @@ def findings(found: Diagnosis) -> list[Finding]:
         share, dimensions = found.low
         text = f"{share:.0%} of ‖f‖² lies in the lowest {dimensions:.0%} of frequencies"
         lines.append(Finding("spectrum", True, text))
-    if found.moved is not None:
-        lines.append(_data_processing(found, found.moved))
-    spent = found.calls
-    text = f"{spent.forwards:,} network calls forward, {spent.jvps:,} in forward mode, {spent.vjps:,} backward"
-    return [*lines, Finding("cost", True, text)]
+    return lines
 
 
 def _trust(found: Diagnosis) -> Finding:
@@ -236,15 +224,6 @@ def _prompt(found: Diagnosis) -> Finding:
     )
 
 
-def _data_processing(found: Diagnosis, moved: Estimate) -> Finding:
-    text = f"the pictures moved by at least {moved} nats, the noise by {found.kl.kl}"
-    if moved.value - CERTAIN * moved.error <= found.kl.kl.value + CERTAIN * found.kl.kl.error:
-        return Finding("pictures", True, text)
-    if found.may_fold:
-        return Finding("pictures", True, f"{text} or more: it is a lower bound, as x + f may fold")
-    return Finding("pictures", False, f"{text}, which cannot be", "more --noises; one of the two is not yet right")
-
-
 def _constant_share(residual: Tensor) -> float:
     """‖E f‖² / E‖f‖², without the bias that the mean of n residuals has of its own."""
     flat = residual.flatten(1).double().cpu()
@@ -253,30 +232,6 @@ def _constant_share(residual: Tensor) -> float:
         return 0.0
     between = (flat.mean(0).square().sum() * count - total) / (count - 1)
     return max(0.0, (between / total).item())
-
-
-@torch.no_grad()
-def _moved(
-    generator: Generator,
-    network: NoiseNetwork,
-    prompts: list[str],
-    pictures: int,
-    num_inference_steps: int,
-    seed: int,
-    batch: int,
-) -> Estimate:
-    texts = spread(prompts, pictures)
-    drawn: list[list[Tensor]] = [[], []]
-    for start in range(0, pictures, batch):
-        some = texts[start : start + batch]
-        condition = generator.encode(some)
-        for side, into in enumerate(drawn):  # other noises on each side: the bound takes its samples as independent
-            numbers = range(1000 + side * pictures + start, 1000 + side * pictures + start + len(some))
-            noise = _noise(generator, network, seed, numbers)
-            noise = noise + network(noise, condition).to(noise) if side == 0 else noise
-            drawn_now = generator.sample(noise, condition, num_inference_steps=num_inference_steps, seed=0)
-            into.append(drawn_now.float().cpu())
-    return kl_lower_bound(torch.cat(drawn[0]), torch.cat(drawn[1]))
 
 
 def _noise(generator: Generator, network: NoiseNetwork, seed: int, samples: range) -> Tensor:

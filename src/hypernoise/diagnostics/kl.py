@@ -28,7 +28,7 @@ import torch
 from scipy.linalg import logm
 from torch import Tensor
 
-from hypernoise.diagnostics.linear import Calls, Linearised, jacobian
+from hypernoise.diagnostics.linear import Linearised, jacobian
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
@@ -60,22 +60,17 @@ class KLReport:
 
     kl: the whole, if x + f(x) is injective (as it is if Lip(f) < 1); else a lower bound of it.
     l2: E[½‖f‖²], what the objective keeps. gap: kl − l2, with its own, smaller, error.
-    one_sample: the whole again, with x·f in place of Tr J (Stein's lemma): agreement is a check of both.
-    truncation: by how much the last Krylov step still moved the gap (0 for "exact"); not part of the standard errors.
     turned: noises at which det(I + J) ≤ 0 was seen (by "exact" for certain; by "arnoldi" if a probe shows it, which
     proves ‖J‖ ≥ 1 there): where some are, x + f may fold.
-    samples: noises. calls: network calls spent.
+    samples: noises.
     """
 
     kl: Estimate
     l2: Estimate
     gap: Estimate
-    one_sample: Estimate
-    truncation: float
     turned: int
     method: str
     samples: int
-    calls: Calls
 
 
 def estimate_kl(
@@ -105,40 +100,35 @@ def estimate_kl(
         raise unknown("method", method, get_args(Method))
     if not len(noise) or probes < 1 or batch < 1:
         raise InputError(f"estimate_kl needs a noise, a probe and a batch, not {len(noise)}, {probes} and {batch}")
-    calls, draw = Calls(), torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, len(noise), batch):
         x, c = noise[start : start + batch], condition[start : start + batch]
         if method == "exact":
-            parts.append(_exact(network, x, c, batch, calls))
+            parts.append(_exact(network, x, c, batch))
         else:
-            linear = Linearised(partial(network, condition=c), x, calls)
-            parts.append(_probed(linear, probes, draw))
+            parts.append(_probed(Linearised(partial(network, condition=c), x), probes, draw))
     residual = torch.cat([found for found, _ in parts])
-    trace, volume, step, turned = (torch.cat(values) for values in zip(*(terms for _, terms in parts), strict=True))
-    l2, gap, stein = l2_kl(residual).cpu().double(), trace - volume, _dot(noise.to(residual), residual)
+    trace, volume, turned = (torch.cat(values) for values in zip(*(terms for _, terms in parts), strict=True))
+    l2, gap = l2_kl(residual).cpu().double(), trace - volume
     return KLReport(
         kl=Estimate.of(l2 + gap),
         l2=Estimate.of(l2),
         gap=Estimate.of(gap),
-        one_sample=Estimate.of(l2 + stein - volume),
-        truncation=abs(step.nan_to_num(nan=0.0).mean().item()),  # ∞ − ∞ where all is flattened
         turned=int((turned > 0).sum()),
         method=method,
         samples=len(noise),
-        calls=calls,
     )
 
 
-Terms = tuple[Tensor, Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, what the last step added to it,
-# and whether det(I + J) ≤ 0 is seen (1.0) or not (0.0)
+Terms = tuple[Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, 1.0 where det(I + J) ≤ 0 is seen, else 0.0
 
 
-def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int, calls: Calls) -> tuple[Tensor, Terms]:
+def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int) -> tuple[Tensor, Terms]:
     residuals, traces, volumes, turned = [], [], [], []
     for i, x in enumerate(noise):
         copies = condition[torch.full((min(rows, x.numel()),), i)]
-        linear = Linearised(partial(network, condition=copies), x.expand(len(copies), *x.shape), calls)
+        linear = Linearised(partial(network, condition=copies), x.expand(len(copies), *x.shape))
         _check_finite(linear)
         j = jacobian(linear)
         residuals.append(linear.residual[:1])
@@ -146,8 +136,7 @@ def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int
         sign, volume = torch.linalg.slogdet(torch.eye(len(j), dtype=j.dtype) + j)
         volumes.append(volume)
         turned.append((sign <= 0).to(volume))
-    trace = torch.stack(traces)
-    return torch.cat(residuals), (trace, torch.stack(volumes), torch.zeros_like(trace), torch.stack(turned))
+    return torch.cat(residuals), (torch.stack(traces), torch.stack(volumes), torch.stack(turned))
 
 
 def _check_finite(linear: Linearised) -> None:
@@ -158,8 +147,8 @@ def _check_finite(linear: Linearised) -> None:
 def _probed(linear: Linearised, probes: int, draw: torch.Generator) -> tuple[Tensor, Terms]:
     _check_finite(linear)
     found = [_arnoldi(linear, _signs(linear.noise, draw)) for _ in range(probes)]
-    trace, volume, step, turned = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
-    return linear.residual, (trace, volume, step, turned)
+    trace, volume, turned = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
+    return linear.residual, (trace, volume, turned)
 
 
 def _signs(like: Tensor, draw: torch.Generator) -> Tensor:
@@ -184,9 +173,8 @@ def _arnoldi(linear: Linearised, probe: Tensor) -> Terms:
     square = hessenberg[:, :steps]
     flat = torch.finfo(probe.dtype).eps
     trace, volume = length.square() * square[:, 0, 0], length.square() * _log_corner(square, flat)
-    shorter = length.square() * _log_corner(square[:, : steps - 1, : steps - 1], flat) if steps > 1 else volume
     turned = torch.linalg.det(torch.eye(steps).double() + square) <= 0
-    return trace, volume, volume - shorter, turned.double()
+    return trace, volume, turned.double()
 
 
 def _grow(basis: list[Tensor], image: Tensor, norms: Tensor) -> None:

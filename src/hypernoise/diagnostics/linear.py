@@ -8,22 +8,11 @@ Forward mode needs the plain attention kernel; the fused ones have no derivative
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-
-@dataclass
-class Calls:
-    """Network calls, counted per sample: a jvp is a forward pass in forward mode (about two plain ones), a vjp
-    a backward pass."""
-
-    forwards: int = 0
-    jvps: int = 0
-    vjps: int = 0
 
 
 class Linearised:
@@ -32,21 +21,17 @@ class Linearised:
     Args:
         function: [B, ...] to the same shape, each sample on its own (no batch statistics); differentiable.
         noise: x [B, ...], in fp32 or better.
-        calls: counts what is spent, if given.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], noise: Tensor, calls: Calls | None = None):
+    def __init__(self, function: Callable[[Tensor], Tensor], noise: Tensor):
         self.function = lambda x: function(x).to(x.dtype)  # half-precision networks answer in their own
         self.noise = noise.detach().contiguous().requires_grad_(True)
-        self.calls = calls or Calls()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             self._value = self.function(self.noise)
         self.residual = self._value.detach()
-        self.calls.forwards += len(noise)
 
     def jvp(self, direction: Tensor) -> Tensor:
         """J·direction [B, ...], one direction per sample."""
-        self.calls.jvps += len(direction)
         with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
             dual = self.function(forward_ad.make_dual(self.noise.detach(), direction.detach()))
             tangent = forward_ad.unpack_dual(dual).tangent
@@ -54,7 +39,6 @@ class Linearised:
 
     def vjp(self, direction: Tensor) -> Tensor:
         """Jᵀ·direction [B, ...], one direction per sample."""
-        self.calls.vjps += len(direction)
         if not self._value.requires_grad:  # f does not look at the noise, nor at any weight
             return torch.zeros_like(direction)
         with sdpa_kernel(SDPBackend.MATH):  # checkpointed layers compute their activations again, as they were

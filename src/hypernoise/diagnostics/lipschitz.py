@@ -13,11 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hypernoise.diagnostics.linear import Calls, Linearised
+from hypernoise.diagnostics.linear import Linearised
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 
 ITERATIONS = 6  # the first few directions of a trained residual stand out: 6 come within a few percent
@@ -31,7 +30,6 @@ def spectral_norm(
     *,
     iterations: int = ITERATIONS,
     seed: int = 0,
-    calls: Calls | None = None,
 ) -> Tensor:
     """‖J‖₂ at each noise [B], by power iteration on JᵀJ: never above the truth, and rising to it.
 
@@ -40,7 +38,7 @@ def spectral_norm(
     Raises:
         InputError: iterations < 1.
     """
-    return most_stretched(network, noise, condition, iterations=iterations, seed=seed, calls=calls)[0]
+    return most_stretched(network, noise, condition, iterations=iterations, seed=seed)[0]
 
 
 def most_stretched(
@@ -50,12 +48,11 @@ def most_stretched(
     *,
     iterations: int = ITERATIONS,
     seed: int = 0,
-    calls: Calls | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`spectral_norm`'s ‖J‖₂ [B], and the directions [B, ...] of length 1 that are stretched so."""
     if iterations < 1:
         raise InputError(f"iterations must be at least 1, not {iterations}")
-    linear = Linearised(partial(network, condition=condition), noise, calls)
+    linear = Linearised(partial(network, condition=condition), noise)
     draw = torch.Generator().manual_seed(seed)
     direction = _unit(torch.randn(noise.shape, generator=draw).to(noise))
     image = linear.jvp(direction)
@@ -73,29 +70,6 @@ def pairwise_ratios(network: NoiseNetwork, noise: Tensor, other: Tensor, conditi
 
 
 @torch.no_grad()
-def layer_norms(network: NoiseNetwork) -> dict[str, float]:
-    """An upper bound of the operator norm of what trains in each layer.
-
-    A ResidualNoise's layers themselves; of a LoRANoise the updates scale·B·A that are added to frozen layers. A
-    convolution is bounded by √(k_h·k_w) times the norm of its kernel as a matrix: no input touches more places.
-
-    Raises:
-        InputError: a network of another kind.
-    """
-    if isinstance(network, ResidualNoise):
-        layers = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
-        return {name: _norm(layer.weight) for name, layer in layers.items()}
-    if isinstance(network, LoRANoise):
-        norms, state = {}, network.trainable_state()
-        scale = network.settings["alpha"] / network.settings["rank"]
-        for name in network.layers:
-            down, up = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
-            places = math.sqrt(math.prod(down.shape[2:]))
-            norms[name] = places * scale * _norm(up.flatten(1) @ down.flatten(1))
-        return norms
-    raise InputError(f"the layers of a {network.kind!r} noise network are not known here")
-
-
 def lipschitz_bound(network: NoiseNetwork) -> float:
     """An upper bound of Lip(f), from the weights alone; infinite where there is none.
 
@@ -104,8 +78,8 @@ def lipschitz_bound(network: NoiseNetwork) -> float:
     """
     if not isinstance(network, ResidualNoise):
         return math.inf
-    norms = layer_norms(network)
-    return math.prod(norms.values()) * SILU ** (len(norms) - 1)
+    norms = [_norm(layer.weight) for layer in network.modules() if isinstance(layer, nn.Linear)]
+    return math.prod(norms) * SILU ** (len(norms) - 1)
 
 
 def kl_gap_bound(dimensions: int, lipschitz: float) -> float:

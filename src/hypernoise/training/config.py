@@ -106,11 +106,6 @@ class TrainConfig:
     """The run stops when the share of pixel values that are exactly 0 or 1 has risen by this much; 0: never."""
     num_inference_steps: int | tuple[int, ...] = 1
     """Denoiser calls per training picture; of several numbers each update draws one."""
-    embeddings: Literal["memory", "disk", "off"] = "memory"
-    """Where encoded prompts are kept: in memory up to 1 GiB, all on disk before the first update (the text encoders are
-    then set aside), or nowhere."""
-    embeddings_folder: str = ""
-    """Of embeddings on disk; empty: in the run's output. Runs with one text encoder may share it."""
     checkpointing_steps: int = 100
     """Updates between checkpoints."""
     checkpoints_total_limit: int = 2
@@ -169,7 +164,7 @@ class TrainConfig:
 
 FREE = {  # fields that change no number of the run: a resumed one may have others
     *("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "validation_prompts", "patience"),
-    *("diagnostics", "diagnostics_steps", "report_to", "kl_limit", "clipping_limit", "embeddings", "embeddings_folder"),
+    *("diagnostics", "diagnostics_steps", "report_to", "kl_limit", "clipping_limit"),
 }
 
 
@@ -205,7 +200,7 @@ TOGETHER: dict[str, tuple[Any, ...]] = {
 SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where no process can draw alone
     "none": {},
     "denoiser": TOGETHER,
-    "all": {**TOGETHER, "memory.text_encoders": ("stay",), "embeddings": ("memory", "off")},
+    "all": {**TOGETHER, "memory.text_encoders": ("stay",)},
 }
 
 OF_A_NETWORK: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be with a noise network
@@ -248,11 +243,6 @@ class Recipe(TrainConfig, Loading):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         Loading.__post_init__(self)
-        if self.memory.text_encoders == "drop" and self.embeddings == "disk":
-            raise InputError(
-                "memory.text_encoders: drop keeps the prompts' embeddings in memory and embeddings: disk keeps them on "
-                "disk, each without the encoders; take one of the two"
-            )
         finite_weights(self.rewards)
         finite_weights(self.validation_reward)
         for source, weight in self.prompts.items():

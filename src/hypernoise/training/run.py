@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Condition, Generator
-from hypernoise.generators.text_cache import Encode
+from hypernoise.generators.text_cache import KeptInMemory
 from hypernoise.noise.base import NoiseNetwork, knows_kl
 from hypernoise.noise.draws import OBSERVED_STEP, keyed_noise
 from hypernoise.precision import resolve
-from hypernoise.prompts import PromptMix, prompts_of_step, spread
+from hypernoise.prompts import PromptMix, spread
 from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import (
@@ -38,12 +39,11 @@ from hypernoise.training.checkpoint import (
 )
 from hypernoise.training.config import TrainConfig, recognised
 from hypernoise.training.early_stopping import Reading, readings, should_stop
-from hypernoise.training.encoding import encoder
 from hypernoise.training.guards import BlowUp, Skipped
 from hypernoise.training.lipschitz import check_exact, clamp, lipschitz_seen, scalable
 from hypernoise.training.metrics import Log, check_trackers, rows_of
 from hypernoise.training.optimizers import Average, autocast, make_optimizer
-from hypernoise.training.processes import broadcast, samples_per_round, say, say_once, start
+from hypernoise.training.processes import broadcast, gathered, samples_per_round, say, say_once, shards_encoders, start
 from hypernoise.training.signals import stop_requested
 
 PROCESS = "process.json"
@@ -84,8 +84,10 @@ class Run:
         self.signal, self.stopped_early = 0, False
         self.began = time.perf_counter()
         self.model: Any = network  # inside DDP's wrapper where there are several processes
+        # where the text encoders are sharded, every process encodes the union of all processes' prompts
+        everyones = partial(gathered, accelerator) if shards_encoders(generator) else list
+        self.encode = KeptInMemory(generator, prompts, everyones=everyones)
         self.log: Log
-        self.encode: Encode
 
     @property
     def scales(self) -> WeightedSum | None:
@@ -105,18 +107,13 @@ class Run:
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], int]]:
-        """Opens the status file, the prompt encoder, the log and the signal handlers, and closes them after the block.
+        """Opens the status file, the log and the signal handlers, and closes them after the block.
 
         Yields a function that returns the signal received so far, 0 if none. If the block raises, the row of the
         current step and the last completed step are saved.
         """
-        config, main = self.config, self.accelerator.is_main_process
-        embeddings = (
-            Path(config.embeddings_folder) if config.embeddings_folder else (self.folder or Path()) / "embeddings"
-        )
-        coming = _coming(config, self.prompts, self.step) if config.embeddings == "disk" else self.prompts
-        encoding = encoder(config.embeddings, self.generator, embeddings, self.accelerator, coming)
-        with run_status(self.folder if main else None) as status, encoding as self.encode, self.log.opened():
+        main = self.accelerator.is_main_process
+        with run_status(self.folder if main else None) as status, self.log.opened():
             with stop_requested() as stop:
                 try:
                     yield stop
@@ -258,8 +255,6 @@ def _check(
         raise InputError(f"lipschitz: clamp needs a network with scale_output; a {network.kind!r} network has none")
     if config.kl_term == "exact" and not knows_kl(network):
         check_exact(generator.noise_shape)
-    if config.embeddings == "disk" and folder is None and not config.embeddings_folder:
-        raise InputError("embeddings on disk need an output_dir, or an embeddings_folder")
     check_trackers(config.report_to, folder)
     if folder is not None:
         output_folder(folder)
@@ -288,18 +283,6 @@ def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
             f"{found} is not visible to every process; --output-dir must be on a disk that all nodes share"
         )
     return found
-
-
-def _coming(config: TrainConfig, prompts: Sequence[str], step: int) -> list[str]:
-    """The prompts that a run will use from a step on."""
-    if (config.max_train_steps - step) * config.train_batch_size >= len(prompts):
-        return [*prompts, *config.validation_prompts]
-    coming = (
-        prompts_of_step(prompts, later, config.train_batch_size, config.seed)
-        for later in range(step, config.max_train_steps)
-    )
-    shown = [*spread(prompts, NOISES), *config.validation_prompts]
-    return [*shown, *(prompt for batch in coming for prompt in batch)]
 
 
 def _fixed_settings(
