@@ -90,7 +90,7 @@ def linear_generator(matrix):
     """g(x) = matrix · x over a noise of four dimensions, shown as pixels [B, 1, 1, rows]."""
     module = torch.nn.Linear(4, len(matrix), bias=False).double()
     module.weight.data.copy_(matrix)
-    return ModuleGenerator(module, noise_shape=(1, 1, 4))
+    return ModuleGenerator(module, noise_shape=(1, 1, 4), pictures=False)
 
 
 def linear_problem(reward, *, kl_weight, steps=400, matrix=W):

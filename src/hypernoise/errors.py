@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -28,6 +31,25 @@ def out_of_memory(error: BaseException) -> bool:
 def first_line(error: Exception) -> str:
     """What another library's error says, or its name, for a message of one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def no_traceback(what: str) -> Iterator[None]:
+    """Whatever a user's own code raises inside the block becomes an InputError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
+        if "numpy() on Tensor that requires grad" in str(error):
+            raise InputError(f"{what}: it goes through numpy, where no gradient follows; use torch") from error
+        raise InputError(f"{what}: {type(error).__name__}: {located(error)}") from error
+
+
+def located(error: Exception) -> str:
+    """An error's first line, and the place in the code that raised it."""
+    *_, place = traceback.extract_tb(error.__traceback__)
+    return f"{first_line(error)} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def at_least_one(settings: object, *names: str, flags: bool = False) -> None:

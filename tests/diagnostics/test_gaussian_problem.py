@@ -174,6 +174,6 @@ def test_the_exact_gap_of_a_pipeline_has_a_gradient(sd_pipeline):
 
 
 def test_noise_too_large_for_the_exact_kl_is_refused():
-    generator = ModuleGenerator(torch.nn.Identity(), noise_shape=(1, 1, 300))
+    generator = ModuleGenerator(torch.nn.Identity(), noise_shape=(1, 1, 300), pictures=False)
     with pytest.raises(InputError, match="256 at most; this noise has 300: use kl_term: l2"):
         train(generator, ResidualNoise((1, 1, 300)), reward, ["any"], TrainConfig(max_train_steps=1, kl_term="exact"))

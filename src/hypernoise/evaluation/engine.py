@@ -25,7 +25,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.files import output_folder, write_json
-from hypernoise.generators.base import Generator
+from hypernoise.generators.base import Generator, check_texts
 from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.plain import Plain
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
@@ -155,6 +155,7 @@ def _check(
     shard: tuple[int, int],
     categories: Sequence[str] | None,
 ) -> None:
+    check_texts(prompts)
     if not prompts or not methods:
         raise InputError(f"compare needs prompts and methods, not {len(prompts)} and {len(methods)} of them")
     names = [method.name for method in methods]

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from hypernoise.errors import InputError
+
 Seed = int | Sequence[int] | None  # of a batch, or each sample's own
 
 
@@ -56,3 +58,25 @@ class Generator(Protocol):
     def describe(self) -> dict[str, Any]:
         """What an adapter notes of its base, as JSON values: `name`, `noise_shape`, and what tells it from others."""
         ...
+
+
+def check_texts(prompts: Any, name: str = "prompts") -> None:
+    """Raises InputError for what is no list of texts."""
+    if isinstance(prompts, str):
+        raise InputError(f"{name} is one text; put it in a list: [{prompts!r}]")
+    if not (hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")) or isinstance(prompts, Mapping):
+        raise InputError(f"{name} must be a list of texts, not a {type(prompts).__name__}")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InputError(f"{name} must be texts, and {prompt!r} is a {type(prompt).__name__}: give {str(prompt)!r}")
+
+
+def checked_shape(noise_shape: Any) -> tuple[int, ...]:
+    """Raises InputError for what is no shape of one sample."""
+    if (
+        not isinstance(noise_shape, Sequence)
+        or not noise_shape
+        or not all(type(n) is int and n > 0 for n in noise_shape)
+    ):
+        raise InputError(f"noise_shape is of one sample, such as (8,) or (4, 8, 8), not {noise_shape!r}")
+    return tuple(noise_shape)

@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, TooLongError, first_line
-from hypernoise.generators.base import Condition, Seed
+from hypernoise.generators.base import Condition, Seed, check_texts
 from hypernoise.generators.families import Family, family_of, few_step_doubt
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding
@@ -348,6 +348,7 @@ def quiet(pipeline: Any) -> Iterator[None]:
 def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) -> None:
     """Refuses prompts that are empty or longer than `limit` tokens (the tokenizer's own), naming what would be lost."""
     limit = int(tokenizer.model_max_length if limit is None else limit)
+    check_texts(prompts)
     if not prompts:
         raise InputError("no prompt was given")
     for number, prompt in enumerate(prompts, 1):

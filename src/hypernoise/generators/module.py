@@ -1,69 +1,235 @@
-"""Any torch module that maps noise to images (a GAN, a decoder, a function under study) as a generator."""
+"""Any torch callable that maps noise to images (a GAN, a decoder, a function under study) as a generator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition, Seed
+from hypernoise.errors import InputError, no_traceback
+from hypernoise.generators.base import Condition, Seed, check_texts, checked_shape
+from hypernoise.generators.callables import networks_of, parts_of
 from hypernoise.generators.identity import identify_module
+
+LEVEL = 1 / 255  # of a picture in 8 bits: how far pixels may lie outside [0, 1]
 
 
 class ModuleGenerator:
-    """A module as a frozen generator.
+    """A module, a function or a bound method as a frozen generator.
+
+    The torch modules that it is, is bound to, closes over or names globally get requires_grad=False, and are in eval
+    mode whenever it draws. Noise and embeddings reach it in the dtype of its weights.
 
     Args:
-        module: maps noise [B, *noise_shape], and a condition if there is `embed`, to an output; gets
-            requires_grad=False and eval mode.
+        module: maps noise [B, *noise_shape], and a condition if there is `embed`, to an output.
         noise_shape: of one sample; of any number of dimensions.
-        to_pixels: maps the output to pixels [B, 3, H, W] in [0, 1]; the identity if None.
-        embed: what the module's second argument is for a list of prompts: class labels [B], embeddings [B, ...].
-            None: the module takes noise alone, and prompts are only counted.
+        to_pixels: maps the output to pixels [B, 3, H, W] in [0, 1]; the identity if None. Of a tuple, list or mapping
+            of outputs it takes the whole, or, where it cannot, the one picture in it.
+        embed: the condition of a list of prompts: class labels [B], or embeddings [B, ...]. The noise network sees it,
+            and so does a module that takes a second argument. None: prompts are only counted.
+        pictures: False for a function under study, whose outputs are no pictures and are not checked.
+
+    Raises:
+        InputError: something that cannot be called with these arguments, or BatchNorm without running statistics.
+            `encode` and `sample` raise it too, with what the module or `embed` raised, and for pictures of another
+            shape or range, or without a gradient in the noise.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Callable[..., Any],
         *,
         noise_shape: tuple[int, ...],
-        to_pixels: Callable[[Tensor], Tensor] | None = None,
+        to_pixels: Callable[..., Tensor] | None = None,
         embed: Callable[[list[str]], Tensor] | None = None,
         name: str = "module",
+        pictures: bool = True,
     ):
-        self.module = module.requires_grad_(False).eval()
-        if not isinstance(noise_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in noise_shape):
-            raise InputError(f"noise_shape is of one sample, such as (8,) or (4, 8, 8), not {noise_shape!r}")
-        self.noise_shape = tuple(noise_shape)
-        self.to_pixels = to_pixels or (lambda output: output)
-        self.embed = embed
-        self.name = name
+        for what, part in (("module", module), ("to_pixels", to_pixels), ("embed", embed)):
+            if isinstance(part, type) or not ((part is None and what != "module") or callable(part)):
+                kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
+                raise InputError(f"{what} is {kind}; it must be something to call, such as a torch module")
+        self.noise_shape = checked_shape(noise_shape)
+        self.embed, self.name = embed, name
+        self._conditional = _takes_condition(module, embed is not None)
+        self._networks = networks_of(module, to_pixels, embed)
+        for weight in chain.from_iterable(network.parameters() for network in self._networks):
+            weight.requires_grad_(False)
+        hooked = isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule)  # it takes no hooks
+        self.module: nn.Module = module if hooked else Function(module)  # type: ignore[assignment]
+        self.to_pixels = to_pixels
+        for layer, part in (named for network in self._networks for named in network.named_modules()):
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+                raise InputError(
+                    f"{layer or name!r} of {name!r} is a {type(part).__name__} without running statistics, so that a "
+                    "picture depends on the others of its batch; it needs track_running_stats=True"
+                )
+        self._unseen = pictures  # no picture has been checked yet
+        self._pictures = pictures
 
     @property
     def device(self) -> torch.device:
-        tensor = next(chain(self.module.parameters(), self.module.buffers()), None)
+        tensor = next(self._weights(), None)
         return tensor.device if tensor is not None else torch.device("cpu")
 
+    def _weights(self) -> chain[Tensor]:
+        return chain(self.module.parameters(), self.module.buffers())
+
     def encode(self, prompts: list[str]) -> Condition:
+        check_texts(prompts)
         if self.embed is None:
             return Condition({"index": torch.arange(len(prompts), device=self.device)})
+        self._rest()
         with torch.no_grad():
-            embedded = self.embed(list(prompts))
-        if not isinstance(embedded, Tensor) or len(embedded) != len(prompts):
-            raise InputError(f"embed must give a tensor with a row for each of {len(prompts)} prompts")
+            embedded = self._embedded(list(prompts))
+        if not isinstance(embedded, Tensor) or embedded.ndim == 0 or len(embedded) != len(prompts):
+            given = f"shape {list(embedded.shape)}" if isinstance(embedded, Tensor) else f"a {type(embedded).__name__}"
+            raise InputError(f"embed must give a tensor with a row for each of {len(prompts)} prompts, not {given}")
+        bad = ~embedded.isfinite() if embedded.is_floating_point() else embedded < 0
+        if bad.any():
+            row = int(bad.flatten(1).any(1).nonzero()[0]) if bad.ndim > 1 else int(bad.nonzero()[0])
+            what = "NaN or inf" if embedded.is_floating_point() else "a negative number (labels begin at 0)"
+            raise InputError(f"embed gives {what} for {prompts[row]!r}")
+        embedded = embedded.clone() if embedded.is_inference() else embedded  # which autograd would refuse
         return Condition({"embedding": embedded.to(self.device)})
+
+    def _embedded(self, prompts: list[str]) -> Any:
+        assert self.embed is not None
+        try:
+            return self.embed(prompts)
+        except Exception:
+            for prompt in prompts:  # the first that it does not take
+                with no_traceback(f"embed fails for {prompt!r}"):
+                    self.embed([prompt])
+            with no_traceback(f"embed fails for {len(prompts)} prompts at once"):
+                return self.embed(prompts)
 
     def encode_ahead(self, prompts: list[str]) -> None:
         pass  # there are no text encoders to let go
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
-        if self.embed is None:
-            return self.to_pixels(self.module(noise))
-        return self.to_pixels(self.module(noise, condition.tensors["embedding"]))
+        self._rest()
+        given = [noise, *([condition.tensors["embedding"]] if self._conditional else [])]
+        own = next((weight.dtype for weight in self._weights() if weight.is_floating_point()), None)
+        cast = [part.to(own) if own is not None and part.is_floating_point() else part for part in given]
+        narrow = own not in (None, torch.float32)  # such weights say themselves what is computed in
+        whole = torch.autocast(noise.device.type, enabled=False) if narrow else nullcontext()
+        with whole, no_traceback(f"{self.name!r} fails when given {' and '.join(map(_described, given))}"):
+            pixels = self._pixels(self.module(*cast))
+        if self._pictures:
+            self._check(noise, pixels)
+        return pixels.to(noise.dtype)
+
+    def _pixels(self, output: Any) -> Any:
+        if self.to_pixels is None:
+            return _picture(output) if self._pictures else output
+        if isinstance(output, Tensor):
+            return self.to_pixels(output)
+        try:
+            pixels = self.to_pixels(output)
+        except (TypeError, AttributeError):
+            pixels = None
+        return pixels if isinstance(pixels, Tensor) else self.to_pixels(_picture(output))
+
+    def _rest(self) -> None:
+        """Dropout and BatchNorm would make a picture depend on chance and on its batch."""
+        for network in self._networks:
+            if any(part.training for part in network.modules()):
+                network.eval()
+
+    def _check(self, noise: Tensor, pixels: Any) -> None:
+        """Shape and gradient of every batch; values of the first alone, since reading them waits for the device."""
+        who = "to_pixels" if self.to_pixels is not None else repr(self.name)
+        if not isinstance(pixels, Tensor):
+            raise InputError(f"{who} gives {_outline(pixels)}; it must give pixels [B, 3, H, W]")
+        if not pixels.is_floating_point():
+            raise InputError(f"{who} gives {pixels.dtype} pixels, which have no gradient; give floats in [0, 1]")
+        if pixels.ndim != 4 or pixels.shape[:2] != (len(noise), 3):
+            hint = "lambda y: y.unflatten(1, (3, H, W))"
+            if pixels.ndim == 4 and pixels.shape[1] == 1:
+                hint = "lambda y: y.expand(-1, 3, -1, -1)"
+            elif pixels.ndim == 4 and pixels.shape[3] == 3:
+                hint = "lambda y: y.permute(0, 3, 1, 2)"
+            raise InputError(
+                f"{who} gives shape {list(pixels.shape)}, not [{len(noise)}, 3, H, W]; such as to_pixels={hint}, or "
+                "pictures=False for what is no picture"
+            )
+        if torch.is_grad_enabled() and noise.requires_grad and not pixels.requires_grad:
+            raise InputError(
+                f"no gradient reaches the noise of {self.name!r}: it runs under torch.no_grad or inference_mode, or "
+                "detaches what it is given"
+            )
+        if self._unseen:
+            low, high = (value.item() for value in pixels.detach().float().aminmax())
+            if not (-LEVEL <= low <= high <= 1 + LEVEL):  # also for NaN
+                signed, bytes_ = low < 0 and max(-low, high) <= 1 + LEVEL, low >= -LEVEL and 2 < high <= 256
+                hint = "(y + 1) / 2" if signed else "y / 255" if bytes_ else "y.clamp(0, 1)"
+                raise InputError(
+                    f"{who} gives pixels from {low:.4g} to {high:.4g}; they must be finite and in [0, 1], such as by "
+                    f"to_pixels=lambda y: {hint}, or pictures=False for what is no picture"
+                )
+            self._unseen = False
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "noise_shape": list(self.noise_shape), **identify_module(self.module)}
+
+
+class Function(nn.Module):
+    """A function and the modules it uses, as one module."""
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__()
+        self.function, self.networks = function, nn.ModuleList(networks_of(function))
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.function(*given)
+
+
+def _takes_condition(module: Callable[..., Any], embeds: bool) -> bool:
+    """Whether the module is given what `embed` gives. InputError if it takes neither noise and that nor noise alone."""
+    try:
+        signature = inspect.signature(module.forward if isinstance(module, nn.Module) else module)
+    except (TypeError, ValueError):  # of some scripted or built-in functions nobody knows it
+        return embeds
+
+    def takes(count: int) -> bool:
+        try:
+            signature.bind(*[None] * count)
+        except TypeError:
+            return False
+        return True
+
+    if embeds and takes(2):
+        return True
+    if not takes(1):
+        needed = "give embed, which makes the second of the prompts" if takes(2) else "wrap it in a function of these"
+        raise InputError(f"the module must take noise, or noise and a condition, and takes {signature}; {needed}")
+    return False
+
+
+def _picture(output: Any) -> Any:
+    """The one picture among several outputs; the output itself if it is a tensor."""
+    if isinstance(output, Tensor):
+        return output
+    found = [part for part in parts_of(output) if isinstance(part, Tensor) and part.ndim == 4]
+    colour = [part for part in found if part.shape[1] == 3]
+    if len(colour or found) != 1:
+        raise InputError(f"it gives {_outline(output)}; name the picture by to_pixels, such as lambda y: y[0]")
+    return (colour or found)[0]
+
+
+def _outline(output: Any) -> str:
+    """Its type and the shapes in it."""
+    shapes = [str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts_of(output)]
+    return f"a {type(output).__name__} of {', '.join(shapes[:8]) or 'nothing'}"
+
+
+def _described(given: Tensor) -> str:
+    if not given.is_floating_point() and given.numel() and given[0].numel() == 1:
+        return f"labels from {int(given.min())} to {int(given.max())}"
+    return f"{list(given.shape)}"

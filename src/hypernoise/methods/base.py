@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.callables import parts_of
 from hypernoise.rewards.base import RewardFunction
 
 
@@ -126,7 +127,7 @@ class Meter:
         return Spent(self.forwards, self.backwards, self.decodes, self.reward_calls, self.seconds, self.peak_bytes)
 
     def _on_denoiser(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        answer = output if isinstance(output, Tensor) else output[0]
+        answer = output if isinstance(output, Tensor) else next(filter(_counts, parts_of(output)))
         self.forwards += len(answer)
         alone = not isinstance(answer, Tensor)  # Z-Image's denoiser answers with a list, a tensor for each sample
         for part in answer if alone else [answer]:
@@ -194,6 +195,10 @@ def _denoiser(generator: Generator) -> nn.Module:
             "that holds its network"
         )
     return network
+
+
+def _counts(part: Any) -> bool:
+    return isinstance(part, Tensor | list)
 
 
 def fresh_noise(noise: Tensor, number: int) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Generator, checked_shape
 from hypernoise.noise.state import TrainedWhole
+
+ENCODED = 1024  # prompts at once, where their labels are looked through
 
 
 class ResidualNoise(TrainedWhole):
@@ -22,7 +24,7 @@ class ResidualNoise(TrainedWhole):
     Args:
         noise_shape: of one sample.
         condition_size: numbers in a sample's embedding, or how many classes there are where conditions are labels;
-            0: f looks at the noise alone.
+            0: f looks at the noise alone. None: what the generator's conditions have when training begins (`suit`).
         width, depth: of the hidden layers; depth 0 is a plain affine map.
         seed: of the initial hidden weights.
     """
@@ -30,28 +32,61 @@ class ResidualNoise(TrainedWhole):
     kind: ClassVar[str] = "residual"
 
     def __init__(
-        self, noise_shape: Sequence[int], *, condition_size: int = 0, width: int = 256, depth: int = 2, seed: int = 0
+        self,
+        noise_shape: Sequence[int],
+        *,
+        condition_size: int | None = None,
+        width: int = 256,
+        depth: int = 2,
+        seed: int = 0,
     ):
         super().__init__()
-        if not isinstance(noise_shape, Sequence) or not all(isinstance(n, int) and n > 0 for n in noise_shape):
-            raise InputError(f"noise_shape is of one sample, such as (8,) or (4, 8, 8), not {noise_shape!r}")
-        for name, value, least in (("width", width, 1), ("depth", depth, 0), ("condition_size", condition_size, 0)):
-            if not isinstance(value, int) or value < least:
+        self.noise_shape = checked_shape(noise_shape)
+        known = condition_size if condition_size is not None else 0
+        for name, value, least in (("width", width, 1), ("depth", depth, 0), ("condition_size", known, 0)):
+            if type(value) is not int or value < least:
                 raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        self.noise_shape = tuple(noise_shape)
-        self.condition_size = condition_size
         self.settings: dict[str, Any] = {
             "noise_shape": list(noise_shape), "condition_size": condition_size, "width": width, "depth": depth
         }  # fmt: skip
-        size = math.prod(noise_shape)
+        self._seed = seed
+        self._build(known)
+
+    def _build(self, condition_size: int) -> None:
+        width, depth = self.settings["width"], self.settings["depth"]
+        self.condition_size, size = condition_size, math.prod(self.noise_shape)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(self._seed)
             widths = [size + condition_size, *[width] * depth]
             hidden = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(widths)]
             last = nn.Linear(widths[-1], size)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.network = nn.Sequential(*hidden, last)
+
+    def suit(self, generator: Generator, prompts: Sequence[str]) -> None:
+        """Before training: takes the size of this generator's conditions, unless one was given.
+
+        Raises:
+            InputError: the generator's noise has another shape.
+        """
+        if self.noise_shape != tuple(generator.noise_shape):
+            raise InputError(
+                f"this network takes noise of {self.noise_shape}, and {generator.name!r} of {generator.noise_shape}"
+            )
+        if self.settings["condition_size"] is not None:
+            return
+        first = generator.encode([prompts[0]]).tensors.get("embedding")
+        size = 0 if first is None else first[0].numel()
+        if first is not None and are_labels(first):
+            once = list(dict.fromkeys(prompts))
+            parts = [once[start : start + ENCODED] for start in range(0, len(once), ENCODED)]
+            size = 1 + max(int(generator.encode(part).tensors["embedding"].max()) for part in parts)
+        self.settings["condition_size"] = size
+        if size:
+            like = next(self.parameters())
+            self._build(size)
+            self.to(like)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         if tuple(noise.shape[1:]) != self.noise_shape:
@@ -74,7 +109,7 @@ def embedded(condition: Condition, size: int) -> Tensor:
     if embedding is None:
         raise InputError("condition_size is for a generator with an embedding of its prompts; this one has none")
     numbers = embedding[0].numel()
-    if not embedding.is_floating_point() and numbers == 1:
+    if are_labels(embedding):
         least, most = int(embedding.min()), int(embedding.max())
         if least < 0:
             raise InputError(f"there is a label {least}: labels begin at 0")
@@ -84,3 +119,7 @@ def embedded(condition: Condition, size: int) -> Tensor:
     if numbers != size:
         raise InputError(f"an embedding has {numbers} numbers: condition_size must be that, not {size}")
     return embedding.reshape(len(embedding), numbers)
+
+
+def are_labels(embedding: Tensor) -> bool:
+    return not embedding.is_floating_point() and embedding[0].numel() == 1

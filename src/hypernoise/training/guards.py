@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError, located
 from hypernoise.generators.base import Condition
 from hypernoise.rewards import base
 from hypernoise.rewards.base import RewardFunction
@@ -149,12 +147,8 @@ def scored(
         raise
     except Exception as error:  # whatever a user's own function may raise
         name, prompt, cause = _culprit(reward, pixels.detach(), prompts) or (called, None, error)
-        *_, place = traceback.extract_tb(cause.__traceback__)
         whose = f"for {prompt!r}" if prompt is not None else f"for its batch, which begins with {prompts[0]!r}"
-        raise InputError(
-            f"{name} raised {type(cause).__name__} at step {step} {whose}: {first_line(cause)} "
-            f"({Path(place.filename).name}, line {place.lineno})"
-        ) from error
+        raise InputError(f"{name} raised {type(cause).__name__} at step {step} {whose}: {located(cause)}") from error
 
 
 def _culprit(reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> tuple[str, str, Exception] | None:

@@ -59,8 +59,8 @@ def train(
         resume_from_checkpoint: continue from the newest undamaged checkpoint in `output_dir`; if False, checkpoints
             there are deleted.
 
-    Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; a second Ctrl-C ends it at once. An error
-    leaves a checkpoint of the last completed step.
+    With an `output_dir` Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint, and a second Ctrl-C
+    at once; without one they do what they do elsewhere. An error leaves a checkpoint of the last completed step.
 
     Raises:
         InputError: no prompts, a batch that processes and accumulation do not divide, a reward that raises or has no

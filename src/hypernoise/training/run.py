@@ -10,7 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
-from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.base import Condition, Generator, check_texts
 from hypernoise.generators.text_cache import KeptInMemory
 from hypernoise.noise.base import NoiseNetwork, knows_kl
 from hypernoise.noise.draws import OBSERVED_STEP, keyed_noise
@@ -114,7 +114,8 @@ class Run:
         """
         main = self.accelerator.is_main_process
         with run_status(self.folder if main else None) as status, self.log.opened():
-            with stop_requested() as stop:
+            # without a checkpoint to end with, a signal ends the run as it ends any other program
+            with stop_requested() if self.folder is not None else nullcontext(lambda: 0) as stop:
                 try:
                     yield stop
                 except Exception:
@@ -173,6 +174,9 @@ def open_run(
     _check(config, generator, network, reward, validation_reward, prompts, folder)
     accelerator = start(generator.device, config.report_to, folder)
     samples_per_round(config, accelerator.num_processes)
+    suit = getattr(network, "suit", None)
+    if suit is not None:
+        suit(generator, prompts)
     if isinstance(network, nn.Module):
         network.to(generator.device)
     run = Run(generator, network, reward, prompts, config, validation_reward, folder, accelerator)
@@ -244,6 +248,8 @@ def _check(
     prompts: Sequence[str],
     folder: Path | None,
 ) -> None:
+    check_texts(prompts)
+    check_texts(config.validation_prompts, "validation_prompts")
     if not prompts:
         raise InputError("no prompt to train on")
     check_callable(reward)

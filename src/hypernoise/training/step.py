@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypernoise.errors import InputError
 from hypernoise.noise.base import kl_of, knows_kl
@@ -78,6 +78,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
                 improved = limit_gradient(improved, config.sample_clip, share)
             seeds = [key_of(config.seed, run.step, sample) for sample in samples]
             pixels = generator.sample(improved, condition, num_inference_steps=batch.inference_steps, seed=seeds)
+        drawn = pixels.detach().to(noise.dtype)
         rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step, gather=accelerator.gather)  # in fp32
         nats = kl_of(run.network, noise, condition, residual)
         loss, kl = (config.kl_weight * nats - rewards).mean(), nats.mean()
@@ -90,8 +91,9 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             loss = loss + config.lipschitz.weight * excess
         if not run.log.history:  # the first step of this call
             check_gradients(run.reward, rewards, pixels)
+            if set(condition.tensors) == {"index"}:  # nobody is told the prompts
+                _warn_of_unseen_prompts(run, drawn, prompts)
         accelerator.backward(run.scaler.scale(loss / config.gradient_accumulation_steps))
-    drawn = pixels.detach().to(noise.dtype)
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
     if run.scales is not None:
         means |= {f"reward/{name}": scores.mean() for name, scores in run.scales.member_scores().items()}
@@ -101,6 +103,24 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             means["validation_reward"] = scores.mean()
     means = {name: mean.detach().float().to(device) for name, mean in means.items()}
     return Round(prompts, noise, condition, drawn, rewards.detach(), means)
+
+
+@torch.no_grad()
+def _warn_of_unseen_prompts(run: Run, pixels: Tensor, prompts: list[str]) -> None:
+    """Says so where the reward depends on the prompt, and the noise network cannot."""
+    other = next((prompt for prompt in run.prompts if prompt != prompts[0]), None)
+    if other is None:
+        return
+    with torch.random.fork_rng(devices=[]):
+        scores = []
+        for prompt in (prompts[0], other):
+            torch.manual_seed(0)
+            scores.append(scored(run.reward, pixels[:1], [prompt], run.step))
+    if not torch.allclose(*scores):
+        say(
+            "the reward depends on the prompt, and the noise network is not told it: an `embed` of the "
+            "generator would (a module that takes noise alone is not given what it gives)"
+        )
 
 
 def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], int]:
