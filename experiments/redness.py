@@ -103,13 +103,13 @@ class Redness(Seeded):
         """sheet.png: the first caption of each category from its first noise, along the first seed's training."""
 
         firsts = first_of_each(bench.asked.categories or [], 1)
-        rows = [("plain", *first_noise(found.records[1, "plain"], firsts))]
+        rows = [("plain", *first_noise(found.records[1, "plain"], firsts, self.noises))]
         for kind, label, looks in (("hypernoise", "hypernoise", points[-1:]), ("finetune", "fine-tuning", points)):
             for point in looks:
                 rows.append(
                     (
                         f"{label}\n{point} updates",
-                        *first_noise(found.records[1, f"{kind}-{self.seeds[0]}-{point}"], firsts),
+                        *first_noise(found.records[1, f"{kind}-{self.seeds[0]}-{point}"], firsts, self.noises),
                     )
                 )
         title = f"Trained with seed {self.seeds[0]}, from the same noises. Green frame: the judge finds what was asked."

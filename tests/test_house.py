@@ -16,7 +16,7 @@ FLOORS = (  # a room may import rooms of its own floor, as long as none comes ba
     {"adapters", "pipeline", "prompts"},
     {"training", "methods", "diagnostics"},
     {"evaluation"},
-    {"scenes", "plan", "memory_trace"},
+    {"scenes", "plan", "memory_trace", "model_card"},
     {"commands", "cli", "__init__"},
 )
 

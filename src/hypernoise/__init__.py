@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hypernoise.methods.prompt_search import PromptSearch
     from hypernoise.methods.reno import ReNO
     from hypernoise.methods.search import Search
+    from hypernoise.model_card import push_to_hub
     from hypernoise.noise.lora import LoRANoise
     from hypernoise.noise.residual import ResidualNoise
     from hypernoise.noise.spectral import SpectralNoise
@@ -59,6 +60,7 @@ _HOME = {
     "methods.prompt_search": ("PromptSearch",),
     "methods.reno": ("ReNO",),
     "methods.search": ("Search",),
+    "model_card": ("push_to_hub",),
     "noise.lora": ("LoRANoise",),
     "noise.residual": ("ResidualNoise",),
     "noise.spectral": ("SpectralNoise",),
@@ -111,6 +113,7 @@ __all__ = [
     "load_finetuned",
     "load_generator",
     "load_reward",
+    "push_to_hub",
     "read_recipe",
     "save_adapter",
     "spectral_norm",

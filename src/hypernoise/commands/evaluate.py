@@ -24,8 +24,8 @@ class Evaluate(WithGenerator):
     """Compare methods on the same prompts and noises: score, reward, artefacts, diversity, KL, calls and time.
 
     plain always comes first; gains are over it, prompt by prompt, with 95 % bootstrap intervals. Writes summary.json,
-    report.html and every picture to --output-dir. What is there already is found again: a further method, or the same
-    command after it was stopped, costs only what is missing.
+    report.html, before_after.png and every picture to --output-dir. What is there already is found again: a further
+    method, or the same command after it was stopped, costs only what is missing.
     """
 
     methods: tuple[str, ...] = ("plain",)
@@ -76,6 +76,7 @@ class Evaluate(WithGenerator):
         shard = self._checked()
         from hypernoise.commands.common import left_to_others, write_report
         from hypernoise.evaluation.benchmarks import Models, load_benchmark
+        from hypernoise.evaluation.picture_sheet import before_and_after
         from hypernoise.evaluation.report import charts_of, examples_of
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import name_of, result_tables
@@ -91,6 +92,7 @@ class Evaluate(WithGenerator):
         rows, drawn = self._rows(benchmark, found)
         about = {**benchmark.about, "cut": cut}
         write_summary(self.output_dir, "evaluate", self, generator.device, rows, prompts=about)
+        before_and_after(prompts, benchmark.categories, rows, drawn).save(self.output_dir / "before_after.png")
         facts = {"generator": self.generator, "prompts": self.prompts, **benchmark.about}
         examples = examples_of(benchmark, {name_of(row): records for row, records in zip(rows, drawn, strict=True)})
         write_report(self.output_dir, "evaluate", facts, result_tables(rows), charts_of(rows), examples)

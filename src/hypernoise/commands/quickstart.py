@@ -60,9 +60,9 @@ class Quickstart:
         from tqdm import tqdm
 
         from hypernoise.commands.training import train_recipe
-        from hypernoise.evaluation.benchmarks import first_of_each, load_benchmark
+        from hypernoise.evaluation.benchmarks import load_benchmark
         from hypernoise.evaluation.engine import compare
-        from hypernoise.evaluation.picture_sheet import first_noise, picture_sheet
+        from hypernoise.evaluation.picture_sheet import before_and_after
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import as_text, result_tables
         from hypernoise.methods.hypernoise import HyperNoise
@@ -91,13 +91,7 @@ class Quickstart:
             )
         write_summary(self.output_dir, "quickstart", self, generator.device, found.rows)
         print("\n\n".join(as_text(table) for table in result_tables(found.rows)))
-        firsts = first_of_each(benchmark.categories or [], 2)
-        rows = [
-            (f"{row['method']}\njudge {row['score']:.2f}", *first_noise(records, firsts))
-            for row, records in zip(found.rows, found.records.values(), strict=True)
-        ]
         sheet = self.output_dir / "before_after.png"
-        title = "Same prompts, same noise. Green frame: the judge finds what was asked for; red: it does not."
-        picture_sheet([benchmark.prompts[i] for i in firsts], rows, title).save(sheet)
+        before_and_after(benchmark.prompts, benchmark.categories, found.rows, list(found.records.values())).save(sheet)
         print(f"pictures: {sheet}\nadapter:  {self.output_dir / 'adapter'}", file=sys.stderr)
         return 0

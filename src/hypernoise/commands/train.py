@@ -28,6 +28,7 @@ SECTIONS = {
         *("diagnostics_steps", "report_to"),
     ),
     "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
+    "the Hub": ("push_to_hub", "hub_model_id"),
     "rewards": ("normalise_rewards", "long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
     "noise network": ("noise_network", "lora.layers", "lora.frequencies", "spectral"),
     "Lipschitz constant": ("lipschitz",),
@@ -71,8 +72,11 @@ class Train(Recipe):
             return print_plan(self, self.output_dir / "plan")
         from hypernoise.commands.training import train_recipe
         from hypernoise.evaluation.summary import write_summary
+        from hypernoise.model_card import check_login, push_to_hub
         from hypernoise.training.processes import launched
 
+        if self.push_to_hub:
+            check_login(self.hub_model_id)
         trained = train_recipe(self, self.output_dir, self.device)
         if not trained.result.finished:
             return 128 + trained.result.signal  # as a shell reports what ended a command: 130 after Ctrl-C
@@ -93,6 +97,8 @@ class Train(Recipe):
             print(table(seen))
         draw_curves(rows, self.output_dir / "curves.png")
         print(f"curves:  {self.output_dir / 'curves.png'}\nadapter: {self.output_dir / 'adapter'}")
+        if self.push_to_hub:
+            print(f"pushed:  {push_to_hub(self.output_dir / 'adapter', self.hub_model_id, measured=self.output_dir)}")
         return 0
 
 

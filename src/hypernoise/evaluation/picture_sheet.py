@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from hypernoise.evaluation.benchmarks import first_of_each
 from hypernoise.evaluation.records import Records
+from hypernoise.evaluation.tables import name_of
 
 TILE, PAD, LABEL, HEAD = 144, 8, 118, 46  # px
 INK, RIGHT, WRONG = (40, 40, 40), (30, 140, 60), (200, 50, 40)
+FRAMES = {True: RIGHT, False: WRONG, None: (255, 255, 255)}
+
+
+def before_and_after(
+    prompts: Sequence[str],
+    categories: Sequence[str] | None,
+    rows: Sequence[Mapping[str, Any]],
+    records: Sequence[Records],
+) -> Image.Image:
+    """The first two prompts of each category (the first 12 without categories) from their first noise, a row of
+    pictures for each of `rows`, whose pictures `records` has."""
+    chosen = first_of_each(categories, 2) if categories else list(range(min(12, len(prompts))))
+    labels = [
+        name_of(row).replace(", ", "\n") + ("" if row["score"] is None else f"\njudge {row['score']:.2f}")
+        for row in rows
+    ]
+    sheet = [(label, *first_noise(own, chosen)) for label, own in zip(labels, records, strict=True)]
+    judged = "" if rows[0]["score"] is None else " Green frame: the judge finds what was asked for; red: it does not."
+    return picture_sheet([prompts[i] for i in chosen], sheet, "Same prompts, same noise." + judged)
 
 
 def picture_sheet(
-    captions: Sequence[str], rows: Sequence[tuple[str, Sequence[Path], Sequence[bool]]], title: str
+    captions: Sequence[str], rows: Sequence[tuple[str, Sequence[Path], Sequence[bool | None]]], title: str
 ) -> Image.Image:
     """A sheet of labelled rows of pictures under their captions.
 
     Args:
         captions: one per column.
-        rows: (label, pictures, right or wrong per picture) from top to bottom; a line break in the label starts a
-            smaller second line.
+        rows: (label, pictures, right, wrong or not judged per picture) from top to bottom; a line break in the label
+            starts a smaller second line.
         title: a line at the foot.
     """
     width = LABEL + len(captions) * (TILE + PAD)
@@ -42,14 +64,13 @@ def picture_sheet(
             left = LABEL + column * (TILE + PAD)
             with Image.open(file) as picture:
                 sheet.paste(ImageOps.pad(picture.convert("RGB"), (TILE, TILE), color="white"), (left, top))
-            pen.rectangle((left - 1, top - 1, left + TILE, top + TILE), outline=RIGHT if correct else WRONG, width=2)
+            pen.rectangle((left - 1, top - 1, left + TILE, top + TILE), outline=FRAMES[correct], width=2)
     pen.text((PAD, height - 20), title, INK, small)
     return sheet
 
 
-def first_noise(records: Records, prompts: Sequence[int]) -> tuple[list[Path], list[bool]]:
-    """The pictures of these prompts, by number, from their first noise, and whether the judge found them right."""
+def first_noise(records: Records, prompts: Sequence[int], noises: int) -> tuple[list[Path], list[bool | None]]:
+    """The pictures of these prompts, by number, from the first of their noises, and the judge's verdicts on them."""
     right = records.values["right"]
-    assert right is not None  # the sheet is of judged pictures
-    noises = right.shape[1]
-    return [records.files[i * noises] for i in prompts], [bool(right[i, 0]) for i in prompts]
+    verdicts = [None if right is None else bool(right[i, 0]) for i in prompts]
+    return [records.files[i * noises] for i in prompts], verdicts

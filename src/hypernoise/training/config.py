@@ -239,6 +239,10 @@ class Recipe(TrainConfig, Loading):
     frequencies, whose KL is exact."""
     spectral: Spectral = field(default_factory=Spectral)
     lora: LoRA = field(default_factory=LoRA)
+    push_to_hub: bool = False
+    """Upload the adapter at the end, with a model card of what was measured."""
+    hub_model_id: str = ""
+    """Where to: owner/name."""
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)

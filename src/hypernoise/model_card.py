@@ -1,0 +1,171 @@
+"""`push_to_hub`: an adapter on the Hub, with a model card of what was measured."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub.errors import OfflineModeIsEnabled
+from jinja2 import Environment
+
+from hypernoise.adapters import ABOUT, PEFT_CONFIG, WEIGHTS, read_about, read_weights
+from hypernoise.errors import InputError, first_line
+from hypernoise.evaluation.result_rows import empty_row
+from hypernoise.evaluation.tables import name_of, result_tables
+from hypernoise.files import read_json
+from hypernoise.generators.hub import HUB_ID, UNREACHABLE
+from hypernoise.generators.presets import PRESETS
+
+PICTURE = "before_after.png"
+
+
+def push_to_hub(
+    adapter: str | Path,
+    repository: str,
+    *,
+    measured: str | Path | None = None,
+) -> str:
+    """Uploads an adapter directory with a model card, and gives the repository's address.
+
+    Args:
+        adapter: written by `save_adapter`; its three files are uploaded, and nothing else of the directory.
+        repository: "owner/name"; made if it is not there.
+        measured: the output of `hypernoise evaluate`, `quickstart` or `train`, whose result rows and pictures the card
+            shows; without it, the card says that nothing was measured.
+
+    The licence is what the base's own card says.
+
+    Raises:
+        InputError: no adapter there, no results in `measured`, a name that is none, no login, or a Hub that refuses or
+            cannot be reached.
+    """
+    check_login(repository)
+    folder, api = Path(adapter), HfApi()
+    read_weights(folder)
+    card = model_card(folder, repository, measured=measured)
+    picture = _picture(measured)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in (WEIGHTS, PEFT_CONFIG, ABOUT):
+            shutil.copy(folder / name, temporary)
+        if picture is not None:
+            shutil.copy(picture, Path(temporary) / PICTURE)
+        try:
+            if card.data.license is None:
+                base = getattr(card.data, "base_model", None)
+                card.data.license = _license_of(api, base) if base else None
+            card.validate()
+            card.save(Path(temporary) / "README.md")
+            address = api.create_repo(repository, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=temporary, commit_message="Noise network and its card")
+        except (*UNREACHABLE, OfflineModeIsEnabled, ValueError) as error:
+            raise InputError(
+                f"{repository} was not pushed: {first_line(error)}; the adapter is in {folder}, and "
+                f"hypernoise.push_to_hub({str(folder)!r}, {repository!r}) tries again"
+            ) from error
+    return str(address)
+
+
+def check_login(repository: str) -> None:
+    """Raises InputError for a name that is no repository's, or if nobody is logged in to the Hub here."""
+    if "@" in repository or not HUB_ID.fullmatch(repository):
+        raise InputError(f"a repository on the Hub is owner/name, not {repository!r}")
+    if get_token() is None:
+        raise InputError(f"pushing to {repository} needs a login: hf auth login, or HF_TOKEN in the environment")
+
+
+def model_card(folder: Path, repository: str, *, measured: str | Path | None = None) -> ModelCard:
+    """The card that `push_to_hub` uploads; see there."""
+    about = read_about(folder)
+    base, training = about["base"] or {}, about.get("training", {})
+    preset = PRESETS.get(base.get("name", ""))
+    summary = _summary(measured)
+    rows = [{**empty_row(row["method"]), **row} for row in summary.get("results", [])]
+    data = ModelCardData(
+        base_model=preset.repository if preset else None,
+        license="apache-2.0" if preset and preset.packaged else None,
+        library_name="hypernoise",
+        pipeline_tag="text-to-image",
+        tags=["noise-hypernetwork", f"{about['kind']}-noise-network"],
+        model_name=repository.partition("/")[2],
+        eval_results=_results(summary),
+    )
+    facts = {
+        "base": base.get("name"),
+        "noise network": ", ".join([about["kind"], *(f"{name} {value}" for name, value in about["settings"].items())]),
+        "rewards": ", ".join(f"{weight:g} × {name}" for name, weight in training.get("rewards", {}).items()),
+        "α (kl_weight)": training.get("kl_weight"),
+        "updates": training.get("steps"),
+    }
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("hypernoise").joinpath("model_card.md").read_text())
+    text = template.render(
+        card_data=data.to_yaml(),
+        name=data.model_name,
+        base=f"`{base.get('name')}`",
+        code=_code(base, about["kind"], repository),
+        facts={name: value for name, value in facts.items() if value not in (None, "")},
+        picture=PICTURE if _picture(measured) else None,
+        tables=[table for table in result_tables(rows) if table.shown] if rows else [],
+        command=summary.get("command"),
+        version=summary.get("version"),
+    )
+    return ModelCard(text)
+
+
+def _code(base: Mapping[str, Any], kind: str, repository: str) -> str:
+    """How it is used: on the published pipeline, or on what `load_generator` makes of it."""
+    name = base.get("name", "")
+    preset = PRESETS.get(name)
+    if "denoiser" not in base:
+        return f'import hypernoise as hn\n\nnetwork = hn.load_adapter(generator, "{repository}")'
+    if preset and preset.repository and not (preset.lora or preset.parts or preset.scheduler):
+        load, pipeline = (
+            "from diffusers import DiffusionPipeline\n",
+            f'DiffusionPipeline.from_pretrained("{preset.repository}")',
+        )
+    else:
+        load, pipeline = "", f'hn.load_generator("{name}").pipeline'
+    return f'import hypernoise as hn\n{load}\npipe = hn.attach({pipeline}, "{repository}")'
+
+
+def _summary(measured: str | Path | None) -> dict[str, Any]:
+    if measured is None:
+        return {}
+    found = read_json(Path(measured) / "summary.json")
+    if not isinstance(found, dict) or not all("method" in row for row in found.get("results", [{}])):
+        raise InputError(f"{measured} holds no results of hypernoise evaluate, quickstart or train (summary.json)")
+    return found
+
+
+def _results(summary: Mapping[str, Any]) -> list[EvalResult] | None:
+    """The judged scores of hypernoise, as the Hub's model index has them."""
+    prompts = str(summary.get("arguments", {}).get("prompts", summary.get("command")))
+    return [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=prompts,
+            dataset_name=f"{prompts} ({name_of(row)})",
+            metric_type="score",
+            metric_value=round(row["score"], 4),
+        )
+        for row in summary.get("results", [])
+        if row["method"].startswith("hypernoise") and row.get("score") is not None
+    ] or None
+
+
+def _picture(measured: str | Path | None) -> Path | None:
+    """Before and after: what evaluate and quickstart draw, or the last validation prompts of a training run."""
+    if measured is None:
+        return None
+    found = [*sorted(Path(measured).glob("samples/step-*.png")), *Path(measured).glob(PICTURE)]
+    return found[-1] if found else None
+
+
+def _license_of(api: HfApi, repository: str) -> str | None:
+    card = api.model_info(repository).card_data
+    return card.license if card is not None else None
