@@ -55,9 +55,10 @@ def push_to_hub(
         if picture is not None:
             shutil.copy(picture, Path(temporary) / PICTURE)
         try:
-            if card.data.license is None:
-                base = getattr(card.data, "base_model", None)
-                card.data.license = _license_of(api, base) if base else None
+            data: Any = card.data
+            if data.base_model is not None:
+                base = api.model_info(data.base_model).card_data
+                data.license = base.license if base is not None else None
             card.validate()
             card.save(Path(temporary) / "README.md")
             address = api.create_repo(repository, exist_ok=True)
@@ -164,8 +165,3 @@ def _picture(measured: str | Path | None) -> Path | None:
         return None
     found = [*sorted(Path(measured).glob("samples/step-*.png")), *Path(measured).glob(PICTURE)]
     return found[-1] if found else None
-
-
-def _license_of(api: HfApi, repository: str) -> str | None:
-    card = api.model_info(repository).card_data
-    return card.license if card is not None else None

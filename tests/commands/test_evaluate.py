@@ -11,6 +11,7 @@ from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
 from hypernoise.evaluation.geneval.detectors import HfDetector
 from hypernoise.evaluation.geneval.mask2former import Mask2Former
+from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG
 from hypernoise.evaluation.vqa_models import BlipAsker
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_generator
@@ -85,6 +86,9 @@ def test_methods_on_a_users_own_pipeline(own, tmp_path, capsys):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<figure") == 3 * 6
     assert 'id="verdict"' not in page  # nothing is judged
+    with Image.open(tmp_path / "out" / "before_after.png") as sheet:
+        assert sheet.size == (LABEL + 3 * (TILE + PAD), HEAD + 6 * (TILE + PAD) + 26)
+        assert not {RIGHT, WRONG} & {color for _, color in sheet.getcolors(1 << 20)}
     assert main([*own, *methods]) == 0  # all is found: even the times are those of the first run
     assert summary(tmp_path / "out")["results"] == told["results"]
 
@@ -265,6 +269,9 @@ def test_on_scenes_the_judge_decides(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<figure") == 12 * 4
     assert 'id="verdict"' in page
+    with Image.open(tmp_path / "out" / "before_after.png") as sheet:
+        assert sheet.size == (LABEL + 12 * (TILE + PAD), HEAD + 4 * (TILE + PAD) + 26)
+        assert WRONG in {color for _, color in sheet.getcolors(1 << 20)}
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,11 @@ def before_and_after(
     """The first two prompts of each category (the first 12 without categories) from their first noise, a row of
     pictures for each of `rows`, whose pictures `records` has."""
     chosen = first_of_each(categories, 2) if categories else list(range(min(12, len(prompts))))
-    labels = [
-        name_of(row).replace(", ", "\n") + ("" if row["score"] is None else f"\njudge {row['score']:.2f}")
-        for row in rows
-    ]
-    sheet = [(label, *first_noise(own, chosen)) for label, own in zip(labels, records, strict=True)]
+    sheet = []
+    for row, own in zip(rows, records, strict=True):
+        judge = "" if row["score"] is None else f"\njudge {row['score']:.2f}"
+        files, verdicts = first_noise(own, chosen, len(own.files) // len(prompts))
+        sheet.append((name_of(row).replace(", ", "\n") + judge, files, verdicts))
     judged = "" if rows[0]["score"] is None else " Green frame: the judge finds what was asked for; red: it does not."
     return picture_sheet([prompts[i] for i in chosen], sheet, "Same prompts, same noise." + judged)
 
