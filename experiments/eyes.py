@@ -64,7 +64,7 @@ class Eyes:
     updates: int = 600
     """Optimiser updates of each training run, of 16 pictures."""
     runs: int = 3
-    """Training runs of the noise network, of seeds `seed`, `seed` + 1 and so on."""
+    """Training runs of each noise network, of seeds `seed`, `seed` + 1 and so on."""
     pictures: int = 16
     """Judged per colour, each from a noise of its own."""
     seed: int = 0
@@ -75,7 +75,7 @@ class Eyes:
             raise hn.InputError(f"--pictures must be at least 3, not {self.pictures}")
 
     def noise_config(self, seed: int) -> hn.TrainConfig:
-        """Of the noise network: the paper's objective, its settings chosen on other noises than the judged."""
+        """Of the noise networks: the paper's objective, its settings chosen on other noises than the judged."""
         own = {
             "learning_rate": 3e-3,
             "lr_scheduler": "cosine",
@@ -95,6 +95,19 @@ class Eyes:
     def looks(self) -> list[int]:
         """Updates of fine-tuning after which it is judged."""
         return sorted({max(1, self.updates // 10), max(1, self.updates // 4), self.updates})
+
+
+def perceptron(seed: int) -> hn.ResidualNoise:
+    """½‖f‖² stands for its KL."""
+    return hn.ResidualNoise((SIZE,), condition_size=len(COLOURS), width=256, depth=2, seed=seed)
+
+
+def invertible(seed: int) -> hn.SpectralNoise:
+    """An invertible map of all the noise, whose KL is exact; its settings are the defaults."""
+    return hn.SpectralNoise(SIZE, len(COLOURS), k=1, seed=seed)
+
+
+NETWORKS = {"hypernoise": perceptron, "hypernoise, exact KL": invertible}
 
 
 class Named:
@@ -179,14 +192,14 @@ class Bench:
         """The colour of every judged picture."""
         return [colour for colour in COLOURS for _ in range(self.settings.pictures)]
 
-    def trained(self, seed: int) -> Path:
-        """The adapter directory of a noise network, trained if it is not there."""
+    def trained(self, kind: str, seed: int) -> Path:
+        """The adapter directory of one of NETWORKS, trained if it is not there."""
         config = self.settings.noise_config(seed)
-        folder = self.settings.output_dir / "training" / f"hypernoise-seed{seed}"
+        folder = self.settings.output_dir / "training" / f"{NETWORKS[kind].__name__}-seed{seed}"
         same_run(folder, recognised(config))
         place = folder / "adapter"
         if not (place / "hypernoise.json").exists():
-            network = hn.ResidualNoise((SIZE,), condition_size=len(COLOURS), width=256, depth=2, seed=seed)
+            network = NETWORKS[kind](seed)
             self.climb(self.generator, network, config, folder)
             hn.save_adapter(network, place, generator=self.generator)
         return place
@@ -282,12 +295,15 @@ def mean_distance(pixels: Tensor) -> float:
 def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
     """The table's rows, in summary.json's fields and a few more, and what the sheet shows."""
     settings, groups = bench.settings, np.array(bench.asked)
-    adapters = [bench.trained(settings.seed + i) for i in range(settings.runs)]
-    names = [f"hypernoise-{i}" for i in range(settings.runs)]
-    ours = [hn.HyperNoise(adapter, name=name) for adapter, name in zip(adapters, names, strict=True)]
+    seeds = [settings.seed + i for i in range(settings.runs)]
+    adapters = {kind: [bench.trained(kind, seed) for seed in seeds] for kind in NETWORKS}
+    ours = [
+        hn.HyperNoise(adapter, name=f"{NETWORKS[kind].__name__}-{i}")
+        for kind, those in adapters.items()
+        for i, adapter in enumerate(those)
+    ]
     found = bench.drawn(bench.generator, [hn.Plain(), *ours, hn.BestOfN(2), hn.BestOfN(8), hn.ReNO(50)])
     plain = found["plain"].records
-    reports = [bench.kl(adapter) for adapter in adapters]
     exact = {"plain": 0.0, **{f"best-of-{n}": float(np.log(n) - (n - 1) / n) for n in (2, 8)}}
 
     def more(row: dict[str, Any], those: Sequence[Found], **what: Any) -> dict[str, Any]:
@@ -299,17 +315,24 @@ def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
         row = result_row(name, 1, found[name].records, plain, groups)
         return more(row, [found[name]], kl_exact=exact.get(name))
 
-    runs = [found[name] for name in names]
-    row = result_row("hypernoise", 1, [one.records for one in runs], plain, groups)
-    trained = settings.updates * BATCH
-    kl = {"kl_exact": float(np.mean([report.kl.value for report in reports])), "trained_pictures": trained}
-    kl |= {"kl_runs": [dataclasses.asdict(report) for report in reports]}
-    rows = [single("plain"), more(row, runs, **kl), single("best-of-2"), single("best-of-8"), single("reno-50")]
+    def trained(kind: str) -> dict[str, Any]:
+        runs = [found[f"{NETWORKS[kind].__name__}-{i}"] for i in range(settings.runs)]
+        reports = [bench.kl(adapter) for adapter in adapters[kind]]
+        kl = {"kl_exact": float(np.mean([report.kl.value for report in reports]))}
+        kl |= {"kl_runs": [dataclasses.asdict(report) for report in reports]}
+        row = result_row(kind, 1, [one.records for one in runs], plain, groups)
+        return more(row, runs, trained_pictures=settings.updates * BATCH, **kl)
+
+    rows = [single("plain"), *map(trained, NETWORKS), single("best-of-2"), single("best-of-8"), single("reno-50")]
     for look in settings.looks:
         name = f"fine-tuned, {look} updates"
         found[name] = bench.drawn(bench.tuned_to(look), [hn.Plain()])["plain"]
         rows.append(single(name) | {"kl": None, "trained_pictures": look * BATCH})  # the noise is not what changes
-    return rows, {"plain": found["plain"], "hypernoise": runs[0], "fine-tuned": found[rows[-1]["method"]]}
+    return rows, {
+        "plain": found["plain"],
+        "hypernoise": found["invertible-0"],
+        "fine-tuned": found[rows[-1]["method"]],
+    }
 
 
 COLUMNS = (  # heading, field, how it is written
@@ -321,8 +344,8 @@ COLUMNS = (  # heading, field, how it is written
     ("negative", "negative", ".3f"),
     ("irisless", "irisless", ".3f"),
     ("distance", "diversity", ".3f"),
-    ("½‖Δ‖²", "kl", ".2f"),
-    ("KL", "kl_exact", ".2f"),
+    ("KL, as trained", "kl", ".2f"),
+    ("KL, measured", "kl_exact", ".2f"),
     ("forwards", "denoiser_forwards", ".0f"),
     ("backwards", "denoiser_backwards", ".0f"),
     ("rewards", "reward_calls", ".0f"),

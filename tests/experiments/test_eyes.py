@@ -45,7 +45,7 @@ def test_it_runs_from_the_weight_files_to_the_table_and_goes_on(wheels, tmp_path
     summary = json.loads((output / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["results"]}
     assert list(rows) == [
-        *("plain", "hypernoise", "best-of-2", "best-of-8", "reno-50"),
+        *("plain", "hypernoise", "hypernoise, exact KL", "best-of-2", "best-of-8", "reno-50"),
         *(f"fine-tuned, {n} updates" for n in (1, 3)),
     ]
     assert all(f"| {method} |" in told for method in rows)
@@ -59,8 +59,9 @@ def test_it_runs_from_the_weight_files_to_the_table_and_goes_on(wheels, tmp_path
     assert rows["best-of-8"]["reward"] > rows["best-of-2"]["reward"] > rows["plain"]["reward"]
     assert rows["best-of-8"]["kl_exact"] == pytest.approx(1.2044, abs=1e-4)  # log 8 − 7/8
     assert rows["plain"]["kl_exact"] == 0
-    assert rows["hypernoise"]["trained_pictures"] == 48
-    assert len(rows["hypernoise"]["runs"]) == len(rows["hypernoise"]["kl_runs"]) == 2
+    for name in ("hypernoise", "hypernoise, exact KL"):
+        assert rows[name]["trained_pictures"] == 48
+        assert len(rows[name]["runs"]) == len(rows[name]["kl_runs"]) == 2
     assert rows["fine-tuned, 3 updates"]["reward"] != rows["fine-tuned, 1 updates"]["reward"]
     assert Image.open(output / "sheet.png").size[1] == eyes.HEAD + 3 * (eyes.TILE + eyes.GAP)
 
