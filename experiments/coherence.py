@@ -1,0 +1,105 @@
+"""How far a reward's slope reaches: whether there is a direction for a noise network to learn.
+
+    python -m experiments.coherence --output-dir runs/coherence --on scenes eyes
+
+A noise network answers with a smooth function of noise and prompt. Where the reward's gradient in the noise turns
+round within a short distance, most of what training averages over is noise, however much a search can gain there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import hypernoise as hn
+from experiments.base import main, table
+from experiments.eyes import COLOURS, Bench, Eyes
+from hypernoise.errors import at_least_one
+from hypernoise.evaluation.summary import write_summary
+from hypernoise.files import output_folder
+from hypernoise.generators.base import Generator
+from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
+from hypernoise.prompts import read_prompts
+from hypernoise.rewards.base import Reward
+
+DISTANCES = (0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Coherence:
+    """Compares the reward's gradient at a noise with the gradient at noises nearby.
+
+    A noise at distance s is (x + s·e) / √(1 + s²), e ~ N(0, I): as likely as x itself.
+    """
+
+    output_dir: Path = Path("runs/coherence")
+    on: tuple[Literal["scenes", "eyes"], ...] = ("scenes",)
+    """The embedded generator and reward, or the painted eyes, whose wheels `experiments.eyes` names."""
+    prompts: int = 24
+    """Training captions, at even distances in their list. Of the eyes: all eight colours."""
+    noises: int = 32
+    """Of each prompt."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "prompts", "noises", flags=True)
+
+    def run(self) -> int:
+        output_folder(self.output_dir)
+        rows = []
+        for name in self.on:
+            if name == "eyes":
+                bench = Bench.load(Eyes(self.output_dir))
+                case = bench.generator, bench.reward, COLOURS
+            else:
+                captions = read_prompts("scenes")
+                case = hn.load_generator("scenes"), hn.load_reward("scenes"), captions[:: len(captions) // self.prompts]
+            rows.append({"method": name, **coherence(*case, noises=self.noises, seed=self.seed)})
+        write_summary(self.output_dir, "python -m experiments.coherence", self, "cpu", rows)
+        headings = {f"cosine at {distance:g} [95 %]": (f"cosine_{distance:g}", ".3f") for distance in DISTANCES}
+        print(table(rows, {"median ‖∇‖": ("norm", ".2f"), **headings}))
+        return 0
+
+
+def coherence(
+    generator: Generator, reward: Reward, prompts: Sequence[str], *, noises: int, seed: int = 0
+) -> dict[str, Any]:
+    """The median norm of the reward's gradient in the noise, and the mean cosine between the gradients at noises and
+    at noises at each of DISTANCES, with 95 % intervals over prompts."""
+    norms, cosines = [], {distance: [] for distance in DISTANCES}
+    for number, prompt in enumerate(prompts):
+        samples = range(number * noises, (number + 1) * noises)
+        x, e = (
+            keyed_noise(generator.noise_shape, seed=seed, step=DIAGNOSIS_STEP + way, samples=samples) for way in (0, 1)
+        )
+        here = gradient(generator, reward, prompt, x)
+        norms.append(here.norm(dim=1))
+        for distance, found in cosines.items():
+            there = gradient(generator, reward, prompt, (x + distance * e) / (1 + distance**2) ** 0.5)
+            found.append(torch.cosine_similarity(here, there, dim=1).mean())
+    row: dict[str, Any] = {"norm": torch.cat(norms).median().item(), "prompts": len(prompts), "noises": noises}
+    for distance, found in cosines.items():
+        values = torch.stack(found)
+        row[f"cosine_{distance:g}"] = mean = values.mean().item()
+        if len(values) > 1:
+            error = 1.96 * values.std().item() / len(values) ** 0.5
+            row[f"cosine_{distance:g}_ci95"] = [mean - error, mean + error]
+    return row
+
+
+def gradient(generator: Generator, reward: Reward, prompt: str, noise: Tensor) -> Tensor:
+    """d reward / d noise of each sample, [B, d]."""
+    noise = noise.to(generator.device).requires_grad_()
+    prompts = [prompt] * len(noise)
+    scores = reward(generator.sample(noise, generator.encode(prompts)), prompts)
+    return torch.autograd.grad(scores.sum(), noise)[0].flatten(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Coherence))
