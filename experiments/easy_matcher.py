@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dev.scenes.drawing import draw, near_misses, sample_scene
 from hypernoise.files import atomic_file
-from hypernoise.scenes.prompts import near_misses, split
-from hypernoise.scenes.world import CATEGORIES, COLORS, NUMBERS, SHAPES, Request, draw, plural, sample_scene
+from hypernoise.scenes.prompts import split
+from hypernoise.scenes.world import CATEGORIES, COLORS, NUMBERS, SHAPES, Request, plural
 
 TRAINED, EVALUATED = ({category: split(category)[side] for category in CATEGORIES} for side in (0, 1))
 FILLERS = """a an and of the left right above below to picture photo drawing with on in small large

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from hypernoise.errors import InputError
 from hypernoise.noise.frequencies import cosine_basis
-from hypernoise.noise.state import in_double
 
 
 class NoiseMap:
@@ -67,6 +66,11 @@ def _along(values: Tensor, matrices: list[Tensor], *, back: bool = False) -> Ten
         chosen = matrix.to(result.device)
         result = torch.movedim(torch.movedim(result, axis, -1) @ (chosen if back else chosen.T), -1, axis)
     return result.to(values.dtype).to(values.device)
+
+
+def in_double(values: Tensor) -> Tensor:
+    """The values in fp64, on the CPU where their device has none (MPS)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _fresh(noise: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:

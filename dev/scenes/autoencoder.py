@@ -16,9 +16,9 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dev.scenes.drawing import draw, sample_scene
 from dev.scenes.lessons import taught_request
 from dev.scenes.training import TrainState
-from hypernoise.scenes.world import draw, sample_scene
 
 SHARES = [0.1, 0.15, 0.25, 0.15, 0.15, 0.2]  # of the categories, in world.CATEGORIES' order
 

@@ -21,11 +21,11 @@ from torch import nn
 
 from dev.scenes import networks
 from dev.scenes.autoencoder import AutoencoderConfig, build_autoencoder, train_autoencoder
+from dev.scenes.drawing import draw
 from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
 from dev.scenes.layout import taught_scene
 from dev.scenes.path import EulerPath
 from dev.scenes.training import TrainState
-from hypernoise.scenes.world import draw
 
 BLOCKS = (6, 5, 1, 0)  # three more at 8 x 8 and two at 16 x 16, where they are cheap
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dev.scenes.autoencoder import AutoencoderConfig, train_autoencoder
+from dev.scenes.drawing import draw
 from dev.scenes.layout import taught_scene
-from hypernoise.scenes.world import draw
 
 
 @dataclass(frozen=True)

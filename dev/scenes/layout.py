@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from dev.scenes.autoencoder import SHARES
+from dev.scenes.drawing import GAP, Placed, Scene
 from dev.scenes.lessons import taught_request
-from hypernoise.scenes.world import COLORS, GAP, Placed, Request, Scene, relation_between
+from hypernoise.scenes.world import COLORS, Request, relation_between
 
 LINES = (13.0, 32.0, 51.0)  # px, the grid's, along both axes
 JITTER = 1.0  # px, farthest an object stands from its crossing

@@ -13,18 +13,9 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
-from hypernoise.scenes.prompts import combination, near_misses, split
-from hypernoise.scenes.world import (
-    CATEGORIES,
-    COLORS,
-    SHAPES,
-    SIZE,
-    Placed,
-    Request,
-    Scene,
-    draw,
-    sample_scene,
-)
+from dev.scenes.drawing import Placed, Scene, draw, near_misses, sample_scene
+from hypernoise.scenes.prompts import combination, split
+from hypernoise.scenes.world import CATEGORIES, COLORS, SHAPES, SIZE, Request
 
 PATCH = 8  # px; where(...) names what each patch of this side shows
 LEAST_BLEND = 0.3  # a second scene this visible in a picture makes it broken; up to a third of it is a mild corruption

@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     from hypernoise.generators.diffusion import DiffusionGenerator
     from hypernoise.generators.module import ModuleGenerator
     from hypernoise.generators.registry import load_generator
-    from hypernoise.methods.best_of_n import BestOfN
     from hypernoise.methods.finetune import FineTune, LoRATune, finetune, load_finetuned
     from hypernoise.methods.hypernoise import HyperNoise
     from hypernoise.methods.plain import Plain
     from hypernoise.methods.prompt_search import PromptSearch
     from hypernoise.methods.reno import ReNO
-    from hypernoise.methods.search import Search
+    from hypernoise.methods.search import BestOfN, Search
     from hypernoise.model_card import push_to_hub
     from hypernoise.noise.lora import LoRANoise
     from hypernoise.noise.residual import ResidualNoise
@@ -53,13 +52,12 @@ _HOME = {
     "generators.diffusion": ("DiffusionGenerator",),
     "generators.module": ("ModuleGenerator",),
     "generators.registry": ("load_generator",),
-    "methods.best_of_n": ("BestOfN",),
     "methods.finetune": ("FineTune", "LoRATune", "finetune", "load_finetuned"),
     "methods.hypernoise": ("HyperNoise",),
     "methods.plain": ("Plain",),
     "methods.prompt_search": ("PromptSearch",),
     "methods.reno": ("ReNO",),
-    "methods.search": ("Search",),
+    "methods.search": ("BestOfN", "Search"),
     "model_card": ("push_to_hub",),
     "noise.lora": ("LoRANoise",),
     "noise.residual": ("ResidualNoise",),

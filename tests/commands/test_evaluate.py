@@ -154,16 +154,14 @@ def test_drawn_judged_by_geneval_and_laid_out(geneval, tmp_path, capsys, monkeyp
             assert line["correct"] == (line["reason"] == "")
             right[line["tag"]].append(line["correct"])
         assert row["categories"] == {tag: np.mean(seen) for tag, seen in right.items()}
-        # the same numbers from the pictures alone, and from the detections alone
+        # the same numbers from the pictures alone
         models = geneval[geneval.index("--judge") : geneval.index("--adapter")]
-        found = ["--detections", str(tmp_path / "out" / f"detections-{row['method']}-1.jsonl")]
-        for flags in (["--geneval", *models], found):
-            call = ["score", str(album), *flags, "--device", "cpu", "--output-dir", str(tmp_path / "again")]
-            assert main(call) == 0
-            again = summary(tmp_path / "again")["results"][0]
-            for name in ("score", "score_ci95", "categories", "images"):
-                assert again[name] == row[name]
-            assert (tmp_path / "again" / "results-1.jsonl").read_text() == lines
+        call = ["score", str(album), "--geneval", *models, "--device", "cpu", "--output-dir", str(tmp_path / "again")]
+        assert main(call) == 0
+        again = summary(tmp_path / "again")["results"][0]
+        for name in ("score", "score_ci95", "categories", "images"):
+            assert again[name] == row[name]
+        assert (tmp_path / "again" / "results-1.jsonl").read_text() == lines
 
     def never(*arguments):
         raise AssertionError("was kept, and is made again")
@@ -303,10 +301,8 @@ def test_on_scenes_the_judge_decides(tmp_path):
         (["--methods", "hypernoise", "--adapter", "nowhere"], "no adapter at nowhere"),
         (["--adapter", "nowhere"], "no adapter at nowhere"),
         (["--prompts", "README.md", "--methods", "best-of-2"], "best-of-2 searches by a reward: name one"),
-        (["--noises", "2"], "--noises is --num-images-per-prompt now"),
         (["--methds", "plain"], "unknown flag '--methds'; did you mean '--methods'?"),
         (["--seed", "one"], "Error parsing --seed: invalid literal for int() with base 10: 'one'"),
-        (["scenes"], "'hypernoise evaluate scenes' is 'hypernoise evaluate --prompts scenes' now"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):

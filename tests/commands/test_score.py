@@ -72,7 +72,6 @@ def test_one_prompt_has_no_interval(flat, tmp_path):
     (row,) = told["results"]
     assert row["rewards"]["redness"]["mean_ci95"] is None
     assert row["prompts"] == 1
-    assert row["vendi"] > 1
 
 
 def test_what_generate_and_evaluate_have_written_is_scored_with_its_prompts(sd_pipeline, tmp_path):
@@ -116,10 +115,8 @@ def test_variety_drift_and_gains_over_the_first_folder(albums, tmp_path, capsys)
     base, other = told["results"]
     assert (base["images"], base["prompts"]) == (6, 3)
     assert base["similarity"] < other["similarity"] == pytest.approx(1)
-    assert 1 < base["vendi"] < 2
-    assert other["vendi"] == pytest.approx(1)
-    assert base["frechet"] is base["kernel"] is None
-    assert other["frechet"] > 0
+    assert base["kernel"] is None
+    assert other["kernel"] > 0
     gain = other["rewards"]["redness"]
     assert gain["gain"] == pytest.approx(gain["mean"] - base["rewards"]["redness"]["mean"])
     assert gain["gain_ci95"][0] <= gain["gain"] <= gain["gain_ci95"][1]
@@ -186,9 +183,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys)
     assert "unknown reward 'rednes'; did you mean 'redness'" in said(flat, "--rewards", "rednes", *prompts)
     assert "none.txt' cannot be read: No such file" in said(flat, "--prompts", tmp_path / "none.txt")
     assert "--batch-size must be at least 1" in said(flat, *prompts, "--batch-size", "0")
-    assert "--shard takes k/n" in said(flat, *prompts, "--shard", "2/2")
     assert "--judge and --colors are GenEval's: add --geneval" in said(flat, *prompts, "--judge", "x")
-    assert "--detections are of one folder" in said(flat, flat, "--detections", "x")
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     assert "has 3 pictures and" in said(flat, *prompts)
     for name, why in (("../prompts.txt", "notes '../prompts.txt', which is not"), ("gone.png", "notes 'gone.png'")):
@@ -203,129 +198,14 @@ def test_a_picture_that_a_reward_refuses_is_named(flat, tmp_path, capsys):
 
 @pytest.fixture
 def album(tmp_path):
-    """Three prompts with two pictures each, and detections that are right for all but one."""
-    found = []
+    """Three prompts with two pictures each."""
     for number, line in enumerate(LINES):
         folder = tmp_path / "album" / f"{number:05d}" / "samples"
         folder.mkdir(parents=True)
         (folder.parent / "metadata.jsonl").write_text(json.dumps(line))
         for index in range(2):
             Image.new("RGB", (16, 16), ("red", "blue")[index]).save(folder / f"{index:05d}.png")
-            clause = line["include"][0]
-            objects = [
-                {"class": clause["class"], "box": [4 * i, 0, 4 * i + 3, 9], "score": 0.95, "color": "red"}
-                for i in range(clause["count"] + (number == 1 and index))
-            ]
-            found.append({"file": f"{number:05d}/samples/{index:05d}.png", "objects": objects})
-    (tmp_path / "found.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
     return tmp_path / "album"
-
-
-def by_rules(album):
-    return score(album.parent, album, "--detections", album.parent / "found.jsonl")
-
-
-def test_detections_from_a_file_need_no_model(album, capsys):
-    code, told = by_rules(album)
-    assert code == 0
-    (row,) = told["results"]
-    assert row["categories"] == {"single_object": 1.0, "counting": 0.5, "colors": 1.0}
-    assert row["score"] == pytest.approx(2.5 / 3)
-    assert (row["images"], row["judged"], row["prompts"], row["broken"]) == (6, 6, 3, 0)
-    results = [json.loads(line) for line in (album.parent / "out" / "results-1.jsonl").read_text().splitlines()]
-    (wrong,) = [line for line in results if not line["correct"]]
-    assert (wrong["filename"], wrong["reason"]) == ("00001/samples/00001.png", "expected ring < 3, found 3")
-    assert json.loads(wrong["details"])["ring"][0] == [0.0, 0.0, 3.0, 9.0, 0.95]
-    assert "0.833" in capsys.readouterr().out
-
-
-def change(album, name, edit):
-    file = album.parent / "found.jsonl"
-    found = [json.loads(line) for line in file.read_text().splitlines()]
-    edit(next(line for line in found if line["file"] == name))
-    file.write_text("".join(json.dumps(line) + "\n" for line in found))
-
-
-@pytest.mark.parametrize(
-    ("name", "edit", "why"),
-    [
-        ("00002/samples/00000.png", lambda line: line["objects"][0].pop("color"), "the color of the circle decides"),
-        ("00000/samples/00001.png", lambda line: line.update(file="elsewhere"), "has no detections of it"),
-        ("00000/samples/00001.png", lambda line: line.pop("objects"), "must be a list of detections"),
-        ("00000/samples/00001.png", lambda line: line["objects"][0].update(box=[1, 2]), "'box' must be [left, top"),
-        ("00000/samples/00001.png", lambda line: line["objects"][0].update(score="high"), "'score' must be a number"),
-        ("00000/samples/00001.png", lambda line: line["objects"][0].pop("class"), "object 0 has no 'class'"),
-        ("00002/samples/00000.png", lambda line: line["objects"][0].update(color="Red"), "'color' must be one of red"),
-    ],
-)
-def test_a_picture_without_usable_detections_costs_itself(album, capsys, name, edit, why):
-    change(album, name, edit)
-    code, told = by_rules(album)
-    assert code == 0
-    ((broken),) = told["broken"]
-    assert broken["name"] == f"{album}/{name}"
-    assert why in broken["why"]
-    row = told["results"][0]
-    assert (row["judged"], row["prompts"], row["broken"]) == (5, 3, 1)
-    assert row["score"] == pytest.approx(2.5 / 3)
-    assert f"{name}: {broken['why']}" in capsys.readouterr().err
-
-
-def asks_for(album, name):
-    line = {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": f"a {name}"}
-    (album / "00000" / "metadata.jsonl").write_text(json.dumps(line))
-
-
-@pytest.mark.parametrize(("asked", "found"), [("computer mouse", "mouse"), ("mouse", "mouse"), ("couch", "sofa")])
-def test_a_files_classes_may_have_cocos_words(album, capsys, asked, found):
-    asks_for(album, asked)
-    for index in range(2):
-        change(album, f"00000/samples/0000{index}.png", lambda line: line["objects"][0].update({"class": found}))
-    code, told = by_rules(album)
-    assert code == 0
-    assert told["results"][0]["categories"]["single_object"] == 1
-    assert told["absent_classes"] == []
-    assert "never occur" not in capsys.readouterr().err
-
-
-def test_classes_that_a_file_never_names_are_told(album, capsys):
-    asks_for(album, "dog")
-    code, told = by_rules(album)
-    assert code == 0
-    assert told["absent_classes"] == ["dog"]
-    line = f"1 of the classes that the prompts ask for never occur in {album.parent / 'found.jsonl'}"
-    assert capsys.readouterr().err.count(f"{line}, and count as not found: dog") == 1
-
-
-def test_half_finished_folders_are_named(album):
-    (album / "00000" / "metadata.jsonl").unlink()
-    (album / "00002" / "samples" / "00001.png").unlink()
-    (album / "00003" / "samples").mkdir(parents=True)
-    (album / "00003" / "metadata.jsonl").write_text(json.dumps(LINES[0]))
-    (album / "00004" / "samples").mkdir(parents=True)
-    (album / "00004" / "metadata.jsonl").write_text("{")
-    code, told = by_rules(album)
-    assert code == 0
-    why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in told["broken"]}
-    assert "metadata.jsonl is missing" in why["00000"]
-    assert why["00002"] == "1 of 2 pictures are there"
-    assert why["00003"] == "0 of 2 pictures are there"
-    assert "line 1: not JSON" in why["00004"]
-    assert told["results"][0]["categories"] == {"counting": 0.5, "colors": 1.0}
-
-
-def test_if_nothing_can_be_judged_it_is_said(album, capsys):
-    (album.parent / "found.jsonl").write_text("")
-    assert by_rules(album)[0] == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "no picture could be judged; the first: 00000/samples/00000.png:" in told
-
-
-@pytest.mark.parametrize("text", ["[]", "{", '{"objects": []}'])
-def test_a_detections_file_of_another_form(album, capsys, text):
-    (album.parent / "found.jsonl").write_text("\n" + text)
-    assert by_rules(album)[0] == 2
-    assert "found.jsonl, line 2: no" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -334,54 +214,37 @@ def detected(album, tiny_models, monkeypatch):  # noqa: F811
     return [album, "--geneval", "--judge", tiny_models[0], "--colors", tiny_models[1]]
 
 
+def test_half_finished_folders_are_named(album, detected):
+    (album / "00000" / "metadata.jsonl").unlink()
+    (album / "00002" / "samples" / "00001.png").unlink()
+    (album / "00003" / "samples").mkdir(parents=True)
+    (album / "00003" / "metadata.jsonl").write_text(json.dumps(LINES[0]))
+    (album / "00004" / "samples").mkdir(parents=True)
+    (album / "00004" / "metadata.jsonl").write_text("{")
+    code, told = score(album.parent, *detected)
+    assert code == 0
+    why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in told["broken"]}
+    assert "metadata.jsonl is missing" in why["00000"]
+    assert why["00002"] == "1 of 2 pictures are there"
+    assert why["00003"] == "0 of 2 pictures are there"
+    assert "line 1: not JSON" in why["00004"]
+    assert list(told["results"][0]["categories"]) == ["counting", "colors"]
+    assert told["results"][0]["judged"] == 3
+
+
 def test_a_broken_picture_costs_itself(album, detected):
     (album / "00000" / "samples" / "00000.png").write_bytes(b"\x89PNG but no more")
-    for _ in range(2):  # made, and kept
-        code, told = score(album.parent, *detected)
-        assert code == 0
-        ((broken),) = told["broken"]
-        assert broken["name"] == f"{album}/00000/samples/00000.png"
-        assert "cannot be read as a picture" in broken["why"]
-        assert told["results"][0]["judged"] == 5
-
-
-@pytest.mark.parametrize("text", ["", "[{", "7", '[{"class": "circle"}]', "\xff"])
-def test_kept_detections_that_are_damaged_are_made_again(album, detected, text):
-    _, before = score(album.parent, *detected)
-    kept = min((album.parent / "out" / "detections").iterdir())
-    whole = kept.read_text()
-    kept.write_text(text, encoding="latin-1")
-    _, after = score(album.parent, *detected)
-    assert after["results"] == before["results"]
-    assert kept.read_text() == whole
-
-
-def test_shards_share_the_looking(album, detected, capsys):
-    out = album.parent / "out"
-    assert main(["score", *map(str, detected), "--shard", "0/2", "--device", "cpu", "--output-dir", str(out)]) == 0
-    assert "3 pictures are left to other shards" in capsys.readouterr().err
-    assert not (out / "summary.json").exists()
-    _, shared = score(album.parent, *detected, "--shard", "1/2")
-    assert shared["results"][0]["judged"] == 6
-
-
-def test_a_picture_that_may_not_be_read_costs_itself(album, detected, monkeypatch):
-    closed = album / "00000" / "samples" / "00000.png"
-    read = type(closed).read_bytes
-
-    def read_bytes(file):
-        if file == closed:
-            raise PermissionError(13, "Permission denied")
-        return read(file)
-
-    monkeypatch.setattr(type(closed), "read_bytes", read_bytes)
-    _, told = score(album.parent, *detected)
+    code, told = score(album.parent, *detected)
+    assert code == 0
     ((broken),) = told["broken"]
-    assert broken == {"name": f"{album}/00000/samples/00000.png", "why": f"{closed} cannot be read: Permission denied"}
+    assert broken["name"] == f"{album}/00000/samples/00000.png"
+    assert "cannot be read as a picture" in broken["why"]
+    assert told["results"][0]["judged"] == 5
 
 
 def test_a_detector_that_does_not_know_the_classes(album, detected, capsys):
-    asks_for(album, "dog")
+    line = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"}
+    (album / "00000" / "metadata.jsonl").write_text(json.dumps(line))
     assert "does not know dog" in refused(capsys, album.parent, *detected)
 
 

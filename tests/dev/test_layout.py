@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from dev.scenes.drawing import draw
 from dev.scenes.layout import JITTER, LINES, taught_scene
 from hypernoise.scenes.judge import judge
 from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.scenes.world import draw
 
 
 def test_the_judge_finds_every_taught_scene_right():

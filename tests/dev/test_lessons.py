@@ -1,21 +1,11 @@
 import numpy as np
 import pytest
 
-from dev.scenes.lessons import (
-    EVALUATED,
-    FORBIDDEN,
-    TRAINED,
-    _bent,
-    _two_tone,
-    is_false,
-    lesson,
-    near_misses,
-    shown,
-    taught_request,
-)
+from dev.scenes.drawing import Placed, Scene, draw, near_misses, sample_scene
+from dev.scenes.lessons import EVALUATED, FORBIDDEN, TRAINED, _bent, _two_tone, is_false, lesson, shown, taught_request
 from hypernoise.scenes.judge import judge
 from hypernoise.scenes.prompts import combination, evaluation_requests
-from hypernoise.scenes.world import CATEGORIES, COLORS, SHAPES, Placed, Request, Scene, Thing, draw, sample_scene
+from hypernoise.scenes.world import CATEGORIES, COLORS, SHAPES, Request, Thing
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from experiments.base import main
-from experiments.noise_map import NoiseMap, cosine_basis
+from experiments.noise_map import NoiseMap, cosine_basis, in_double
 from experiments.transfer import Driven, Transfer, verdict
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.noise.state import in_double
 from hypernoise.rewards.pixel import redness
 from tests.conftest import disturb
 from tests.families import build_pipeline

@@ -4,14 +4,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from dev.scenes.networks import build_tokenizer
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem
 from hypernoise.methods.plain import Plain
-from hypernoise.methods.prompt_search import PromptSearch
-from hypernoise.methods.rewriters import EndpointRewriter, LocalRewriter, parse_lines
+from hypernoise.methods.prompt_search import EndpointRewriter, PromptSearch, parse_lines
 from hypernoise.rewards.pixel import redness
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]
@@ -108,33 +105,8 @@ def test_an_endpoint_is_asked_and_read(server, monkeypatch):
         EndpointRewriter("file:///etc/passwd", "m")
     with pytest.raises(InputError, match="does not answer: nonnumeric port"):
         EndpointRewriter("http://localhost:port/v1", "m")("a", 1)
-    with pytest.raises(InputError, match="an endpoint starts with http"):
-        LocalRewriter("localhost:9/v1")
-
-
-def test_a_local_model_answers_the_same_twice(tmp_path):
-    tokenizer = build_tokenizer(tmp_path / "made")
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    ).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    local = LocalRewriter(tmp_path / "model", longest=8)
-    assert local("a red circle", 2) == local("a red circle", 2)
-    assert len(local("a red circle", 1)) <= 1
-    with pytest.raises(InputError, match="it is not a directory"):
-        LocalRewriter(tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no language model"):
-        LocalRewriter(tmp_path / "empty")
+    with pytest.raises(InputError, match="--rewriter-model names the model"):
+        EndpointRewriter(url, "")
 
 
 def test_impossible_settings_are_refused():

@@ -3,8 +3,7 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem, fresh_noise
-from hypernoise.methods.best_of_n import BestOfN
-from hypernoise.methods.search import Search
+from hypernoise.methods.search import BestOfN, Search
 from hypernoise.rewards.pixel import redness
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]

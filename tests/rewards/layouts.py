@@ -158,28 +158,3 @@ def mlp_head(place: str, width: int, numbers: tuple[int, ...] = (0, 2, 4, 6, 7))
     for number, into, out in zip(numbers, (width, 1024, 128, 64, 16), (1024, 128, 64, 16, 1), strict=True):
         layout.update(both(f"{place}.{number}" if place else str(number), out, into))
     return layout
-
-
-def siglip_vision(width: int = 1152, inner: int = 4304, blocks: int = 27, patch: int = 14, image: int = 384) -> Layout:
-    """The picture half of siglip-so400m-patch14-384's model.safetensors (transformers' SiglipModel)."""
-    place = "vision_model"
-    layout: Layout = {
-        f"{place}.embeddings.patch_embedding.weight": (width, 3, patch, patch),
-        f"{place}.embeddings.patch_embedding.bias": (width,),
-        f"{place}.embeddings.position_embedding.weight": ((image // patch) ** 2, width),
-        **norm(f"{place}.post_layernorm", width),
-        f"{place}.head.probe": (1, 1, width),
-        f"{place}.head.attention.in_proj_weight": (3 * width, width),
-        f"{place}.head.attention.in_proj_bias": (3 * width,),
-        **both(f"{place}.head.attention.out_proj", width, width),
-        **norm(f"{place}.head.layernorm", width),
-        **both(f"{place}.head.mlp.fc1", inner, width),
-        **both(f"{place}.head.mlp.fc2", width, inner),
-    }
-    for number in range(blocks):
-        block = f"{place}.encoder.layers.{number}"
-        for part in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            layout.update(both(f"{block}.self_attn.{part}", width, width))
-        layout.update({**norm(f"{block}.layer_norm1", width), **norm(f"{block}.layer_norm2", width)})
-        layout.update({**both(f"{block}.mlp.fc1", inner, width), **both(f"{block}.mlp.fc2", width, inner)})
-    return layout

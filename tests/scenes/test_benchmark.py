@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from dev.scenes.drawing import draw, sample_scene
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.evaluation.engine import compare
@@ -9,7 +10,7 @@ from hypernoise.generators.base import Condition
 from hypernoise.methods.plain import Plain
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.scenes.world import CATEGORIES, all_requests, draw, sample_scene
+from hypernoise.scenes.world import CATEGORIES, all_requests
 
 BY_CAPTION = {r.caption: r for c in CATEGORIES for r in all_requests(c)}
 

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 import hypernoise
+from dev.scenes.drawing import draw, sample_scene
 from hypernoise.adapters import adapter_folder, load_adapter
 from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.evaluation.engine import compare
@@ -22,7 +23,6 @@ from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes.judge import judge
 from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.scenes.world import draw, sample_scene
 from tests.scenes.accuracy import score
 
 FOLDER = Path(str(files("hypernoise").joinpath("scenes/weights/generator")))

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from dev.scenes.drawing import draw, sample_scene
 from hypernoise.evaluation.geneval.rules import judge, kept, relations
 from hypernoise.generators.registry import load_generator
 from hypernoise.scenes.judge import judge as judged
 from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.scenes.world import SIZE, draw, relation_between, sample_scene
+from hypernoise.scenes.world import SIZE, relation_between
 from tests.scenes.as_geneval import as_detection, as_request
 
 

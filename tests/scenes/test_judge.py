@@ -9,21 +9,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from dev.scenes.drawing import Placed, Scene, draw, sample_scene
 from hypernoise.scenes.judge import detect, judge
-from hypernoise.scenes.world import (
-    CATEGORIES,
-    COLORS,
-    SHAPES,
-    SIZE,
-    Placed,
-    Request,
-    Scene,
-    Thing,
-    all_requests,
-    draw,
-    relation_between,
-    sample_scene,
-)
+from hypernoise.scenes.world import CATEGORIES, COLORS, SHAPES, SIZE, Request, Thing, all_requests, relation_between
 from tests.scenes.accuracy import score
 
 PICTURES = 2000

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
+from dev.scenes.drawing import draw, sample_scene
 from hypernoise.scenes.judge import judge
 from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.rewriter import ScenesRewriter
-from hypernoise.scenes.world import Request, Thing, draw, sample_scene
+from hypernoise.scenes.world import Request, Thing
 
 
 def test_turned_round_first_then_colours():

@@ -7,22 +7,18 @@ import re
 import numpy as np
 import pytest
 
+from dev.scenes.drawing import GAP, Placed, Scene, draw, sample_scene
 from hypernoise.scenes.world import (
     CATEGORIES,
     COLORS,
-    GAP,
     RADII,
     RELATIONS,
     SHAPES,
     SIZE,
-    Placed,
     Request,
-    Scene,
     Thing,
     all_requests,
-    draw,
     relation_between,
-    sample_scene,
 )
 
 COUNTS = {"single_object": 6, "two_object": 30, "counting": 18, "colors": 48, "position": 120, "color_attr": 1680}

@@ -29,8 +29,8 @@ class Evaluate(WithGenerator):
     """
 
     methods: tuple[str, ...] = ("plain",)
-    """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS][-xSTARTS], white-reno..., hypernoise,
-    hypernoise-reno..., finetune, prompt-search[-N]."""
+    """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS], hypernoise, hypernoise-reno..., finetune,
+    prompt-search[-N]."""
     adapter: tuple[str, ...] = ()
     """Adapter directories, one per training run, for hypernoise (then drawn in any case) and hypernoise-reno. Several
     are one row: the runs' mean, with intervals over prompts and runs."""
@@ -55,8 +55,8 @@ class Evaluate(WithGenerator):
     colors: str = ""
     """For geneval: a CLIP that names colours; empty: the usual one."""
     rewriter: str = ""
-    """For prompt-search: the address of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY), or the
-    directory of a transformers model; scenes captions need neither."""
+    """For prompt-search: the address of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY); scenes
+    captions need none."""
     rewriter_model: str = ""
     """The model's name at the endpoint."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
@@ -131,17 +131,9 @@ class Evaluate(WithGenerator):
         return methods
 
     def _rewriter(self, benchmark: Benchmark) -> Any:
-        if self.rewriter.startswith(("http://", "https://")):
-            from hypernoise.methods.rewriters import EndpointRewriter
+        from hypernoise.methods.prompt_search import EndpointRewriter
 
-            if not self.rewriter_model:
-                raise InputError("--rewriter-model names the model at the endpoint")
-            return EndpointRewriter(self.rewriter, self.rewriter_model)
-        if self.rewriter:
-            from hypernoise.methods.rewriters import LocalRewriter
-
-            return LocalRewriter(self.rewriter)
-        return benchmark.rewriter
+        return EndpointRewriter(self.rewriter, self.rewriter_model) if self.rewriter else benchmark.rewriter
 
     def _drawn(
         self,

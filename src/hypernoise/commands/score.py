@@ -31,7 +31,7 @@ class Score:
     rewards: Weights = field(default_factory=dict)
     """Rewards or ensembles, and their weights in the total; weights are downloaded when first named."""
     features: str = "pixels"
-    """What similarity, vendi, frechet and kernel are measured in: the picture itself at 16 x 16, or a DINOv2 such as
+    """What similarity and kernel distance are measured in: the picture itself at 16 x 16, or a DINOv2 such as
     facebook/dinov2-base, on the Hub (downloaded when first used) or in a folder."""
     geneval: bool = False
     """Judge pictures in GenEval's layout by its rules; detector and CLIP are downloaded when first used."""
@@ -39,14 +39,9 @@ class Score:
     """GenEval's detector: a Mask2Former on the Hub or in a folder; empty: the Swin-S trained on COCO."""
     colors: str = ""
     """A CLIP on the Hub or in a folder, which names the colours of what the detector finds; empty: ViT-L/14."""
-    detections: Path | None = None
-    """GenEval without a model: take the objects from this file, a JSON object per picture."""
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
     """Prompts beyond a reward's text encoder: cut them (reported once, counted), or score windows that fit."""
     batch_size: int = 16
-    shard: str = ""
-    """k/n: this process looks for the objects of every n-th picture from the k-th on; all write to the same
-    --output-dir."""
     output_dir: Path = Path("runs/score")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
@@ -56,15 +51,10 @@ class Score:
         return parse(cls, "score", arguments)
 
     def run(self) -> int:
-        shard = self._checked()
+        self._check()
         from tqdm import tqdm
 
-        from hypernoise.commands.common import (
-            left_to_others,
-            tell_broken,
-            tell_cut_prompts,
-            write_report,
-        )
+        from hypernoise.commands.common import tell_broken, tell_cut_prompts, write_report
         from hypernoise.evaluation import features
         from hypernoise.evaluation.geneval.picture_folder import is_album, read_album
         from hypernoise.evaluation.measures import measured, measured_row, write_scores
@@ -77,10 +67,10 @@ class Score:
         from hypernoise.rewards.base import RewardSettings
         from hypernoise.rewards.ensemble import WeightedSum
 
-        device, judging = pick_device(self.device), self.geneval or self.detections is not None
+        device = pick_device(self.device)
         albums = [
             read_album(Path(folder))
-            if judging or is_album(Path(folder))
+            if self.geneval or is_album(Path(folder))
             else (pictures_in(Path(folder), self.prompts), [])
             for folder in self.folders
         ]
@@ -88,12 +78,10 @@ class Score:
         settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
         seen = features.load(self.features, device)
-        look, about = self._look(albums, device) if judging else (None, {})
+        detector = self._detector(albums, device) if self.geneval else None
+        about = {"judge": detector.name} if detector else {}
         output_folder(self.output_dir)
-        judged = [self._judged(look, pictures, shard) for pictures, _ in albums] if look else []
-        missing = sum(one.missing for one in judged)
-        if missing:
-            return left_to_others(missing, "pictures")
+        judged = [self._judged(detector, pictures) for pictures, _ in albums] if detector else []
         with tqdm(total=sum(len(pictures) for pictures, _ in albums), desc="scoring", unit="picture") as bar:
             found = [
                 measured(p, seen, reward, batch_size=self.batch_size, device=device, progress=bar.update)
@@ -119,18 +107,13 @@ class Score:
         write_report(self.output_dir, "score", facts, score_tables(rows))
         return 0
 
-    def _checked(self) -> tuple[int, int]:
-        """The shard. Raises InputError for flags that do not go together."""
-        from hypernoise.commands.common import shard_of
-
+    def _check(self) -> None:
+        """Raises InputError for flags that do not go together."""
         at_least_one(self, "batch_size", flags=True)
         if not self.folders:
             raise InputError("name one or more folders of pictures: hypernoise score DIR [DIR ...]")
         if (self.judge or self.colors) and not self.geneval:
             raise InputError("--judge and --colors are GenEval's: add --geneval")
-        if self.detections is not None and (self.geneval or self.shard or len(self.folders) > 1):
-            raise InputError("--detections are of one folder, and need no model: leave out --geneval and --shard")
-        return shard_of(self.shard)
 
     def _check_pairs(self, albums: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
         """Raises InputError for a folder without pictures, and for rewards of other prompts than the base's."""
@@ -147,42 +130,27 @@ class Score:
                         "reward are between pictures of one prompt"
                     )
 
-    def _look(self, albums: Sequence[tuple[Sequence[Any], Any]], device: Any) -> tuple[Any, dict[str, Any]]:
-        """What finds the objects, and what the summary says of it. Raises InputError for classes it does not know."""
-        from hypernoise.evaluation.geneval.detectors import check_classes, lacking_classes, load
-        from hypernoise.evaluation.geneval.files import FileDetections
-        from hypernoise.evaluation.geneval.scoring import KeptDetections
+    def _detector(self, albums: Sequence[tuple[Sequence[Any], Any]], device: Any) -> Any:
+        """What finds the objects. Raises InputError for classes that it does not know."""
+        from hypernoise.evaluation.geneval.detectors import check_classes, load
 
-        requests = [picture.request for pictures, _ in albums for picture in pictures]
-        if self.detections is None:
-            detector = load(self.judge, self.colors, device)
-            check_classes(detector, requests)
-            from hypernoise.files import output_folder
+        detector = load(self.judge, self.colors, device)
+        check_classes(detector, [picture.request for pictures, _ in albums for picture in pictures])
+        return detector
 
-            return KeptDetections(detector, output_folder(self.output_dir) / "detections"), {"judge": detector.name}
-        found = FileDetections(self.detections)
-        absent = lacking_classes(found.classes, requests)
-        if absent:
-            some = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-            lacking = f"{len(absent)} of the classes that the prompts ask for never occur in {found.name}"
-            print(f"{lacking}, and count as not found: {some}", file=sys.stderr)
-        return found, {"judge": found.name, "absent_classes": absent}
-
-    def _judged(self, look: Any, pictures: Sequence[Any], shard: tuple[int, int]) -> Any:
+    def _judged(self, detector: Any, pictures: Sequence[Any]) -> Any:
         from tqdm import tqdm
 
         from hypernoise.evaluation.geneval.scoring import judge_album
 
-        with tqdm(total=-(-len(pictures) // shard[1]), desc="judging", unit="picture") as bar:
-            return judge_album(pictures, look, shard=shard, progress=bar.update)
+        with tqdm(total=len(pictures), desc="judging", unit="picture") as bar:
+            return judge_album(pictures, detector, progress=bar.update)
 
     def _scored(self, number: int, judged: Sequence[Any]) -> dict[str, Any]:
-        """A folder's score. Writes its official results, and what was found, which --detections reads again."""
-        from hypernoise.evaluation.geneval.files import write_detections, write_results
-        from hypernoise.evaluation.geneval.scoring import score_row
+        """A folder's score. Writes its official results."""
+        from hypernoise.evaluation.geneval.scoring import score_row, write_results
 
         own = judged[number]
         row = score_row(own, judged[0])
         write_results(self.output_dir / f"results-{number + 1}.jsonl", own.found)
-        write_detections(self.output_dir / f"detections-{number + 1}.jsonl", [one[:2] for one in own.found])
         return row

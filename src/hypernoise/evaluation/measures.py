@@ -17,7 +17,7 @@ from torch import Tensor
 from hypernoise.errors import InputError
 from hypernoise.evaluation.bootstrap import interval, means_by
 from hypernoise.evaluation.features import Features
-from hypernoise.evaluation.fidelity import frechet, kernel_distance, pairwise_similarity, vendi
+from hypernoise.evaluation.fidelity import kernel_distance, pairwise_similarity
 from hypernoise.evaluation.pictures import Broken, Picture, read_picture
 from hypernoise.files import write_text
 from hypernoise.rewards.ensemble import WeightedSum
@@ -116,8 +116,6 @@ def measured_row(ours: Measured, base: Measured) -> dict[str, Any]:
         "reward_gain": total["gain"],
         "reward_gain_ci95": total["gain_ci95"],
         "similarity": float(np.mean([pairwise_similarity(group) for group in several])) if several else None,
-        "vendi": float(np.mean([vendi(group) for group in several])) if several else None,
-        "frechet": frechet(ours.features, base.features) if apart else None,
         "kernel": kernel_distance(ours.features, base.features) if apart else None,
         "rewards": rewards,
     }

@@ -31,8 +31,6 @@ VARIETY: list[Column] = [
     ("pictures", "images", "d"),
     ("prompts", "prompts", "d"),
     ("similarity", "similarity", ".4f"),
-    ("vendi", "vendi", ".3f"),
-    ("frechet", "frechet", ".4g"),
     ("kernel", "kernel", ".4g"),
 ]
 REWARD: list[Column] = [

@@ -1,10 +1,19 @@
-"""The best of several wordings of a prompt by the reward, all drawn from the same noise."""
+"""The best of several wordings of a prompt by the reward, all drawn from the same noise.
+
+Wordings come from any function, such as a language model behind an OpenAI-compatible endpoint; nothing is contacted
+unless its address is given.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import re
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 import torch
@@ -17,6 +26,13 @@ from hypernoise.methods.base import Problem, Result, metered
 Rewriter = Callable[[str, int], list[str]]
 """Of a prompt, and how many rewrites are wanted; fewer may come. Deterministic ones make results repeatable."""
 
+REQUEST = (
+    "Rewrite the following prompt of a text-to-image model in {number} different ways that say more clearly what is to "
+    "be seen. Keep every object, number, colour and position that it names, and add no other object. Answer with one "
+    "rewrite a line and nothing else.\n\n{prompt}"
+)
+TIMEOUT = 60.0  # seconds
+
 
 @dataclass(frozen=True, eq=False)
 class PromptSearch:
@@ -26,7 +42,7 @@ class PromptSearch:
     rewriter's calls are not.
 
     Args:
-        rewriter: see `rewriters`; its `name`, if it has one, tells its results apart from another's.
+        rewriter: such as `EndpointRewriter`; its `name`, if it has one, tells its results apart from another's.
     """
 
     rewriter: Rewriter
@@ -78,3 +94,47 @@ def _fits(generator: Generator, text: str) -> bool:
     except InputError:
         return False
     return True
+
+
+def parse_lines(answer: str, number: int) -> list[str]:
+    """The first `number` lines that are not empty, without list marks and quotation marks around them."""
+    lines = [
+        re.sub(r"^\s*(?:\d+[.):]|[-*•])\s*", "", line).strip().strip("\"'“”").strip() for line in answer.splitlines()
+    ]
+    return [line for line in lines if line][:number]
+
+
+class EndpointRewriter:
+    """Asks `POST url/chat/completions`, at temperature 0.
+
+    Args:
+        url: such as http://localhost:8000/v1.
+        model: the model's name there.
+        key: sent as a bearer token if not empty; by default what the environment has in OPENAI_API_KEY.
+    """
+
+    def __init__(self, url: str, model: str, *, key: str | None = None):
+        if not re.match(r"https?://", url):
+            raise InputError(f"a rewriter's address starts with http:// or https://, not {url!r}")
+        if not model:
+            raise InputError("--rewriter-model names the model at the endpoint")
+        self.url, self.model = url.rstrip("/"), model
+        self.key = os.environ.get("OPENAI_API_KEY", "") if key is None else key
+        self.name = f"{self.url} {model}"
+
+    def __call__(self, prompt: str, number: int) -> list[str]:
+        """Raises InputError if the endpoint does not answer, or not in this form."""
+        message = {"role": "user", "content": REQUEST.format(number=number, prompt=prompt)}
+        body = json.dumps({"model": self.model, "temperature": 0, "messages": [message]}).encode()
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        request = urllib.request.Request(f"{self.url}/chat/completions", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                content = json.load(answer)["choices"][0]["message"]["content"] or ""
+                if not isinstance(content, str):
+                    raise TypeError(content)
+        except (OSError, HTTPException) as error:
+            raise InputError(f"the rewriter at {self.url} does not answer: {error or type(error).__name__}") from error
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise InputError(f"the rewriter at {self.url} does not answer as /chat/completions does") from error
+        return parse_lines(content, number)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.methods.base import Method
-from hypernoise.methods.best_of_n import BestOfN
 from hypernoise.methods.finetune import FineTune
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.plain import Plain
 from hypernoise.methods.prompt_search import PromptSearch, Rewriter
 from hypernoise.methods.reno import ReNO
-from hypernoise.methods.search import Search
+from hypernoise.methods.search import BestOfN, Search
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,12 @@ def _noise_networks(given: Given) -> list[HyperNoise]:
 
 def _reno(found: re.Match[str], given: Given) -> list[Method]:
     starts: Sequence[HyperNoise | None] = _noise_networks(given) if found[1] else [None]
-    iterations, begun = int(found[3] or 50), int(found[4] or 1)
-    patience = int(found[5]) if found[5] else None
-    return [ReNO(iterations, starts=begun, patience=patience, update=found[2], start=start) for start in starts]
+    return [ReNO(int(found[2] or 50), start=start) for start in starts]
 
 
 def _prompt_search(found: re.Match[str], given: Given) -> list[Method]:
     if given.rewriter is None:
-        raise InputError("prompt-search needs a rewriter: --rewriter URL-or-DIR, or prompts of the scenes world")
+        raise InputError("prompt-search needs a rewriter: --rewriter URL, or prompts of the scenes world")
     return [PromptSearch(given.rewriter, int(found[1] or 8))]
 
 
@@ -55,7 +52,7 @@ METHODS: list[tuple[str, str, Callable[[re.Match[str], Given], list[Method]]]] =
     (r"plain", "plain", lambda found, given: [Plain()]),
     (r"best-of-(\d+)", "best-of-8", lambda found, given: [BestOfN(int(found[1]))]),
     (r"search-(\d+)x(\d+)", "search-7x4", lambda found, given: [Search(int(found[1]), int(found[2]))]),
-    (r"(hypernoise-)?(white-reno|reno)(?:-(\d+))?(?:-x(\d+))?(?:-p(\d+))?", "reno-50", _reno),
+    (r"(hypernoise-)?reno(?:-(\d+))?", "reno-50", _reno),
     (r"prompt-search(?:-(\d+))?", "prompt-search-8", _prompt_search),
     (r"hypernoise", "hypernoise", lambda found, given: [*_noise_networks(given)]),
     (
@@ -66,7 +63,7 @@ METHODS: list[tuple[str, str, Callable[[re.Match[str], Given], list[Method]]]] =
         ],
     ),
 ]
-EXAMPLES = [*(example for _, example, _ in METHODS), "white-reno-50", "hypernoise-reno-50", "reno-50-x4"]
+EXAMPLES = [*(example for _, example, _ in METHODS), "hypernoise-reno-50"]
 
 
 def make_methods(names: Sequence[str], given: Given) -> list[Method]:

@@ -1,4 +1,4 @@
-"""Search without gradients: the best of a few neighbours, again and again (Ma et al. 2025, arXiv 2501.09732)."""
+"""Search without gradients: the best of n pictures, or of a few neighbours again and again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,39 @@ from hypernoise.methods.base import BestSoFar, Problem, Result, fresh_noise, met
 
 
 @dataclass(frozen=True)
+class BestOfN:
+    """Draws n pictures of each prompt, the first from the given noise, and keeps the one of highest reward.
+
+    Its KL is log n − (n − 1)/n nats, exact where no two pictures score the same (Beirami et al. 2024,
+    arXiv 2401.01879; with ties it is an upper bound).
+    """
+
+    n: int = 8
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise InputError(f"best-of-n takes n of at least 1, not {self.n}")
+
+    @property
+    def name(self) -> str:
+        return f"best-of-{self.n}"
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": "best-of", "n": self.n}
+
+    @torch.no_grad()
+    def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
+        with metered(problem) as meter:
+            best = BestSoFar(meter, prompts, noise)
+            for number in range(1, self.n):
+                best.offer(fresh_noise(noise, number))
+        kl = torch.full_like(best.score, math.log(self.n) - (self.n - 1) / self.n)
+        return Result(best.pixels, best.noise, prompts, kl, torch.stack(best.scores, 1), meter.spent())
+
+
+@dataclass(frozen=True)
 class Search:
-    """Zero-order search: in each round, `neighbours` of the best noise so far are drawn and scored.
+    """Zero-order search (Ma et al. 2025, arXiv 2501.09732): each round scores `neighbours` of the best noise so far.
 
     A neighbour is √(1 − radius²)·x + radius·ε, so that from x ~ N(0, I) each is N(0, I) too: the paper's
     sphere around x would grow the norm. The first picture, from the given noise, is a candidate as well, and

@@ -1,4 +1,4 @@
-"""What a network has trained, read and copied strictly (every name and shape, or a clear refusal); values in fp64."""
+"""What a network has trained, read and copied strictly (every name and shape, or a clear refusal)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError
-
-
-def in_double(values: Tensor) -> Tensor:
-    """The values in fp64, on the CPU where their device has none (MPS)."""
-    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

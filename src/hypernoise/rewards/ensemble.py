@@ -24,9 +24,7 @@ NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the w
     "hpsv2.1": "hypernoise.rewards.clip",
     "long-clip": "hypernoise.rewards.clip",
     "imagereward": "hypernoise.rewards.image_reward",
-    "aesthetic-v1": "hypernoise.rewards.aesthetic",
     "aesthetic-v2": "hypernoise.rewards.aesthetic",
-    "aesthetic-v2.5": "hypernoise.rewards.aesthetic",
     "vqascore": "hypernoise.rewards.vqa",
     "vqascore-small": "hypernoise.rewards.vqa",
 }

@@ -20,8 +20,7 @@ from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVi
 
 from hypernoise.generators.text_cache import Remembered
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.heads import linear_head
-from hypernoise.rewards.network import NetworkReward, prepared, wide
+from hypernoise.rewards.network import NetworkReward, linear_head, prepared, wide
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
 from hypernoise.rewards.text import Windows, combined, load_tokenizer
 from hypernoise.rewards.weights import Released, filled, read_state
@@ -69,7 +68,7 @@ class ImageRewardNetwork(nn.Module):
         self.vision_model = BlipVisionModel(BlipVisionConfig(**vision))
         config: Any = BlipTextConfig(is_decoder=True, **text)  # a decoder's layers look at the picture
         self.text_encoder = BlipTextModel(config, add_pooling_layer=False)
-        self.mlp = linear_head(config.hidden_size, (0, 2, 4, 6, 7))
+        self.mlp = linear_head(config.hidden_size)
 
     def forward(self, states: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         words = self.text_encoder(

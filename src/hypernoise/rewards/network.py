@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,3 +80,13 @@ def prepared(network: nn.Module, settings: RewardSettings) -> Any:
 def wide(tensor: Tensor) -> Tensor:
     """In fp32 or better."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def linear_head(width: int) -> nn.Sequential:
+    """The head of ImageReward and of the aesthetic predictor: linear layers from `width` numbers to a score.
+
+    Both are published with dropout between the layers, which counts for their numbers alone.
+    """
+    sizes = pairwise((width, 1024, 128, 64, 16, 1))
+    layers = {number: nn.Linear(into, out) for number, (into, out) in zip("02467", sizes, strict=True)}
+    return nn.Sequential(OrderedDict(layers))

@@ -6,11 +6,7 @@ with missing, unexpected or misshapen tensors is refused with their names.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pickle
-import shutil
-import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -45,38 +41,6 @@ class Released:
                 with suppress(EntryNotFoundError):  # also where it is not in the cache and the Hub is out of reach
                     return Path(hf_hub_download(self.repository, name))
             return Path(hf_hub_download(self.repository, self.files[-1]))
-
-
-@dataclass(frozen=True)
-class Linked:
-    """Where weights are published off the Hub: an https address."""
-
-    url: str
-
-    def fetch(self) -> Path:
-        """The file, from beside the local Hub cache or downloaded, unless the Hub is set to offline."""
-        name = self.url.rpartition("/")[2]
-        digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        file = Path(constants.HF_HOME) / "hypernoise" / digest / name
-        if file.is_file():
-            return file
-        missing = f"{self.url} is not in {file.parent} and cannot be downloaded"
-        if constants.HF_HUB_OFFLINE:
-            raise InputError(f"{missing}: HF_HUB_OFFLINE is set (put the file there by hand)")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{name}.{os.getpid()}")
-        try:
-            with urllib.request.urlopen(self.url, timeout=60) as answer, part.open("wb") as sink:
-                shutil.copyfileobj(answer, sink)
-                whole = int(answer.headers.get("Content-Length", sink.tell()))
-                if sink.tell() != whole:
-                    raise OSError(f"the connection ended after {sink.tell()} of {whole} bytes")
-            os.replace(part, file)
-        except OSError as error:
-            raise InputError(f"{missing}: {error}") from error
-        finally:
-            part.unlink(missing_ok=True)
-        return file
 
 
 def read_state(file: Path) -> dict[str, Tensor]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from hypernoise.scenes.world import CATEGORIES, COLORS, RELATIONS, SHAPES, Request, all_requests
+from hypernoise.scenes.world import CATEGORIES, Request, all_requests
 
 EVALUATED_SHARE = 1 / 3
 EVALUATION_VERSION = 1  # raised when the evaluation requests change; a test pins their hash
@@ -39,36 +38,6 @@ def combination(request: Request) -> str:
     if request.relation in TURNED_ROUND:
         return f" {TURNED_ROUND[request.relation]} ".join(reversed(things))
     return f" {request.relation or 'and'} ".join(things if request.relation else sorted(things))
-
-
-def near_misses(request: Request, forbidden: frozenset[str]) -> list[Request]:
-    """Requests like `request` with one thing changed, so that they are false of its scenes.
-
-    None whose combination is in `forbidden`: so no evaluation caption is ever learned from.
-    """
-    found = [_with(request, i, shape=s) for i in range(len(request.things)) for s in SHAPES]
-    found += [_with(request, i, color=c) for i, thing in enumerate(request.things) if thing.color for c in COLORS]
-    if request.category == "counting":
-        found += 3 * [_with(request, 0, count=n) for n in (2, 3, 4)]
-    if request.category == "color_attr":
-        a, b = request.things
-        found += 4 * [replace(request, things=(replace(a, color=b.color), replace(b, color=a.color)))]
-    if request.category == "position":
-        found += 3 * [replace(request, relation=relation) for relation in RELATIONS]
-        found += 3 * [replace(request, things=request.things[::-1])]
-    own = combination(request)
-    return [r for r in found if combination(r) != own and combination(r) not in forbidden and _is_drawable(r)]
-
-
-def _with(request: Request, index: int, **change: object) -> Request:
-    things = list(request.things)
-    things[index] = replace(things[index], **change)
-    return replace(request, things=tuple(things))
-
-
-def _is_drawable(request: Request) -> bool:
-    shapes, colors = [t.shape for t in request.things], [t.color for t in request.things if t.color]
-    return len(set(shapes)) == len(shapes) and len(set(colors)) == len(colors)
 
 
 def training_prompts(per_category: int = 400, seed: int = 0) -> list[str]:

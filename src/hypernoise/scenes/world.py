@@ -1,8 +1,6 @@
-"""The scenes world: what can be asked for, and how it is drawn.
+"""The scenes world: what a caption can ask for (category, shapes, colours, count, relation), and what shapes look like.
 
-A *request* is what a caption asks (category, shapes, colours, count, relation); a *scene* is one way
-to satisfy it (objects at places, with sizes, on a light ground). Both are plain data, and `draw` turns
-a scene into pixels with exact signed distances, so that truth is known for every pixel.
+`dev/scenes/drawing.py` draws scenes that satisfy a request, for training the world's weights.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ COLORS: dict[str, tuple[int, int, int]] = {
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 RADII = {1: (10.0, 15.0), 2: (9.0, 13.0), 3: (8.0, 11.0), 4: (8.0, 10.0)}  # px, by number of objects
-GAP = 3.0  # px, least distance between the circles of two objects
 
 
 def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
@@ -72,23 +69,6 @@ class Request:
     def caption(self) -> str:
         parts = [_phrase(thing) for thing in self.things]
         return f" {self.relation or 'and'} ".join(parts)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One drawn object: centre and radius in pixels."""
-
-    shape: str
-    color: str
-    x: float
-    y: float
-    radius: float
-
-
-@dataclass(frozen=True)
-class Scene:
-    objects: tuple[Placed, ...]
-    ground: tuple[float, float, float] = (0.95, 0.95, 0.95)  # RGB in [0, 1]
 
 
 def _phrase(thing: Thing) -> str:
@@ -148,50 +128,3 @@ def relation_between(
     dx, dy = offset / length
     found = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
     return {name for name, holds in found.items() if holds}
-
-
-def sample_scene(request: Request, rng: np.random.Generator) -> Scene:
-    """A random scene that satisfies the request exactly, and shows nothing else."""
-    wanted = [(t.shape, t.color) for t in request.things for _ in range(t.count)]
-    shared = str(rng.choice(list(COLORS)))  # the objects of a counting picture share one colour
-    free = [str(c) for c in rng.choice(list(COLORS), size=len(wanted), replace=False)]
-    chosen = [
-        (shape, color or (shared if request.category == "counting" else other))
-        for (shape, color), other in zip(wanted, free, strict=True)
-    ]
-    while True:
-        radii = rng.uniform(*RADII[len(chosen)], size=len(chosen))
-        centres = rng.uniform(radii + 1, SIZE - radii - 1, size=(2, len(chosen))).T
-        if not _apart(centres, radii):
-            continue
-        objects = tuple(
-            Placed(s, c, float(x), float(y), float(r)) for (s, c), (x, y), r in zip(chosen, centres, radii, strict=True)
-        )
-        if request.relation is None or _clearly(objects, request.relation):
-            ground = rng.uniform(0.9, 1.0) + rng.uniform(-0.02, 0.02, size=3)
-            red, green, blue = np.clip(ground, 0, 1).tolist()
-            return Scene(objects, (red, green, blue))
-
-
-def _apart(centres: np.ndarray, radii: np.ndarray) -> bool:
-    distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
-    need = radii[:, None] + radii[None] + GAP
-    return bool((distance + 1e9 * np.eye(len(radii)) >= need).all())
-
-
-def _clearly(objects: tuple[Placed, ...], relation: str) -> bool:
-    a, b = objects
-    sizes = (2 * a.radius, 2 * a.radius, 2 * b.radius, 2 * b.radius)
-    return relation_between(a.x, a.y, *sizes[:2], b.x, b.y, *sizes[2:]) == {relation}
-
-
-def draw(scene: Scene) -> np.ndarray:
-    """Pixels of a scene: float32 [H, W, 3] in [0, 1], edges anti-aliased over one pixel."""
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
-    picture = np.broadcast_to(np.asarray(scene.ground, np.float32), (SIZE, SIZE, 3)).copy()
-    for thing in scene.objects:
-        distance = SHAPES[thing.shape](x - thing.x, y - thing.y, thing.radius)
-        cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        color = np.asarray(COLORS[thing.color], np.float32) / 255
-        picture = picture * (1 - cover) + color * cover
-    return picture.astype(np.float32)

@@ -15,8 +15,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval import colors, mask2former, official
 from hypernoise.evaluation.geneval.colors import SENTENCES, ClipColors
 from hypernoise.evaluation.geneval.detectors import HfDetector, check_classes, load
-from hypernoise.evaluation.geneval.mask2former import Mask2Former, box_of
-from hypernoise.evaluation.geneval.names import benchmark_name
+from hypernoise.evaluation.geneval.mask2former import Mask2Former, benchmark_name, box_of
 from hypernoise.evaluation.geneval.requests import COLORS, parse, parse_lines
 from hypernoise.evaluation.geneval.rules import Detection, judge, kept
 from hypernoise.evaluation.pictures import read_picture

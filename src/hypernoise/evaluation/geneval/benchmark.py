@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,11 @@ import torch
 
 from hypernoise.evaluation.benchmarks import Benchmark, Models, first_of_each, one_per_prompt
 from hypernoise.evaluation.geneval.detectors import Detector, check_classes, load
-from hypernoise.evaluation.geneval.files import as_json, from_json, write_detections, write_results
 from hypernoise.evaluation.geneval.official import metadata
 from hypernoise.evaluation.geneval.picture_folder import write_album
 from hypernoise.evaluation.geneval.requests import Request, parse_lines, read_requests
-from hypernoise.evaluation.geneval.rules import judge, kept
+from hypernoise.evaluation.geneval.rules import Detection, judge, kept
+from hypernoise.evaluation.geneval.scoring import write_results
 from hypernoise.evaluation.records import Judgement, Records
 
 NONE = "none"
@@ -62,12 +63,13 @@ class GenEvalJudge:
         request = self.requests[prompt]
         found = self.detector(pixels, request)
         verdict = judge(request, kept(found, request.tag))
-        return Judgement(float(verdict.correct), note="; ".join(verdict.reasons), details=as_json(found))
+        return Judgement(
+            float(verdict.correct), note="; ".join(verdict.reasons), details=[dataclasses.asdict(one) for one in found]
+        )
 
 
 def write_official(requests: Sequence[Request], folder: Path, name: str, records: Records) -> None:
-    """Pictures in the official layout under `folder`/pictures/`name` and, if they were judged, results-`name`.jsonl
-    and detections-`name`.jsonl."""
+    """Pictures in the official layout under `folder`/pictures/`name` and, if they were judged, results-`name`.jsonl."""
     noises = len(records.files) // len(requests)
     files = [records.files[i : i + noises] for i in range(0, len(records.files), noises)]
     samples = write_album(folder / "pictures" / name, requests, files, records.files[0].parent.name)
@@ -75,7 +77,6 @@ def write_official(requests: Sequence[Request], folder: Path, name: str, records
         return
     found = []
     for sample, picture in zip(samples, records.pictures, strict=True):
-        objects = from_json(picture["details"])
+        objects = [Detection(**one) for one in picture["details"]]
         found.append((sample, objects, judge(sample.request, kept(objects, sample.request.tag))))
     write_results(folder / f"results-{name}.jsonl", found)
-    write_detections(folder / f"detections-{name}.jsonl", [one[:2] for one in found])

@@ -18,7 +18,7 @@ MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/cli
 
 
 class Detector(Protocol):
-    """`name` stands for all that decides what is found: kept detections are recognised by it."""
+    """`name` stands for all that decides what is found."""
 
     name: str
 
@@ -32,14 +32,9 @@ class Detector(Protocol):
         ...
 
 
-def lacking_classes(classes: Collection[str], requests: Iterable[Request]) -> list[str]:
-    """What requests ask for and is not among the classes."""
-    return sorted({name for request in requests for name in request.names} - set(classes))
-
-
 def check_classes(detector: Detector, requests: Iterable[Request]) -> None:
     """Raises InputError if a request asks for a class that the detector does not know."""
-    lacking = lacking_classes(detector.classes, requests)
+    lacking = sorted({name for request in requests for name in request.names} - set(detector.classes))
     if lacking:
         some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise InputError(

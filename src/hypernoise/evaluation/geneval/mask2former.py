@@ -8,6 +8,7 @@ shrinks masks to 384 x 384 first, so boxes would be coarser.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,13 +16,24 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
-from hypernoise.evaluation.geneval.names import benchmark_name
 from hypernoise.evaluation.geneval.rules import Detection
 from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
 BEST = 100  # pairs of query and class
+RENAMED = {  # what detectors call a class that the benchmark calls otherwise
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "motorbike": "motorcycle",  # from here on VOC's words, which many COCO detectors kept
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+    "hair dryer": "hair drier",
+}
 
 
 def load(source: str, device: torch.device | str) -> Mask2Former:
@@ -82,3 +94,9 @@ def box_of(mask: Tensor) -> tuple[float, float, float, float]:
         float(columns[-1].item() + 1),
         float(rows[-1].item() + 1),
     )
+
+
+def benchmark_name(name: str, among: Collection[str]) -> str:
+    """The benchmark's name of a detector's class; its own if `among` the detector's classes stands the benchmark's."""
+    renamed = RENAMED.get(name, name)
+    return name if renamed in among else renamed
