@@ -3,12 +3,14 @@ import os
 
 import pytest
 import torch
+from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from hypernoise.adapters import load_adapter, save_adapter
+from hypernoise.adapters import load_adapter, read_about, save_adapter
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.module import ModuleGenerator
+from hypernoise.noise.foreign import foreign_settings
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.spectral import SpectralNoise
@@ -263,3 +265,175 @@ def test_a_residual_network_goes_on_its_own_kind_of_generator_alone(tmp_path, sd
         load_adapter(ModuleGenerator(torch.nn.Identity(), noise_shape=(8,)), tmp_path / "f")
     with pytest.raises(InputError, match="does not fit 'pipeline'"):
         load_adapter(DiffusionGenerator(sd_pipeline()), tmp_path / "f")
+
+
+# --- damaged, changed and foreign files -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A module's generator, and the folder of an adapter on it."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 12), torch.nn.Sigmoid(), torch.nn.Unflatten(1, (3, 2, 2)))
+    generator = ModuleGenerator(module, noise_shape=(4,))
+    network = ResidualNoise((4,), width=3, depth=1)
+    torch.nn.init.normal_(network.network[-1].weight)
+    save_adapter(network, tmp_path / "small", generator=generator, training={"steps": 3})
+    return generator, tmp_path / "small"
+
+
+def say(folder, **changes):
+    """Changes what hypernoise.json says; names with __ reach into its mappings; ... takes a name away."""
+    about = json.loads((folder / "hypernoise.json").read_text())
+    for path, value in changes.items():
+        *outer, name = path.split("__")
+        place = about
+        for part in outer:
+            place = place[part]
+        place[name] = value
+        if value is ...:
+            del place[name]
+    (folder / "hypernoise.json").write_text(json.dumps(about))
+
+
+def test_the_same_weights_are_the_same_bytes(small, tmp_path):
+    generator, folder = small
+    network = load_adapter(generator, folder)
+    for number in range(8):  # of two entries of metadata half of the files would differ
+        save_adapter(network, tmp_path / f"{number}", generator=generator, training={"steps": 3})
+        for file in folder.iterdir():
+            assert (tmp_path / f"{number}" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_a_killed_save_left_is_gone_after_the_next(small):
+    generator, folder = small
+    (folder / ".adapter-abc").mkdir()
+    (folder / ".adapter-abc" / "adapter_model.safetensors").write_text("half")
+    save_adapter(load_adapter(generator, folder), folder, generator=generator)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "hypernoise.json"
+    ]  # fmt: skip
+
+
+def test_weights_or_settings_that_were_changed_are_refused_unless_the_digest_is_taken_out(small):
+    generator, folder = small
+    file = folder / "adapter_model.safetensors"
+    state = load_file(file)
+    name = next(name for name in state if name.endswith("2.weight") or name.endswith("1.weight"))
+    save_file({**state, name: state[name] + 1e-6}, file)
+    with pytest.raises(InputError, match="is not what was saved: .*take `digest` out of hypernoise.json"):
+        load_adapter(generator, folder)
+    save_file(dict(reversed(state.items())), file, metadata={"other": "order"})
+    load_adapter(generator, folder)
+    say(folder, training__steps=4)
+    with pytest.raises(InputError, match="is not what was saved"):
+        load_adapter(generator, folder)
+    say(folder, digest=...)
+    load_adapter(generator, folder)
+
+
+def test_a_changed_scale_of_a_lora_is_refused_and_leaves_no_lora(saved, sd_pipeline):
+    folder, _ = saved
+    say(folder, settings__alpha=7.0)
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    with pytest.raises(InputError, match="is not what was saved"):
+        load_adapter(generator, folder)
+    assert not any(".lora_" in name for name, _ in generator.denoiser.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w * torch.nan, "holds NaN or inf"),
+        (lambda w: w / 0, "holds NaN or inf"),
+        (lambda w: w > 0, "is torch.bool; trained weights are floating-point"),
+        (lambda w: w.to(torch.int8), "is torch.int8"),
+        (lambda w: w.to(torch.complex64), "is torch.complex64"),
+        (lambda w: w.to(torch.float8_e4m3fn), "is torch.float8_e4m3fn"),
+    ],
+    ids=["NaN", "inf", "bool", "int8", "complex", "fp8"],
+)
+def test_weights_that_no_training_gives_are_refused(small, change, message):
+    generator, folder = small
+    file = folder / "adapter_model.safetensors"
+    save_file({name: change(tensor) for name, tensor in load_file(file).items()}, file)
+    say(folder, digest=...)  # as of an earlier version
+    with pytest.raises(InputError, match=message):
+        load_adapter(generator, folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base__name": ...}, {"base": [1]}, {"base__name": 5}, {"base__probe": 3}, {"base__probe": ["a"]},
+        {"base__probe": [10**400]}, {"base__probe": [[1]]}, {"kind": [1]}, {"kind": None}, {"settings": [1]},
+        {"settings__depth": 2**31}, {"settings__depth": 4096}, {"settings__width": 2**63}, {"settings__width": [3]},
+        {"settings__width": -1}, {"settings__width": 10**400}, {"settings__width": "3"}, {"settings__noise_shape": 4},
+        {"settings__noise_shape": [4096] * 20}, {"settings__noise_shape": {"a": 1}}, {"settings__condition_size": 4000},
+        {"settings__other": 1}, {"format": [1]}, {"format": None}, {"settings__width": "w" * 5000},
+    ],
+    ids=lambda change: str(change)[:40],
+)  # fmt: skip
+def test_whatever_stands_in_hypernoise_json_gets_one_short_line(small, change):
+    generator, folder = small
+    say(folder, digest=..., **change)
+    with pytest.raises(InputError) as refused:
+        load_adapter(generator, folder)
+    assert len(str(refused.value)) <= 1010
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, '{"a": ' * 100_000, "", "null", "3", '"a"', "\0"])
+def test_json_of_any_kind_gets_one_line(small, text):
+    generator, folder = small
+    (folder / "hypernoise.json").write_text(text)
+    with pytest.raises(InputError, match="hypernoise.json"):
+        load_adapter(generator, folder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa_niter_4"}, {"init_lora_weights": "olora"},
+        {"init_lora_weights": "loftq"}, {"init_lora_weights": "corda"}, {"lora_bias": True}, {"bias": "all"},
+        {"modules_to_save": ["conv_in"]}, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"conv": 2}},
+        {"alpha_pattern": {"conv": 2}}, {"fan_in_fan_out": True}, {"layer_replication": [[0, 1]]},
+        {"trainable_token_indices": [1]}, {"target_parameters": ["weight"]}, {"use_qalora": True},
+        {"peft_type": "LOHA"}, {"something_of_a_later_peft": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_peft_that_a_noise_network_cannot_have_are_refused(tmp_path, fields):
+    peft = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "bias": "none", "init_lora_weights": "gaussian"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**peft, **fields, "lora_dropout": 0.1}))
+    (name,) = fields
+    with pytest.raises(InputError, match=f"has {name} = .*, which a noise network cannot have"):
+        foreign_settings(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**LoraConfig().to_dict(), **peft}))
+    assert foreign_settings(tmp_path) == {"rank": 4, "alpha": 4.0}
+
+
+@pytest.mark.parametrize("saver", ["denoiser", "pipeline"])
+def test_a_folder_that_diffusers_saved_is_read(saved, sd_pipeline, tmp_path, saver):
+    folder, expected = saved
+    pipeline = sd_pipeline()
+    pipeline.unet.add_adapter(LoraConfig.from_pretrained(str(folder)), adapter_name="f")
+    names = load_file(folder / "adapter_model.safetensors")
+    state = {name.removeprefix("base_model.model."): tensor for name, tensor in names.items()}
+    set_peft_model_state_dict(pipeline.unet, state, adapter_name="f")
+    if saver == "denoiser":
+        pipeline.unet.save_lora_adapter(tmp_path / "theirs", adapter_name="f")
+    else:
+        fields = pipeline.unet.peft_config["f"].to_dict()
+        type(pipeline).save_lora_weights(tmp_path / "theirs", unet_lora_layers=state, unet_lora_adapter_metadata=fields)
+    assert [file.name for file in (tmp_path / "theirs").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    network = load_adapter(generator, tmp_path / "theirs")
+    assert (network.settings["rank"], network.settings["alpha"]) == (4, 6.0)
+    assert torch.allclose(pictures(generator, network), expected, atol=0.02)  # theirs is given the noise unscaled
+
+
+def test_a_folder_of_diffusers_that_says_no_rank_is_named(tmp_path):
+    save_file({"conv_in.lora_A.weight": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(InputError, match=r"does not say its rank and alpha; write them beside it, .* in adapter_config\.json"):
+        read_about(tmp_path)

@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,21 +26,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.generators.hub import HUB_ID, fetch_adapter
 from hypernoise.generators.presets import PRESETS
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.foreign import CONFIG, DIFFUSERS, foreign_settings, is_foreign, without_component
 from hypernoise.noise.lora import LoRANoise, adaptable_layers
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.spectral import SpectralNoise, rebuilt
+from hypernoise.noise.stored import check_digest, check_settings, check_size, check_values, digest_of
 from hypernoise.rewards.weights import read_state
 from hypernoise.version import __version__
 
 FORMAT = 1
-WEIGHTS, PEFT_CONFIG, ABOUT = "adapter_model.safetensors", "adapter_config.json", "hypernoise.json"
+WEIGHTS, PEFT_CONFIG, ABOUT = "adapter_model.safetensors", CONFIG, "hypernoise.json"
 PICKLED = "adapter_model.bin"
+PART = ".adapter-"  # begins the name of a folder that is not yet whole
 PREFIX = "base_model.model."  # what PEFT puts before every name in its files
 NOTE = "a noise network (hypernoise): not an ordinary LoRA; its output layer leaves out the base path"
 
@@ -60,7 +65,9 @@ def save_adapter(
     if generator is None and not hasattr(network, "generator"):
         raise InputError("name the generator it was trained on: save_adapter(network, folder, generator=generator)")
     place = output_folder(Path(folder))
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=place) as temporary:
+    for left in place.glob(f"{PART}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PART, dir=place) as temporary:
         write_adapter(network, Path(temporary), generator=generator, training=training)
         (place / ABOUT).unlink(missing_ok=True)
         for name in (WEIGHTS, PEFT_CONFIG, ABOUT):
@@ -73,7 +80,7 @@ def write_adapter(
     """The three files, into a folder that exists."""
     base = network.generator if isinstance(network, LoRANoise) else generator
     state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in network.trainable_state().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt", "note": NOTE})
+    save_file(state, folder / WEIGHTS, metadata={"note": NOTE})  # of several safetensors shuffles the order
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     write_json(folder / PEFT_CONFIG, _peft_fields(network, base))
     about = {
@@ -86,7 +93,8 @@ def write_adapter(
         "base": base.describe() if base is not None else None,
         "training": dict(training),
     }
-    write_json(folder / ABOUT, about)
+    about = json.loads(json.dumps(about))  # as it will be read back
+    write_json(folder / ABOUT, {**about, "digest": digest_of(about, network.trainable_state())})
 
 
 def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
@@ -106,9 +114,11 @@ def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
     settings = about["settings"]
     if about.get("released"):
         settings = {**settings, **_released_settings(state, generator, folder)}
-    network = _build(about["kind"], settings, generator, folder)
+    check_settings(settings, state, folder / ABOUT)
+    network = _build(about["kind"], settings, state, generator, folder)
     try:
         network.load_trainable_state(state)
+        check_digest(about, state, folder)
     except InputError:
         if isinstance(network, LoRANoise):
             network.remove()
@@ -146,24 +156,26 @@ def _released_settings(state: dict[str, Tensor], generator: Any, folder: Path) -
 
 
 def _build(
-    kind: str, settings: dict[str, Any], generator: Any, folder: Path
+    kind: str, settings: dict[str, Any], state: Mapping[str, Tensor], generator: Any, folder: Path
 ) -> LoRANoise | ResidualNoise | SpectralNoise:
     has_denoiser = hasattr(generator, "denoise_first")
     try:
         if kind == SpectralNoise.kind:
+            check_size(partial(SpectralNoise, **settings), state, folder / ABOUT)
             return rebuilt(generator, settings)
         if kind == LoRANoise.kind and has_denoiser:
             return LoRANoise(generator, **settings)
         if kind == ResidualNoise.kind and not has_denoiser:
+            check_size(partial(ResidualNoise, **settings), state, folder / ABOUT)
             network = ResidualNoise(**settings).to(generator.device)
             if network.noise_shape != tuple(generator.noise_shape):
                 raise InputError(
                     f"{folder} takes noise of {network.noise_shape}, {generator.name!r} {generator.noise_shape}"
                 )
             return network
-    except TypeError as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(
-            f"{folder}/hypernoise.json has settings that a {kind!r} network does not take: {error}"
+            f"{folder}/hypernoise.json has settings that a {kind!r} network does not take: {first_line(error)}"
         ) from error
     if kind == "finetune":
         raise InputError(f"{folder} holds a fine-tuned LoRA, which is no noise network; --finetuned takes it")
@@ -175,23 +187,41 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"no adapter at {folder}: it is not a directory")
     file = folder / ABOUT
-    if not file.is_file() and (folder / PEFT_CONFIG).is_file() and not _is_ours(folder / WEIGHTS):
-        return _read_released(folder)
+    if not file.is_file() and is_foreign(folder) and not _is_ours(folder / WEIGHTS):
+        settings = foreign_settings(folder)
+        return {"format": FORMAT, "kind": LoRANoise.kind, "settings": settings, "base": None, "released": True}
     if not file.is_file():
         raise InputError(f"{folder} is not a hypernoise adapter: it has no hypernoise.json")
     try:
         about = json.loads(file.read_text())
         missing = {"format", "kind", "settings", "base"} - about.keys()
-        wrong = [name for name in ("settings", "base") if not isinstance(about.get(name) or {}, dict)]
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(f"{file} is not valid: {error}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file} is not valid: {first_line(error)}") from error
     if missing:
         raise InputError(f"{file} lacks {', '.join(sorted(missing))}")
-    if wrong:
-        raise InputError(f"{file} is not valid: {wrong[0]} must be a mapping")
     if about["format"] != FORMAT:
         raise InputError(f"{file} has format {about['format']}, this version reads {FORMAT}: upgrade hypernoise")
+    wrong = _wrong(about)
+    if wrong:
+        raise InputError(f"{file} is not valid: {wrong}")
     return about
+
+
+def _wrong(about: Mapping[str, Any]) -> str:
+    """What is not as `write_adapter` writes it; empty if all is."""
+    base = about["base"]
+    if not isinstance(about["kind"], str) or not isinstance(about["settings"], dict):
+        return "kind must be a word, and settings a mapping"
+    if base is None:
+        return ""
+    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
+        return "base must be a mapping with a name"
+    probe = base.get("probe", [])
+    if not isinstance(probe, list) or not all(
+        one is None or (type(one) in (int, float) and abs(one) < 1e30) for one in probe
+    ):
+        return "base.probe must be a list of numbers"
+    return ""
 
 
 def _is_ours(weights: Path) -> bool:
@@ -203,22 +233,6 @@ def _is_ours(weights: Path) -> bool:
             return (file.metadata() or {}).get("note") == NOTE
     except SafetensorError:
         return True
-
-
-def _read_released(folder: Path) -> dict[str, Any]:
-    """What an adapter in the authors' format says: PEFT's fields, of which only a plain LoRA's are understood."""
-    file = folder / PEFT_CONFIG
-    try:
-        fields = json.loads(file.read_text())
-        settings = {"rank": int(fields["r"]), "alpha": float(fields["lora_alpha"])}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file} is not a LoRA's configuration: {error!r}") from error
-    plain = {"peft_type": "LORA", "bias": "none"}
-    other = [name for name, value in plain.items() if fields.get(name, value) != value]
-    other += [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if fields.get(name)]
-    if other:
-        raise InputError(f"{file} has {other[0]} = {fields[other[0]]!r}, which a noise network has not")
-    return {"format": FORMAT, "kind": LoRANoise.kind, "settings": settings, "base": None, "released": True}
 
 
 def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> None:
@@ -248,12 +262,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     A released adapter's `adapter_model.bin` is read as tensors alone; our own format has no such file.
     """
     file, pickled = folder / WEIGHTS, folder / PICKLED
-    if not file.is_file():
+    if not file.is_file() and (folder / DIFFUSERS).is_file() and not (folder / ABOUT).is_file():
+        file = folder / DIFFUSERS
+    elif not file.is_file():
         if not pickled.is_file() or (folder / ABOUT).is_file():
             also = f", a pickled {PICKLED} is not read" if pickled.exists() else ""
             raise InputError(f"{folder} has no {WEIGHTS}{also}")
         file = pickled
-    return {name.removeprefix(PREFIX): tensor for name, tensor in read_state(file).items()}
+    state = {without_component(name.removeprefix(PREFIX)): tensor for name, tensor in read_state(file).items()}
+    check_values(state, file)
+    return state
 
 
 def _peft_fields(network: NoiseNetwork, base: Generator | None) -> dict[str, Any]:

@@ -9,9 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+LONGEST = 1000  # characters of a message
+
 
 class InputError(Exception):
-    """What was handed in cannot be used; the message names the value and what would be right."""
+    """What was handed in cannot be used; the message, one line, names the value and what would be right."""
+
+    def __str__(self) -> str:
+        line = " ".join(super().__str__().splitlines())
+        return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}"
 
 
 class TooLongError(InputError):

@@ -13,6 +13,8 @@ from typing import Any
 
 from hypernoise.errors import InputError, first_line
 
+UNFINISHED = ".tmp"  # ends the name of a file that is not yet whole
+
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
@@ -47,7 +49,7 @@ def write_text(file: Path, text: str) -> None:
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
     """A temporary path whose file becomes `file`, in place of an earlier one, when the block ends well."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # processes may write the same file at once
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{UNFINISHED}")  # processes may write the same file at once
     yield temporary
     os.replace(temporary, file)
 

@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hypernoise.adapters import check_base, read_about, read_weights
+from hypernoise.adapters import ABOUT, check_base, read_about, read_weights
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.methods.hypernoise import Adapter
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.stored import check_digest, check_settings
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.loop import TrainResult, train
@@ -74,9 +75,11 @@ def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:
         raise InputError(f"{folder} holds a {about['kind']!r} network, not a fine-tuned LoRA of {generator.name!r}")
     check_base(about, generator, folder)
     state = read_weights(folder)
+    check_settings(about["settings"], state, folder / ABOUT)
     network = LoRATune(generator, **about["settings"])
     try:
         network.load_trainable_state(state)
+        check_digest(about, state, folder)
     except InputError:
         network.remove()
         raise

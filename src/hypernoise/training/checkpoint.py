@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import torch
 
-from hypernoise.adapters import WEIGHTS, check_base, read_about, read_weights, write_adapter
+from hypernoise.adapters import PART, WEIGHTS, check_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, first_line
-from hypernoise.files import atomic_folder, write_json, writing
+from hypernoise.files import UNFINISHED, atomic_folder, write_json, writing
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 
@@ -80,9 +80,11 @@ def tidied(output: Path) -> None:
         folder = output / old.name.removeprefix(".").removesuffix(".old")
         if not folder.exists():
             old.replace(folder)
-    for name in (".checkpoint-*", ".adapter-*"):
+    for name in (".checkpoint-*", f"{PART}*", f"*/{PART}*"):
         for left in output.glob(name):
             shutil.rmtree(left, ignore_errors=True)
+    for file in output.glob(f".*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 def checkpoints(output: Path) -> list[Path]:
