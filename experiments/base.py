@@ -20,7 +20,6 @@ import tyro
 from tqdm import tqdm
 
 import hypernoise as hn
-from hypernoise.errors import at_least_one
 from hypernoise.evaluation.benchmarks import Benchmark, first_of_each, load_benchmark
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.evaluation.summary import write_summary
@@ -31,6 +30,7 @@ from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
+from hypernoise.settings import whole
 from hypernoise.training.config import recognised
 from hypernoise.training.metrics import rows_of
 
@@ -85,7 +85,7 @@ class Experiment:
         Raises:
             InputError: what does not exist or does not fit.
         """
-        at_least_one(self, "judged", "noises", flags=True)
+        whole(self, "judged", "noises", flags=True)
         recipe = hn.read_recipe(self.recipe)
         precision = resolve(recipe.mixed_precision, pick_device(self.device))
         recipe = dataclasses.replace(recipe, mixed_precision=precision.name)

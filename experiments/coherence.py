@@ -20,13 +20,13 @@ from torch import Tensor
 import hypernoise as hn
 from experiments.base import main, table
 from experiments.eyes import COLOURS, Bench, Eyes
-from hypernoise.errors import at_least_one
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import output_folder
 from hypernoise.generators.base import Generator
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.prompts import read_prompts
 from hypernoise.rewards.base import Reward
+from hypernoise.settings import whole
 
 DISTANCES = (0.1, 0.3, 1.0)
 
@@ -48,7 +48,7 @@ class Coherence:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least_one(self, "prompts", "noises", flags=True)
+        whole(self, "prompts", "noises", flags=True)
 
     def run(self) -> int:
         output_folder(self.output_dir)

@@ -40,7 +40,6 @@ from experiments.eye_networks import (
     weight_file,
 )
 from hypernoise.diagnostics.kl import KLReport
-from hypernoise.errors import at_least_one
 from hypernoise.evaluation.records import Records
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.evaluation.summary import write_summary
@@ -48,6 +47,7 @@ from hypernoise.files import atomic_file, output_folder
 from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.noise.state import copy_state
+from hypernoise.settings import whole
 from hypernoise.training.config import recognised
 
 JUDGED = 224  # px, what the classifier was trained at
@@ -70,7 +70,7 @@ class Eyes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least_one(self, "updates", "runs", flags=True)
+        whole(self, "updates", "runs", flags=True)
         if self.pictures < 3:
             raise hn.InputError(f"--pictures must be at least 3, not {self.pictures}")
 

@@ -32,12 +32,13 @@ from experiments.failure_modes import (
     weakest_that_break,
 )
 from hypernoise.diagnostics.diagnosis import findings
-from hypernoise.errors import at_least_one, unknown
+from hypernoise.errors import unknown
 from hypernoise.evaluation.records import Records
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import output_folder, write_json
 from hypernoise.methods.base import Method
 from hypernoise.prompts import read_mix
+from hypernoise.settings import whole
 from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.metrics import rows_of
 
@@ -68,7 +69,7 @@ class Failures(Experiment):
     seed: int = 0
 
     def run(self) -> int:
-        at_least_one(self, "updates", "looks", flags=True)
+        whole(self, "updates", "looks", flags=True)
         for name, least in (("points", 8), ("noises", 2)):
             if getattr(self, name) < least:
                 raise hn.InputError(f"--{name} must be at least {least}, not {getattr(self, name)}")

@@ -17,7 +17,7 @@ import torch
 from experiments.base import COLUMNS, Bench, Seeded, main, pooled, table
 from hypernoise.adapters import load_adapter, read_weights
 from hypernoise.diagnostics.kl import estimate_kl
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_as
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.plain import Plain
@@ -26,6 +26,7 @@ from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.noise.settings import Spectral as Settings
 from hypernoise.pipeline import attach, detach
 from hypernoise.prompts import spread
+from hypernoise.settings import whole
 
 SHOWN = {  # beside the columns of every experiment
     "parameters": ("parameters", ",d"),
@@ -59,7 +60,7 @@ class Spectral(Seeded):
     """Timed, of the plain pipeline and of each attached one."""
 
     def run(self) -> int:
-        at_least_one(self, "measured", "calls", flags=True)
+        whole(self, "measured", "calls", flags=True)
         if not self.ks:
             raise InputError("--ks takes numbers from 1, such as 2 4")
         variants: dict[str, Settings | None] = {"lora": None}

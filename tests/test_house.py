@@ -10,7 +10,7 @@ LINES = 15_950  # of src/hypernoise; to be lowered, as the next
 CORE_LINES = 6_850  # of its core: objective, noise, generators, rewards, training
 
 FLOORS = (  # a room may import rooms of its own floor, as long as none comes back, and of those below
-    {"errors", "files", "version", "precision", "quiet", "waiting"},
+    {"errors", "files", "version", "precision", "quiet", "settings", "waiting"},
     {"objective"},
     {"noise", "generators", "rewards"},
     {"adapters", "pipeline", "prompts"},

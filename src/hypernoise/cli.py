@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -42,8 +44,22 @@ USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help expla
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command. Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs a command. Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved; 141 the
+    reader of what is printed has left."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that does not know every character
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()  # not at exit, where an error is a traceback
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: list[str]) -> int:
     wait_passively()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -52,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     try:
+        for argument in arguments:
+            if not argument.isascii() and "\\ud" in ascii(argument):  # bytes that are not UTF-8
+                raise InputError(f"{argument} is not UTF-8 text")
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
         entry = COMMANDS[arguments[0]]

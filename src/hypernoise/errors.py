@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import math
+import reprlib
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,11 +13,13 @@ LONGEST = 1000  # characters of a message
 
 
 class InputError(Exception):
-    """What was handed in cannot be used; the message, one line, names the value and what would be right."""
+    """What was handed in cannot be used; the message, one printable line, names the value and what would be right."""
 
-    def __str__(self) -> str:
-        line = " ".join(super().__str__().splitlines())
-        return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}"
+    def __init__(self, message: str):
+        line = " ".join(message.splitlines())
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}"
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
 class TooLongError(InputError):
@@ -41,7 +43,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def no_traceback(what: str) -> Iterator[None]:
-    """Whatever a user's own code raises inside the block becomes an InputError that begins with `what`."""
+    """Whatever other people's code or files make raise in the block becomes an InputError that begins with `what`."""
     try:
         yield
     except Exception as error:
@@ -58,30 +60,22 @@ def located(error: Exception) -> str:
     return f"{first_line(error)} ({Path(place.filename).name}, line {place.lineno})"
 
 
-def at_least_one(settings: object, *names: str, flags: bool = False) -> None:
-    """Raises InputError for the first of these attributes that is below 1; None passes.
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 200, 200
 
-    `flags`: the message names them as on the command line, --batch-size for batch_size.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            shown = "--" + name.replace("_", "-") if flags else name
-            raise InputError(f"{shown} must be at least 1, not {value}")
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 128 else f"a whole number of {x.bit_length()} bits"
 
 
-def finite_weights(weights: Mapping[str, float]) -> None:
-    """Raises InputError for what maps no names to weights, or the first weight that is infinite or not a number."""
-    if not isinstance(weights, Mapping):
-        raise InputError(f"rewards map names to weights, such as {{'redness': 1.0}}; this is {weights!r}")
-    for name, weight in weights.items():
-        if not (isinstance(weight, int | float) and math.isfinite(weight)):
-            raise InputError(f"the weight of reward {name!r} must be a number, not {weight!r}")
+shown = _Short().repr
+"""A value for a message, shortened where it is long or deep."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not in a table, with the nearest one that is."""
     options = sorted(known)
-    near = difflib.get_close_matches(name, options, n=1)
+    near = difflib.get_close_matches(str(name)[:LONGEST], options, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
-    return InputError(f"unknown {kind} {name!r}; {hint}")
+    return InputError(f"unknown {kind} {shown(name)}; {hint}")

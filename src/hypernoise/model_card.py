@@ -17,7 +17,7 @@ from hypernoise.adapters import ABOUT, PEFT_CONFIG, WEIGHTS, read_about, read_we
 from hypernoise.errors import InputError, first_line
 from hypernoise.evaluation.result_rows import empty_row
 from hypernoise.evaluation.tables import name_of, result_tables
-from hypernoise.files import read_json
+from hypernoise.files import kept_json
 from hypernoise.generators.hub import HUB_ID, UNREACHABLE
 from hypernoise.generators.presets import PRESETS
 
@@ -137,8 +137,9 @@ def _code(base: Mapping[str, Any], kind: str, repository: str) -> str:
 def _summary(measured: str | Path | None) -> dict[str, Any]:
     if measured is None:
         return {}
-    found = read_json(Path(measured) / "summary.json")
-    if not isinstance(found, dict) or not all("method" in row for row in found.get("results", [{}])):
+    found = kept_json(Path(measured) / "summary.json")
+    rows = found.get("results") if found and isinstance(found.get("arguments"), dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "method" in row for row in rows):
         raise InputError(f"{measured} holds no results of hypernoise evaluate, quickstart or train (summary.json)")
     return found
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError, first_line, shown
+from hypernoise.files import check_file, parse_json, read_json, read_text
 
 PROMPT_SETS = {"scenes": ("hypernoise.scenes.prompts", "training_prompts")}
-COLUMNS = ("prompt", "caption", "text")  # looked for in this order
+COLUMNS = ("prompt", "caption", "text", "prompts", "captions")  # looked for in this order, in any case
+LISTS = ("annotations", "results")  # of COCO's captions, and of what `hypernoise generate` writes
 STREAMED = 1_000_000  # prompts that are read of a dataset at most
 HUB = "hf:"
 BLOCK = 1000  # samples over which a mix keeps to its weights
@@ -26,8 +27,9 @@ MIXING = 2**31  # in the key of a mix's order: no source has this number
 def read_prompts(source: str) -> list[str]:
     """The prompts of a file, of a named set ("scenes"), or of a dataset on the Hub, in their order.
 
-    Files: .json, .jsonl, .csv, .tsv and .parquet, of which the column prompt, caption or text is read; any other is
-    text with a prompt a line. hf:DATASET[:SPLIT[:COLUMN]] is streamed and only the column kept, up to a million.
+    Files: .json, .jsonl, .csv, .tsv and .parquet, of which the column prompt, caption or text is read, in any case;
+    a .json may also map names to prompts, or be COCO's captions. Any other is text with a prompt a line.
+    hf:DATASET[:SPLIT[:COLUMN]] is streamed and only the column kept, up to a million.
 
     Raises:
         InputError: no such file, not its format, no such column, no prompt in it, or a package that is missing.
@@ -38,12 +40,7 @@ def read_prompts(source: str) -> list[str]:
     if source.startswith(HUB):
         found = list(_hub(source))
     else:
-        try:
-            found = list(FORMATS.get(Path(source).suffix.lower(), _text)(source))
-        except OSError as error:
-            raise InputError(f"prompts {source!r} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"prompts {source!r} is not UTF-8 text") from error
+        found = list(FORMATS.get(Path(source).suffix.lower(), _text)(source))
     prompts = [prompt.strip() for prompt in found if prompt.strip()]
     if not prompts:
         raise InputError(f"prompts {source!r} holds no prompt; write one a line")
@@ -51,54 +48,72 @@ def read_prompts(source: str) -> list[str]:
 
 
 def _text(source: str) -> list[str]:
-    return Path(source).read_text(encoding="utf-8-sig").splitlines()
+    return read_text(source, f"prompts {source!r}").split("\n")
 
 
 def _jsonl(source: str) -> Iterator[str]:
     """A line is an object with a column, or a string."""
     for number, line in enumerate(_text(source), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"prompts {source!r}, line {number} is not JSON: {error.msg}") from error
-        yield _of(row, source, f"line {number}")
+        if line.strip():
+            yield _of(parse_json(line, f"prompts {source!r}, line {number}"), source, f"line {number}")
 
 
 def _json(source: str) -> Iterator[str]:
-    """A list of objects with a column, or of strings."""
-    try:
-        rows = json.loads("\n".join(_text(source)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"prompts {source!r} is not JSON: {first_line(error)}") from error
+    """A list of objects with a column, or of strings; or an object of such by their names.
+
+    Of an object that is about prompts, such as COCO's captions or a summary.json, the list of them is read.
+    """
+    rows = read_json(source, f"prompts {source!r}")
+    if isinstance(rows, dict):
+        named = {name.lower(): value for name, value in rows.items()}
+        listed = next((named[name] for name in (*LISTS, *COLUMNS) if name in named), rows)
+        rows = list(listed.values()) if isinstance(listed, dict) else listed
     if not isinstance(rows, list):
-        raise InputError(f"prompts {source!r} must be a list of objects or strings; for a line each name it .jsonl")
+        raise InputError(
+            f"prompts {source!r} must be a list of objects or strings, or map names to them; for a line each name it "
+            ".jsonl"
+        )
     for number, row in enumerate(rows, 1):
         yield _of(row, source, f"entry {number}")
 
 
 def _of(row: Any, source: str, place: str) -> str:
     if not isinstance(row, str | dict):
-        raise InputError(f"prompts {source!r}, {place} must be an object or a string, not {json.dumps(row)!r}")
-    return row if isinstance(row, str) else _cell(row, _column(row, source), source, place)
+        raise InputError(f"prompts {source!r}, {place} must be an object or a string, not {shown(row)}")
+    return row if isinstance(row, str) else _cell(row[_column(row, source)], source, place)
 
 
-def _csv(source: str, delimiter: str = ",") -> Iterator[str]:
+def _csv(source: str) -> Iterator[str]:
+    """Strictly: a quote that is not closed would swallow the lines after it."""
+    rows = csv.reader((f"{line}\n" for line in _text(source)), strict=True)
+    before = 0
     try:
-        with Path(source).open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter=delimiter)
-            column = _column(rows.fieldnames or (), source)
-            for number, row in enumerate(rows, 2):
-                yield _cell(row, column, source, f"line {number}")
-    except csv.Error as error:  # such as a field of more than 131072 characters, where a quote is not closed
-        raise InputError(f"prompts {source!r} is not a table of prompts: {first_line(error)}") from error
+        place = _place(next(rows, []), source)
+        before = rows.line_num
+        for row in rows:
+            if row:
+                yield _cell(row[place] if place < len(row) else None, source, f"line {rows.line_num}")
+            before = rows.line_num
+    except csv.Error as error:  # such as a quote that is not closed, or a field of more than 131072 characters
+        raise InputError(f"prompts {source!r}: the row at line {before + 1} is not CSV: {error}") from error
+
+
+def _tsv(source: str) -> Iterator[str]:
+    """A line is a row; quotes are part of a text, unless they enclose it."""
+    lines = _text(source)
+    place = _place(lines[0].split("\t"), source)
+    for number, line in enumerate(lines[1:], 2):
+        if line.strip():
+            cells = line.split("\t")
+            text = cells[place] if place < len(cells) else None
+            if text and len(text) > 1 and text[0] == text[-1] == '"':
+                text = text[1:-1].replace('""', '"')
+            yield _cell(text, source, f"line {number}")
 
 
 def _parquet(source: str) -> list[str]:
     parquet = _extra("pyarrow.parquet", f"prompts {source!r} is a parquet file")
-    with Path(source).open("rb"):  # a missing file is the usual OSError
-        pass
+    check_file(source, f"prompts {source!r}")
     try:
         column = _column(parquet.read_schema(source).names, source)
         return [str(value) for value in parquet.read_table(source, columns=[column])[column].to_pylist() if value]
@@ -110,7 +125,7 @@ FORMATS: dict[str, Callable[[str], Iterable[str]]] = {
     ".json": _json,
     ".jsonl": _jsonl,
     ".csv": _csv,
-    ".tsv": partial(_csv, delimiter="\t"),
+    ".tsv": _tsv,
     ".parquet": _parquet,
 }
 
@@ -142,19 +157,24 @@ def _extra(module: str, why: str) -> Any:
 
 
 def _column(names: Iterable[str], source: str) -> str:
-    known = list(names)
+    given = list(names)
+    known = {name.strip().lower(): name for name in reversed(given)}
     for column in COLUMNS:
         if column in known:
-            return column
+            return known[column]
     raise InputError(
-        f"prompts {source!r} has no column {', '.join(COLUMNS)}; its columns: {', '.join(known) or 'none'}"
+        f"prompts {source!r} has no column {', '.join(COLUMNS[:3])}; its columns: {', '.join(given) or 'none'}"
     )
 
 
-def _cell(row: Mapping[str, Any], column: str, source: str, place: str) -> str:
-    if not isinstance(row[column], str):
-        raise InputError(f"prompts {source!r}, {place}: {column} must be text, not {row[column]!r}")
-    return row[column]
+def _place(names: list[str], source: str) -> int:
+    return names.index(_column(names, source))
+
+
+def _cell(value: Any, source: str, place: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"prompts {source!r}, {place}: a prompt must be text, not {shown(value)}")
+    return value
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def test_what_is_spent_adds_up():
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(InputError, match="n of at least 1, not 0"):
+    with pytest.raises(InputError, match="n must be at least 1, not 0"):
         BestOfN(0)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError
+from hypernoise.settings import seed_in_range, whole
 from hypernoise.training.config import Weights
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ class App(WithGenerator):
         return cls.parse_as("app", arguments)
 
     def run(self) -> int:
-        from hypernoise.commands.common import check_seed
 
-        check_seed(self.seed)
+        seed_in_range(self.seed, "--seed")
+        whole(self, "port", least=0, most=65_535, flags=True)
         page = self.page()
         try:
             serve(page, self.port)

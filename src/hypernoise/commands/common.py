@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, shown
 from hypernoise.files import write_text
 from hypernoise.version import __version__
 
@@ -37,11 +38,6 @@ def write_report(
     print(f"report: {output / 'report.html'}", file=sys.stderr)
 
 
-def check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**63:
-        raise InputError(f"--seed must be from 0 to 2**63 - 1, not {seed}")
-
-
 def shard_of(text: str) -> tuple[int, int]:
     """(k, n) of "k/n"; if empty, this process's number among those of its launcher, (0, 1) without one.
 
@@ -52,10 +48,10 @@ def shard_of(text: str) -> tuple[int, int]:
         from hypernoise.training.processes import launched
 
         return launched()
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {text!r}")
-    return int(index), int(count)
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {shown(text)}")
+    return int(found[1]), int(found[2])
 
 
 def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from hypernoise.commands.generator import WithGenerator
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.errors import InputError
+from hypernoise.settings import MOST_AT_ONCE, whole
 from hypernoise.training.config import Weights
 
 
@@ -41,7 +42,9 @@ class Diagnose(WithGenerator):
     def run(self) -> int:
         if self.adapter is None:
             raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
-        at_least_one(self, "num_inference_steps", "batch_size", flags=True)
+        whole(self, "num_inference_steps", flags=True)
+        whole(self, "batch_size", "noises", most=MOST_AT_ONCE, flags=True)
+        whole(self, "pictures", least=0, flags=True)
         from hypernoise.adapters import adapter_folder, load_adapter, read_about
         from hypernoise.diagnostics.diagnosis import diagnose, findings
         from hypernoise.evaluation.diagnosis_charts import charts

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from hypernoise.commands.generator import WithGenerator
-from hypernoise.errors import InputError, TooLongError, at_least_one
+from hypernoise.errors import InputError, TooLongError
+from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 from hypernoise.training.config import Weights
 
 if TYPE_CHECKING:
@@ -100,11 +101,10 @@ class Evaluate(WithGenerator):
 
     def _checked(self) -> tuple[int, int]:
         """The shard. Raises InputError for impossible numbers."""
-        from hypernoise.commands.common import check_seed, shard_of
+        from hypernoise.commands.common import shard_of
 
-        at_least_one(self, "num_images_per_prompt", "batch_size", flags=True)
-        if self.count < 0:
-            raise InputError(f"--count must be 0 (all) or more, not {self.count}")
+        whole(self, "num_images_per_prompt", "batch_size", most=MOST_AT_ONCE, flags=True)
+        whole(self, "count", least=0, flags=True)
         if not self.num_inference_steps or min(self.num_inference_steps) < 1:
             raise InputError(
                 f"--num-inference-steps takes numbers from 1, such as 1 2 4, not {list(self.num_inference_steps)}"
@@ -112,7 +112,7 @@ class Evaluate(WithGenerator):
         for flag, given in (("num-inference-steps", self.num_inference_steps), ("adapter", self.adapter)):
             if len(set(given)) < len(given):
                 raise InputError(f"--{flag} takes each once, not {' '.join(map(str, given))}")
-        check_seed(self.seed)
+        seed_in_range(self.seed, "--seed")
         return shard_of(self.shard)
 
     def _methods(self, benchmark: Benchmark) -> list[Method]:

@@ -13,8 +13,9 @@ from typing import Annotated, Self
 import tyro
 
 from hypernoise.commands.generator import WithGenerator
-from hypernoise.errors import InputError, at_least_one
-from hypernoise.files import read_json, write_json
+from hypernoise.errors import InputError
+from hypernoise.files import kept_json, write_json
+from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Generate(WithGenerator):
         return cls.parse_as("generate", arguments)
 
     def run(self) -> int:
-        from hypernoise.commands.common import check_seed, left_to_others, shard_of
+        from hypernoise.commands.common import left_to_others, shard_of
         from hypernoise.evaluation.summary import write_summary
 
-        at_least_one(self, "num_inference_steps", "num_images_per_prompt", flags=True)
-        check_seed(self.seed)
+        whole(self, "num_inference_steps", flags=True)
+        whole(self, "num_images_per_prompt", most=MOST_AT_ONCE, flags=True)
+        seed_in_range(self.seed, "--seed")
         if not self.prompts:
             raise InputError('give at least one prompt: hypernoise generate "a red circle"')
         index, count = shard_of(self.shard)
@@ -102,7 +104,7 @@ class Generate(WithGenerator):
         fields["mixed_precision"] = self.precision().name  # "auto" may be another on another machine
         settings = json.loads(json.dumps(fields, default=str))  # as the file has them
         file = self.output_dir / "drawn.json"
-        noted = read_json(file) if shared else None
+        noted = kept_json(file) if shared else None
         if noted is not None:
             for name, value in settings.items():
                 if noted.get(name) != value:

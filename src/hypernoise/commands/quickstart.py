@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from hypernoise.commands.flags import parse
-from hypernoise.errors import at_least_one
 from hypernoise.precision import MixedPrecision
+from hypernoise.settings import whole
 from hypernoise.training.config import LoRA, Recipe
 
 
@@ -56,7 +56,7 @@ class Quickstart:
         )
 
     def run(self) -> int:
-        at_least_one(self, "judged", flags=True)
+        whole(self, "judged", flags=True)
         from tqdm import tqdm
 
         from hypernoise.commands.training import train_recipe

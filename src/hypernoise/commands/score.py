@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 
 from hypernoise.commands.flags import parse
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.errors import InputError
+from hypernoise.settings import MOST_AT_ONCE, whole
 from hypernoise.training.config import Weights
 
 
@@ -109,7 +110,7 @@ class Score:
 
     def _check(self) -> None:
         """Raises InputError for flags that do not go together."""
-        at_least_one(self, "batch_size", flags=True)
+        whole(self, "batch_size", most=MOST_AT_ONCE, flags=True)
         if not self.folders:
             raise InputError("name one or more folders of pictures: hypernoise score DIR [DIR ...]")
         if (self.judge or self.colors) and not self.geneval:

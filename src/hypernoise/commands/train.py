@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 import tyro
 
 from hypernoise.commands.flags import parse
+from hypernoise.errors import no_traceback
 from hypernoise.training.config import Recipe, read_recipe
 from hypernoise.training.early_stopping import readings, table
 from hypernoise.training.metrics import mean_of, rows_of
@@ -109,7 +110,8 @@ def print_plan(recipe: Recipe, folder: Path) -> int:
     from hypernoise.plan import plan, table
 
     output_folder(folder)
-    found = plan(recipe)
+    with no_traceback(f"generator {recipe.generator!r} cannot be planned"):
+        found = plan(recipe)
     print(table(found))
     step = found.training
     rows = [{"peak_bytes": step.peak, "bytes": step.parts, "kept_bytes": step.kept, "flops": step.flops}]

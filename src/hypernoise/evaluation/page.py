@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from hypernoise.evaluation.charts import COLORS
+from hypernoise.evaluation.pictures import opened
 from hypernoise.evaluation.tables import Table
 
 TILE = 160  # px, the longer side of a picture in the file
@@ -78,8 +79,8 @@ def page(
 
 def _thumbnail(picture: Path | Image.Image) -> str:
     if isinstance(picture, Path):
-        with Image.open(picture) as opened:
-            picture = opened.convert("RGB")
+        with opened(picture) as found:
+            picture = found.convert("RGB")
     scale = TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return embedded(picture.convert("RGB").resize(size), "JPEG")

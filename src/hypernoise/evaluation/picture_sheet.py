@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hypernoise.evaluation.benchmarks import first_of_each
+from hypernoise.evaluation.pictures import opened
 from hypernoise.evaluation.records import Records
 from hypernoise.evaluation.tables import name_of
 
@@ -62,7 +63,7 @@ def picture_sheet(
         pen.multiline_text((PAD, top + TILE // 2 + 2), rest, INK, small)
         for column, (file, correct) in enumerate(zip(files, right, strict=True)):
             left = LABEL + column * (TILE + PAD)
-            with Image.open(file) as picture:
+            with opened(file) as picture:
                 sheet.paste(ImageOps.pad(picture.convert("RGB"), (TILE, TILE), color="white"), (left, top))
             pen.rectangle((left - 1, top - 1, left + TILE, top + TILE), outline=FRAMES[correct], width=2)
     pen.text((PAD, height - 20), title, INK, small)

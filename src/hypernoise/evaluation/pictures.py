@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.files import read_json
+from hypernoise.files import check_file, kept_json
 from hypernoise.prompts import read_prompts
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_PIXELS = 2**25  # of a picture: as tensors take 12 bytes for each
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 
 
@@ -48,9 +51,17 @@ def read_picture(file: Path) -> Tensor:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """An open picture. Raises InputError if the file is damaged, whether that shows at once or inside the block."""
+    """An open picture. Raises InputError if the file is damaged, whether that shows at once or inside the block, or if
+    it is too large or has more than 8 bits for a value, which a conversion would cut."""
+    check_file(file, str(file))
     try:
-        with Image.open(file) as picture:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            picture = Image.open(file, formats=FORMATS)
+        with picture:
+            if math.prod(picture.size) > MOST_PIXELS:
+                raise InputError(f"{file} has {picture.width} x {picture.height} pixels; {MOST_PIXELS} is the most")
+            if picture.mode.startswith(("I", "F")):
+                raise InputError(f"{file} has more than 8 bits for a value; save it as an RGB picture of 8 bits")
             yield picture
     except UNREADABLE as error:
         raise InputError(f"{file} cannot be read as a picture") from error
@@ -71,7 +82,7 @@ def pictures_in(folder: Path, prompts: str = "") -> list[Picture]:
         named = _with_lines(folder, prompts)
     else:
         named = _noted(folder)
-        astray = [name for name, _ in named if Path(name).name != name or not (folder / name).is_file()]
+        astray = [name for name, _ in named if Path(name).name != name or not (folder / name).exists()]
         if astray:
             raise InputError(f"{folder} notes {astray[0]!r}, which is not a picture in that folder")
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt for _, prompt in named))}
@@ -91,17 +102,15 @@ def _with_lines(folder: Path, prompts: str) -> list[tuple[str, str]]:
 def _noted(folder: Path) -> list[tuple[str, str]]:
     """(file, prompt) of what a command of ours wrote."""
     batches = sorted(folder.glob("batch-*.json"))
-    try:
-        if batches:
-            rows = [row for batch in batches for row in json.loads(batch.read_text())["pictures"]]
-        else:
-            rows = (read_json(folder / "summary.json") or {})["results"]
-        named = [(str(row["file"]), str(row["prompt"])) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    parts = [kept_json(file) for file in batches or [folder / "summary.json"]]
+    listed = [part.get("pictures" if batches else "results") if part else None for part in parts]
+    rows = [row for part in listed for row in (part if isinstance(part, list) else [None])]
+    named = [(row.get("file"), row.get("prompt")) if isinstance(row, dict) else (None, None) for row in rows]
+    if not all(isinstance(part, str) for pair in named for part in pair):
         raise InputError(
-            f"{folder} has no prompts: neither hypernoise generate nor hypernoise evaluate wrote it; give --prompts "
-            "FILE, a line per picture in the order of their names"
-        ) from error
+            f"{folder} has no prompts: neither hypernoise generate nor hypernoise evaluate wrote it, or their file is "
+            "damaged; give --prompts FILE, a line per picture in the order of their names"
+        )
     if not named:
         raise InputError(f"{folder} holds no picture")
     return named

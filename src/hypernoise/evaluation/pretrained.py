@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError, no_traceback
 from hypernoise.quiet import no_loading_bars
 
 
@@ -20,11 +19,8 @@ def pretrained(architecture: Any, source: str, called: str, kind: str, device: t
     Raises:
         InputError: weights that cannot be had or do not fit.
     """
-    try:
-        with no_loading_bars():
-            model, told = architecture.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{called} {source} cannot be loaded: {first_line(error)}") from error
+    with no_loading_bars(), no_traceback(f"{called} {source} cannot be loaded"):
+        model, told = architecture.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     wrong = sorted(str(name) for keys in ("missing_keys", "mismatched_keys") for name in told[keys])
     if wrong:
         raise InputError(f"{called} {source} does not fit {kind}: {', '.join(wrong[:5])}")

@@ -23,12 +23,17 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark, Models, one_per_prompt
-from hypernoise.evaluation.geneval.requests import lines_of, text_of
+from hypernoise.evaluation.geneval.requests import lines_of
 from hypernoise.evaluation.question import YES, Question
 from hypernoise.evaluation.records import Judgement
+from hypernoise.files import read_text
 
 MOST = 8  # noun phrases of a prompt that are asked for
 LEAST = 1e-12  # a probability below it counts as this in a geometric mean
+
+
+def _lines(file: Path) -> list[str]:
+    return read_text(file, f"questions {file}").split("\n")
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,18 @@ def read_dpg(file: Path) -> list[Item]:
     """dpg_bench.csv: a line per question, with the columns item_id, text, proposition_id, dependency,
     category_broad and question_natural_language. Every line counts (the official script skips the first)."""
     groups: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    reader = csv.DictReader(text_of(file, "questions").splitlines(keepends=True))
+    reader = csv.DictReader((f"{line}\n" for line in _lines(file)), strict=True)
     needed = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
     lacking = [name for name in needed if name not in (reader.fieldnames or [])]
     if lacking:
         raise InputError(f"{file} has no column {lacking[0]!r}; dpg_bench.csv has {', '.join(needed)}")
-    for line in reader:
-        if any(line[name] is None for name in needed):
-            raise InputError(f"{file}, line {reader.line_num}: fewer columns than the first line names")
-        groups.setdefault(line["item_id"], []).append((reader.line_num, line))
+    try:
+        for line in reader:
+            if any(line[name] is None for name in needed):
+                raise InputError(f"{file}, line {reader.line_num}: fewer columns than the first line names")
+            groups.setdefault(line["item_id"], []).append((reader.line_num, line))
+    except csv.Error as error:  # such as a quote that is not closed
+        raise InputError(f"{file}, line {reader.line_num} is not CSV: {error}") from error
     return [_dpg_item(file, name, lines) for name, lines in groups.items()]
 
 
@@ -127,7 +135,7 @@ def read_compbench(file: Path) -> list[Item]:
     """T2I-CompBench's *_train.txt and *_val.txt: a prompt a line. Each noun phrase is asked for, of a prompt's first
     eight, as the official script does."""
     name = file.stem.removesuffix("_val").removesuffix("_train")
-    lines = [line.strip() for line in text_of(file, "questions").splitlines()]
+    lines = [line.strip() for line in _lines(file)]
     return [
         Item(f"{i:05d}", line, tuple(Question(f"{phrase}?", YES, name) for phrase in phrases(line)[:MOST]))
         for i, line in enumerate(line for line in lines if line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.pictures import opened
-from hypernoise.files import read_json, write_json
+from hypernoise.files import kept_json, read_json, write_json
 from hypernoise.methods.base import Result, Spent
 from hypernoise.rewards.base import RewardFunction
 
@@ -104,7 +103,8 @@ def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], 
 
 def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
     """Whether a batch was kept and can still be read, each of its pictures too."""
-    if read_json(batch_file(folder, number)) is None:
+    part = kept_json(batch_file(folder, number))
+    if part is None or not _recorded(part.get("pictures"), part.get("spent"), files):
         return False
     for name in files:
         try:
@@ -113,6 +113,22 @@ def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
         except InputError:
             return False
     return True
+
+
+def _recorded(rows: Any, spent: Any, files: Sequence[str]) -> bool:
+    """Whether these are the records of the batch with these files, with numbers where `read` looks for them."""
+    fields = {own.name for own in dataclasses.fields(Spent)}
+    if not (isinstance(rows, list) and isinstance(spent, dict) and spent.keys() == fields):
+        return False
+    if [row.get("file") if isinstance(row, dict) else None for row in rows] != list(files):
+        return False
+    numbers = [row[name] for row in rows for name in MEASURES if name in row]
+    numbers += [value for name, value in spent.items() if name != "peak_bytes" or value is not None]
+    for parts in (row.get("parts", {}) for row in rows):
+        if not (isinstance(parts, dict) and all(isinstance(scores, list) for scores in parts.values())):
+            return False
+        numbers += [score for scores in parts.values() for score in scores]
+    return all(isinstance(number, int | float) for number in numbers)
 
 
 def batch_file(folder: Path, number: int) -> Path:
@@ -132,7 +148,7 @@ def picture(pixels: Tensor) -> Image.Image:
 
 def read(folder: Path, batches: int, noises: int) -> Records:
     """Every batch of a method, which must all be there."""
-    parts = [json.loads(batch_file(folder, number).read_text()) for number in range(batches)]
+    parts = [read_json(batch_file(folder, number), f"batch {number}") for number in range(batches)]
     pictures = [row for part in parts for row in part["pictures"]]
     values = {
         name: np.array([row[name] for row in pictures], float).reshape(-1, noises)
@@ -147,8 +163,9 @@ def read(folder: Path, batches: int, noises: int) -> Records:
 
 def distance(a: Path, b: Path) -> float:
     """RMS distance between the pixels, in [0, 1], of two pictures."""
-    first, second = (np.asarray(Image.open(file), np.float32) / 255 for file in (a, b))
-    return float(np.sqrt(np.square(first - second).mean()))
+    with opened(a) as first, opened(b) as second:
+        apart = np.asarray(first, np.float32) / 255 - np.asarray(second, np.float32) / 255
+    return float(np.sqrt(np.square(apart).mean()))
 
 
 def _diversity(files: Sequence[Path], noises: int) -> float:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from hypernoise.errors import InputError
 from hypernoise.precision import MixedPrecision
+from hypernoise.settings import MOST_SIDE, typed, whole
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Memory:
     """Of the frozen denoiser's linear layers, with torchao (int8) or bitsandbytes (nf4); what trains stays fp32."""
 
     def __post_init__(self) -> None:
-        if self.decode_slice < 0:
-            raise InputError(f"decode_slice must be 0 or more, not {self.decode_slice}")
+        typed(self, Memory, "memory.")
+        whole(self, "decode_slice", least=0, prefix="memory.")
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ class Loading:
     memory: Memory = field(default_factory=Memory)
 
     def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        typed(self, Loading)
+        whole(self, "height", "width", least=0, most=MOST_SIDE)
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -14,8 +13,10 @@ import torch
 from diffusers import DiffusionPipeline
 from packaging.version import Version
 from safetensors import SafetensorError
+from torch import nn
 
-from hypernoise.errors import InputError, first_line, unknown
+from hypernoise.errors import InputError, first_line, no_traceback, out_of_memory, unknown
+from hypernoise.files import read_json
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.hub import explained, fetch, hub_cause
@@ -27,7 +28,6 @@ from hypernoise.quiet import no_loading_bars
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
 SCHEDULED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # that published few-step LoRAs are for
-LOADING = (OSError, ValueError, SafetensorError)
 
 
 def load_generator(
@@ -89,29 +89,29 @@ def load_generator(
     at = revision or preset.revision if preset.repository else None
     if preset.repository:
         fetch(location, "model_index.json", at)  # its refusals are clearer than the pipeline's
-    with no_loading_bars():
+    with no_loading_bars(), no_traceback(f"generator {name!r} cannot be used"):
         pipeline = _pipeline(name, preset, location, at, dtype, variant or preset.variant)
         if lora or preset.lora:
             fuse_lora(pipeline, lora or str(preset.lora))
         if memory.tiny_decoder:
             take_tiny_decoder(pipeline, memory.tiny_decoder)
-    if scheduler:
-        if preset.family not in SCHEDULED:
-            raise InputError(f"scheduler {scheduler!r} is for SD and SDXL; a {preset.family} keeps its own")
-        cls, settings = SCHEDULERS[scheduler]
-        pipeline.scheduler = getattr(diffusers, cls).from_config({**pipeline.scheduler.config, **settings})
-    if memory.quantise != "none":
-        quantise_linears(getattr(pipeline, family.denoiser), memory.quantise, family.output_layer)
-    pipeline = pipeline.to(place)
-    changed = {"scheduler": scheduler or "", "tiny_decoder": memory.tiny_decoder, "quantise": memory.quantise}
-    return DiffusionGenerator(
-        pipeline,
-        name=name,
-        size=size or preset.size,
-        call=preset.call,
-        memory=memory,
-        changed={name: value for name, value in changed.items() if value not in ("", "none")},
-    )
+        if scheduler:
+            if preset.family not in SCHEDULED:
+                raise InputError(f"scheduler {scheduler!r} is for SD and SDXL; a {preset.family} keeps its own")
+            cls, settings = SCHEDULERS[scheduler]
+            pipeline.scheduler = getattr(diffusers, cls).from_config({**pipeline.scheduler.config, **settings})
+        if memory.quantise != "none":
+            quantise_linears(getattr(pipeline, family.denoiser), memory.quantise, family.output_layer)
+        pipeline = pipeline.to(place)
+        changed = {"scheduler": scheduler or "", "tiny_decoder": memory.tiny_decoder, "quantise": memory.quantise}
+        return DiffusionGenerator(
+            pipeline,
+            name=name,
+            size=size or preset.size,
+            call=preset.call,
+            memory=memory,
+            changed={name: value for name, value in changed.items() if value not in ("", "none")},
+        )
 
 
 def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
@@ -135,10 +135,12 @@ def _loading(name: str, location: str, revision: str | None, wanted: str, *, on_
     with explained(location, revision, wanted):
         try:
             yield
-        except LOADING as error:
+        except Exception as error:
             cause = hub_cause(error)
             if cause is not None:
                 raise cause from error
+            if isinstance(error, InputError) or out_of_memory(error):
+                raise
             at = f" --revision {revision}" if revision else ""
             get = f" (files may be missing in the local cache: hf download {location}{at})" if on_hub else ""
             message = f"generator {name!r} could not be loaded from {location}: {first_line(error)}"
@@ -159,6 +161,12 @@ def _pipeline(
         pipeline: Any = DiffusionPipeline.from_pretrained(
             location, revision=revision, variant=variant, trust_remote_code=False, **settings, **parts
         )
+        modules = {own: part for own, part in pipeline.components.items() if isinstance(part, nn.Module)}
+        lacking = [
+            f"{own}.{n}" for own, part in modules.items() for n, weight in part.named_parameters() if weight.is_meta
+        ]
+        if lacking:
+            raise InputError(f"generator {name!r} lacks {len(lacking)} weights, such as {lacking[0]}")
     if preset.scheduler:
         own = pipeline.scheduler
         pipeline.scheduler = type(own).from_config({**own.config, **preset.scheduler})
@@ -195,10 +203,10 @@ def _check_directory(folder: Path) -> str:
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{folder} is not a pipeline directory: it has no model_index.json (see save_pretrained)")
-    try:
-        pipeline_class = json.loads(index.read_text())["_class_name"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{index} does not name a pipeline class") from error
+    about = read_json(index, str(index))
+    pipeline_class = about.get("_class_name") if isinstance(about, dict) else None
+    if not isinstance(pipeline_class, str):
+        raise InputError(f"{index} does not name a pipeline class")
     if pipeline_class not in FAMILIES:
         raise InputError(
             f"{folder} holds a {pipeline_class}, which is not supported; known: {', '.join(FAMILIES)} (to add it, "

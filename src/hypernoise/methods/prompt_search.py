@@ -22,6 +22,7 @@ from torch import Tensor
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
+from hypernoise.settings import MOST_AT_ONCE, whole
 
 Rewriter = Callable[[str, int], list[str]]
 """Of a prompt, and how many rewrites are wanted; fewer may come. Deterministic ones make results repeatable."""
@@ -49,8 +50,7 @@ class PromptSearch:
     n: int = 8
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise InputError(f"prompt-search takes n of at least 1, not {self.n}")
+        whole(self, "n", most=MOST_AT_ONCE)
 
     @property
     def name(self) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.methods.base import Meter, Problem, Result, metered, per_sample
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.objective import l2_kl
+from hypernoise.settings import whole
 
 STEP, MOMENTUM, CLIP, NORM_WEIGHT = 5.0, 0.9, 0.1, 0.01  # ExplainableML/ReNO, arguments.py and training/optim.py
 
@@ -36,7 +37,7 @@ class ReNO:
     start: HyperNoise | None = None
 
     def __post_init__(self) -> None:
-        at_least_one(self, "iterations")
+        whole(self, "iterations")
         if not 0 < self.lr < math.inf:
             raise InputError(f"lr must be a positive number, not {self.lr}")
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.errors import InputError
 from hypernoise.methods.base import BestSoFar, Problem, Result, fresh_noise, metered
+from hypernoise.settings import MOST_AT_ONCE, whole
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class BestOfN:
     n: int = 8
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise InputError(f"best-of-n takes n of at least 1, not {self.n}")
+        whole(self, "n", most=MOST_AT_ONCE)
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ class Search:
     radius: float = 0.5
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds", "neighbours")
+        whole(self, "rounds", "neighbours", most=MOST_AT_ONCE)
         if not 0 < self.radius <= 1:
             raise InputError(f"radius must be above 0 and at most 1, not {self.radius}")
 

@@ -7,7 +7,6 @@ section 4; arXiv 2508.09968). The same weights, with the updates off, stay the g
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, shown
 from hypernoise.generators.base import Condition, Generator
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
 from hypernoise.noise.frequencies import low_frequencies
 from hypernoise.noise.state import copy_state
+from hypernoise.settings import MOST_RANK, finite, whole_number
 
 ADAPTER = "hypernoise"
 _NETWORKS: WeakValueDictionary[int, LoRANoise] = WeakValueDictionary()  # by the id of the generator each is on
@@ -62,12 +62,10 @@ class LoRANoise(nn.Module):
         frequencies: int = 0,
     ):
         super().__init__()
-        if not isinstance(rank, int) or rank < 1:
-            raise InputError(f"rank must be a whole number of at least 1, not {rank}")
-        if not (isinstance(alpha, int | float) and 0 < alpha < math.inf):
-            raise InputError(f"alpha must be a positive number, not {alpha}")
-        if not isinstance(frequencies, int) or frequencies < 0:
-            raise InputError(f"frequencies must be a whole number of at least 0, not {frequencies}")
+        whole_number(rank, "rank", most=MOST_RANK)
+        whole_number(frequencies, "frequencies", least=0)
+        if not (finite(alpha) and alpha > 0):
+            raise InputError(f"alpha must be a positive number, not {shown(alpha)}")
         if frequencies and len(generator.noise_shape) != 3:
             raise InputError(f"frequencies are of noise [C, H, W]; {generator.name!r} takes {generator.noise_shape}")
         if not hasattr(generator, "denoiser"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypernoise.errors import InputError, at_least_one
+from hypernoise.settings import MOST_RANK, typed, whole
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,6 @@ class Spectral:
     """Couplings of its invertible map; 0: a scale and a shift that the prompt alone decides."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "k", "width")
-        if self.depth < 0:
-            raise InputError(f"depth must be 0 or more, not {self.depth}")
+        typed(self, Spectral, "spectral.")
+        whole(self, "k", "width", most=MOST_RANK, prefix="spectral.")
+        whole(self, "depth", least=0, most=MOST_RANK, prefix="spectral.")

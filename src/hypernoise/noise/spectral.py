@@ -25,6 +25,7 @@ from hypernoise.noise.frequencies import cosine_basis
 from hypernoise.noise.residual import embedded
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.state import TrainedWhole
+from hypernoise.settings import whole_number
 
 
 class SpectralNoise(TrainedWhole):
@@ -65,9 +66,7 @@ class SpectralNoise(TrainedWhole):
             "channels": channels, "text_width": text_width, "k": k, "width": width, "depth": depth, "patch": patch
         }  # fmt: skip
         for name, value in self.settings.items():
-            least = 0 if name == "depth" else 1
-            if type(value) is not int or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            whole_number(value, name, least=0 if name == "depth" else 1, most=2**20)
         self.channels, self.text_width, self.k, self.patch = channels, text_width, k, patch
         self.grid = None if grid is None else (grid[0], grid[1])
         if self.grid is not None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, shown
+from hypernoise.settings import typed
 
 
 class Reward(Protocol):
@@ -45,15 +45,57 @@ class RewardSettings:
     """Keep no activations inside the networks and compute them again for the gradient: less memory, more time."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(RewardSettings)
-        for name in ("long_prompts", "dtype"):
-            value, options = getattr(self, name), typing.get_args(hints[name])
-            if value not in options:
-                raise InputError(f"{name} must be one of {', '.join(options)}, not {value!r}")
+        typed(self, RewardSettings)
         try:
             torch.device(self.device or "cpu")
         except RuntimeError as error:
             raise InputError(f"device must be a torch device such as cuda:1, or empty, not {self.device!r}") from error
+
+
+TAKES = "a reward takes pixels [B, 3, H, W], floats in [0, 1]"
+SLACK = 0.01  # that values may lie outside [0, 1]
+SHAPES = (  # that pictures are handed in by mistake (0: any size), and what to hand in instead
+    ((3, 0, 0), "of one picture give pixels[None]"),
+    ((0, 0, 3), "of one picture give pixels.permute(2, 0, 1)[None]"),
+    ((0, 0, 0, 3), "give pixels.permute(0, 3, 1, 2)"),
+    ((0, 1, 0, 0), "of grey ones give pixels.expand(-1, 3, -1, -1)"),
+    ((0, 4, 0, 0), "without alpha give pixels[:, :3]"),
+)
+
+
+def check_pictures(pixels: Any) -> None:
+    """Raises InputError, with the fix, for what is not pictures.
+
+    Values are looked at where no gradient is followed: what a generator has just drawn is in [0, 1], and a device need
+    not be waited for.
+    """
+    if not isinstance(pixels, Tensor) or pixels.layout != torch.strided:
+        raise InputError(f"{TAKES}, not a {type(pixels).__name__}")
+    if not pixels.is_floating_point():
+        raise InputError(f"{TAKES}, not {pixels.dtype}; of bytes give pixels.float() / 255")
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape:
+        raise InputError(f"{TAKES}, not {list(pixels.shape)}{_fix(pixels.shape)}")
+    if not pixels.requires_grad and not pixels.is_meta:
+        least, most = (bound.item() for bound in pixels.detach().aminmax())
+        if not (least >= -SLACK and most <= 1 + SLACK):
+            fix = " (give (pixels + 1) / 2)" if -1 - SLACK <= least < 0 and most <= 1 + SLACK else ""
+            raise InputError(f"{TAKES}; these go from {least:.4g} to {most:.4g}{fix}")
+
+
+def check_pairs(pixels: Any, prompts: Any) -> None:
+    """Raises InputError for what is not pictures and a prompt for each."""
+    check_pictures(pixels)
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) != len(pixels):
+        raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f"prompts must be texts, not {shown(list(prompts))}")
+
+
+def _fix(shape: Sequence[int]) -> str:
+    for alike, fix in SHAPES:
+        if len(alike) == len(shape) and all(size in (0, own) for size, own in zip(alike, shape, strict=True)):
+            return f"; {fix}"
+    return ""
 
 
 def check_callable(reward: object, name: str = "the reward") -> None:

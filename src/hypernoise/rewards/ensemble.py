@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Mapping
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, finite_weights, unknown
-from hypernoise.rewards.base import RewardFunction, RewardSettings, check_callable, scored
+from hypernoise.errors import InputError, shown, unknown
+from hypernoise.rewards.base import RewardFunction, RewardSettings, check_callable, check_pairs, scored
 from hypernoise.rewards.imported import imported
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
 from hypernoise.rewards.preprocess import Resize
 from hypernoise.rewards.scale import RunningScale
+from hypernoise.settings import finite_weights
 
 NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the weights
     "scenes-match": "hypernoise.scenes.scorers",
@@ -34,6 +36,29 @@ ENSEMBLES: dict[str, dict[str, float]] = {
 }
 
 
+ALSO = {  # names as people write them, without signs
+    **dict.fromkeys(("hps", "hpsv2", "hpsv21", "hpscore"), "hpsv2.1"),
+    **dict.fromkeys(("pickscorev1", "pick"), "pickscore"),
+    **dict.fromkeys(("imagerewardv1", "imagerewardv10"), "imagereward"),
+    **dict.fromkeys(("aesthetic", "aestheticscore", "laionaesthetic"), "aesthetic-v2"),
+    "clipscore": "clip",
+    "vqa": "vqascore",
+}
+
+
+def named(name: Any) -> str:
+    """A reward's name as the tables have it: PickScore_v1, ImageReward and hpsv2 are understood; others stay."""
+    if not isinstance(name, str):
+        raise InputError(f"a reward is named by a text, not by {shown(name)}")
+    tables = (ENSEMBLES, NETWORKS, PIXEL_REWARDS)
+    known = {_plain(own): own for table in tables for own in table} | ALSO
+    return name if ":" in name else known.get(_plain(name.rpartition("/")[2]), name)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
 def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunction:
     """The reward, or the weighted ensemble, of a name, or the user's own of an import path "module:name".
 
@@ -41,6 +66,7 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
         InputError: a name that is not known (with the nearest), a path that cannot be imported, or weights
             that cannot be loaded.
     """
+    name = named(name)
     if name in ENSEMBLES:
         return WeightedSum(ENSEMBLES[name], settings=settings)
     if name in NETWORKS:
@@ -57,10 +83,11 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
     raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS])
 
 
-def members_of(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights with every ensemble's name replaced by its members."""
+def members_of(weights: Mapping[str, float], own: Container[str] = ()) -> dict[str, float]:
+    """Weights under the tables' names, but for a user's `own`, and every ensemble's replaced by its members'."""
     flat: dict[str, float] = {}
-    for name, weight in weights.items():
+    for given, weight in weights.items():
+        name = given if given in own else named(given)
         for member, share in ENSEMBLES.get(name, {name: 1.0}).items():
             flat[member] = flat.get(member, 0.0) + weight * share
     return flat
@@ -90,7 +117,7 @@ class WeightedSum:
         if not weights:
             raise InputError("no reward was given; for example rewards: {redness: 1.0}")
         finite_weights(weights)
-        self.weights = members_of(weights)
+        self.weights = members_of(weights, members or ())
         self.members = {name: (members or {}).get(name) or load_reward(name, settings) for name in self.weights}
         for name, member in self.members.items():
             check_callable(member, f"reward {name!r}")
@@ -107,8 +134,7 @@ class WeightedSum:
 
         `gather` collects the scores [B] of all processes in training, so that they share one running deviation.
         """
-        if isinstance(prompts, str) or len(prompts) != len(pixels):
-            raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
+        check_pairs(pixels, prompts)
         self._scores = self._each(pixels, prompts)
         for name, score in self._scores.items():
             if self.scales and score.requires_grad:  # in training

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.base import RewardSettings, check_pairs
 from hypernoise.rewards.preprocess import Resize
 
 
@@ -27,6 +27,7 @@ class NetworkReward:
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1], of any size."""
+        check_pairs(pixels, prompts)
         return self.seen(self.resize(pixels), prompts)
 
     def seen(self, resized: Tensor, prompts: list[str]) -> Tensor:

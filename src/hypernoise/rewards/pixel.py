@@ -5,41 +5,63 @@ Each takes pixels [B, 3, H, W] in [0, 1] and the prompts, which it ignores, and 
 
 from __future__ import annotations
 
+from functools import wraps
+
 import torch
 from torch import Tensor
 
+from hypernoise.rewards.base import RewardFunction, check_pairs, check_pictures
 
+
+def checked(reward: RewardFunction) -> RewardFunction:
+    """A reward of pixels alone that says what it takes; prompts may be left empty."""
+
+    @wraps(reward)
+    def of_pictures(pixels: Tensor, prompts: list[str]) -> Tensor:
+        check_pairs(pixels, prompts) if prompts else check_pictures(pixels)
+        return reward(pixels, prompts)
+
+    return of_pictures
+
+
+@checked
 def redness(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Mean of R − (G + B)/2, in [-1, 1] (arXiv 2508.09968, the paper's first experiment)."""
     return _over_the_others(pixels, 0)
 
 
+@checked
 def greenness(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Mean of G − (R + B)/2, in [-1, 1]."""
     return _over_the_others(pixels, 1)
 
 
+@checked
 def blueness(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Mean of B − (R + G)/2, in [-1, 1]."""
     return _over_the_others(pixels, 2)
 
 
+@checked
 def brightness(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Mean of the pixels, in [0, 1]."""
     return pixels.flatten(1).mean(1)
 
 
+@checked
 def contrast(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Standard deviation of the grey picture, in [0, 0.5]."""
     grey = pixels.mean(1).flatten(1)
     return (grey.var(1, unbiased=False) + 1e-12).sqrt()
 
 
+@checked
 def saturation(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Mean of max(RGB) − min(RGB), in [0, 1]."""
     return (pixels.amax(1) - pixels.amin(1)).flatten(1).mean(1)
 
 
+@checked
 def smoothness(pixels: Tensor, prompts: list[str]) -> Tensor:
     """Minus the total variation: the mean absolute step between neighbouring pixels, in [-2, 0]."""
     return -(_mean_step(pixels, -1) + _mean_step(pixels, -2))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import no_traceback
 
 ENCODED_TOGETHER = 256  # windows
 
@@ -61,13 +61,9 @@ class Windows:
 
 def load_tokenizer(repository: str) -> Any:
     """The tokenizer of a Hub repository or a folder. InputError if it cannot be loaded."""
-    try:
+    get = f"hf download {repository} --include '*.json' --include '*.txt'"
+    with no_traceback(f"the tokenizer of {repository} cannot be loaded (put it in the local Hub cache with: {get})"):
         return AutoTokenizer.from_pretrained(repository, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the tokenizer of {repository} cannot be loaded: {first_line(error)} "
-            f"(put it in the local Hub cache with: hf download {repository} --include '*.json' --include '*.txt')"
-        ) from error
 
 
 def tokens(tokenizer: Any, texts: list[str], limit: int, device: torch.device) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from transformers import BlipForImageTextRetrieval, CLIPTokenizer
 from hypernoise.errors import InputError
 from hypernoise.generators.text_cache import Remembered
 from hypernoise.quiet import no_loading_bars
-from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.base import RewardSettings, check_pairs
 from hypernoise.rewards.network import prepared
 from hypernoise.rewards.text import Windows, combined
 from hypernoise.scenes.world import SIZE
@@ -65,6 +65,7 @@ class Scorer:
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """P(matches) [B] of pixels [B, 3, 64, 64] in [0, 1], at a temperature of 3."""
+        check_pairs(pixels, prompts)
         if pixels.shape[1:] != (3, SIZE, SIZE):
             raise InputError(f"reward {self.name!r} reads {SIZE}x{SIZE} pictures, not {list(pixels.shape[2:])}")
         self._ready(torch.empty(0, device=self.settings.device or pixels.device).device)

@@ -7,7 +7,6 @@ resume to the same numbers.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from hypernoise.adapters import PART, WEIGHTS, check_base, read_about, read_weights, write_adapter
-from hypernoise.errors import InputError, first_line
-from hypernoise.files import UNFINISHED, atomic_folder, write_json, writing
+from hypernoise.errors import InputError
+from hypernoise.files import UNFINISHED, atomic_folder, read_json, write_json, writing
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 
@@ -116,11 +115,9 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
 def damage(folder: Path) -> str | None:
     """Which file of a checkpoint is missing or is not what was written; None if all are intact."""
     try:
-        sums = json.loads((folder / SUMS).read_text())
-    except FileNotFoundError:
-        return f"{SUMS} is missing"
-    except ValueError as error:  # not JSON, or not UTF-8
-        return f"{SUMS} is not valid: {first_line(error)}"
+        sums = read_json(folder / SUMS, SUMS)
+    except InputError as error:
+        return str(error)
     if not isinstance(sums, dict):
         return f"{SUMS} is not an object"
     for name in (ABOUT, STATE, WEIGHTS):
@@ -149,7 +146,7 @@ def load_checkpoint(
     fixed: Mapping[str, Any],
 ) -> int:
     """Restores a run's state and returns its step. Raises InputError if settings or base are not the saved ones."""
-    about = json.loads((folder / ABOUT).read_text())
+    about = read_json(folder / ABOUT, f"{folder / ABOUT}")
     saved = about["fixed"]
     for name, value in fixed.items():
         if saved.get(name) != value:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
-from collections.abc import Iterator, Mapping
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,10 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 import yaml
 
-from hypernoise.errors import InputError, at_least_one, finite_weights, unknown
+from hypernoise.errors import InputError, first_line, shown, unknown
+from hypernoise.files import read_text
 from hypernoise.generators.loading import Loading
 from hypernoise.noise.settings import Spectral
 from hypernoise.precision import MixedPrecision
+from hypernoise.settings import (
+    MOST_AT_ONCE,
+    MOST_RANK,
+    finite_weights,
+    group,
+    not_negative,
+    positive,
+    seed_in_range,
+    typed,
+    whole,
+)
 
 if TYPE_CHECKING:
     from hypernoise.rewards.base import RewardSettings
@@ -52,6 +63,7 @@ Weights = Annotated[
 
 DIAGNOSTICS = ("lipschitz", "kl")
 TRACKERS = ("tensorboard", "trackio", "wandb")
+LONGEST = 2**18  # bytes of a recipe
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Lipschitz:
     """Of the penalty, on the squared excess over the bound."""
 
     def __post_init__(self) -> None:
+        typed(self, Lipschitz, "lipschitz.")
         positive(self, "bound", prefix="lipschitz.")
         not_negative(self, "weight", prefix="lipschitz.")
 
@@ -129,12 +142,15 @@ class TrainConfig:
     lipschitz: Lipschitz = field(default_factory=Lipschitz)
 
     def __post_init__(self) -> None:
-        at_least_one(self, "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps")
-        at_least_one(self, "checkpoints_total_limit", "validation_steps", "diagnostics_steps")
+        typed(self, TrainConfig)
+        whole(self, "max_train_steps", "gradient_accumulation_steps", "checkpointing_steps", "checkpoints_total_limit")
+        whole(self, "validation_steps", "diagnostics_steps")
+        whole(self, "train_batch_size", most=MOST_AT_ONCE)
+        whole(self, "lr_warmup_steps", "patience", least=0)
         positive(self, "learning_rate", "max_grad_norm")
-        not_negative(self, "kl_weight", "sample_clip", "lr_warmup_steps", "kl_limit", "clipping_limit")
+        not_negative(self, "kl_weight", "sample_clip", "kl_limit", "clipping_limit")
         if not self.inference_steps or min(self.inference_steps) < 1:
-            raise InputError(f"num_inference_steps must be at least 1, not {self.num_inference_steps}")
+            raise InputError(f"num_inference_steps must be at least 1, not {shown(self.num_inference_steps)}")
         for kind, names, known in (
             ("diagnostic", self.diagnostics, DIAGNOSTICS),
             ("tracker", self.report_to, TRACKERS),
@@ -144,10 +160,9 @@ class TrainConfig:
                     raise unknown(kind, name, known)
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be from 0 (none) to below 1, such as 0.99, not {self.ema}")
-        if self.patience != 0 and self.patience < 3:
+        if self.patience in (1, 2):
             raise InputError(f"patience must be 0 (never stop early) or at least 3 readings, not {self.patience}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be from 0 to 2**63 - 1, not {self.seed}")
+        seed_in_range(self.seed)
         parts, size = self.gradient_accumulation_steps, self.train_batch_size
         if size % parts:
             raise InputError(
@@ -187,9 +202,10 @@ class LoRA:
     """Of the residual, kept each way: 2 are its mean, its slopes and their product in each channel; 0: all."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rank")
+        typed(self, LoRA, "lora.")
+        whole(self, "rank", most=MOST_RANK, prefix="lora.")
+        whole(self, "frequencies", least=0, prefix="lora.")
         positive(self, "alpha", prefix="lora.")
-        not_negative(self, "frequencies", prefix="lora.")
 
 
 TOGETHER: dict[str, tuple[Any, ...]] = {
@@ -245,6 +261,7 @@ class Recipe(TrainConfig, Loading):
     """Where to: owner/name."""
 
     def __post_init__(self) -> None:
+        typed(self, Recipe)
         TrainConfig.__post_init__(self)
         Loading.__post_init__(self)
         finite_weights(self.rewards)
@@ -277,92 +294,35 @@ class Recipe(TrainConfig, Loading):
         )
 
 
-def positive(settings: object, *names: str, prefix: str = "") -> None:
-    """Raises InputError for the first of these attributes that is not a finite number above 0."""
-    for name in names:
-        if not (getattr(settings, name) > 0 and math.isfinite(getattr(settings, name))):
-            raise InputError(f"{prefix}{name} must be a positive number, not {getattr(settings, name)}")
+class _Reader(yaml.BaseLoader):
+    """Reads scalars as the words that stand there (`typed` makes numbers of them), and no key twice."""
 
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        value.encode()  # half a character is a ValueError
+        return value
 
-def not_negative(settings: object, *names: str, prefix: str = "") -> None:
-    """Raises InputError for the first of these attributes that is not a finite number from 0."""
-    for name in names:
-        if not (getattr(settings, name) >= 0 and math.isfinite(getattr(settings, name))):
-            raise InputError(f"{prefix}{name} must be 0 or more, not {getattr(settings, name)}")
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            ((twice, _),) = Counter(key.value for key, _ in node.value).most_common(1)
+            raise yaml.MarkedYAMLError(problem=f"{shown(twice)} stands there twice", problem_mark=node.start_mark)
+        return found
 
 
 def read_recipe(file: str | Path) -> Recipe:
     """A recipe from a YAML file. Raises InputError naming the line, the field, or the nearest field."""
+    text = read_text(file, f"recipe {file}", most=LONGEST)
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"recipe {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"recipe {file} is not UTF-8 text") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _Reader)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # too deep; no character
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise InputError(f"recipe {file} is not valid YAML{place}: {problem}") from error
     if not isinstance(values, dict):
         raise InputError(f"recipe {file} must hold fields such as 'generator: scenes'")
-    return _group(Recipe, values, f"recipe {file}")
-
-
-def _group(cls: type, values: Mapping[Any, Any], where: str, prefix: str = "") -> Any:
-    """A dataclass from a mapping of its fields."""
-    hints, read = typing.get_type_hints(cls), {}
-    for name, value in values.items():
-        if name not in hints:
-            raise unknown(f"field in {where}:", f"{prefix}{name}", [f"{prefix}{own}" for own in _names(cls)])
-        read[name] = _checked(f"{prefix}{name}", value, hints[name], where)
-    return cls(**read)
-
-
-def _names(cls: type) -> Iterator[str]:
-    """The fields of a dataclass, and those of its groups with a dot."""
-    for name, hint in typing.get_type_hints(cls).items():
-        yield name
-        if dataclasses.is_dataclass(hint):
-            yield from (f"{name}.{own}" for own in _names(hint))  # type: ignore[arg-type]
-
-
-def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
-    """The value as the field's type, or InputError. YAML reads 1e-3 as a word: numbers may be given so."""
-    kind = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: {name} is a group of fields, such as {name}: {{...}}, not {value!r}")
-        return _group(hint, value, where, f"{name}.")  # type: ignore[arg-type]
-    if kind is Literal:
-        options = typing.get_args(hint)
-        value = "no" if value is False and "no" in options else value  # as YAML reads the word
-        if value not in options:
-            raise InputError(f"{where}: {name} must be one of {', '.join(options)}, not {value!r}")
-        return value
-    if hint == int | tuple[int, ...]:
-        counts = [value] if type(value) is int else value
-        if not (isinstance(counts, list) and all(type(count) is int for count in counts)):
-            raise InputError(f"{where}: {name} must be a whole number or a list of them, not {value!r}")
-        return counts[0] if len(counts) == 1 else tuple(counts)
-    if kind is tuple:
-        names = [value] if isinstance(value, str) else value
-        if not (isinstance(names, list) and all(isinstance(part, str) for part in names)):
-            raise InputError(f"{where}: {name} must be a text or a list of texts, not {value!r}")
-        return tuple(names)
-    if kind is dict:
-        if isinstance(value, str):
-            return {value: 1.0}
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: {name} must be a name or map names to numbers, not {value!r}")
-        return {str(key): _checked(f"{name}.{key}", weight, float, where) for key, weight in value.items()}
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    elif type(value) is hint:
-        return value
-    raise InputError(f"{where}: {name} must be {hint.__name__}, not {value!r}")
+    try:
+        return group(Recipe, values)
+    except InputError as error:
+        raise InputError(f"recipe {file}: {error}") from error

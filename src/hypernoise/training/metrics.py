@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from hypernoise.errors import InputError
-from hypernoise.files import write_text, writing
+from hypernoise.files import check_file, parse_json, write_text, writing
+from hypernoise.settings import MOST, finite
 from hypernoise.training.config import TrainConfig
 
 METRICS = "metrics.jsonl"
@@ -21,21 +22,22 @@ PROJECT = "hypernoise"  # in a tracker
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run, oldest first; a line that was cut short, or is no row, is left out."""
+    """The rows of a run, oldest first. What is damaged is left out: lines that are no rows, values beyond fp32."""
     file = folder / METRICS
-    try:
-        lines = file.read_bytes().splitlines() if file.exists() else []
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    return [row for row in map(_row, lines) if row is not None]
+    if not file.exists():
+        return []
+    check_file(file, str(file))
+    return [row for row in map(_row, file.read_bytes().splitlines()) if row is not None]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
+        row = parse_json(line.decode(), METRICS)
+    except (InputError, UnicodeDecodeError):  # cut short
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    if not (isinstance(row, dict) and type(row.get("step")) is int and 0 < row["step"] <= MOST):
+        return None
+    return {name: value for name, value in row.items() if name == "faults" or (finite(value) and abs(value) < 3.4e38)}
 
 
 def mean_of(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -17,14 +18,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, shown
 from hypernoise.generators.text_cache import text_encoders
 from hypernoise.training.config import TrainConfig
 
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # what launchers set, and without one
+
 
 def launched() -> tuple[int, int]:
-    """This process's number and their count, as the launcher has set them; (0, 1) without one."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """This process's number and their count, as the launcher has set them; (0, 1) without one.
+
+    Raises:
+        InputError: RANK, WORLD_SIZE or LOCAL_RANK is no number, or the number is not below the count.
+    """
+    told = {name: os.environ.get(name) or usual for name, usual in LAUNCHED.items()}
+    numbers = [int(number) for number in told.values() if re.fullmatch(r"\d{1,6}", number)]
+    if len(numbers) < len(told) or numbers[0] >= numbers[1]:
+        raise InputError(f"no launcher has set {shown(told)} in the environment; unset them")
+    return numbers[0], numbers[1]
 
 
 def own_device(device: str) -> str:

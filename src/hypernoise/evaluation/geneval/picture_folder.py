@@ -76,7 +76,7 @@ def is_album(folder: Path) -> bool:
 
 def _places(folder: Path) -> list[Path]:
     there = folder.iterdir() if folder.is_dir() else ()
-    return sorted((place for place in there if place.is_dir() and place.name.isdigit()), key=_number)
+    return sorted((place for place in there if place.is_dir() and place.name.isdecimal()), key=_number)
 
 
 def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:

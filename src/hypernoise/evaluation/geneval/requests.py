@@ -8,13 +8,13 @@ as in evaluation_metadata.jsonl of github.com/djghosh13/geneval (arXiv 2310.1151
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hypernoise.errors import InputError
+from hypernoise.files import parse_json, read_text
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -68,7 +68,7 @@ def parse(source: Any, where: str) -> Request:
 
 def read_requests(file: Path) -> list[Request]:
     """Every prompt of a metadata file. Raises InputError naming the line."""
-    return parse_lines(text_of(file, "metadata"), str(file))
+    return parse_lines(read_text(file, f"metadata {file}"), str(file))
 
 
 def parse_lines(text: str, where: str) -> list[Request]:
@@ -81,26 +81,12 @@ def parse_lines(text: str, where: str) -> list[Request]:
 
 def lines_of(file: Path, kind: str) -> list[tuple[int, Any]]:
     """The number and value of every line of a JSON lines file. Raises InputError naming the line."""
-    return _json_lines(text_of(file, kind), f"{kind} {file}")
-
-
-def text_of(file: Path, kind: str) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{kind} {file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{kind} {file} is not UTF-8 text") from error
+    return _json_lines(read_text(file, f"{kind} {file}"), f"{kind} {file}")
 
 
 def _json_lines(text: str, where: str) -> list[tuple[int, Any]]:
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            found += [(number, json.loads(line))] if line.strip() else []
-        except ValueError as error:
-            raise InputError(f"{where}, line {number}: not JSON") from error
-    return found
+    lines = enumerate(text.split("\n"), 1)
+    return [(number, parse_json(line, f"{where}, line {number}")) for number, line in lines if line.strip()]
 
 
 def _parts(source: dict[str, Any], name: str, where: str) -> list[Any]:

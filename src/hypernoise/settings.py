@@ -1,0 +1,151 @@
+"""The door that all settings come through, from a recipe, a flag or a caller: types as declared, numbers in range.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, Literal, TypeGuard
+
+from hypernoise.errors import InputError, shown, unknown
+
+MOST = 10**9  # of steps, samples, pixels: more is a slip
+MOST_AT_ONCE = 65_536  # samples of an update, pictures of a prompt
+MOST_RANK = 4096
+MOST_SIDE = 16_384  # px
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def finite(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that a float can hold."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def whole(
+    settings: object, *names: str, least: int = 1, most: int = MOST, prefix: str = "", flags: bool = False
+) -> None:
+    """Raises InputError for the first of these attributes that is no whole number in range; None passes.
+
+    `flags`: the message names them as on the command line, --batch-size for batch_size.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None:
+            whole_number(value, "--" + name.replace("_", "-") if flags else prefix + name, least, most)
+
+
+def whole_number(value: Any, name: str, least: int = 1, most: int = MOST) -> None:
+    """Raises InputError, with `name`, for what is no whole number from `least` to `most`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number, not {shown(value)}")
+    if value < least:
+        raise InputError(f"{name} must be {f'at least {least}' if least else '0 or more'}, not {shown(value)}")
+    if value > most:
+        raise InputError(f"{name} must be at most {most}, not {shown(value)}")
+
+
+def positive(settings: object, *names: str, prefix: str = "") -> None:
+    """Raises InputError for the first of these attributes that is not a finite number above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if not (finite(value) and value > 0):
+            raise InputError(f"{prefix}{name} must be a positive number, not {shown(value)}")
+
+
+def not_negative(settings: object, *names: str, prefix: str = "") -> None:
+    """Raises InputError for the first of these attributes that is not a finite number from 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if not (finite(value) and value >= 0):
+            raise InputError(f"{prefix}{name} must be 0 or more, not {shown(value)}")
+
+
+def seed_in_range(seed: Any, name: str = "seed") -> None:
+    if not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+        raise InputError(f"{name} must be from 0 to 2**63 - 1, not {shown(seed)}")
+
+
+def finite_weights(weights: Mapping[str, float]) -> None:
+    """Raises InputError for what maps no names to weights, or the first weight that is infinite or not a number."""
+    if not isinstance(weights, Mapping):
+        raise InputError(f"rewards map names to weights, such as {{'redness': 1.0}}; this is {shown(weights)}")
+    for name, weight in weights.items():
+        if not isinstance(name, str):
+            raise InputError(f"a reward is named by a text, not by {shown(name)}")
+        if not finite(weight):
+            raise InputError(f"the weight of reward {shown(name)} must be a number, not {shown(weight)}")
+
+
+def typed(settings: Any, cls: type, prefix: str = "") -> None:
+    """Makes the fields of `cls` the types they are declared as: words of a recipe into numbers, mappings into groups.
+
+    Raises:
+        InputError: what cannot be read so, naming the field.
+    """
+    for name, hint in hints_of(cls).items():
+        object.__setattr__(settings, name, as_declared(prefix + name, getattr(settings, name), hint))
+
+
+hints_of = cache(typing.get_type_hints)
+
+
+def as_declared(name: str, value: Any, hint: Any) -> Any:
+    """The value as the type of its field. Words are read as numbers, as YAML has 1e-3 for one."""
+    kind = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, Mapping):
+            return group(hint, value, prefix=f"{name}.")  # type: ignore[arg-type]
+        if not isinstance(value, hint):  # type: ignore[arg-type]
+            raise InputError(f"{name} is a group of fields, such as {name}: {{...}}, not {shown(value)}")
+        return value
+    if kind is Literal:
+        if value not in typing.get_args(hint):
+            raise InputError(f"{name} must be one of {', '.join(map(str, typing.get_args(hint)))}, not {shown(value)}")
+        return value
+    if hint == int | tuple[int, ...]:
+        many = isinstance(value, list | tuple)
+        counts = tuple(as_declared(name, one, int) for one in (value if many else [value]))
+        return counts[0] if len(counts) == 1 else counts
+    if kind is tuple:
+        if isinstance(value, str):
+            return (value,)
+        if not (isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)):
+            raise InputError(f"{name} must be a text or a list of texts, not {shown(value)}")
+        return tuple(value)
+    if kind is dict:
+        if isinstance(value, str):
+            return {value: 1.0}
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name} must be a name or map names to numbers, not {shown(value)}")
+        return {key: as_declared(f"{name}.{key}", weight, float) for key, weight in value.items()}
+    if hint is bool and isinstance(value, str) and value.lower() in WORDS:
+        return WORDS[value.lower()]
+    readable = {int: Integral | str, float: Real | str}.get(hint, hint)
+    with suppress(ValueError, OverflowError):  # a word that is no number, a number of thousands of digits
+        if isinstance(value, readable) and (hint is bool or not isinstance(value, bool)):
+            return hint(value)
+    raise InputError(f"{name} must be {CALLED[hint]}, not {shown(value)}")
+
+
+def group(cls: type, values: Mapping[Any, Any], prefix: str = "") -> Any:
+    """A dataclass from a mapping of its fields. Raises InputError for an unknown field, with the nearest one."""
+    for name in values:
+        if name not in hints_of(cls):
+            raise unknown("field", f"{prefix}{name}", [f"{prefix}{own}" for own in _names(cls)])
+    return cls(**values)
+
+
+def _names(cls: type) -> Iterator[str]:
+    """The fields of a dataclass, and those of its groups with a dot."""
+    for name, hint in hints_of(cls).items():
+        yield name
+        if dataclasses.is_dataclass(hint):
+            yield from (f"{name}.{own}" for own in _names(hint))  # type: ignore[arg-type]
