@@ -26,7 +26,8 @@ CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def finite(value: Any) -> TypeGuard[float]:
     """Whether it is a number that a float can hold."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    number: Any = value  # of any length: comparing takes whole numbers that no float holds
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(number) <= sys.float_info.max
 
 
 def whole(
@@ -44,11 +45,12 @@ def whole(
 
 def whole_number(value: Any, name: str, least: int = 1, most: int = MOST) -> None:
     """Raises InputError, with `name`, for what is no whole number from `least` to `most`."""
+    number: Any = value
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise InputError(f"{name} must be a whole number, not {shown(value)}")
-    if value < least:
+    if number < least:
         raise InputError(f"{name} must be {f'at least {least}' if least else '0 or more'}, not {shown(value)}")
-    if value > most:
+    if number > most:
         raise InputError(f"{name} must be at most {most}, not {shown(value)}")
 
 
@@ -69,7 +71,7 @@ def not_negative(settings: object, *names: str, prefix: str = "") -> None:
 
 
 def seed_in_range(seed: Any, name: str = "seed") -> None:
-    if not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+    if type(seed) is bool or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise InputError(f"{name} must be from 0 to 2**63 - 1, not {shown(seed)}")
 
 

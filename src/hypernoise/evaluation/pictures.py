@@ -105,7 +105,7 @@ def _noted(folder: Path) -> list[tuple[str, str]]:
     parts = [kept_json(file) for file in batches or [folder / "summary.json"]]
     listed = [part.get("pictures" if batches else "results") if part else None for part in parts]
     rows = [row for part in listed for row in (part if isinstance(part, list) else [None])]
-    named = [(row.get("file"), row.get("prompt")) if isinstance(row, dict) else (None, None) for row in rows]
+    named: list[Any] = [(row.get("file"), row.get("prompt")) if isinstance(row, dict) else (None, None) for row in rows]
     if not all(isinstance(part, str) for pair in named for part in pair):
         raise InputError(
             f"{folder} has no prompts: neither hypernoise generate nor hypernoise evaluate wrote it, or their file is "
