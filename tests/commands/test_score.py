@@ -227,7 +227,7 @@ def test_half_finished_folders_are_named(album, detected):
     assert "metadata.jsonl is missing" in why["00000"]
     assert why["00002"] == "1 of 2 pictures are there"
     assert why["00003"] == "0 of 2 pictures are there"
-    assert "line 1: not JSON" in why["00004"]
+    assert "line 1 is not JSON" in why["00004"]
     assert list(told["results"][0]["categories"]) == ["counting", "colors"]
     assert told["results"][0]["judged"] == 3
 

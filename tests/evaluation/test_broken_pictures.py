@@ -1,6 +1,8 @@
 """Damaged files, in each way in which Pillow was seen to report them when a PNG's bytes were changed at random."""
 
+import dataclasses
 import io
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from PIL import Image
 from hypernoise.errors import InputError
 from hypernoise.evaluation.pictures import read_picture
 from hypernoise.evaluation.records import batch_file, whole
+from hypernoise.files import write_json
+from hypernoise.methods.base import Spent
 
 
 def png():
@@ -23,13 +27,10 @@ def odd_chunk(data):
     return data[:second] + b"\1\2\3\4" + data[second + 4 :]
 
 
-def huge(data):
-    """A bitmap of 100,000 pixels on a side, by its header."""
+def saved(picture, kind="PNG"):
     kept = io.BytesIO()
-    Image.new("1", (1, 1)).save(kept, "BMP")
-    header = bytearray(kept.getvalue())
-    header[18:26] = (100_000).to_bytes(4, "little") * 2
-    return bytes(header)
+    picture.save(kept, kind)
+    return kept.getvalue()
 
 
 DAMAGES = {
@@ -38,25 +39,44 @@ DAMAGES = {
     "cut short": lambda data: data[: len(data) // 2],
     "a header too short": lambda data: data[:8] + b"\0\0\0\5" + data[12:],
     "an odd chunk": odd_chunk,
-    "too large": huge,
+    "too large": lambda data: saved(Image.new("1", (6000, 6000))),
+    "of 16 bits": lambda data: saved(Image.fromarray(np.full((8, 8), 40_000, np.uint16))),
+    "of another format": lambda data: saved(Image.new("RGB", (8, 8)), "BMP"),
 }
+RECORD = {"pictures": [{"file": "0000-0.png", "reward": 1.0}], "spent": dataclasses.asdict(Spent())}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_an_input_error(tmp_path, damage):
     file = tmp_path / "0000-0.png"
-    batch_file(tmp_path, 0).write_text("{}")
+    write_json(batch_file(tmp_path, 0), RECORD)
     file.write_bytes(png())
     assert read_picture(file).shape == (3, 200, 200)
     assert whole(tmp_path, 0, [file.name])
     file.write_bytes(DAMAGES[damage](png()))
-    with pytest.raises(InputError, match="0000-0.png cannot be read as a picture"):
+    with pytest.raises(
+        InputError, match="0000-0.png (cannot be read as a picture|has 6000 x 6000 pixels|has more than 8 bits)"
+    ):
         read_picture(file)
     assert not whole(tmp_path, 0, [file.name])
 
 
-@pytest.mark.parametrize("text", ["", '{"pictures": ['])
-def test_a_batch_whose_record_is_damaged_is_not_whole(tmp_path, text):
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0000-0.png")
+    with pytest.raises(InputError, match="it is not a file"):
+        read_picture(tmp_path / "0000-0.png")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(None, [], "x", {"pictures": []}, {"pictures": [None]}, {"pictures": [{"reward": 1.0}]}, {"spent": 3}),
+        *({"pictures": [{"file": "0000-0.png", name: "high"}]} for name in ("reward", "right", "kl")),
+        {"pictures": [{"file": "0000-0.png", "parts": {"color": [None]}}]},
+        {"spent": {"seconds": 1.0}},
+    ],
+)
+def test_a_batch_whose_record_is_damaged_is_not_whole(tmp_path, record):
     (tmp_path / "0000-0.png").write_bytes(png())
-    batch_file(tmp_path, 0).write_text(text)
+    write_json(batch_file(tmp_path, 0), {**RECORD, **record} if isinstance(record, dict) else record)
     assert not whole(tmp_path, 0, ["0000-0.png"])
