@@ -19,7 +19,7 @@ from torch import Tensor
 
 import hypernoise as hn
 from experiments.base import Seeded, main, pooled, table
-from hypernoise.evaluation.records import Records, distance
+from hypernoise.evaluation.records import Records, mean_distance
 from hypernoise.methods.base import Method, Problem, Result, fresh_noise, metered, per_sample
 
 DISTANCES = {
@@ -117,7 +117,7 @@ def told(gains: Sequence[Mapping[str, Any]]) -> str:
 
 def _moved(plain: Records, others: Sequence[Records]) -> float:
     pairs = [(a, b) for other in others for a, b in zip(plain.files, other.files, strict=True)]
-    return sum(distance(a, b) for a, b in pairs) / len(pairs)
+    return sum(map(mean_distance, pairs)) / len(pairs)
 
 
 class RandomShift:

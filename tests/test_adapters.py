@@ -435,7 +435,5 @@ def test_a_folder_that_diffusers_saved_is_read(saved, sd_pipeline, tmp_path, sav
 
 def test_a_folder_of_diffusers_that_says_no_rank_is_named(tmp_path):
     save_file({"conv_in.lora_A.weight": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
-    with pytest.raises(
-        InputError, match=r"does not say its rank and alpha; write them beside it, .* in adapter_config\.json"
-    ):
+    with pytest.raises(InputError, match="does not say its rank and alpha; write them beside it"):
         read_about(tmp_path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, no_traceback
+from hypernoise.generators.base import check_texts
 from hypernoise.rewards.base import RewardFunction, check_callable, scored
 from hypernoise.rewards.ensemble import WeightedSum
 
@@ -18,19 +19,27 @@ OTHERS = "one picture's score depends on the other pictures; it must be each pic
 
 
 def check_reward(
-    reward: RewardFunction, *, size: tuple[int, int] = (64, 64), prompts: tuple[str, ...] = ("a red ring", "two cats")
+    reward: RewardFunction, *, size: tuple[int, int] = (64, 64), prompts: Sequence[str] = ("a red ring", "two cats")
 ) -> None:
     """Tries a reward on noise pictures, one per prompt; of a weighted sum every member that has a weight.
+
+    Args:
+        size: of the pictures.
+        prompts: that the reward knows; of a reward of classes, some of their names.
 
     A reward that draws random numbers is given the same ones at every try. What is cut is seen along four changes
     of the pixels (`_directions`); a term that none of them moves is not.
 
     Raises:
-        InputError: it does not take (pixels, prompts); the scores' shape is not [B]; they are not finite; a
+        InputError: it does not take (pixels, prompts), or these; the scores' shape is not [B]; they are not finite; a
             picture's score depends on another picture; or the gradient is cut, wholly or in part: the scores do
             not change with the pixels as it promises.
     """
     check_callable(reward)
+    check_texts(prompts)
+    sizes = isinstance(size, Sequence) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if not sizes or not prompts:
+        raise InputError(f"check_reward needs a prompt and a size such as (64, 64), not {prompts!r} and {size!r}")
     draw = torch.Generator().manual_seed(0)
     pixels = 0.1 + 0.8 * torch.rand(len(prompts), 3, *size, generator=draw)  # room for a step
     for name, part in _parts(reward).items():
@@ -64,7 +73,9 @@ def _parts(reward: RewardFunction) -> dict[str, RewardFunction]:
 
 def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> None:
     def call(pixels: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
+        tried = f"pictures [{len(pixels)}, 3, {pixels.shape[2]}, {pixels.shape[3]}] and prompts {prompts!r}"
+        what = f"{name} fails for {tried} (give check_reward others by size and prompts)"
+        with torch.random.fork_rng(devices=[]), no_traceback(what):
             torch.manual_seed(0)
             return scored(reward, pixels, prompts, name)
 

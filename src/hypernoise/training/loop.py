@@ -30,6 +30,7 @@ class TrainResult:
     checkpoint: Path | None
     stopped_early: bool = False  # the validation reward fell while the trained one did not
     signal: int = 0
+    advice: str = ""  # of a run that is over: which way its settings point
     skipped: int = 0  # steps of this call whose reward or gradient was not finite
 
 
@@ -92,5 +93,6 @@ def train(
         checkpoint=run.checkpoint,
         stopped_early=run.stopped_early,
         signal=run.signal,
+        advice=run.advice,
         skipped=run.skipped.count,
     )

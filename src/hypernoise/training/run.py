@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -29,6 +30,7 @@ from hypernoise.precision import resolve
 from hypernoise.prompts import PromptMix, spread
 from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.training.advice import advice
 from hypernoise.training.checkpoint import (
     Stateful,
     checkpoints,
@@ -82,6 +84,7 @@ class Run:
         self.row: dict[str, Any] | None = None  # of the current step, until it is written
         self.committing = False  # inside an update, where a checkpoint would hold neither the old nor the new step
         self.signal, self.stopped_early = 0, False
+        self.advice = ""  # once it is over
         self.began = time.perf_counter()
         self.model: Any = network  # inside DDP's wrapper where there are several processes
         # where the text encoders are sharded, every process encodes the union of all processes' prompts
@@ -204,6 +207,11 @@ def finish(run: Run) -> None:
             noise, condition = fixed_noises(run.generator, run.network, run.prompts, run.encode, run.config.seed)
             run.clamp(noise, condition)
     run.checkpoint = broadcast(run.accelerator, run.checkpoint)
+    if run.finished:
+        rows = rows_of(run.folder) if run.folder is not None else run.log.history
+        exact = run.config.kl_term == "exact" or knows_kl(run.network)
+        run.advice = advice(rows, run.config, math.prod(run.generator.noise_shape), exact=exact)
+        say(run.advice)
 
 
 def fixed_noises(
