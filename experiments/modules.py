@@ -62,10 +62,13 @@ class Modules:
         rows = [{"kl_weight": None, "updates": 0, "learning_rate": None, "counted": "", "advice": "", **plain}]
         for weight, updates, (rate, scheduler), term in tqdm(runs, unit="run"):
             network = hn.ResidualNoise((SIZE,), width=128, depth=2, seed=self.seed)
-            config = hn.TrainConfig(
-                max_train_steps=updates, learning_rate=rate, lr_scheduler=scheduler, kl_weight=weight, kl_term=term,
-                seed=self.seed, mixed_precision="no",
-            )  # fmt: skip
+            own: dict[str, Any] = {
+                "learning_rate": rate,
+                "lr_scheduler": scheduler,
+                "kl_weight": weight,
+                "kl_term": term,
+            }
+            config = hn.TrainConfig(max_train_steps=updates, seed=self.seed, mixed_precision="no", **own)
             result = hn.train(generator, network, named_by(classifier), KINDS, config, progress=False)
             row = {"kl_weight": weight, "updates": updates, "learning_rate": f"{rate:g} {scheduler}", "counted": term}
             rows.append({**row, "advice": result.advice, **judged(self, generator, network, classifier, judge)})

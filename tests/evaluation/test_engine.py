@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 
 from hypernoise.errors import InputError
+from hypernoise.evaluation import records
 from hypernoise.evaluation.engine import EVALUATION_STEP, compare
 from hypernoise.evaluation.records import Judgement
 from hypernoise.evaluation.result_rows import result_row
@@ -240,3 +242,26 @@ def test_without_a_reward_nothing_is_rewarded_and_no_method_may_search():
     assert (row["reward"], row["reward_gain"], row["kl"]) == (None, None, 0.0)
     with pytest.raises(InputError, match="needs a reward to search by"):
         compare(build(), [BestOfN(2)], PROMPTS, None)
+
+
+def test_the_mean_distance_reads_each_picture_once(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    values = draw.integers(0, 256, (7, 150, 160, 3), np.uint8)  # more than are compared at once
+    values[1] = values[0]
+    values[2] = values[0]
+    values[2, 0, 0, 0] ^= 1  # the least difference there is
+    files = [tmp_path / f"{number}.png" for number in range(len(values))]
+    for file, own in zip(files, values, strict=True):
+        Image.fromarray(own).save(file)
+    opened, real = [], Image.open
+    monkeypatch.setattr(records.Image, "open", lambda file: opened.append(file) or real(file))
+    pairs = itertools.combinations(values.astype(float) / 255, 2)
+    expected = np.mean([np.sqrt(np.square(a - b).mean()) for a, b in pairs])
+    assert records.mean_distance(files) == pytest.approx(expected, rel=1e-12)
+    assert sorted(opened) == files
+    assert records.mean_distance(files[::2][:2]) == pytest.approx(1 / 255 / values[0].size ** 0.5)
+
+
+def test_prompts_that_are_one_text_are_refused():
+    with pytest.raises(InputError, match="prompts is one text"):
+        compare(build(), [Plain()], "abc", redness)

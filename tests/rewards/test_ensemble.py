@@ -319,3 +319,24 @@ def test_what_cannot_be_summed_is_refused():
 def test_weights_of_the_wrong_kind_are_told(weights, message):
     with pytest.raises(InputError, match=message):
         WeightedSum(weights)
+
+
+def test_a_reward_of_classes_is_checked_with_their_names():
+    classes = ["red", "green", "blue"]
+
+    def named(pixels, prompts):
+        logits = 5 * pixels.mean((2, 3))
+        return logits.log_softmax(1)[torch.arange(len(prompts)), [classes.index(prompt) for prompt in prompts]]
+
+    check_reward(named, prompts=classes)
+    check_reward(named, prompts=["blue"])
+    with pytest.raises(InputError, match="give check_reward others .*'a red ring' is not in list") as refused:
+        check_reward(named)
+    assert len(str(refused.value).splitlines()) == 1
+    with pytest.raises(InputError, match=r"pictures \[2, 3, 64, 64\] .*give check_reward others .*RuntimeError"):
+        check_reward(lambda pixels, prompts: (pixels * torch.ones(32, 32)).flatten(1).mean(1))
+    with pytest.raises(InputError, match="prompts is one text"):
+        check_reward(named, prompts="red")
+    for wrong in ({"size": 64}, {"size": (0, 4)}, {"prompts": []}):
+        with pytest.raises(InputError, match="a prompt and a size such as"):
+            check_reward(named, **wrong)

@@ -157,9 +157,53 @@ def test_what_a_killed_save_left_is_removed_and_what_it_had_moved_is_put_back(tm
     (tmp_path / ".checkpoint-000006-x1y2z3").mkdir()
     shutil.copytree(tmp_path / "checkpoint-000002", tmp_path / ".checkpoint-000002.old")
     (tmp_path / "checkpoint-000004").rename(tmp_path / ".checkpoint-000004.old")
+    for left in (".checkpoint-000000.gone", ".adapter-abc", "adapter/.adapter-abc"):
+        (tmp_path / left).mkdir(parents=True)
+    (tmp_path / ".metrics.jsonl.123.tmp").write_text("")
     _, result = quick(tmp_path, max_train_steps=5)
     assert [row["step"] for row in result.history] == [5]
+    assert not [file.name for file in tmp_path.rglob("*") if file.name.startswith(".")]
+
+
+def test_an_old_checkpoint_is_out_of_the_way_before_it_is_deleted(tmp_path, monkeypatch):
+    own = shutil.rmtree
+
+    def die(folder, **settings):
+        if folder.name.endswith(".gone"):
+            raise KeyboardInterrupt
+        own(folder, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path, max_train_steps=3, checkpointing_steps=1, checkpoints_total_limit=1)
+    monkeypatch.setattr(shutil, "rmtree", own)
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-000002"]
+    quick(tmp_path, max_train_steps=3)
     assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_the_same_run_ends_in_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        quick(tmp_path / name, max_train_steps=3)
+    for file in (tmp_path / "a" / "checkpoint-000003").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / "checkpoint-000003" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_without_an_output_a_signal_does_what_it_does_elsewhere(number):
+    def reward(pixels, prompts):
+        os.kill(os.getpid(), number)
+        return pixels.flatten(1).mean(1)
+
+    def told(*_):
+        raise ZeroDivisionError
+
+    before = signal.signal(number, told)
+    try:
+        with pytest.raises(InputError, match="the reward raised ZeroDivisionError"):
+            quick(None, reward)
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("what", ["sample grid", "metrics.jsonl"])

@@ -26,7 +26,7 @@ def advice(rows: Sequence[Mapping[str, Any]], config: TrainConfig, dimensions: i
         exact: the KL that the rows tell is the whole, not ½‖f‖².
     """
     columns = ("loss", "kl", "gradient_norm")
-    seen = [row for row in rows if all(isinstance(row.get(name), int | float) for name in columns)]
+    seen = [row for row in rows if all(_finite(row.get(name)) for name in columns)]
     if len(seen) < FEWEST:
         return ""
     quarter = len(seen) // 4
@@ -48,9 +48,7 @@ def advice(rows: Sequence[Mapping[str, Any]], config: TrainConfig, dimensions: i
     parts = [f"after {seen[-1]['step']} updates the objective was {how}; {share}: {pace}"]
     parts.append(_of_kl(statistics.fmean(float(row["kl"]) for row in seen[-quarter:]), config, dimensions))
     if not exact and dimensions <= MOST_DIMENSIONS:
-        parts.append(
-            f"that is ½‖f‖², a part of the KL; kl_term: exact counts the whole of these {dimensions} dimensions"
-        )
+        parts.append(f"½‖f‖² is only a part of the KL: in {dimensions} dimensions kl_term: exact counts the whole")
     return "; ".join(parts)
 
 
@@ -63,3 +61,7 @@ def _of_kl(nats: float, config: TrainConfig, dimensions: int) -> str:
     if nats < little:
         return f"{spent}, less than best-of-{BEST_OF} spends ({little:.2f}): a lower kl_weight lets f go further"
     return f"{spent}: a lower kl_weight buys reward with more of it, a higher one the reverse"
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

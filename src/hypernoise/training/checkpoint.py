@@ -58,7 +58,8 @@ def save_checkpoint(
         write_json(temporary / ABOUT, {"step": step, "fixed": dict(fixed)})
         write_json(temporary / SUMS, {file.name: _sum(file) for file in sorted(temporary.iterdir())})
     for old in checkpoints(output)[:-keep]:
-        shutil.rmtree(old)
+        gone = old.replace(old.with_name(f".{old.name}.gone"))  # `tidied` finds it if it is not deleted to the end
+        shutil.rmtree(gone)
     return folder
 
 
