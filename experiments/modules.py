@@ -63,12 +63,12 @@ class Modules:
         for weight, updates, (rate, scheduler), term in tqdm(runs, unit="run"):
             network = hn.ResidualNoise((SIZE,), width=128, depth=2, seed=self.seed)
             own: dict[str, Any] = {
-                "learning_rate": rate,
                 "lr_scheduler": scheduler,
-                "kl_weight": weight,
                 "kl_term": term,
+                "mixed_precision": "no",
+                "seed": self.seed,
             }
-            config = hn.TrainConfig(max_train_steps=updates, seed=self.seed, mixed_precision="no", **own)
+            config = hn.TrainConfig(max_train_steps=updates, learning_rate=rate, kl_weight=weight, **own)
             result = hn.train(generator, network, named_by(classifier), KINDS, config, progress=False)
             row = {"kl_weight": weight, "updates": updates, "learning_rate": f"{rate:g} {scheduler}", "counted": term}
             rows.append({**row, "advice": result.advice, **judged(self, generator, network, classifier, judge)})

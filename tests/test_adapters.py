@@ -332,11 +332,22 @@ def test_weights_or_settings_that_were_changed_are_refused_unless_the_digest_is_
     load_adapter(generator, folder)
 
 
-def test_a_changed_scale_of_a_lora_is_refused_and_leaves_no_lora(saved, sd_pipeline):
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("alpha", 7.0, "is not what was saved"),
+        ("alpha", 10**400, "the setting alpha cannot be 1000"),
+        ("rank", 2**63, "the setting rank cannot be 9223"),
+        ("rank", 2000, "the rank is 2000, and the weights' is 4"),
+        ("rank", [4], "rank must be a whole number"),
+        ("rank", "4", "rank must be a whole number"),
+    ],
+)
+def test_changed_settings_of_a_lora_are_refused_and_leave_no_lora(saved, sd_pipeline, setting, value, message):
     folder, _ = saved
-    say(folder, settings__alpha=7.0)
+    say(folder, **{f"settings__{setting}": value})
     generator = DiffusionGenerator(sd_pipeline(), name="tiny")
-    with pytest.raises(InputError, match="is not what was saved"):
+    with pytest.raises(InputError, match=message):
         load_adapter(generator, folder)
     assert not any(".lora_" in name for name, _ in generator.denoiser.named_parameters())
 

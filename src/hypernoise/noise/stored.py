@@ -36,8 +36,9 @@ def check_settings(settings: Mapping[str, Any], state: Mapping[str, Tensor], fil
             ):
                 raise InputError(f"{file}: the setting {name} cannot be {value!r}")
     ranks = {tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight") and tensor.ndim}
-    if ranks and settings.get("rank", 0) > 10 * max(ranks):  # the loading says it of less
-        raise InputError(f"{file}: the rank is {settings['rank']!r}, and the weights' is {max(ranks)}")
+    rank = settings.get("rank")
+    if ranks and isinstance(rank, int) and rank > 10 * max(ranks):  # the loading says it of less
+        raise InputError(f"{file}: the rank is {rank}, and the weights' is {max(ranks)}")
 
 
 def check_size(make: Callable[[], nn.Module], state: Mapping[str, Tensor], file: object) -> None:
