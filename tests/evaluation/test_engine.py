@@ -253,8 +253,8 @@ def test_the_mean_distance_reads_each_picture_once(tmp_path, monkeypatch):
     files = [tmp_path / f"{number}.png" for number in range(len(values))]
     for file, own in zip(files, values, strict=True):
         Image.fromarray(own).save(file)
-    opened, real = [], Image.open
-    monkeypatch.setattr(records.Image, "open", lambda file: opened.append(file) or real(file))
+    opened, real = [], records.opened
+    monkeypatch.setattr(records, "opened", lambda file: opened.append(file) or real(file))
     pairs = itertools.combinations(values.astype(float) / 255, 2)
     expected = np.mean([np.sqrt(np.square(a - b).mean()) for a, b in pairs])
     assert records.mean_distance(files) == pytest.approx(expected, rel=1e-12)

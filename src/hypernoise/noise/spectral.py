@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pixel_shuffle, pixel_unshuffle
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.coupling import CouplingFlow
 from hypernoise.noise.frequencies import cosine_basis
@@ -181,14 +181,14 @@ def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: i
     return network.to(generator.device, torch.float64 if generator.dtype == torch.float64 else torch.float32)
 
 
-def rebuilt(generator: Generator, settings: Mapping[str, Any]) -> SpectralNoise:
+def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:
     """The network of an adapter's settings for a generator, whose own size it takes; its weights are to be loaded.
 
     Raises:
         InputError: the generator has other latent channels, or packs them otherwise.
         TypeError: settings that the network does not take.
     """
-    if not isinstance(generator, DiffusionGenerator):
+    if not hasattr(generator, "family"):  # a module's
         network, (channels, patch) = SpectralNoise(**settings), (generator.noise_shape[0], 1)
     else:
         grid = grid_of(generator) if generator.family.layout == "tokens" else None
