@@ -1,6 +1,10 @@
 """The plan's memory against what the CPU's allocator was really asked for."""
 
 import dataclasses
+import re
+import typing
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,25 +13,20 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from hypernoise.cli import main
+from hypernoise.errors import InputError
 from hypernoise.generators.memory import Memory
 from hypernoise.generators.presets import PRESETS
 from hypernoise.generators.registry import load_generator
-from hypernoise.memory_trace import Live
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.plan import (
-    build,
-    configurations,
-    estimate,
-    lora_parameters,
-    meta_network,
-    packed_parameters,
-    plan,
-    planned_generator,
-    planned_rewards,
-)
+from hypernoise.noise.spectral import spectral_noise
+from hypernoise.plan.fit import fitted
+from hypernoise.plan.generators import build, configurations, planned_generator
+from hypernoise.plan.networks import meta_network, packed_parameters, parameters_by_kind, planned_rewards
+from hypernoise.plan.plan import _rewards, plan
+from hypernoise.plan.trace import Live
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
-from hypernoise.training.config import Recipe, TrainConfig
+from hypernoise.training.config import LoRA, Recipe, TrainConfig, read_recipe
 from hypernoise.training.loop import train
 
 
@@ -59,8 +58,8 @@ def test_training_peak_is_within_15_percent_of_the_measured_one(memory):
     prompts = ["a ring", "two squares"]
     train(generator, network, redder, prompts, config, progress=False)  # the tokenizer's and the kernels' first time
     measured = allocated_peak(lambda: train(generator, network, redder, prompts, config, progress=False))
-    planned = planned_generator("scenes", dtype=torch.float32, memory=memory)
-    found = estimate(planned, meta_network(planned, rank=rank, alpha=32.0, dtype=torch.float32), batch=batch)
+    recipe = Recipe(train_batch_size=batch, lora=LoRA(rank), memory=memory, mixed_precision="no")
+    found = plan(recipe).training
     assert found.parts["trained: weights"] == sum(p.nbytes for p in network.trainable_parameters())
     expected = sum(found.parts[part] for part in ("activations", "trained: gradients", "trained: optimiser"))
     print(f"planned {expected / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
@@ -107,27 +106,29 @@ def test_the_peak_with_a_reward_and_a_tiny_decoder_is_within_15_percent_too(chec
 
     run()
     measured = allocated_peak(run)
-    planned = planned_generator("scenes", dtype=torch.float32, memory=memory)
-    assert type(planned.generator.pipeline.vae) is AutoencoderTiny
-    rewards = planned_rewards({"clip": 1.0}, {}, settings)
-    meta = meta_network(planned, rank=4, alpha=32.0, dtype=torch.float32)
-    found = estimate(planned, meta, batch=8, rewards=rewards)
-    without = estimate(planned, meta, batch=8)
+    recipe = Recipe(train_batch_size=8, lora=LoRA(4), memory=memory, mixed_precision="no")
+    _rewards.cache_clear()  # of CLIPs as they are
+    rewards = {"rewards": {"clip": 1.0}, "reward_checkpointing": checkpointing}
+    with_clip = plan(dataclasses.replace(recipe, **rewards))
+    _rewards.cache_clear()
+    found, without = with_clip.training, plan(recipe).training
+    assert with_clip.frozen["autoencoder"] == sum(p.numel() for p in decoder.parameters())
     expected = sum(found.parts[part] for part in ("activations", "trained: gradients", "trained: optimiser"))
     print(f"planned {expected / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert expected == pytest.approx(measured, rel=0.15)
     assert found.parts["activations"] - without.parts["activations"] > (0.08 if checkpointing else 0.2) * measured
-    assert found.parts["rewards"] == 4 * rewards.parameters["clip"]
+    assert found.parts["rewards"] == 4 * (with_clip.rewards["clip"] or 0)
 
 
 def test_image_reward_and_the_clips_are_planned_by_their_own_networks():
-    found = planned_rewards({"human-preference": 1.0, "redness": 1.0}, {"aesthetic-v2": 1.0}, RewardSettings())
+    found = planned_rewards(["human-preference", "redness"], ["aesthetic-v2"], RewardSettings())
     blip = 303_301_632 + 141_977_088  # ViT-L and its text encoder, as counted on the published weights
     assert found.parameters["imagereward"] == pytest.approx(blip, rel=0.003)
     assert found.parameters["clip"] == found.parameters["pickscore"] == 986_109_441  # as the model cards count it
     assert found.parameters["aesthetic-v2"] is None
     assert "redness" not in found.parameters
-    assert found.bytes == 4 * sum(count for count in found.parameters.values() if count)
+    held = sum(weight.nbytes for network in found.networks for weight in network.parameters())
+    assert held == 4 * sum(count for count in found.parameters.values() if count)
     with Live() as live:
         pixels = torch.empty(2, 3, 512, 512, device="meta", requires_grad=True)
         assert found.score is not None
@@ -152,8 +153,8 @@ def test_frozen_parameters_are_the_real_ones():
 
 def test_options_save_what_they_are_for():
     def kept(**memory):
-        planned = planned_generator("scenes", dtype=torch.float32, memory=Memory(**memory))
-        found = estimate(planned, meta_network(planned, rank=4, alpha=4.0, dtype=torch.float32), batch=4)
+        recipe = Recipe(train_batch_size=4, lora=LoRA(4), memory=Memory(**memory), mixed_precision="no")
+        found = plan(recipe).training
         return found.kept, found.peak
 
     (plain, most), (saving, less) = kept(), kept(gradient_checkpointing=True, decode_slice=1)
@@ -178,12 +179,10 @@ def test_live_follows_storages_until_they_are_dropped():
 
 def test_fewer_layers_are_fewer_parameters_to_train_and_no_fewer_to_pack():
     planned = planned_generator("scenes", dtype=torch.float32)
-    some = meta_network(planned, rank=4, alpha=4.0, dtype=torch.float32, layers=["conv_out"])
-    trained, packed = lora_parameters(some), packed_parameters(some)
-    some.remove()
-    every = meta_network(planned, rank=4, alpha=4.0, dtype=torch.float32)
-    assert trained == {"conv": 4 * (32 * 9 + 4)}
-    assert packed == packed_parameters(every) > 5e5
+    bare = packed_parameters(planned.generator)
+    some = meta_network(planned, LoRA(4, layers=("conv_out",)))
+    assert parameters_by_kind(some) == {"conv": 4 * (32 * 9 + 4)}
+    assert packed_parameters(planned.generator) == bare > 5e5
 
 
 def test_flops_count_a_multiply_add_as_two():
@@ -239,7 +238,8 @@ def test_quantising_saves_on_the_layers_that_are_packed(kind, bits):
 
 
 def test_every_optimizer_can_be_planned():
-    plans = {name: plan(Recipe(optimizer=name)).training.parts for name in ("adamw", "sgd")}
+    names = typing.get_args(typing.get_type_hints(Recipe)["optimizer"])
+    plans: dict[str, Any] = {name: plan(Recipe(optimizer=name)).training.parts for name in names}
     state = {name: parts["trained: optimiser"] for name, parts in plans.items()}
     trained = plans["sgd"]["trained: gradients"]
     assert state == {"adamw": 2 * trained, "sgd": trained}
@@ -272,18 +272,89 @@ def test_denoisers_have_their_published_size(name):
 def test_lora_on_sana_sprint_is_mostly_on_depthwise_convs():
     """As counted on the released adapter: 206 of 315 million at rank 128."""
     planned = planned_generator("sana-sprint-0.6b", dtype=torch.bfloat16)
-    counts = lora_parameters(meta_network(planned, rank=128, alpha=256.0, dtype=torch.bfloat16))
+    counts = parameters_by_kind(meta_network(planned, LoRA(128, 256.0)))
     assert counts["depthwise conv"] / 1e6 == pytest.approx(206, abs=0.5)
     assert sum(counts.values()) / 1e6 == pytest.approx(315, abs=0.5)
 
 
 def test_a_step_of_a_published_model_runs_without_data():
-    planned = planned_generator("pixart-dmd", dtype=torch.bfloat16)
-    network = meta_network(planned, rank=4, alpha=4.0, dtype=torch.bfloat16)
-    found = estimate(planned, network, batch=1)
-    assert found.parts["denoiser"] == 2 * sum(
-        p.numel() for n, p in planned.generator.denoiser.named_parameters() if ".lora_" not in n
-    )
+    found = plan(Recipe(generator="pixart-dmd", train_batch_size=1, lora=LoRA(4))).training
+    denoiser = build(configurations()["pixart-dmd"]["denoiser"], torch.bfloat16)
+    assert found.parts["denoiser"] == 2 * sum(p.numel() for p in denoiser.parameters())
     # a multiply-add per weight and token is 2 FLOP: 256·2 patches of 32 x 32 tokens
     assert found.flops["generator"] == pytest.approx(2 * 611e6 * 1024, rel=0.25)
     assert found.flops["backward"] > 1.5 * found.flops["generator"]
+
+
+def test_a_spectral_network_trains_no_denoiser_and_is_counted_whole():
+    recipe = Recipe(train_batch_size=2, mixed_precision="no")
+    lora, spectral = plan(recipe), plan(dataclasses.replace(recipe, noise_network="spectral"))
+    network = spectral_noise(load_generator("scenes", device="cpu"), recipe.spectral)
+    assert sum(spectral.trained.values()) == sum(p.numel() for p in network.parameters())
+    assert spectral.training.flops["noise network"] < 0.02 * lora.training.flops["noise network"]
+    assert spectral.training.flops["generator"] == lora.training.flops["generator"]
+    assert spectral.training.peak < lora.training.peak
+
+
+def test_what_a_batch_takes_grows_with_it_and_slices_hold_the_decoder_down():
+    def planned(batch, **memory):
+        memory = Memory(gradient_checkpointing=True, **memory)
+        return plan(Recipe(train_batch_size=batch, memory=memory, mixed_precision="no")).training.parts["activations"]
+
+    assert planned(8) == pytest.approx(8 * planned(1), rel=1e-3)
+    assert planned(8, decode_slice=1) < 0.6 * planned(8)
+    assert planned(8, decode_slice=8) == planned(8)
+
+
+def test_fit_takes_what_costs_the_least_time_first():
+    asked = Recipe(train_batch_size=8, mixed_precision="no")
+    whole, halves = (plan(dataclasses.replace(asked, gradient_accumulation_steps=n)).training.peak for n in (1, 2))
+
+    def fit(bytes_allowed):
+        memory = Memory(fit=f"{bytes_allowed * 16 / 15 / 1e9:.6f}GB")
+        return fitted(dataclasses.replace(asked, memory=memory))
+
+    untouched, line = fit(whole * 1.001)
+    assert untouched.gradient_accumulation_steps == 1
+    assert "nothing changed" in line
+    split, line = fit(halves * 1.001)
+    assert split.gradient_accumulation_steps == 2
+    assert not split.memory.gradient_checkpointing
+    assert "gradient_accumulation_steps 2" in line
+    alone = plan(dataclasses.replace(asked, gradient_accumulation_steps=8)).training.peak
+    saving, line = fit(alone * 0.95)
+    assert saving.memory.gradient_checkpointing
+    assert "memory.gradient_checkpointing True" in line
+    assert plan(saving).training.peak <= alone * 0.95
+    with pytest.raises(InputError, match="leaves 0.0 GB .* and scenes needs 0.0 GB"):
+        fit(1e6)
+    with pytest.raises(InputError, match="memory.fit must be auto or a size such as 24GB, not 'big'"):
+        fitted(Recipe(memory=Memory(fit="big")))
+    assert fitted(Recipe(memory=Memory(fit="auto")), "cpu")[0].gradient_accumulation_steps == 1
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+CARD = [file for file in RECIPES if not file.stem.startswith("scenes")]
+SMALL = {"sd-turbo", "sdxl-turbo", "sana-sprint-0.6b"}  # also for 24 GB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", CARD, ids=lambda file: file.stem)
+def test_every_recipe_fits_one_80_gb_card_and_says_what_it_takes(file):
+    """75 of 80 GB may be planned, and 22.5 of 24."""
+    recipe, head = read_recipe(file), file.read_text()
+    said = re.search(r"# One 80 GB card: ([\d.]+) GB planned", head)
+    assert said is not None
+    peak = plan(recipe).training.peak / 1e9
+    assert peak <= 75
+    assert peak == pytest.approx(float(said[1]), abs=0.06)
+    spectral = dataclasses.replace(recipe, noise_network="spectral", lora=LoRA())
+    assert plan(spectral).training.peak / 1e9 < peak
+    if file.stem in SMALL:
+        said = re.search(r"--fit 24GB: ([\d.]+) GB", head)
+        assert said is not None
+        small = dataclasses.replace(recipe, memory=dataclasses.replace(recipe.memory, fit="24GB"))
+        chosen, _ = fitted(small, planned_for=torch.device("meta"))
+        peak = plan(chosen).training.peak / 1e9
+        assert peak <= 22.5
+        assert peak == pytest.approx(float(said[1]), abs=0.06)

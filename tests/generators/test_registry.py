@@ -20,7 +20,7 @@ from hypernoise.generators.registry import fuse_lora, load_as, load_generator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.pipeline import attach
-from hypernoise.plan import planned_generator
+from hypernoise.plan.generators import planned_generator
 from hypernoise.training.config import read_recipe
 from tests.families import build_pipeline, size_of
 

@@ -194,8 +194,8 @@ def test_the_command_trains_one(sd_pipeline, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(
         f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\nnoise_network: spectral\n"
     )
-    assert main(["train", str(tmp_path / "r.yaml"), "--dry-run", "--output-dir", str(tmp_path / "plan")]) == 2
-    assert "counts LoRA noise networks, not noise_network: spectral" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "r.yaml"), "--dry-run", "--output-dir", str(tmp_path / "plan")]) == 0
+    assert "at once; spectral, k = 4" in capsys.readouterr().out
     flags = ["--spectral.k", "3", "--max-train-steps", "2", "--train-batch-size", "2", "--device", "cpu"]
     assert main(["train", str(tmp_path / "r.yaml"), "--output-dir", str(tmp_path / "run"), *flags]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -18,10 +18,11 @@ from hypernoise.training.metrics import mean_of, rows_of
 SECTIONS = {
     "the essential": (
         *("generator", "prompts", "rewards", "kl_weight", "max_train_steps", "train_batch_size", "learning_rate"),
-        *("lora.rank", "lora.alpha", "seed", "output_dir", "device", "dry_run"),
+        *("lora.rank", "lora.alpha", "seed", "output_dir", "device", "dry_run", "smoke_test"),
     ),
     "optimisation": (
         *("optimizer", "lr_scheduler", "lr_warmup_steps", "gradient_accumulation_steps", "max_grad_norm"),
+        *("adam_weight_decay", "one_noise_per_step"),
         *("sample_clip", "ema", "num_inference_steps", "mixed_precision", "kl_term", "kl_limit", "clipping_limit"),
     ),
     "looking at the run": (
@@ -31,7 +32,7 @@ SECTIONS = {
     "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
     "the Hub": ("push_to_hub", "hub_model_id"),
     "rewards": ("normalise_rewards", "long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
-    "noise network": ("noise_network", "lora.layers", "lora.frequencies", "spectral"),
+    "noise network": ("noise_network", "lora.layers", "lora.init", "lora.frequencies", "spectral"),
     "Lipschitz constant": ("lipschitz",),
     "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
     "memory": ("memory", "shard_base"),
@@ -60,6 +61,9 @@ class Train(Recipe):
     """auto (CUDA, then MPS, then CPU) or a torch device."""
     dry_run: bool = False
     """Print parameters, peak memory and arithmetic; nothing is downloaded."""
+    smoke_test: bool = False
+    """Train two steps and draw a picture at full size with random weights, and print what it took; nothing is
+    downloaded."""
 
     @classmethod
     def parse(cls, arguments: list[str]) -> Self:
@@ -70,7 +74,9 @@ class Train(Recipe):
 
     def run(self) -> int:
         if self.dry_run:
-            return print_plan(self, self.output_dir / "plan")
+            return print_plan(self, self.output_dir / "plan", self.device)
+        if self.smoke_test:
+            return run_smoke_test(self, self.output_dir / "smoke-test", self.device)
         from hypernoise.commands.training import train_recipe
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.model_card import check_login, push_to_hub
@@ -103,21 +109,41 @@ class Train(Recipe):
         return 0
 
 
-def print_plan(recipe: Recipe, folder: Path) -> int:
+def print_plan(recipe: Recipe, folder: Path, device: str = "auto") -> int:
     """Prints a recipe's plan and writes it to `folder`/summary.json; see `plan.plan`."""
     from hypernoise.evaluation.summary import write_summary
     from hypernoise.files import output_folder
-    from hypernoise.plan import plan, table
+    from hypernoise.plan.fit import fitted
+    from hypernoise.plan.generators import META
+    from hypernoise.plan.plan import plan, table
 
     output_folder(folder)
     with no_traceback(f"generator {recipe.generator!r} cannot be planned"):
+        recipe, chosen = fitted(recipe, device, planned_for=META)
         found = plan(recipe)
-    print(table(found))
+    print(*([chosen] if chosen else []), table(found), sep="
+")
     step = found.training
     rows = [{"peak_bytes": step.peak, "bytes": step.parts, "kept_bytes": step.kept, "flops": step.flops}]
     parameters = {"frozen": found.frozen, "trained": found.trained, "rewards": found.rewards}
     more = {"parameters": parameters, "overhead": found.overhead, "revision": found.revision}
     write_summary(folder, "train --dry-run", recipe, "meta", rows, **more)
+    return 0
+
+
+def run_smoke_test(recipe: Recipe, folder: Path, device: str) -> int:
+    """Runs a recipe with random weights and writes `folder`/summary.json; see `plan.smoke`."""
+    from hypernoise.evaluation.summary import write_summary
+    from hypernoise.files import output_folder
+    from hypernoise.generators.registry import pick_device
+    from hypernoise.plan.fit import fitted
+    from hypernoise.plan.smoke import smoke_test
+
+    output_folder(folder)
+    recipe, chosen = fitted(recipe, device)
+    print(chosen, end="\n" if chosen else "")
+    row = smoke_test(recipe, device)
+    write_summary(folder, "train --smoke-test", recipe, pick_device(device), [row])
     return 0
 
 

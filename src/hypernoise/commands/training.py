@@ -41,6 +41,11 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
     Raises:
         InputError: what does not fit together, before anything is written; `train`'s errors; too little memory.
     """
+    if recipe.memory.fit:
+        from hypernoise.plan.fit import fitted
+
+        recipe, chosen = fitted(recipe, device)
+        say_once(chosen)
     precision = resolve(recipe.mixed_precision, pick_device(own_device(device)))
     recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
     try:
@@ -109,11 +114,11 @@ def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _too_little_memory(recipe: Recipe) -> str:
-    from hypernoise.plan import plan
+    from hypernoise.plan.plan import plan
 
-    counted = recipe.noise_network == "lora"
-    planned = f": this recipe is planned at {plan(recipe).training.peak / 1e9:.1f} GB" if counted else ""
+    planned = plan(recipe).training.peak / 1e9
     return (
-        f"out of memory{planned}; raise gradient_accumulation_steps, or set memory.gradient_checkpointing: true, "
-        "memory.decode_slice: 1, memory.text_encoders: offload (hypernoise train --dry-run says what a recipe takes)"
+        f"out of memory: this recipe is planned at {planned:.1f} GB; --fit auto chooses settings that fit, or raise "
+        "gradient_accumulation_steps and set memory.gradient_checkpointing: true, memory.decode_slice: 1, "
+        "memory.text_encoders: offload (hypernoise train --dry-run says what a recipe takes)"
     )

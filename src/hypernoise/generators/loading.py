@@ -25,6 +25,9 @@ class Memory:
     """A small decoder of the TAESD family in place of the generator's: a directory or a Hub repository."""
     quantise: Literal["none", "int8", "nf4"] = "none"
     """Of the frozen denoiser's linear layers, with torchao (int8) or bitsandbytes (nf4); what trains stays fp32."""
+    fit: Annotated[str, tyro.conf.arg(aliases=["--fit"])] = ""
+    """Of training: auto, the device at hand, or a size such as 24GB; the settings that its plan needs to fit, the ones
+    that cost the least time first: rounds, then the fields here and reward_dtype. Empty: as they are."""
 
     def __post_init__(self) -> None:
         typed(self, Memory, "memory.")

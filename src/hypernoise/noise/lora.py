@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
 
 import torch
@@ -38,7 +38,9 @@ class LoRANoise(nn.Module):
             network made on it before is removed, and refuses to run from then on.
         rank, alpha: of the LoRA; the update is scaled by alpha / rank.
         seed: of the LoRA's initial A (B starts at 0).
-        layers: names of the layers to adapt, the output layer among them; every Linear and Conv layer if None.
+        layers: names of the layers to adapt, the output layer among them, or of a set of them (`LAYER_SETS`); every
+            Linear and Conv layer if None.
+        init: of A: PEFT's own, or N(0, 1/rank²), which PEFT calls gaussian.
         unscaled: f is given the noise itself, not what the pipeline's scheduler makes of it for the generator, as
             the paper's authors train SD-Turbo's (0.2 % apart; see `Family.released`).
         frequencies: of the residual, kept each way (`low_frequencies`); 0: all.
@@ -58,6 +60,7 @@ class LoRANoise(nn.Module):
         alpha: float = 32.0,
         seed: int = 0,
         layers: Sequence[str] | None = None,
+        init: Literal["kaiming", "gaussian"] = "kaiming",
         unscaled: bool = False,
         frequencies: int = 0,
     ):
@@ -78,7 +81,7 @@ class LoRANoise(nn.Module):
         _check_bare(generator.denoiser)
         names = adaptable_layers(generator.denoiser)
         if layers is not None:
-            names = _chosen(layers, names, self.output_layer)
+            names = _chosen(_named(layers, generator.denoiser, names), names, self.output_layer)
             self.settings["layers"] = names
         if unscaled:
             self.settings["unscaled"] = True
@@ -87,7 +90,7 @@ class LoRANoise(nn.Module):
         self._unscaled, self._frequencies = unscaled, frequencies
         self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
         self._trainable_before = [p for p in generator.denoiser.parameters() if p.requires_grad]
-        self.layers: dict[str, LoraLayer] = _inject(generator.denoiser, names, rank, alpha, seed)
+        self.layers: dict[str, LoraLayer] = _inject(generator.denoiser, names, rank, alpha, seed, init)
         self.lora = nn.ModuleList([nn.ModuleList([m.lora_A, m.lora_B]) for m in self.layers.values()])
         self.lora.to(torch.float64 if generator.dtype == torch.float64 else torch.float32)
         base = self.layers[self.output_layer].get_base_layer()
@@ -195,6 +198,21 @@ def adaptable_layers(denoiser: nn.Module) -> list[str]:
     return [name.removesuffix(".base_layer") for name in found if ".lora_" not in name]
 
 
+LAYER_SETS: dict[str, Callable[[nn.Module], bool]] = {
+    "without-depthwise": lambda layer: getattr(layer, "groups", 1) == 1,
+}
+"""Layers by the name of their set. On a depthwise convolution, whose own weights are few, a LoRA is a whole one."""
+
+
+def _named(layers: Sequence[str], denoiser: nn.Module, names: list[str]) -> list[str]:
+    """`layers`, with the layers of a set in the place of its name."""
+    found: list[str] = []
+    for name in layers:
+        belongs = LAYER_SETS.get(name)
+        found += [name] if belongs is None else [own for own in names if belongs(denoiser.get_submodule(own))]
+    return found
+
+
 def _check_bare(denoiser: nn.Module) -> None:
     if any(isinstance(module, LoraLayer) for module in denoiser.modules()):
         raise InputError(
@@ -213,8 +231,16 @@ def _chosen(layers: Sequence[str], names: list[str], output_layer: str) -> list[
     return [name for name in names if name in set(layers)]
 
 
-def _inject(denoiser: nn.Module, names: list[str], rank: int, alpha: float, seed: int) -> dict[str, LoraLayer]:
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="|".join(map(re.escape, names)))  # type: ignore[arg-type]  # a pattern of whole names
+def _inject(
+    denoiser: nn.Module, names: list[str], rank: int, alpha: float, seed: int, init: Literal["kaiming", "gaussian"]
+) -> dict[str, LoraLayer]:
+    whole = "|".join(map(re.escape, names))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=whole,
+        init_lora_weights="gaussian" if init == "gaussian" else True,
+    )
     with torch.random.fork_rng(devices=[]), _ungrouped(denoiser), warnings.catch_warnings():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
         warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass")  # to merge, which is never done

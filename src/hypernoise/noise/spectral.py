@@ -162,15 +162,23 @@ def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: i
     Raises:
         InputError: more frequencies than the generator's latent grid has.
     """
+    network = untrained(generator, settings, generator.encode(["a picture"]), seed=seed)
+    return network.to(generator.device, torch.float64 if generator.dtype == torch.float64 else torch.float32)
+
+
+def untrained(
+    generator: DiffusionGenerator, settings: Spectral, condition: Condition, *, seed: int = 0
+) -> SpectralNoise:
+    """As `spectral_noise`, on the CPU and in fp32, for prompts that are embedded like `condition`."""
     patch, grid = generator.family.patch, grid_of(generator)
     if settings.k > min(grid) * patch:
         raise InputError(
             f"k = {settings.k} frequencies do not fit into the latent grid of {generator.name!r}, "
             f"{grid[0] * patch} x {grid[1] * patch}"
         )
-    network = SpectralNoise(
+    return SpectralNoise(
         channels_of(generator),
-        described(generator.encode(["a picture"])).shape[1],
+        described(condition).shape[1],
         k=settings.k,
         width=settings.width,
         depth=settings.depth,
@@ -178,7 +186,6 @@ def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: i
         grid=grid if generator.family.layout == "tokens" else None,
         seed=seed,
     )
-    return network.to(generator.device, torch.float64 if generator.dtype == torch.float64 else torch.float32)
 
 
 def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:

@@ -101,12 +101,15 @@ class TrainConfig:
     """Updates over which the learning rate rises from 0."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9, as published for SD-Turbo and SANA-Sprint."""
+    adam_weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     sample_clip: float = 0.0
     """Greatest norm of one sample's reward gradient at its improved noise, for rewards with a few huge gradients; 0:
     unlimited. The objective is then no longer the paper's, but followed in its direction."""
     ema: float = 0.0
     """Share of the past in a running average of what trains, such as 0.99, which the run ends with; 0: none."""
+    one_noise_per_step: bool = False
+    """All samples of an update, of all processes, start from one noise, as the paper's authors train."""
     kl_weight: float = 1.0
     """Multiplies ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
     kl_term: Literal["l2", "exact"] = "l2"
@@ -148,7 +151,13 @@ class TrainConfig:
         whole(self, "train_batch_size", most=MOST_AT_ONCE)
         whole(self, "lr_warmup_steps", "patience", least=0)
         positive(self, "learning_rate", "max_grad_norm")
+<<<<<<< HEAD
         not_negative(self, "kl_weight", "sample_clip", "kl_limit", "clipping_limit")
+=======
+        not_negative(
+            self, "adam_weight_decay", "kl_weight", "sample_clip", "lr_warmup_steps", "kl_limit", "clipping_limit"
+        )
+>>>>>>> 7b1a81d (The plan in parts: a few pictures are traced once, every batch, slice and fit follows from it; --fit chooses settings, --smoke-test runs a recipe with random weights, spectral networks are planned)
         if not self.inference_steps or min(self.inference_steps) < 1:
             raise InputError(f"num_inference_steps must be at least 1, not {shown(self.num_inference_steps)}")
         for kind, names, known in (
@@ -197,7 +206,10 @@ class LoRA:
     alpha: Annotated[float, tyro.conf.arg(aliases=["--lora-alpha"])] = 32.0
     """The update is scaled by alpha / rank."""
     layers: tuple[str, ...] = ()
-    """Of the denoiser, that get a LoRA, the output layer among them; none: every Linear and Conv layer."""
+    """Of the denoiser, that get a LoRA, the output layer among them; without-depthwise: all Linear and Conv layers but
+    depthwise convolutions; none: every Linear and Conv layer."""
+    init: Literal["kaiming", "gaussian"] = "kaiming"
+    """Of the LoRA's A. gaussian: N(0, 1/rank²), as the paper's authors have it."""
     frequencies: int = 0
     """Of the residual, kept each way: 2 are its mean, its slopes and their product in each channel; 0: all."""
 
@@ -221,7 +233,7 @@ SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where n
 
 OF_A_NETWORK: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be with a noise network
     "lora": {},
-    "spectral": {"lora.layers": ((),), "lora.frequencies": (0,), "shard_base": ("none",)},
+    "spectral": {"lora.frequencies": (0,), "shard_base": ("none",)},
 }
 
 

@@ -19,5 +19,6 @@ def build(recipe: Recipe, generator: DiffusionGenerator) -> LoRANoise | Spectral
         alpha=lora.alpha,
         seed=recipe.seed,
         layers=lora.layers or None,
+        init=lora.init,
         frequencies=lora.frequencies,
     )

@@ -19,7 +19,7 @@ from hypernoise.training.config import TrainConfig
 def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
 
 
 def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> None:

@@ -66,7 +66,8 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     samples = range(first, first + count)
     torch.manual_seed(key_of(config.seed, run.step, first))  # for rewards that draw random numbers
     prompts = batch.prompts[first : first + count]
-    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=run.step, samples=samples)
+    drawn_for = [0] * count if config.one_noise_per_step else samples
+    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=run.step, samples=drawn_for)
     noise = noise.to(device, run.network.trainable_parameters()[0].dtype)  # [B, *noise_shape]
     condition = run.encode(prompts)
     with nullcontext() if part == batch.parts[-1] else accelerator.no_sync(run.model):

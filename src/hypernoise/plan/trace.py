@@ -10,6 +10,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ class Live(TorchDispatchMode):
 
     `flops` are the floating point operations done, a multiply-add being two: of products and convolutions, as
     torch's own counter has them. (That counter as a mode of its own would hold on to tensors.)
+
+    On the meta device torch works out an answer's shape in Python, which takes far longer than making a tensor of that
+    shape. Networks repeat themselves, so each operation runs once for every kind of input and is remembered.
     """
 
     def __init__(self) -> None:
@@ -32,19 +37,30 @@ class Live(TorchDispatchMode):
         self._held: dict[int, Any] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        given = {id(t.untyped_storage()) for t in tree_leaves((arguments, keywords)) if isinstance(t, Tensor)}
-        result = function(*arguments, **(keywords or {}))
-        count = flop_registry.get(function._overloadpacket)
-        if count is not None:
-            self.flops += count(*arguments, **(keywords or {}), out_val=result)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._hold(tensor.untyped_storage(), given)
+        keywords = keywords or {}
+        if _is_view(function):
+            return function(*arguments, **keywords)
+        kind = _kind(function, arguments, keywords)
+        if kind not in _SEEN:
+            count = flop_registry.get(function._overloadpacket)
+            result = function(*arguments, **keywords)
+            flops = count(*arguments, **keywords, out_val=result) if count is not None else 0
+            given = {id(t.untyped_storage()) for t in tree_leaves((arguments, keywords)) if isinstance(t, Tensor)}
+            made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and id(t.untyped_storage()) not in given]
+            if kind is not None and isinstance(result, Tensor | tuple) and (made or result is arguments[0]):
+                _SEEN[kind] = tree_map(_shape, result) if made else None, flops
+        else:
+            shapes, flops = _SEEN[kind]
+            result = arguments[0] if shapes is None else tree_map(_made, shapes)
+            made = [] if shapes is None else [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self.flops += flops
+        for tensor in made:
+            self._hold(tensor.untyped_storage())
         return result
 
-    def _hold(self, storage: Any, given: set[int]) -> None:
+    def _hold(self, storage: Any) -> None:
         key, size = id(storage), storage.nbytes()
-        if key in self._held or key in given or size == 0:
+        if key in self._held or size == 0:
             return
 
         def release(reference: Any) -> None:
@@ -54,6 +70,47 @@ class Live(TorchDispatchMode):
         self._held[key] = weakref.ref(storage, release)
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What an operation's answer is made like."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+_SEEN: dict[Any, tuple[Any, int]] = {}  # by operation and inputs: its answer (None: the first input) and its flops
+
+
+def _shape(value: Any) -> Any:
+    return _Shape(value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, _Shape):
+        return torch.empty_strided(value.size, value.stride, dtype=value.dtype, device="meta")
+    return value
+
+
+@cache
+def _is_view(function: Any) -> bool:
+    """Whether its answer shares the first input's storage, unchanged."""
+    return not function._schema.is_mutable and any(value.alias_info for value in function._schema.returns)
+
+
+def _kind(function: Any, arguments: Any, keywords: Any) -> Any:
+    """What decides the shape of an operation's answer; None where it is not on meta tensors alone."""
+    kinds: list[Any] = [function]
+    for value in (*tree_leaves(arguments), *tree_leaves(keywords)):
+        if not isinstance(value, Tensor):
+            kinds.append((type(value), value))
+        elif value.device.type == "meta":
+            kinds.append((value.shape, value.stride(), value.dtype))
+        else:
+            return None
+    return tuple(kinds) if any(len(kind) == 3 for kind in kinds[1:]) and "device" not in keywords else None
 
 
 class _Attention(torch.autograd.Function):

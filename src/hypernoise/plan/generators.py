@@ -1,0 +1,233 @@
+"""Published generators without data: their real classes on the meta device, driven through the pipeline's own call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import diffusers
+import torch
+import transformers
+import yaml
+from torch import nn
+
+from hypernoise.errors import InputError, unknown
+from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.families import family_of
+from hypernoise.generators.memory import NO_SAVING, Memory
+from hypernoise.generators.presets import PRESETS, Preset
+from hypernoise.plan.trace import moved
+
+META = torch.device("meta")
+PROMPT_TOKENS = 128  # assumed of prompts that are not padded to a fixed length
+
+
+Place = Callable[[], AbstractContextManager[Any]]
+"""Inside such a block, networks are made with their weights in a place."""
+
+
+def on_meta() -> torch.device:
+    return META
+
+
+Conditions = Callable[[int], Condition]
+"""Ones in the shape of so many encoded prompts."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A generator's classes and configurations, without weights.
+
+    configuration: denoiser, vae, scheduler (each with its class) and the numbers of parameters of each text encoder.
+    words: the length that prompts are padded to, where the tokenizer says one.
+    """
+
+    name: str
+    preset: Preset
+    configuration: Mapping[str, Any]
+    words: int | None = None
+
+    @property
+    def text_parameters(self) -> int:
+        return sum(self.configuration["text_encoders"])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A generator without data: its networks on the meta device, its scheduler real."""
+
+    generator: DiffusionGenerator
+    condition: Conditions
+    text_parameters: int
+    preset: Preset
+
+
+@cache
+def configurations() -> dict[str, dict[str, Any]]:
+    """By preset from the Hub: denoiser, vae and scheduler, and the number of parameters of each text encoder."""
+    found = yaml.safe_load(files("hypernoise").joinpath("plan/configurations.yaml").read_text())
+    del found["shared"]
+    return found
+
+
+def published(source: str) -> Published:
+    """Of a preset's name or of a pipeline directory.
+
+    Raises:
+        InputError: neither a preset nor a directory of one of diffusers' own pipelines.
+    """
+    preset = PRESETS.get(source)
+    if preset is not None and source in configurations():
+        return Published(source, preset, configurations()[source])
+    packaged = preset is not None and preset.packaged
+    folder = Path(str(files("hypernoise").joinpath(packaged))) if packaged else Path(source)
+    if not folder.is_dir():
+        raise unknown("generator", source, PRESETS)
+    family, configuration, words = _read_folder(folder)
+    if family not in _CONDITIONS or not hasattr(diffusers, family):
+        raise InputError(f"a {family} cannot be planned: only diffusers' own classes can ({', '.join(_CONDITIONS)})")
+    return Published(source, preset or Preset(family), configuration, words)
+
+
+def planned_generator(
+    source: str, *, dtype: torch.dtype, size: tuple[int, int] | None = None, memory: Memory = NO_SAVING
+) -> Planned:
+    """A generator without data. Raises InputError as `published` does."""
+    found = published(source)
+    pipeline = assembled(found, dtype, memory.tiny_decoder)
+    _without_data(pipeline)
+    memory = Memory(gradient_checkpointing=memory.gradient_checkpointing)  # the rest is worked out from a trace
+    generator = generator_of(found, pipeline, size, memory)
+    return Planned(generator, conditions(found, generator, dtype), found.text_parameters, found.preset)
+
+
+def generator_of(
+    found: Published, pipeline: Any, size: tuple[int, int] | None, memory: Memory, cls: type = DiffusionGenerator
+) -> Any:
+    preset = found.preset
+    return cls(pipeline, name=found.name, size=size or preset.size, call=preset.call, memory=memory)
+
+
+def conditions(found: Published, generator: DiffusionGenerator, dtype: torch.dtype) -> Conditions:
+    shapes = _CONDITIONS[found.preset.family](cast(Any, generator.denoiser).config, found.words or 77)
+    dtypes = {name: torch.long if name.endswith("mask") else dtype for name in shapes}
+    return lambda count: Condition(
+        {name: torch.ones(count, *shape, dtype=dtypes[name]) for name, shape in shapes.items()}
+    )
+
+
+def _read_folder(folder: Path) -> tuple[str, dict[str, Any], int | None]:
+    """A saved pipeline's class, its configurations, and its prompts' padded length if its tokenizer says one."""
+
+    def read(file: str) -> dict[str, Any]:
+        try:
+            values = json.loads((folder / file).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder} is not a pipeline directory: {file} cannot be read") from error
+        return values if file == "model_index.json" else {k: v for k, v in values.items() if not k.startswith("_")}
+
+    def config_of(name: str) -> dict[str, Any]:
+        return read(f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json")
+
+    index = read("model_index.json")
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    own = {"denoiser": "unet" if "unet" in parts else "transformer", "vae": "vae", "scheduler": "scheduler"}
+    configuration = {part: {**config_of(name), "class": index[name][1]} for part, name in own.items()}
+    encoders = [config_of(name) for name in parts if name.startswith("text_encoder")]
+    words = read("tokenizer/tokenizer_config.json").get("model_max_length")
+    return index["_class_name"], {**configuration, "text_encoders": [_encoder_parameters(e) for e in encoders]}, words
+
+
+def _encoder_parameters(config: dict[str, Any]) -> int:
+    cls = getattr(transformers, config["architectures"][0])
+    with META:
+        return count(cls(cls.config_class.from_dict(config)))
+
+
+def build(config: Mapping[str, Any], dtype: torch.dtype, place: Place = on_meta) -> nn.Module:
+    """A class of diffusers and its configuration, as a module whose weights are where `place` puts them."""
+    with place():
+        module = getattr(diffusers, config["class"]).from_config({k: v for k, v in config.items() if k != "class"})
+    return nn.Module.to(module, dtype=dtype)  # diffusers' own warns of what may be kept in fp32
+
+
+def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", place: Place = on_meta) -> Any:
+    """The pipeline without its text encoders, its networks' weights where `place` puts them."""
+    family, configuration = found.preset.family, found.configuration
+    cls = getattr(diffusers, family)
+    names = set(cls.__init__.__annotations__)
+    left_out = ("tokenizer", "text_encoder", "safety", "feature", "image_enc")
+    parts: dict[str, Any] = {name: None for name in names if name.startswith(left_out)}
+    vae = configuration["vae"]
+    parts["unet" if "unet" in names else "transformer"] = build(configuration["denoiser"], dtype, place)
+    parts["vae"] = build(_tiny(tiny_decoder, vae) if tiny_decoder else vae, dtype, place)
+    schedule = {**configuration["scheduler"], **found.preset.scheduler}
+    parts["scheduler"] = getattr(diffusers, schedule.pop("class")).from_config(schedule)
+    more = {"StableDiffusionPipeline": {"requires_safety_checker": False}, "Flux2KleinPipeline": {"is_distilled": True}}
+    return cls(**parts, **more.get(family, {}))
+
+
+def _without_data(pipeline: Any) -> None:
+    """Makes the pipeline's own call run with networks on the meta device; its schedule is computed on the CPU."""
+    pipeline.__class__ = type(type(pipeline).__name__, (_OnTheCPU, type(pipeline)), {})
+    network, own = getattr(pipeline, family_of(pipeline).denoiser), pipeline.vae.decode
+    network.register_forward_pre_hook(lambda module, a, k: moved((a, k), "meta"), with_kwargs=True)
+    network.register_forward_hook(lambda module, arguments, output: moved(output, "cpu"))
+    if hasattr(pipeline.vae, "bn"):  # FLUX.2 un-normalises its latents with these statistics, outside the network
+        pipeline.vae.bn.to_empty(device="cpu")
+    pipeline.vae.decoder._hf_hook = SimpleNamespace(execution_device="cpu")  # what pipelines bring its latents to
+    pipeline.vae.decode = lambda latents, **keywords: own(moved(latents, "meta"), **keywords)
+
+
+def _tiny(source: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """A tiny decoder's configuration: a directory's, else TAESD's for the same number of latent channels."""
+    file = Path(source) / "config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {"latent_channels": own.get("latent_channels", 4)}
+    return {"class": "AutoencoderTiny", **{k: v for k, v in config.items() if not k.startswith("_")}}
+
+
+class _OnTheCPU:
+    """A pipeline whose networks have no data computes its schedule, a few numbers, on the CPU."""
+
+    _execution_device = torch.device("cpu")
+
+
+# What each family's text encoders give a prompt, by the lengths its pipeline pads to: (the denoiser's configuration,
+# its tokenizer's length) -> shapes by name
+_CONDITIONS: dict[str, Callable[[Any, int], dict[str, tuple[int, ...]]]] = {
+    "StableDiffusionPipeline": lambda c, words: {"prompt_embeds": (words, c.cross_attention_dim)},
+    "StableDiffusionXLPipeline": lambda c, words: {
+        "prompt_embeds": (words, c.cross_attention_dim),
+        "pooled_prompt_embeds": (c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim,),
+    },
+    "StableDiffusion3Pipeline": lambda c, words: {
+        "prompt_embeds": (words + 256, c.joint_attention_dim),
+        "pooled_prompt_embeds": (c.pooled_projection_dim,),
+    },
+    "SanaSprintPipeline": lambda c, words: _masked("prompt_attention_mask", 300, c.caption_channels),
+    "PixArtAlphaPipeline": lambda c, words: _masked("prompt_attention_mask", 120, c.caption_channels),
+    "FluxPipeline": lambda c, words: {  # FLUX.1-schnell's length
+        "prompt_embeds": (256, c.joint_attention_dim),
+        "pooled_prompt_embeds": (c.pooled_projection_dim,),
+    },
+    "Flux2KleinPipeline": lambda c, words: {"prompt_embeds": (512, c.joint_attention_dim)},
+    "QwenImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.joint_attention_dim),
+    "ZImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.cap_feat_dim),
+}
+
+
+def _masked(mask: str, length: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {"prompt_embeds": (length, width), mask: (length,)}
+
+
+def count(module: nn.Module) -> int:
+    """Parameters; of a network that carries a LoRA, without it."""
+    return sum(p.numel() for name, p in module.named_parameters() if ".lora_" not in name)

@@ -1,0 +1,194 @@
+"""What a recipe will take: parameters, memory and arithmetic, before anything is downloaded.
+
+    print(table(plan(read_recipe("recipes/sd-turbo.yaml"))))
+
+The real classes are built from their configurations on the meta device, and the training step itself runs on them,
+through the pipeline's own call: memory and arithmetic are counted, not modelled. Left out are rewards that are not
+counted, kernels' workspaces and the framework's own few hundred MB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from hypernoise.generators.loading import Memory
+from hypernoise.generators.presets import Preset
+from hypernoise.noise.settings import Spectral
+from hypernoise.plan.generators import META, count, planned_generator
+from hypernoise.plan.networks import meta_network, packed_parameters, parameters_by_kind, planned_rewards
+from hypernoise.plan.step import TRACED, Part, activations, generator_parts, reward_parts
+from hypernoise.precision import resolve
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.training.config import LoRA, Recipe
+
+WEIGHT_BITS = {"none": None, "int8": 8, "nf4": 4}
+OPTIMIZER_BYTES = {"sgd": 4, "adamw": 8}  # of its state, per parameter in fp32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One round of a training step. Memory in bytes.
+
+    parts: weights by network, what trains (weights, gradients, optimiser), and the activations at the peak.
+    kept: what the backward pass needs, by the part that left it.
+    """
+
+    parts: dict[str, int]
+    kept: dict[str, int]
+    flops: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """frozen, trained, rewards: parameters, by network, by kind of layer, and by name (None where not counted)."""
+
+    recipe: Recipe
+    preset: Preset
+    size: tuple[int, int]
+    precision: str
+    frozen: dict[str, int]
+    trained: dict[str, int]
+    rewards: dict[str, int | None]
+    training: Estimate
+
+    @property
+    def batch(self) -> int:
+        """Pictures at once."""
+        return self.recipe.train_batch_size // self.recipe.gradient_accumulation_steps
+
+    @property
+    def overhead(self) -> dict[int, float]:
+        """What the noise network adds to a drawing's arithmetic, by the number of inference steps."""
+        f, g, d = (self.training.flops[name] for name in ("noise network", "generator", "decoder"))
+        return {n: f / (n * g / max(self.recipe.inference_steps) + d) for n in sorted({1, 4, self.preset.steps})}
+
+    @property
+    def revision(self) -> str:
+        """What will be loaded: the revision asked for, the pinned one, or the newest."""
+        return self.recipe.revision or self.preset.revision or "main (the newest; none is pinned)"
+
+
+@dataclass(frozen=True)
+class _Generator:
+    """What a trace found of a generator and its noise network; `weights` are the bytes of the frozen ones."""
+
+    preset: Preset
+    size: tuple[int, int]
+    frozen: dict[str, int]
+    weights: dict[str, int]
+    packed: int
+    trained: dict[str, int]
+    trained_bytes: dict[str, int]
+    parts: dict[str, Part]
+
+
+@cache
+def _generator(
+    source: str, dtype: torch.dtype, size: tuple[int, int] | None, memory: Memory, network: LoRA | Spectral, steps: int
+) -> _Generator:
+    planned = planned_generator(source, dtype=dtype, size=size, memory=memory)
+    f = meta_network(planned, network)
+    vae, trainable = planned.generator.pipeline.vae, f.trainable_parameters()
+    frozen = {"denoiser": count(planned.generator.denoiser), "autoencoder": count(vae)}
+    frozen["text encoders"] = planned.text_parameters
+    weights = {name: number * dtype.itemsize for name, number in frozen.items()}
+    weights["autoencoder"] = sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()])
+    number, own = sum(p.numel() for p in trainable), trainable[0].dtype.itemsize
+    wide, cast = max(4, own), own if own < 4 else 0  # autocast keeps its casts
+    trained = {"weights": number * (wide + cast), "gradients": number * wide, "optimiser": number * wide}
+    parts = generator_parts(planned, f, steps=steps)
+    packed = packed_parameters(planned.generator)
+    kinds = parameters_by_kind(f)
+    return _Generator(planned.preset, planned.generator.size, frozen, weights, packed, kinds, trained, parts)
+
+
+@cache
+def _rewards(
+    trained: tuple[str, ...], measured: tuple[str, ...], settings: RewardSettings, size: tuple[int, int]
+) -> tuple[dict[str, int | None], int, dict[str, Part]]:
+    """Parameters by network, bytes of their weights, and what scoring takes."""
+    found = planned_rewards(trained, measured, settings)
+    size_of = sum(weight.nbytes for network in found.networks for weight in network.parameters())
+    return found.parameters, size_of, reward_parts(found.score, size) if found.score else {}
+
+
+def plan(recipe: Recipe, device: torch.device = META) -> Plan:
+    """Runs a recipe's training step without data; `device` decides what a mixed_precision of auto comes to.
+
+    Raises:
+        InputError: a generator that is neither a preset nor a directory of one of diffusers' own pipelines.
+    """
+    precision, memory = resolve(recipe.mixed_precision, device), recipe.memory
+    saving = Memory(gradient_checkpointing=memory.gradient_checkpointing, tiny_decoder=memory.tiny_decoder)
+    network = recipe.lora if recipe.noise_network == "lora" else recipe.spectral
+    found = _generator(recipe.generator, precision.dtype, recipe.size, saving, network, max(recipe.inference_steps))
+    settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
+    parameters, reward_bytes, scoring = _rewards(
+        tuple(recipe.rewards), tuple(recipe.validation_reward), settings, found.size
+    )
+    weights, parts = dict(found.weights), dict(found.parts)
+    bits = WEIGHT_BITS[memory.quantise]
+    if bits:
+        weights["denoiser"] -= found.packed * (8 * precision.dtype.itemsize - bits) // 8
+    if memory.text_encoders != "stay":
+        weights["text encoders"] = 0
+    if reward_bytes and not recipe.reward_device:  # else none of their memory is here
+        weights["rewards"] = reward_bytes
+        parts |= scoring
+    trained = {f"trained: {name}": size for name, size in found.trained_bytes.items()}
+    trained["trained: optimiser"] = trained["trained: optimiser"] * OPTIMIZER_BYTES[recipe.optimizer] // 4
+    batch = recipe.train_batch_size // recipe.gradient_accumulation_steps
+    held = activations(parts, batch, memory.decode_slice)
+    flops = {name: part.flops * batch // TRACED for name, part in parts.items()}
+    flops["backward"] = sum(part.flops_back for part in parts.values()) * batch // TRACED
+    training = Estimate(
+        {**weights, **trained, "activations": held},
+        {name: part.kept * batch // TRACED for name, part in parts.items()},
+        flops,
+    )
+    return Plan(recipe, found.preset, found.size, precision.line, found.frozen, found.trained, parameters, training)
+
+
+def table(found: Plan) -> str:
+    """A plan for people to read."""
+    recipe, preset = found.recipe, found.preset
+    kinds = sorted(found.trained.items(), key=lambda item: -item[1])
+    rewards = [f"{name} {_millions(count) if count else 'not counted'}" for name, count in found.rewards.items()]
+    flops = [f"{name} {count / found.batch / 1e12:.3g}" for name, count in found.training.flops.items()]
+    overhead = [f"+{100 * share:.2g} % at {steps}" for steps, share in found.overhead.items()]
+    network = f"rank {recipe.lora.rank}" if recipe.noise_network == "lora" else f"spectral, k = {recipe.spectral.k}"
+    lines = [
+        f"{recipe.generator} at {found.size[1]} x {found.size[0]}, {found.precision}; "
+        f"{recipe.train_batch_size} pictures a step, {found.batch} at once; {network}",
+        *([f"weights      {preset.repository}, revision {found.revision}"] if preset.repository else []),
+        *([f"licence      accept it first at https://huggingface.co/{preset.repository}"] if preset.gated else []),
+        "parameters   frozen: " + ", ".join(f"{name} {_millions(count)}" for name, count in found.frozen.items()),
+        f"             trained: {_millions(sum(found.trained.values()))} "
+        f"({', '.join(f'{kind} {_millions(count)}' for kind, count in kinds)})",
+        f"training     {_gigabytes(found.training.peak)} at the peak: {_sizes(found.training.parts)}",
+        f"             kept for the gradient by: {_sizes(found.training.kept)}",
+        f"arithmetic   TFLOP a picture in training: {', '.join(flops)}",
+        f"overhead     of the noise network in drawing, by inference steps: {', '.join(overhead)}",
+        f"rewards      {', '.join(rewards) or 'no networks'}"
+        + (f", on {recipe.reward_device}: not counted" if recipe.reward_device and rewards else ""),
+    ]
+    return "\n".join(lines)
+
+
+def _sizes(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,186 @@
+"""A recipe at its full size on the device at hand, with random weights: what it takes before anything is downloaded.
+
+Its networks are built from the published configurations, two steps are trained and a picture is drawn through `attach`.
+Text encoders are not run: a tensor of their size stands in for their weights, and random numbers for what they give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from hypernoise.errors import InputError, first_line, out_of_memory
+from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator, quiet
+from hypernoise.generators.memory import check_can_quantise, quantise_linears
+from hypernoise.generators.registry import pick_device
+from hypernoise.pipeline import attach, detach
+from hypernoise.plan.generators import Conditions, assembled, conditions, generator_of, published
+from hypernoise.plan.networks import planned_rewards
+from hypernoise.plan.plan import plan
+from hypernoise.precision import resolve
+from hypernoise.prompts import read_mix
+from hypernoise.training.config import Recipe
+from hypernoise.training.loop import train
+from hypernoise.training.networks import build
+
+STEPS = 2
+PROMPTS = ["a red ring", "two blue crosses"]
+BLOCK = 2**20  # random numbers, which are repeated: drawing billions of them would take minutes
+
+empty = partial(init_empty_weights, include_buffers=False)  # buffers hold positions and the like
+
+
+class WithoutText(DiffusionGenerator):
+    """A generator whose prompts are random numbers in the shape of encoded ones."""
+
+    like: Conditions
+
+    def encode(self, prompts: list[str]) -> Condition:
+        ones = self.like(len(prompts)).tensors
+        draw = torch.Generator().manual_seed(0)
+        random = {
+            name: tensor if tensor.dtype == torch.long else torch.randn(tensor.shape, generator=draw).to(tensor.dtype)
+            for name, tensor in ones.items()
+        }
+        return Condition(random).to(self.device)
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Any prompt will do."""
+
+
+def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
+    """Trains and draws; prints a line per part, and returns what was measured.
+
+    Raises:
+        InputError: what fails, and where.
+    """
+    place = pick_device(device)
+    planned = plan(recipe, place)
+    dtype = resolve(recipe.mixed_precision, place).dtype
+    expected, before = planned.training.peak, _held(place)
+    doubts = _doubts(recipe)
+    with _part("building the networks"):
+        found, memory = published(recipe.generator), recipe.memory
+        text = found.text_parameters if memory.text_encoders == "stay" else 0
+        standing_in = torch.zeros(text, dtype=dtype, device=place)
+        pipeline = assembled(found, dtype, memory.tiny_decoder, empty)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                fill(part, place)
+        memory = dataclasses.replace(memory, text_encoders="stay")  # there are none
+        generator = generator_of(found, pipeline, recipe.size, memory, WithoutText)
+        if memory.quantise != "none":
+            check_can_quantise(memory.quantise)
+            quantise_linears(generator.denoiser, memory.quantise, generator.family.output_layer)
+            pipeline.to(place)  # which packs them
+        generator.like = conditions(found, generator, dtype)
+        network = build(recipe, generator)
+        rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)
+        elsewhere = torch.device(recipe.reward_device or place)
+        for reward in rewards.networks:
+            fill(reward, elsewhere)
+    print(f"built    {_gigabytes(_held(place) - before)} of weights")
+    config = dataclasses.replace(
+        recipe, max_train_steps=STEPS, lr_warmup_steps=0, kl_limit=0, clipping_limit=0, report_to=(), diagnostics=(),
+        validation_steps=STEPS + 1, validation_prompts=(), patience=0, embeddings="memory",
+    )  # fmt: skip
+
+    def score(pixels: Tensor, prompts: list[str]) -> Tensor:
+        brightness = pixels.mean((1, 2, 3))
+        return brightness if rewards.score is None else brightness + rewards.score(pixels.to(elsewhere)).to(place)
+
+    with _part(f"{STEPS} training steps"):
+        rows = train(generator, network, score, PROMPTS, config, progress=False).history
+    peak = _peak(place) - before
+    seconds = [row["seconds"] for row in rows]
+    print(f"trained  {STEPS} steps in {', '.join(f'{took:.1f}' for took in seconds)} s")
+    print(f"memory   {_gigabytes(peak)} at the peak, planned {_gigabytes(expected)}: {peak / expected - 1:+.0%}")
+    with _part("a picture through attach"), quiet(pipeline):
+        began = time.perf_counter()
+        attach(pipeline, network)
+        steps = max(recipe.inference_steps)
+        height, width = generator.size
+        embeddings = generator.family.arguments(generator.encode(PROMPTS[:1]).tensors)
+        pictures = pipeline(**embeddings, **generator.call(steps), height=height, width=width, output_type="pt").images
+        detach(pipeline)
+        drawing = time.perf_counter() - began
+    finite = bool(pictures.isfinite().all())
+    print(f"drew     {tuple(pictures.shape)[1:]} in {drawing:.1f} s{'' if finite else ', not finite'}")
+    print(f"pace     {recipe.train_batch_size / seconds[-1]:.3g} images/s in training")
+    print("\n".join(f"then     {doubt}" for doubt in doubts) or "then     nothing else that would fail was found")
+    del standing_in
+    return {
+        "peak_bytes": peak,
+        "planned_bytes": expected,
+        "step_seconds": seconds,
+        "seconds_per_image": drawing,
+        "images_per_second": recipe.train_batch_size / seconds[-1],
+        "doubts": doubts,
+    }
+
+
+def fill(network: nn.Module, device: torch.device) -> None:
+    """Random weights on a device, for a network that was built without: matrices keep their inputs' scale."""
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).to(device)
+    for module in network.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            made = torch.zeros(weight.shape, dtype=weight.dtype, device=device)
+            if weight.ndim < 2:
+                made.fill_(0.0 if "bias" in name else 1.0)
+            else:
+                scale = weight[0].numel() ** -0.5
+                for part in made.view(-1).split(BLOCK):
+                    part.copy_(block[: len(part)] * scale)
+            setattr(module, name, nn.Parameter(made, requires_grad=False))
+    network.to(device)  # its buffers
+
+
+def _doubts(recipe: Recipe) -> list[str]:
+    """What would fail of the recipe itself, which random weights do not show."""
+    doubts = []
+    try:
+        read_mix(recipe.prompts)
+    except InputError as error:
+        doubts.append(f"would fail: {error}")
+    preset = published(recipe.generator).preset
+    if preset.gated:
+        doubts.append(f"would fail without a licence, to be accepted at https://huggingface.co/{preset.repository}")
+    return doubts
+
+
+@contextmanager
+def _part(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError, NotImplementedError) as error:
+        why = "out of memory; --fit auto chooses settings that fit" if out_of_memory(error) else first_line(error)
+        raise InputError(f"the smoke test fails at {name}: {why}") from error
+
+
+def _held(device: torch.device) -> int:
+    """Bytes in use: on a GPU by torch, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"

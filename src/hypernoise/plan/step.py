@@ -1,0 +1,142 @@
+"""A training step's memory and arithmetic, found by running its parts on tensors without data.
+
+A few pictures are traced, part by part (noise network, generator, decoder, rewards; then back), and what a part takes
+grows with the number of pictures: so one trace answers for any batch, and for pictures that are decoded in slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypernoise.noise.base import kl_of
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.spectral import SpectralNoise
+from hypernoise.plan.generators import Planned
+from hypernoise.plan.trace import Live, fused_attention, moved
+
+TRACED = 2  # pictures: with one, torch would skip copies that a batch needs
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of a step with `TRACED` pictures. Memory in bytes.
+
+    kept: what it leaves for the gradient.
+    forward, backward: the most it has beside that, and beside what the parts before it left, on each way.
+    flops, flops_back: floating point operations on each way.
+    """
+
+    kept: int
+    forward: int
+    backward: int
+    flops: int
+    flops_back: int
+
+
+def activations(parts: Mapping[str, Part], batch: int, decode_slice: int = 0) -> int:
+    """The most bytes of activations at once in a round of `batch` pictures, of parts in their order."""
+    most = held = 0
+    for name, part in parts.items():
+        at_once = min(decode_slice or batch, batch) if name == "decoder" else batch
+        held += part.kept * batch // TRACED
+        most = max(most, held + max(part.forward, part.backward) * at_once // TRACED)
+    return most
+
+
+class _Parts:
+    """Watches a step; `end` closes a part on the way forward, `ended_back` on the way back."""
+
+    def __init__(self, live: Live):
+        self.live = live
+        self.forward: dict[str, tuple[int, int, int, int]] = {}  # bytes kept, more on the way, flops, bytes at its end
+        self.backward: dict[str, tuple[int, int]] = {}
+        self._next()
+
+    def _next(self) -> None:
+        self.at = self.live.bytes, self.live.flops
+        self.live.peak = self.live.bytes
+
+    def end(self, name: str) -> None:
+        held = self.live.bytes
+        self.forward[name] = held - self.at[0], self.live.peak - held, self.live.flops - self.at[1], held
+        self._next()
+
+    def ended_back(self, name: str) -> None:
+        self.backward[name] = self.live.peak - self.forward[name][-1], self.live.flops - self.at[1]
+        self._next()
+
+    def found(self) -> dict[str, Part]:
+        parts = {}
+        for name, (kept, more, flops, _) in self.forward.items():
+            back, flops_back = self.backward[name]
+            parts[name] = Part(kept, more, back, flops, flops_back)
+        return parts
+
+
+def generator_parts(planned: Planned, network: LoRANoise | SpectralNoise, *, steps: int = 1) -> dict[str, Part]:
+    """Noise network, generator and decoder, of a step with this many denoiser calls per picture.
+
+    Args:
+        network: on the planned generator; a LoRA in the dtype that its layers compute in (under autocast, bf16).
+    """
+    generator, trained = planned.generator, network.trainable_parameters()
+    for parameter in trained:  # their gradients count as what trains: made beforehand, in the layers' dtype
+        parameter.grad = torch.empty_like(parameter)
+    dtype = torch.float32 if trained[0].dtype.itemsize < 4 else trained[0].dtype
+    noise = torch.zeros(TRACED, *generator.noise_shape, dtype=dtype)
+    condition, live = planned.condition(TRACED), Live()
+    with torch.enable_grad(), live, fused_attention(live):
+        parts = _Parts(live)
+        residual = network(noise, condition)
+        nats = kl_of(network, noise, condition, residual).mean()
+        improved = noise + residual
+        parts.end("noise network")
+
+        def decode(latents: Tensor) -> None:
+            parts.end("generator")
+            latents.register_hook(lambda gradient: parts.ended_back("decoder"))
+
+        with _at_first_call(generator.pipeline.vae.decoder, decode):
+            pixels = generator.sample(improved, condition, num_inference_steps=steps)
+        parts.end("decoder")
+        improved.register_hook(lambda gradient: parts.ended_back("generator"))
+        (nats + moved(pixels.mean(), "cpu")).backward()
+        parts.ended_back("noise network")
+    for parameter in trained:
+        parameter.grad = None
+    return parts.found()
+
+
+def reward_parts(score: Callable[[Tensor], Tensor], size: tuple[int, int]) -> dict[str, Part]:
+    """Scoring pictures of this size, and back to them."""
+    live = Live()
+    pixels = torch.empty(TRACED, 3, *size, device="meta", requires_grad=True)
+    with torch.enable_grad(), live, fused_attention(live):
+        parts = _Parts(live)
+        total = score(pixels).mean()
+        parts.end("rewards")
+        torch.autograd.grad(total, pixels)
+        parts.ended_back("rewards")
+    return parts.found()
+
+
+@contextmanager
+def _at_first_call(module: nn.Module, act: Callable[[Tensor], None]) -> Iterator[None]:
+    """Inside the block, `act` is given the module's input when it is first called."""
+    waiting = [act]
+
+    def begin(module: nn.Module, arguments: Any) -> None:
+        while waiting:
+            waiting.pop()(arguments[0])
+
+    hook = module.register_forward_pre_hook(begin)
+    try:
+        yield
+    finally:
+        hook.remove()
