@@ -224,3 +224,25 @@ def test_packed_noise_has_no_frequencies_here(tmp_path):
 def test_frequencies_are_counted(generator, frequencies):
     with pytest.raises(InputError, match="frequencies must be a whole number"):
         LoRANoise(generator, frequencies=frequencies)
+
+
+def test_without_depthwise_is_every_layer_but_the_grouped_convolutions(tmp_path):
+    generator = DiffusionGenerator(build_pipeline("SanaSprintPipeline", tmp_path), size=size_of("SanaSprintPipeline"))
+    grouped = {name for name, module in generator.denoiser.named_modules() if getattr(module, "groups", 1) > 1}
+    every = set(LoRANoise(generator, rank=2).layers)
+    network = LoRANoise(generator, rank=2, layers=["without-depthwise"])
+    assert len(grouped) > 0
+    assert set(network.layers) == every - grouped
+    assert network.settings["layers"] == list(network.layers)  # names, by which an adapter is read anywhere
+
+
+def test_gaussian_draws_a_from_a_normal_of_deviation_one_over_rank(generator):
+    def deviations(init):
+        network = LoRANoise(generator, rank=8, init=init)
+        return {n: layer.lora_A["hypernoise"].weight.std().item() for n, layer in network.layers.items()}
+
+    gaussian, own = deviations("gaussian"), deviations("kaiming")
+    large = [name for name, layer in LoRANoise(generator, rank=8).layers.items() if layer.in_features >= 16]
+    assert len(large) > 5
+    assert all(abs(gaussian[name] * 8 - 1) < 0.25 for name in large)
+    assert any(abs(own[name] * 8 - 1) > 0.25 for name in large)

@@ -3,16 +3,28 @@ from pathlib import Path
 
 import pytest
 
+from hypernoise.commands.train import Train
 from hypernoise.errors import InputError
 from hypernoise.training import config
 from hypernoise.training.config import LoRA, Recipe, TrainConfig, read_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(FOLDER.glob("**/*.yaml"))
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
-def test_every_shipped_recipe_parses(file):
-    assert isinstance(read_recipe(file), Recipe)
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_every_shipped_recipe_parses_and_has_a_spectral_sibling(file):
+    recipe = read_recipe(file)
+    assert isinstance(recipe, Recipe)
+    sibling = Train.parse([str(file), "--noise-network", "spectral"])
+    assert (sibling.noise_network, sibling.generator) == ("spectral", recipe.generator)
+
+
+def test_the_papers_recipes_differ_from_ours_in_what_their_heads_say():
+    ours, paper = (read_recipe(FOLDER / name) for name in ("sana-sprint-0.6b.yaml", "paper/sana-sprint-0.6b.yaml"))
+    assert (ours.lora.layers, paper.lora.layers) == (("without-depthwise",), ())
+    assert (ours.one_noise_per_step, paper.one_noise_per_step) == (False, True)
+    assert paper.lr_warmup_steps == 6 * ours.lr_warmup_steps
 
 
 def test_there_are_recipes():

@@ -14,6 +14,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.loop import train
+from hypernoise.training.optimizers import make_optimizer
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross", "a ring", "a black square"]
 
@@ -244,3 +245,31 @@ def test_running_scales_resume_to_the_same_numbers(sd_pipeline, tmp_path):
 def test_no_prompt_is_refused(generator):
     with pytest.raises(InputError, match="no prompt"):
         train(generator, LoRANoise(generator, rank=2), WeightedSum({"redness": 1.0}), [], config())
+
+
+def test_one_noise_per_step_is_shared_by_all_samples_and_rounds_of_an_update(sd_pipeline):
+    class Watching(LoRANoise):
+        def forward(self, noise, condition):
+            seen.append(noise.clone())
+            return super().forward(noise, condition)
+
+    def noises(**settings):
+        seen.clear()
+        generator = DiffusionGenerator(sd_pipeline())
+        more = config(max_train_steps=2, train_batch_size=4, gradient_accumulation_steps=2, **settings)
+        train(generator, Watching(generator, rank=2), WeightedSum({"redness": 20.0}), PROMPTS, more, progress=False)
+        return torch.cat(seen).view(2, 4, -1)  # updates, samples
+
+    seen: list[torch.Tensor] = []
+    shared, own = noises(one_noise_per_step=True), noises()
+    assert torch.equal(shared, shared[:, :1].expand_as(shared))
+    assert not torch.equal(shared[0, 0], shared[1, 0])
+    assert not torch.equal(own[0, 0], own[0, 1])
+
+
+def test_adam_decays_the_weights_by_the_share_asked_for():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer([weight], TrainConfig(learning_rate=0.5, adam_weight_decay=0.1))
+    weight.grad = torch.zeros(3)
+    optimizer.step()
+    assert torch.allclose(weight, torch.full((3,), 1 - 0.5 * 0.1))

@@ -12,7 +12,7 @@ import inspect
 import re
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, cast
@@ -25,7 +25,7 @@ from hypernoise.errors import InputError, TooLongError, first_line
 from hypernoise.generators.base import Condition, Seed, check_texts
 from hypernoise.generators.families import Family, family_of, few_step_doubt
 from hypernoise.generators.identity import identify_denoiser
-from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding
+from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding, replaced
 from hypernoise.generators.text_cache import RestingEncoders, joined, separate
 
 
@@ -219,7 +219,7 @@ class DiffusionGenerator:
     def decoding(self) -> Iterator[None]:
         """Inside the block the pipeline decodes as `memory` says, in its own calls too."""
         vae = self.pipeline.vae
-        with replaced(vae, {"decode": decoding(vae.decode, self.memory)}):
+        with replaced(vae, {"decode": decoding(vae, self.memory)}):
             yield
 
     def _call(self, noise: Tensor, condition: Condition, steps: int, seed: Seed, output_type: str) -> Tensor:
@@ -294,21 +294,6 @@ def stop_at_encoding(pipeline: Any) -> Iterator[list[Any]]:
 
     with replaced(pipeline, {"encode_prompt": keep}), suppress(_Answered):
         yield encoded
-
-
-@contextmanager
-def replaced(owner: Any, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Inside the block the object's own methods are these; afterwards it has exactly the attributes it had."""
-    before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
-    for name, method in methods.items():
-        setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        for name in methods:
-            delattr(owner, name)
-        for name, method in before.items():
-            setattr(owner, name, method)
 
 
 @contextmanager

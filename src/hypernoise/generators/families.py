@@ -118,7 +118,9 @@ FAMILIES: dict[str, Family] = {
         output_layer="conv_out",
         embeddings=("prompt_embeds", None),
         call={"guidance_scale": 0.0},
-        released={"unscaled": True},  # ExplainableML/HyperNoise, training/trainer.py: the UNet sees N(0, 1) at t = 999
+        # ExplainableML/HyperNoise @1d5d3db, training/trainer.py, create_sdturbo_functions: the UNet is given the noise
+        # itself at t = 999 (earlier commits do not train SD-Turbo)
+        released={"unscaled": True},
     ),
     "StableDiffusionXLPipeline": Family(
         denoiser="unet",

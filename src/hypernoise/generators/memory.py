@@ -5,8 +5,9 @@ and `quantise`, which swap a network for a smaller one.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +60,27 @@ class _AdaptersAsNow(AbstractContextManager):
             layer._disable_adapters = off
 
 
-def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
-    """An autoencoder's `decode` in slices, each computed again for the gradient if asked for.
+def decoding(vae: Any, memory: Memory) -> Callable[..., Any]:
+    """An autoencoder's `decode` in slices, computed again for the gradient block by block if asked for.
 
     Running out of memory raises here: SANA-Sprint's pipeline would only warn and go on without a picture.
     """
+    decode = vae.decode
 
     def sliced(latents: Tensor, *arguments: Any, **keywords: Any) -> Any:
         def one(part: Tensor) -> Tensor:
             return decode(part, *arguments, **{**keywords, "return_dict": False})[0]
 
         again = memory.gradient_checkpointing and torch.is_grad_enabled()
+        blocks = _blocks(vae.decoder) if again else []
         try:
-            parts = [
-                checkpoint(one, part, use_reentrant=False) if again else one(part)
-                for part in latents.split(memory.decode_slice or len(latents))
-            ]
+            with ExitStack() as stack:
+                for block in blocks:
+                    stack.enter_context(replaced(block, {"forward": _computed_again(block.forward)}))
+                parts = [
+                    checkpoint(one, part, use_reentrant=False) if again and not blocks else one(part)
+                    for part in latents.split(memory.decode_slice or len(latents))
+                ]
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory while decoding {len(latents)} pictures; set memory.decode_slice: 1 and "
@@ -83,6 +89,31 @@ def decoding(decode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
         return (torch.cat(parts) if len(parts) > 1 else parts[0],)
 
     return sliced
+
+
+def _blocks(decoder: nn.Module) -> list[nn.Module]:
+    """What a decoder may compute again by itself: its upward blocks, unless they hand each other more than tensors."""
+    cached = "feat_cache" in inspect.signature(decoder.forward).parameters  # of a video's frames
+    return [] if cached else list(getattr(decoder, "up_blocks", []))
+
+
+def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments, **keywords: checkpoint(forward, *arguments, use_reentrant=False, **keywords)
+
+
+@contextmanager
+def replaced(owner: Any, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block the object's own methods are these; afterwards it has exactly the attributes it had."""
+    before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
+    for name, method in methods.items():
+        setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        for name in methods:
+            delattr(owner, name)
+        for name, method in before.items():
+            setattr(owner, name, method)
 
 
 def take_tiny_decoder(pipeline: Any, source: str) -> None:

@@ -93,7 +93,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
     print(f"built    {_gigabytes(_held(place) - before)} of weights")
     config = dataclasses.replace(
         recipe, max_train_steps=STEPS, lr_warmup_steps=0, kl_limit=0, clipping_limit=0, report_to=(), diagnostics=(),
-        validation_steps=STEPS + 1, validation_prompts=(), patience=0, embeddings="memory",
+        validation_steps=STEPS + 1, validation_prompts=(), patience=0,
     )  # fmt: skip
 
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
