@@ -121,8 +121,7 @@ def print_plan(recipe: Recipe, folder: Path, device: str = "auto") -> int:
     with no_traceback(f"generator {recipe.generator!r} cannot be planned"):
         recipe, chosen = fitted(recipe, device, planned_for=META)
         found = plan(recipe)
-    print(*([chosen] if chosen else []), table(found), sep="
-")
+    print(*([chosen] if chosen else []), table(found), sep="\n")
     step = found.training
     rows = [{"peak_bytes": step.peak, "bytes": step.parts, "kept_bytes": step.kept, "flops": step.flops}]
     parameters = {"frozen": found.frozen, "trained": found.trained, "rewards": found.rewards}

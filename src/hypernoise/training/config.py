@@ -151,13 +151,7 @@ class TrainConfig:
         whole(self, "train_batch_size", most=MOST_AT_ONCE)
         whole(self, "lr_warmup_steps", "patience", least=0)
         positive(self, "learning_rate", "max_grad_norm")
-<<<<<<< HEAD
-        not_negative(self, "kl_weight", "sample_clip", "kl_limit", "clipping_limit")
-=======
-        not_negative(
-            self, "adam_weight_decay", "kl_weight", "sample_clip", "lr_warmup_steps", "kl_limit", "clipping_limit"
-        )
->>>>>>> 7b1a81d (The plan in parts: a few pictures are traced once, every batch, slice and fit follows from it; --fit chooses settings, --smoke-test runs a recipe with random weights, spectral networks are planned)
+        not_negative(self, "adam_weight_decay", "kl_weight", "sample_clip", "kl_limit", "clipping_limit")
         if not self.inference_steps or min(self.inference_steps) < 1:
             raise InputError(f"num_inference_steps must be at least 1, not {shown(self.num_inference_steps)}")
         for kind, names, known in (
