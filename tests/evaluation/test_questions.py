@@ -142,7 +142,7 @@ def test_a_llava_gives_the_right_answers_probability(tokenizer, small):  # noqa:
     asker, asked = LlavaAsker(reward), [Question("three crosses", "yes", "object"), Question("crosses", "No", "object")]
     found = asker(picture(), asked, "{} Please answer yes or no.")
     for one, question in zip(found, asked, strict=True):
-        text = VLMS["vqascore"].chat.replace("<image>", "<image> " * reward.places)
+        text = VLMS["vqascore"].chat.replace("<image>", "<image> " * reward.places(torch.empty(0)))
         text = text.replace("{question}", f"{question.text} Please answer yes or no.")
         ids = tokenizer(text, return_tensors="pt").input_ids
         seen = normalise(picture()[None], CLIP_MEAN, CLIP_STD)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hypernoise.errors import InputError, shown, unknown
 from hypernoise.rewards.base import RewardFunction, RewardSettings, check_callable, check_pairs, scored
+from hypernoise.rewards.endpoint import SCHEMES, EndpointReward
 from hypernoise.rewards.imported import imported
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
@@ -29,6 +30,9 @@ NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the w
     "aesthetic-v2": "hypernoise.rewards.aesthetic",
     "vqascore": "hypernoise.rewards.vqa",
     "vqascore-small": "hypernoise.rewards.vqa",
+    "vqascore-qwen2.5-vl": "hypernoise.rewards.vqa",
+    "vqascore-qwen3-vl": "hypernoise.rewards.vqa",
+    "hpsv3": "hypernoise.rewards.hpsv3",
 }
 ENSEMBLES: dict[str, dict[str, float]] = {
     "scenes": {"scenes-match": 20.0},
@@ -60,7 +64,8 @@ def _plain(name: str) -> str:
 
 
 def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunction:
-    """The reward, or the weighted ensemble, of a name, or the user's own of an import path "module:name".
+    """The reward, or the weighted ensemble, of a name, or the user's own of an import path "module:name" or behind an
+    address "http://...".
 
     Raises:
         InputError: a name that is not known (with the nearest), a path that cannot be imported, or weights
@@ -73,6 +78,8 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
         return import_module(NETWORKS[name]).load(name, settings or RewardSettings())
     if name in PIXEL_REWARDS:
         return PIXEL_REWARDS[name]
+    if name.startswith(SCHEMES):
+        return EndpointReward(name)
     module, colon, rest = name.partition(":")
     if module in {*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS}:
         raise InputError(

@@ -4,19 +4,21 @@
 
 The paper reports P itself; its logarithm keeps a gradient where the model is sure that the answer is no. The
 model reads prompts of thousands of tokens, so that nothing is cut. LLaVA's class in transformers covers the
-paper's LLaVA-1.5 and a small Qwen-based one; pictures are resized as their processors do.
+paper's LLaVA-1.5 and a small Qwen-based one; pictures are resized as their processors do. Qwen2.5-VL and Qwen3-VL
+answer the same question (`qwen`).
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
 from hypernoise.errors import InputError, first_line
 from hypernoise.generators.text_cache import Remembered
@@ -31,28 +33,51 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
 
 @dataclass(frozen=True)
 class Vlm:
-    """A LLaVA on the Hub: how a question is put to it, and what it is shown.
+    """A vision-language model on the Hub: how a question is put to it, and what it is shown.
 
-    chat: the whole text, with <image> where the picture goes and {question}: the model card's of LLaVA-1.5, and
-        ChatML for the one on Qwen.
+    chat: the whole text, with <image> or <|image_pad|> where the picture goes and {question}: the model card's of
+        LLaVA-1.5, and ChatML for those on Qwen.
+    fit: of LLaVA's square pictures.
+    model, reward: their classes.
     """
 
     repository: str
     chat: str
-    fit: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: str = ""
     answer: str = "Yes"
+    model: str = "LlavaForConditionalGeneration"
+    reward: str = "vqa.VqaReward"
 
 
+CHATML = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
 VLMS = {
-    "vqascore": Vlm("llava-hf/llava-1.5-7b-hf", "USER: <image>\n{question} ASSISTANT:", "crop", CLIP_MEAN, CLIP_STD),
+    "vqascore": Vlm(
+        "llava-hf/llava-1.5-7b-hf", "USER: <image>\n{question} ASSISTANT:", CLIP_MEAN, CLIP_STD, fit="crop"
+    ),
     "vqascore-small": Vlm(
         "llava-hf/llava-interleave-qwen-0.5b-hf",
         "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant\n",
-        "squash",
         HALF,
         HALF,
+        fit="squash",
+    ),
+    "vqascore-qwen2.5-vl": Vlm(
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{CHATML}",
+        CLIP_MEAN,
+        CLIP_STD,
+        model="Qwen2_5_VLForConditionalGeneration",
+        reward="qwen.QwenReward",
+    ),
+    "vqascore-qwen3-vl": Vlm(
+        "Qwen/Qwen3-VL-4B-Instruct",
+        CHATML,
+        HALF,
+        HALF,
+        model="Qwen3VLForConditionalGeneration",
+        reward="qwen.QwenReward",
     ),
 }
 
@@ -66,7 +91,7 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
     row = VLMS[name]
     try:
         with no_loading_bars():
-            loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+            loaded: Any = getattr(transformers, row.model).from_pretrained(
                 row.repository,
                 dtype=getattr(torch, settings.dtype),
                 use_safetensors=True,
@@ -86,7 +111,9 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
         wrong.append(misshapen if isinstance(misshapen, str) else "{} {} for {}".format(*map(_plain, misshapen)))
     if wrong:
         raise InputError(f"reward {name!r}: {row.repository} does not fit the model: {', '.join(wrong[:5])}")
-    return VqaReward(name, model, load_tokenizer(row.repository), row, settings)
+    module, _, cls = row.reward.partition(".")
+    reward = getattr(import_module(f"hypernoise.rewards.{module}"), cls)
+    return reward(name, model, load_tokenizer(row.repository), row, settings)
 
 
 def _plain(part: Any) -> Any:
@@ -99,23 +126,35 @@ class VqaReward(NetworkReward):
     def __init__(
         self,
         name: str,
-        model: LlavaForConditionalGeneration,
+        model: Any,
         tokenizer: Any,
         row: Vlm,
         settings: RewardSettings | None = None,
     ):
         self.name, self.row, self.settings = name, row, settings or RewardSettings()
         config: Any = model.config
-        seen: Any = config.vision_config
-        self.resize = Resize(seen.image_size, row.fit)  # type: ignore[arg-type]
-        with_class = config.vision_feature_select_strategy == "full" and seen.model_type == "clip_vision_model"
-        self.places = (seen.image_size // seen.patch_size) ** 2 + with_class  # of the picture among the tokens
+        self.look(config)
         self.picture_token: int = getattr(config, "image_token_id", None) or config.image_token_index
         self.network = prepared(model.requires_grad_(False).eval(), self.settings)
         self.tokenizer, self.question = tokenizer, QUESTION
         self.answer = torch.tensor(tokenizer(row.answer, add_special_tokens=False).input_ids)
         self.longest: int = config.text_config.max_position_embeddings
         self.texts = Remembered(self._encode)
+
+    def look(self, config: Any) -> None:
+        """Sets how pictures are resized."""
+        self.resize = Resize(config.vision_config.image_size, self.row.fit)  # type: ignore[arg-type]
+
+    def places(self, resized: Tensor) -> int:
+        """Of a picture among the tokens."""
+        config: Any = self.network.config
+        seen = config.vision_config
+        with_class = config.vision_feature_select_strategy == "full" and seen.model_type == "clip_vision_model"
+        return (seen.image_size // seen.patch_size) ** 2 + with_class
+
+    def shown(self, resized: Tensor, ids: Tensor) -> dict[str, Any]:
+        """How the model is shown the pictures of texts with these token ids."""
+        return {"pixel_values": normalise(resized, self.row.mean, self.row.std).to(self.dtype)}
 
     def asking(self, question: str, answer: str) -> VqaReward:
         """The same model asked otherwise: "prompts" fill the {} of `question`, and P(answer) is scored."""
@@ -126,7 +165,11 @@ class VqaReward(NetworkReward):
         return other
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        texts = self.texts(prompts)
+        places = self.places(resized)
+        texts = [with_places(text, self.picture_token, places) for text in self.texts(prompts)]
+        for text in texts:
+            if len(text) > self.longest:
+                raise InputError(f"reward {self.name!r} reads {self.longest} tokens and a prompt makes {len(text)}")
         longest = max(len(ids) for ids in texts)
         ids = torch.zeros(len(texts), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -137,21 +180,19 @@ class VqaReward(NetworkReward):
         logits = network(
             input_ids=ids,
             attention_mask=mask,
-            pixel_values=normalise(resized, self.row.mean, self.row.std).to(self.dtype),
+            **self.shown(resized, ids),
             logits_to_keep=len(answer) + 1,
             use_cache=False,
         ).logits[:, :-1]
         return wide(logits).log_softmax(-1).gather(-1, answer.expand(len(ids), -1)[..., None]).sum((1, 2))
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
-        """Token ids of each question with its answer, the picture's place filled with as many tokens as it has."""
-        encoded = []
-        for prompt in prompts:
-            ids = self.tokenizer(self.row.chat.replace("{question}", self.question.format(prompt))).input_ids
-            place = ids.index(self.picture_token)
-            picture = [self.picture_token] * self.places
-            ids = [*ids[:place], *picture, *ids[place + 1 :], *self.answer.tolist()]
-            if len(ids) > self.longest:
-                raise InputError(f"reward {self.name!r} reads {self.longest} tokens and a prompt makes {len(ids)}")
-            encoded.append(torch.tensor(ids))
-        return encoded
+        """Token ids of each question with its answer; the picture has one place."""
+        asked = [self.row.chat.replace("{question}", self.question.format(prompt)) for prompt in prompts]
+        return [torch.tensor([*self.tokenizer(text).input_ids, *self.answer.tolist()]) for text in asked]
+
+
+def with_places(ids: Tensor, picture_token: int, places: int) -> Tensor:
+    """Token ids [L] with the picture's one place made as many as it has."""
+    place = int((ids == picture_token).nonzero()[0, 0])
+    return torch.cat([ids[:place], ids.new_full((places,), picture_token), ids[place + 1 :]])

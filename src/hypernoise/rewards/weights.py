@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
@@ -68,7 +69,7 @@ def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -
     Raises:
         InputError: keys are missing, unexpected, or of another shape; the first few are named.
     """
-    with torch.device("meta"):
+    with init_empty_weights():  # of buffers, which are constants, it makes the values
         model = build()
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     given = {name: tensor.shape for name, tensor in state.items() if not name.endswith("position_ids")}
@@ -85,12 +86,6 @@ def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -
     if faults:
         raise InputError(f"{what} does not fit the model: " + "; ".join(faults))
     model.load_state_dict({name: state[name] for name in wanted}, assign=True)
-    for module in model.modules():  # the constants 0, 1, 2 ..., which current transformers does not save
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                if name != "position_ids":
-                    raise AssertionError(f"buffer {name} of {type(module).__name__} has no known value")
-                module.register_buffer(name, torch.arange(buffer.shape[-1]).expand(1, -1), persistent=False)
     return model.requires_grad_(False).eval()
 
 

@@ -272,6 +272,11 @@ class Recipe(TrainConfig, Loading):
         Loading.__post_init__(self)
         finite_weights(self.rewards)
         finite_weights(self.validation_reward)
+        for name in self.rewards:
+            if name.startswith(("http://", "https://")):
+                raise InputError(
+                    f"reward {name!r} is an endpoint, which gives no gradient: name it in validation_reward"
+                )
         for source, weight in self.prompts.items():
             if not (weight > 0 and math.isfinite(weight)):
                 raise InputError(f"the weight of prompts {source!r} must be a positive number, not {weight}")

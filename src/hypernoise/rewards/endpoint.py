@@ -1,0 +1,71 @@
+"""A reward behind an HTTP endpoint: it scores, and gives no gradient, so that it validates and never trains.
+
+    POST {"prompts": [...], "images": [PNG in base64, ...]}  ->  {"scores": [...]}
+
+A request without pictures, whose answer is an empty list, asks whether anyone is there.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hypernoise.errors import InputError, first_line
+
+SCHEMES = ("http://", "https://")
+SECONDS = 120
+
+
+class EndpointReward:
+    """Scores from a server of one's own.
+
+    Args:
+        name: its address, http:// or https://.
+
+    Raises:
+        InputError: nobody answers there, or not with one finite score per picture; or pictures that need a gradient.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self._ask([], [])
+
+    def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [B] of pixels [B, 3, H, W] in [0, 1], which the server sees in 256 levels."""
+        if pixels.requires_grad:
+            raise InputError(
+                f"reward {self.name!r} is an endpoint, which gives no gradient: name it in validation_reward"
+            )
+        levels = (pixels.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return torch.tensor(self._ask(prompts, [_png(picture) for picture in levels]), device=pixels.device)
+
+    def member_scores(self) -> dict[str, Tensor]:
+        return {}
+
+    def _ask(self, prompts: list[str], images: list[str]) -> list[float]:
+        body = json.dumps({"prompts": prompts, "images": images}).encode()
+        request = Request(self.name, body, {"Content-Type": "application/json"})
+        try:
+            with urlopen(request, timeout=SECONDS) as answer:
+                scores = json.load(answer)["scores"]
+        except (URLError, OSError) as error:
+            raise InputError(f"reward {self.name!r} does not answer: {first_line(error)}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f'reward {self.name!r} does not answer with {{"scores": [...]}}') from error
+        numbers = isinstance(scores, list) and all(type(score) in (int, float) for score in scores)
+        if not numbers or len(scores) != len(images):
+            raise InputError(f"reward {self.name!r} answers with {scores!r:.80} for {len(images)} pictures")
+        return [float(score) for score in scores]
+
+
+def _png(levels) -> str:
+    kept = io.BytesIO()
+    Image.fromarray(levels).save(kept, "PNG")
+    return base64.b64encode(kept.getvalue()).decode()

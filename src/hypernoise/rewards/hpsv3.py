@@ -1,0 +1,134 @@
+"""HPSv3 (Ma et al. 2025, arXiv 2508.03789): a Qwen2-VL with a head on the state of one token, <|Reward|>.
+
+The head gives the mean and the spread of a preference; the mean is the score. The wording that the model was trained
+with is part of its input, and is read from the authors' package, of which nothing is run.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import OrderedDict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, Qwen2VLModel
+
+from hypernoise.errors import InputError, first_line
+from hypernoise.generators.text_cache import Remembered
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.network import NetworkReward, prepared, wide
+from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
+from hypernoise.rewards.qwen import AreaResize, places_of, shown, unit_of
+from hypernoise.rewards.text import load_tokenizer
+from hypernoise.rewards.vqa import with_places
+from hypernoise.rewards.weights import Released, filled, read_state
+
+RELEASED = Released("MizzenAI/HPSv3", ("HPSv3.safetensors",))
+BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"  # configuration and tokenizer alone
+MARK = "<|Reward|>"
+CHAT = (  # Qwen2-VL's own template, with its system prompt
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    "<|vision_start|><|image_pad|><|vision_end|>{wording}<|im_end|>\n<|im_start|>assistant\n"
+)
+WORDING = "dataset/data_collator_qwen.py", ("INSTRUCTION", "prompt_with_special_token")
+
+
+class Network(nn.Module):
+    """The released checkpoint's parts that count: its backbone without the word head, and the reward's head."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+        self.model = Qwen2VLModel(config)
+        width = config.text_config.hidden_size
+        self.rm_head = nn.Sequential(  # numbered past the dropout
+            OrderedDict(
+                {"0": nn.Linear(width, 1024), "1": nn.ReLU()}
+                | {"3": nn.Linear(1024, 16), "4": nn.ReLU(), "5": nn.Linear(16, 2)}
+            )
+        )
+
+
+def load(name: str, settings: RewardSettings) -> HpsV3:
+    """From the local Hub cache or downloaded, in the settings' precision.
+
+    Raises:
+        InputError: the authors' wording is not installed, or weights that cannot be loaded or do not fit.
+    """
+    text = wording()
+    try:
+        config = AutoConfig.from_pretrained(BACKBONE, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"reward {name!r}: the configuration of {BACKBONE} cannot be loaded: {first_line(error)} "
+            f"(put it in the local Hub cache with: hf download {BACKBONE} --include '*.json' --include '*.txt')"
+        ) from error
+    state = renamed(read_state(RELEASED.fetch()))
+    words = state.get("model.language_model.embed_tokens.weight")
+    if words is not None:
+        config.text_config.vocab_size = len(words)  # the authors cut it to the tokenizer's
+    network = filled(lambda: Network(config), state, f"reward {name!r}: {RELEASED.repository}")
+    return HpsV3(network, load_tokenizer(BACKBONE), text, settings)
+
+
+def wording() -> str:
+    """The text that the model is asked with, {text_prompt} in the prompt's place, from the authors' package."""
+    package: Any = find_spec("hpsv3")  # which finds a package without running it
+    file, names = WORDING
+    try:
+        tree = ast.parse((Path(package.submodule_search_locations[0]) / file).read_text())
+        assigned: list[Any] = [node for node in tree.body if isinstance(node, ast.Assign)]
+        texts = {node.targets[0].id: ast.literal_eval(node.value) for node in assigned}
+        return "".join(texts[name] for name in names)
+    except (AttributeError, OSError, SyntaxError, ValueError, KeyError) as error:
+        raise InputError(
+            "reward 'hpsv3' needs the wording that it was trained with: pip install --no-deps hpsv3==1.0.0 (nothing "
+            "of it is run)"
+        ) from error
+
+
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The checkpoint under the names of current transformers; the word head, which no score needs, is left out."""
+    places = {"visual.": "model.visual."} | {
+        f"model.{part}": f"model.language_model.{part}" for part in ("embed_tokens.", "layers.", "norm.")
+    }
+    found = {}
+    for name, tensor in state.items():
+        old = next((place for place in places if name.startswith(place)), None)
+        found[name if old is None else places[old] + name.removeprefix(old)] = tensor
+    return {name: tensor for name, tensor in found.items() if not name.startswith("lm_head.")}
+
+
+class HpsV3(NetworkReward):
+    """The mean of HPSv3's preference, without a bound: higher is better."""
+
+    name = "hpsv3"
+
+    def __init__(self, network: Network, tokenizer: Any, wording: str, settings: RewardSettings | None = None):
+        self.settings = settings or RewardSettings()
+        self.resize = AreaResize(unit_of(network.config))  # type: ignore[assignment]
+        self.network = prepared(network, self.settings)
+        self.network.rm_head.to(torch.float32)  # as the authors run it
+        tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
+        self.mark: int = tokenizer.convert_tokens_to_ids(MARK)
+        self.tokenizer, self.wording = tokenizer, wording
+        self.texts = Remembered(self._encode)
+
+    def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
+        network: Any = self.network
+        config, places = network.config, places_of(network.config, resized)
+        texts = [with_places(text, config.image_token_id, places) for text in self.texts(prompts)]
+        ids = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(self.device)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(text) for text in texts], batch_first=True).to(self.device)
+        pixels = normalise(resized, CLIP_MEAN, CLIP_STD).to(self.dtype)
+        states = network.model(
+            input_ids=ids, attention_mask=mask, use_cache=False, **shown(network.model, config, pixels, ids)
+        ).last_hidden_state
+        return network.rm_head(wide(states[ids == self.mark]))[:, 0]
+
+    def _encode(self, prompts: list[str]) -> list[Tensor]:
+        asked = [CHAT.replace("{wording}", self.wording.replace("{text_prompt}", prompt)) for prompt in prompts]
+        return [torch.tensor(self.tokenizer(text).input_ids) for text in asked]

@@ -1,0 +1,99 @@
+"""What rewards on Qwen's vision-language models share: pictures of any shape, cut into patches differentiably.
+
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL keep a picture's shape and take it as a row of patches, those that are merged into
+one token next to each other, each twice, as a film of two frames. transformers' processors do this in numpy or with
+torchvision; `patches` gives their numbers, with a gradient.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from hypernoise.rewards.preprocess import normalise
+from hypernoise.rewards.vqa import VqaReward
+
+AREA = 256  # tokens that a picture becomes, or about as many: 448 x 448 pixels of Qwen2-VL
+
+
+@dataclass(frozen=True)
+class AreaResize:
+    """Pictures to sides that are multiples of `unit`, nearest to their own shape, and to `AREA` units of area."""
+
+    unit: int
+
+    def of(self, pixels: Tensor) -> AreaResize:
+        return self
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, h, w] of pixels [B, 3, H, W], both in [0, 1]; fp32 or better."""
+        pixels = pixels if pixels.dtype == torch.float64 else pixels.float()
+        size = self.scaled(*pixels.shape[-2:])
+        if size == tuple(pixels.shape[-2:]):
+            return pixels
+        return interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
+
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        """As Qwen's processors round with min_pixels and max_pixels at this area, operation by operation."""
+        unit, area = self.unit, AREA * self.unit**2
+        rows, columns = round(height / unit) * unit, round(width / unit) * unit
+        if rows * columns > area:
+            over = math.sqrt(height * width / area)
+            rows, columns = math.floor(height / over / unit) * unit, math.floor(width / over / unit) * unit
+        elif rows * columns < area:
+            under = math.sqrt(area / (height * width))
+            rows, columns = math.ceil(height * under / unit) * unit, math.ceil(width * under / unit) * unit
+        return max(rows, unit), max(columns, unit)
+
+
+def patches(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
+    """Patches [B·h·w, 3·frames·patch²] of pixels [B, 3, h·patch, w·patch]; those that are merged stand in a row."""
+    count, channels, height, width = pixels.shape
+    cells = (height // patch // merge, merge, patch, width // patch // merge, merge, patch)
+    cut = pixels.reshape(count, channels, *cells)  # [B, C, h/m, m, p, w/m, m, p]
+    rows = cut.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, channels, 1, patch, patch)
+    return rows.expand(-1, -1, frames, -1, -1).reshape(len(rows), -1)
+
+
+def shown(network: Any, config: Any, normalised: Tensor, ids: Tensor) -> dict[str, Any]:
+    """How a Qwen is shown pictures [B, 3, H, W], one per row of token ids [B, L]."""
+    eye = config.vision_config
+    patch, merge, frames = eye.patch_size, eye.spatial_merge_size, eye.temporal_patch_size
+    grid = [1, normalised.shape[-2] // patch, normalised.shape[-1] // patch]
+    told = {
+        "pixel_values": patches(normalised, patch, merge, frames),
+        "image_grid_thw": torch.tensor([grid] * len(normalised), device=ids.device),
+    }
+    if "mm_token_type_ids" in inspect.signature(network.forward).parameters:  # transformers 4 finds them itself
+        told["mm_token_type_ids"] = (ids == config.image_token_id).int()
+    return told
+
+
+def unit_of(config: Any) -> int:
+    """Pixels each way that become one token."""
+    return config.vision_config.patch_size * config.vision_config.spatial_merge_size
+
+
+def places_of(config: Any, resized: Tensor) -> int:
+    """Tokens that a picture becomes."""
+    return (resized.shape[-2] // unit_of(config)) * (resized.shape[-1] // unit_of(config))
+
+
+class QwenReward(VqaReward):
+    """log P(answer | picture, question) in nats of a Qwen2.5-VL or Qwen3-VL, at most 0."""
+
+    def look(self, config: Any) -> None:
+        self.resize = AreaResize(unit_of(config))  # type: ignore[assignment]
+
+    def places(self, resized: Tensor) -> int:
+        return places_of(self.network.config, resized)
+
+    def shown(self, resized: Tensor, ids: Tensor) -> dict[str, Any]:
+        pixels = normalise(resized, self.row.mean, self.row.std).to(self.dtype)
+        return shown(self.network, self.network.config, pixels, ids)
