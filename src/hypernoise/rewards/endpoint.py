@@ -39,11 +39,11 @@ class EndpointReward:
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1], which the server sees in 256 levels."""
-        if pixels.requires_grad:
+        if pixels.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"reward {self.name!r} is an endpoint, which gives no gradient: name it in validation_reward"
             )
-        levels = (pixels.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        levels = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return torch.tensor(self._ask(prompts, [_png(picture) for picture in levels]), device=pixels.device)
 
     def member_scores(self) -> dict[str, Tensor]:
