@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 import hypernoise as hn
 from experiments.base import main
-from hypernoise.errors import at_least_one
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
+from hypernoise.settings import whole
 
 SIDE, SIZE = 16, 16  # px of a picture, numbers in a noise
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.1), "blue": (0.1, 0.2, 0.9)}
@@ -51,7 +51,7 @@ class Modules:
     output_dir: Path = Path("runs/modules")
 
     def __post_init__(self) -> None:
-        at_least_one(self, "lessons", "pictures", flags=True)
+        whole(self, "lessons", "pictures", flags=True)
 
     def run(self) -> int:
         decoder, (classifier, judge) = taught_generator(self), [taught_classifier(self, 1), taught_classifier(self, 2)]
