@@ -25,6 +25,7 @@ from tqdm import tqdm
 import hypernoise as hn
 from experiments.base import main
 from hypernoise.evaluation.summary import write_summary
+from hypernoise.files import output_folder
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.settings import whole
 
@@ -54,11 +55,12 @@ class Modules:
         whole(self, "lessons", "pictures", flags=True)
 
     def run(self) -> int:
+        output_folder(self.output_dir)
         decoder, (classifier, judge) = taught_generator(self), [taught_classifier(self, 1), taught_classifier(self, 2)]
         generator = hn.ModuleGenerator(decoder, noise_shape=(SIZE,), embed=labels_of, name="shapes")
         plain = judged(self, generator, None, classifier, judge)
         runs = list(itertools.product(self.weights, self.updates, RATES, ("l2",)))
-        runs += [(weight, max(self.updates), RATES[1], "exact") for weight in self.weights]
+        runs += [(weight, min(self.updates), RATES[1], "exact") for weight in self.weights]
         rows = [{"kl_weight": None, "updates": 0, "learning_rate": None, "counted": "", "advice": "", **plain}]
         for weight, updates, (rate, scheduler), term in tqdm(runs, unit="run"):
             network = hn.ResidualNoise((SIZE,), width=128, depth=2, seed=self.seed)

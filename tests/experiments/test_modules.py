@@ -32,8 +32,8 @@ def test_it_trains_a_network_that_makes_a_generator_without_conditions_draw_what
         "--output-dir",
         str(tmp_path),
     ]
-    assert main(Modules, [*words, str(tmp_path)]) == 0  # pyright: ignore[reportArgumentType]
-    plain, slow, fast, exact = json.loads((tmp_path / "summary.json").read_text())["results"]
+    assert main(Modules, [*words, str(tmp_path / "new")]) == 0  # pyright: ignore[reportArgumentType]
+    plain, slow, fast, exact = json.loads((tmp_path / "new" / "summary.json").read_text())["results"]
     assert plain["reward"] < min(slow["reward"], fast["reward"], exact["reward"])
     assert plain["kl"] == 0
     assert fast["kl"] > fast["l2"] > 0
