@@ -20,18 +20,7 @@ def test_each_kind_is_drawn_in_its_colour_and_shape():
 
 
 def test_it_trains_a_network_that_makes_a_generator_without_conditions_draw_what_is_asked(tmp_path, capsys):
-    words = [
-        "--weights",
-        "0.01",
-        "--updates",
-        "150",
-        "--lessons",
-        "120",
-        "--pictures",
-        "8",
-        "--output-dir",
-        str(tmp_path),
-    ]
+    words = ["--weights", "0.01", "--updates", "150", "--lessons", "120", "--pictures", "8", "--output-dir"]
     assert main(Modules, [*words, str(tmp_path / "new")]) == 0  # pyright: ignore[reportArgumentType]
     plain, slow, fast, exact = json.loads((tmp_path / "new" / "summary.json").read_text())["results"]
     assert plain["reward"] < min(slow["reward"], fast["reward"], exact["reward"])
