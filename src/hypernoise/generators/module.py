@@ -226,7 +226,7 @@ def _picture(output: Any) -> Any:
 def _outline(output: Any) -> str:
     """Its type and the shapes in it."""
     shapes = [str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts_of(output)]
-    return f"a {type(output).__name__} of {', '.join(shapes[:8]) or 'nothing'}"
+    return f"a {type(output).__name__}" + (f" of {', '.join(shapes[:8])}" if shapes else "")
 
 
 def _described(given: Tensor) -> str:
