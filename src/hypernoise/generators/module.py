@@ -218,6 +218,8 @@ def _picture(output: Any) -> Any:
         return output
     found = [part for part in parts_of(output) if isinstance(part, Tensor) and part.ndim == 4]
     colour = [part for part in found if part.shape[1] == 3]
+    if not found:
+        raise InputError(f"it gives {_outline(output)}, and no picture [B, 3, H, W]")
     if len(colour or found) != 1:
         raise InputError(f"it gives {_outline(output)}; name the picture by to_pixels, such as lambda y: y[0]")
     return (colour or found)[0]
