@@ -171,7 +171,7 @@ class Bench:
         if not missing:
             return points
         make, climb = KINDS[kind]
-        reward = hn.WeightedSum(recipe.rewards, settings=recipe.reward_settings(), normalise=recipe.normalise_rewards)
+        reward = hn.WeightedSum(recipe.rewards, settings=recipe.reward_settings())
         network: Any = (
             spectral_noise(self.generator, spectral, seed=config.seed)
             if spectral

@@ -5,31 +5,20 @@ from __future__ import annotations
 import io
 import os
 import sys
-from dataclasses import dataclass
 from importlib import import_module
 
 from hypernoise.errors import InputError, out_of_memory, unknown
 from hypernoise.version import __version__
 from hypernoise.waiting import wait_passively
 
-
-@dataclass(frozen=True)
-class Command:
-    """Where a subcommand's dataclass is, and its line in --help."""
-
-    module: str
-    name: str
-    line: str
-
-
-COMMANDS = {
-    "quickstart": Command("quickstart", "Quickstart", "train on the embedded generator, judge, show before and after"),
-    "train": Command("train", "Train", "train a noise hypernetwork; --dry-run: what it will take"),
-    "generate": Command("generate", "Generate", "draw pictures, with or without an adapter"),
-    "evaluate": Command("evaluate", "Evaluate", "compare methods on the same prompts and noises, by a benchmark"),
-    "score": Command("score", "Score", "measure pictures that are there: rewards, GenEval, diversity"),
-    "diagnose": Command("diagnose", "Diagnose", "what an adapter does to the noise: KL, Lipschitz constant, prompts"),
-    "app": Command("app", "App", "a page in the browser: plain and improved pictures from the same noise"),
+COMMANDS = {  # each is a module of `commands` with a dataclass of that name, and its line in --help
+    "quickstart": "train on the embedded generator, judge, show before and after",
+    "train": "train a noise hypernetwork; --dry-run: what it will take",
+    "generate": "draw pictures, with or without an adapter",
+    "evaluate": "compare methods on the same prompts and noises, by a benchmark",
+    "score": "measure pictures that are there: rewards, GenEval, diversity",
+    "diagnose": "what an adapter does to the noise: KL, Lipschitz constant, prompts",
+    "app": "a page in the browser: plain and improved pictures from the same noise",
 }
 
 TOO_LITTLE_MEMORY = (
@@ -39,7 +28,7 @@ TOO_LITTLE_MEMORY = (
 )
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
-    f"  {name:<12}{command.line}" for name, command in COMMANDS.items()
+    f"  {name:<12}{line}" for name, line in COMMANDS.items()
 )
 
 
@@ -73,9 +62,10 @@ def _run(arguments: list[str]) -> int:
                 raise InputError(f"{argument} is not UTF-8 text")
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
-        entry = COMMANDS[arguments[0]]
-        command = getattr(import_module(f"hypernoise.commands.{entry.module}"), entry.name)
-        return command.parse(arguments[1:]).run()
+        from hypernoise.commands.flags import parse
+
+        command = import_module(f"hypernoise.commands.{arguments[0]}")
+        return parse(getattr(command, arguments[0].capitalize()), arguments[1:]).run()
     except InputError as error:
         print(f"hypernoise: {error}", file=sys.stderr)
         return 2

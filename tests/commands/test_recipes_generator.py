@@ -11,6 +11,7 @@ from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
 from hypernoise.commands.diagnose import Diagnose
 from hypernoise.commands.evaluate import Evaluate
+from hypernoise.commands.flags import parse
 from hypernoise.commands.generate import Generate
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
@@ -53,7 +54,7 @@ def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
     )
     file = recipe(gradient_checkpointing=True, revision="abc", few_step_lora="l.safetensors", scheduler="lcm", **fields)
     for command in (Generate, Evaluate):
-        asked = command.parse(["--recipe", file, "--scheduler", "tcd", "--width", "64"])
+        asked = parse(command, ["--recipe", file, "--scheduler", "tcd", "--width", "64"])
         assert (asked.generator[-4:], asked.scheduler, asked.size) == ("base", "tcd", (32, 64))
         assert {n: getattr(asked.memory if n in MEMORY else asked, n) for n in fields} == fields
         assert (asked.memory.gradient_checkpointing, asked.revision, asked.few_step_lora) == (
@@ -61,7 +62,7 @@ def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
             "abc",
             "l.safetensors",
         )
-        assert command.parse([]).generator == "scenes"
+        assert parse(command, []).generator == "scenes"
 
 
 def test_generate_draws_what_the_recipe_loads(recipe, base, sd_pipeline, tmp_path):
@@ -122,15 +123,15 @@ def test_a_recipe_that_is_not_there(capsys):
 
 
 def test_weights_are_in_what_was_asked_for(recipe):
-    assert Generate.parse(["a ring"]).mixed_precision == "auto"
-    asked = Generate.parse(["a ring", "--recipe", recipe(mixed_precision="fp16"), "--device", "cpu"])
+    assert parse(Generate, ["a ring"]).mixed_precision == "auto"
+    asked = parse(Generate, ["a ring", "--recipe", recipe(mixed_precision="fp16"), "--device", "cpu"])
     assert asked.load().dtype == torch.float16
-    asked = Generate.parse(["a ring", "--recipe", recipe(mixed_precision="fp16"), "--mixed-precision", "no"])
+    asked = parse(Generate, ["a ring", "--recipe", recipe(mixed_precision="fp16"), "--mixed-precision", "no"])
     assert asked.load().dtype == torch.float32
 
 
 @pytest.mark.parametrize("command", [Evaluate, Diagnose])
 def test_all_that_draws_takes_its_generator_from_a_recipe(command, recipe):
-    asked = command.parse(["--recipe", recipe(decode_slice=1, height=16), "--width", "24"])
+    asked = parse(command, ["--recipe", recipe(decode_slice=1, height=16), "--width", "24"])
     assert (asked.memory.decode_slice, asked.size) == (1, (16, 24))
     assert asked.load().size == (16, 24)

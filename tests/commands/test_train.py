@@ -7,7 +7,7 @@ import time
 import pytest
 
 from hypernoise.cli import main
-from hypernoise.commands.flags import flags_of
+from hypernoise.commands.flags import flags_of, parse
 from hypernoise.commands.train import SECTIONS, Train
 
 
@@ -21,14 +21,14 @@ def test_every_flag_is_in_one_section_of_the_help(capsys):
         assert len(re.findall(rf"^  (?:--\S+, )?--{name}(?: |$)", page, re.MULTILINE)) == 1, name
     named = [name for names in SECTIONS.values() for name in names]
     assert len(set(named)) == len(named)
-    assert page.index("--learning-rate") < page.index("--ema")
+    assert page.index("--learning-rate") < page.index("--optimizer")
     assert "Samples per update, over all processes and accumulation rounds. (default: 16)" in page
     assert not any("─" in line for line in page.splitlines())
 
 
 def test_dashes_underscores_and_the_ecosystems_short_names_are_the_same():
     for flags in (["--lora.rank", "3", "--lora.alpha", "6"], ["--rank", "3", "--lora_alpha", "6"]):
-        asked = Train.parse([*flags, "--max_train_steps", "7", "--gradient-checkpointing"])
+        asked = parse(Train, [*flags, "--max_train_steps", "7", "--gradient-checkpointing"])
         assert (asked.lora.rank, asked.lora.alpha, asked.max_train_steps) == (3, 6.0, 7)
         assert asked.memory.gradient_checkpointing
 
@@ -36,11 +36,11 @@ def test_dashes_underscores_and_the_ecosystems_short_names_are_the_same():
 def test_flags_override_the_recipe_and_leave_its_groups_rest(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text("lora: {rank: 4, alpha: 8}\nmemory: {decode_slice: 1}\nnum_inference_steps: [1, 2]\n")
-    asked = Train.parse([str(file), "--lora.rank", "2", "--memory.text-encoders", "offload"])
+    asked = parse(Train, [str(file), "--lora.rank", "2", "--memory.text-encoders", "offload"])
     assert (asked.lora.rank, asked.lora.alpha) == (2, 8.0)
     assert (asked.memory.decode_slice, asked.memory.text_encoders) == (1, "offload")
     assert asked.num_inference_steps == (1, 2)
-    assert Train.parse([str(file), "--num-inference-steps", "4"]).num_inference_steps == 4
+    assert parse(Train, [str(file), "--num-inference-steps", "4"]).num_inference_steps == 4
 
 
 def test_train_reports_the_trained_against_the_validation_reward(sd_pipeline, tmp_path, capsys):

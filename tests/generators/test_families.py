@@ -7,7 +7,6 @@ from hypernoise.cli import main
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
 from hypernoise.generators.families import FAMILIES
-from hypernoise.generators.presets import PRESETS
 from hypernoise.noise.lora import LoRANoise
 from tests.conftest import disturb
 from tests.families import BUILD, build_pipeline, size_of
@@ -177,9 +176,3 @@ def test_fixed_timesteps_are_drawn_in_their_number_alone(tmp_path, monkeypatch, 
     assert main(["train", str(recipe), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_presets_say_their_familys_first_timestep():
-    for name, preset in PRESETS.items():
-        fixed = preset.call.get("timesteps")
-        assert preset.first_timestep == pytest.approx(fixed[0] if fixed else FIRST_TIMESTEPS[preset.family]), name

@@ -111,7 +111,7 @@ def test_dropped_encoders_leave_their_prompts(family, tmp_path):
         generator.encode_ahead([*PROMPTS, PROMPTS[0]], batch=1)
         drawn = generator.sample(noise, generator.encode(asked))
     assert (drawn - expected).abs().max() <= 1e-4
-    assert not generator.resting_encoders
+    assert not generator._resting.encoders
     with pytest.raises(InputError, match="'a ring' is not among the prompts encoded ahead"):
         generator.encode(["a ring"])
 
@@ -165,6 +165,6 @@ def test_offloaded_encoders_are_frozen_and_in_eval_mode_too(sd_pipeline):
     pipeline = sd_pipeline()
     pipeline.text_encoder.train()
     generator = DiffusionGenerator(pipeline, memory=Memory(text_encoders="offload"))
-    (encoder,) = generator.resting_encoders.values()
+    (encoder,) = generator._resting.encoders.values()
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())

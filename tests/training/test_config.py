@@ -61,7 +61,7 @@ def test_rewards_may_be_one_name(tmp_path):
         ("max_train_steps: many", "max_train_steps must be a whole number, not 'many'"),
         ("max_train_steps: 1.5", "max_train_steps must be a whole number"),
         ("learning_rate: fast", "learning_rate must be a number"),
-        ("normalise_rewards: 1", "normalise_rewards must be true or false"),
+        ("reward_checkpointing: 1", "reward_checkpointing must be true or false"),
         ("optimizer: adam", "optimizer must be one of adamw, sgd"),
         ("rewards: [redness]", "rewards must be a name or map names to numbers"),
         ("rewards: {redness: high}", "rewards.redness must be a number"),

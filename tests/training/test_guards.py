@@ -128,7 +128,7 @@ def test_a_reward_that_raises_leaves_the_last_good_step_to_go_on_from(tmp_path, 
             return pixels.flatten(1).mean(1)
 
         reward.calls = 0
-        member = WeightedSum({"own": 1.0}, {"own": reward}, normalise=True)
+        member = WeightedSum({"own": 1.0}, {"own": reward})
         try:
             return [row["loss"] for row in quick(output, member, max_train_steps=5)[1].history]
         except Exception as error:

@@ -81,9 +81,8 @@ def test_watching_works_under_bf16(sd_pipeline, tmp_path):
     assert abs(half["kl_gap"] - whole["kl_gap"]) < whole["kl_gap_error"]
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_resuming_a_clamped_run_equals_no_interruption(sd_pipeline, tmp_path, ema):
-    settings = dict(lipschitz=Lipschitz("clamp", 0.02), checkpointing_steps=2, ema=ema)
+def test_resuming_a_clamped_run_equals_no_interruption(sd_pipeline, tmp_path):
+    settings = dict(lipschitz=Lipschitz("clamp", 0.02), checkpointing_steps=2)
     _, whole = run(sd_pipeline, config(**settings))
     run(sd_pipeline, config(**{**settings, "max_train_steps": 4}), output_dir=tmp_path)
     _, resumed = run(sd_pipeline, config(**settings), output_dir=tmp_path)

@@ -5,16 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from hypernoise.errors import InputError
 from hypernoise.noise import draws as noise_keys
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.optimizers import Average, make_optimizer, set_learning_rate
+from hypernoise.training.optimizers import make_optimizer, set_learning_rate
 from hypernoise.training.step import inference_steps_of
-from tests.conftest import disturb
 from tests.training.test_resume import quick, small
-from tests.training.test_trainer import same, state
 
 
 def test_each_update_draws_its_number_of_denoiser_calls():
@@ -31,7 +28,6 @@ def test_each_update_draws_its_number_of_denoiser_calls():
     [
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
         ({"num_inference_steps": (2, 0)}, "num_inference_steps must be at least 1"),
-        ({"ema": 1.0}, "ema must be from 0"),
         ({"checkpoints_total_limit": 0}, "checkpoints_total_limit must be at least 1"),
         ({"report_to": ("tensorbord",)}, "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
     ],
@@ -39,31 +35,6 @@ def test_each_update_draws_its_number_of_denoiser_calls():
 def test_impossible_policies_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**values)
-
-
-def test_the_average_is_what_the_run_ends_with_and_is_resumed(tmp_path):
-    raw, _ = quick(max_train_steps=6)
-    averaged, _ = quick(max_train_steps=6, ema=0.5)
-    assert not same(state(raw), state(averaged))
-    quick(tmp_path, max_train_steps=3, ema=0.5)
-    resumed, _ = quick(tmp_path, max_train_steps=6, ema=0.5)
-    assert same(state(resumed), state(averaged))
-
-
-def test_the_average_follows_its_formula():
-    _, network = small()
-    average = Average(network, 0.9)
-    expected = state(network)
-    for update in range(3):
-        disturb(network, 0.1, seed=update)
-        average.update()
-        kept = min(0.9, (1 + update) / (10 + update))
-        expected = {name: kept * old + (1 - kept) * network.trainable_state()[name] for name, old in expected.items()}
-    assert all(torch.allclose(average.weights[name], expected[name]) for name in expected)
-    own = state(network)
-    with average.in_place():
-        assert same(state(network), average.weights)
-    assert same(state(network), own)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +68,7 @@ def test_fp16_scales_its_loss_and_leaves_out_what_overflows():
 
 def test_no_two_uses_share_a_noise_key():
     keys = [value for name, value in vars(noise_keys).items() if name.endswith("_STEP")]
-    assert len(keys) == len(set(keys)) == 6
+    assert len(keys) == len(set(keys)) == 4
     assert min(keys) >= 10**9
     package = Path(noise_keys.__file__).parents[1]
     elsewhere = [file.name for file in package.rglob("*.py") if re.search(r"^\w+_STEP\s*=", file.read_text(), re.M)]

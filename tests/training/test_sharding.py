@@ -9,6 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from hypernoise.cli import main
+from hypernoise.commands.flags import parse
 from hypernoise.commands.train import Train
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
@@ -125,5 +126,5 @@ def test_the_documented_command_is_accepted():
     (command,) = re.findall(
         r"-m hypernoise.cli train (recipes/flux.*--shard-base .*)", Path("docs/running.md").read_text()
     )
-    recipe = Train.parse(command.replace("FILE", "prompts.txt").split())
+    recipe = parse(Train, command.replace("FILE", "prompts.txt").split())
     assert samples_per_round(recipe, 8) == 1

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError
@@ -40,10 +40,6 @@ class App(WithGenerator):
     seed: int = 0
     """The first noise's, to begin with."""
     port: int = 7860
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        return cls.parse_as("app", arguments)
 
     def run(self) -> int:
 

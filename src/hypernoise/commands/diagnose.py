@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError
@@ -34,10 +33,6 @@ class Diagnose(WithGenerator):
     """Noises in memory at once."""
     seed: int = 0
     output_dir: Path = Path("runs/diagnose")
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        return cls.parse_as("diagnose", arguments)
 
     def run(self) -> int:
         if self.adapter is None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, TooLongError
@@ -68,10 +68,6 @@ class Evaluate(WithGenerator):
     """k/n: this process makes every n-th batch from the k-th on; all write to the same --output-dir. Empty: as
     torchrun or accelerate launch has it, else all."""
     output_dir: Path = Path("runs/evaluate")
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        return cls.parse_as("evaluate", arguments)
 
     def run(self) -> int:
         shard = self._checked()

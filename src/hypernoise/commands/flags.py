@@ -10,42 +10,57 @@ import io
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
 
 from hypernoise.errors import InputError, unknown
+from hypernoise.generators.loading import Loading
+from hypernoise.training.config import Recipe, read_recipe
 
 Asked = TypeVar("Asked")
 
 
-def parse(
-    cls: type[Asked],
-    command: str,
-    arguments: Sequence[str],
-    *,
-    default: Asked | None = None,
-    sections: Mapping[str, Sequence[str]] | None = None,
-) -> Asked:
-    """The flags of `hypernoise COMMAND` as an instance of `cls`; --help prints them under the titles of `sections`.
+def parse(cls: type[Asked], arguments: Sequence[str]) -> Asked:
+    """The flags of a command as an instance of its class; --help prints them in sections.
 
-    Dashes and underscores are the same. `default` has the values of flags that are not given.
+    Dashes and underscores are the same. A recipe that is named gives the values of flags that are not.
 
     Raises:
         InputError: an unknown flag, with the nearest name, or a value that a flag does not take.
     """
-    if sections is not None and {"-h", "--help"} & set(arguments):
-        print(help_of(cls, command, default or cls(), sections))
+    command, default = cls.__name__.lower(), _default(cls, arguments)
+    if {"-h", "--help"} & set(arguments):
+        print(help_of(cls, command, default))
         raise SystemExit(0)
     _check_names(cls, arguments)
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(cls, args=arguments, default=default or cls(), prog=f"hypernoise {command}")
+            return tyro.cli(cls, args=arguments, default=default, prog=f"hypernoise {command}")
     except SystemExit as ended:
         if ended.code != 2:
             raise
         raise InputError(_one_line(shown.getvalue())) from None
+
+
+def _default(cls: type[Asked], arguments: Sequence[str]) -> Asked:
+    """The class's own values, or those of the recipe that the arguments name."""
+    hint = typing.get_type_hints(cls, include_extras=True).get("recipe")
+    named = list(arguments[:1]) if hint and _positional(hint) else []
+    for number, argument in enumerate(arguments if hint else ()):
+        flag, equals, value = argument.partition("=")
+        if flag == "--recipe":
+            named = [value] if equals else list(arguments[number + 1 : number + 2])
+    if not named or named[0].startswith("-"):
+        return cls()
+    recipe, fields = read_recipe(named[0]), dataclasses.fields(Recipe if issubclass(cls, Recipe) else Loading)
+    return cls(recipe=Path(named[0]), **{own.name: getattr(recipe, own.name) for own in fields})  # type: ignore[call-arg]
+
+
+def _positional(hint: Any) -> bool:
+    return tyro.conf.Positional in getattr(hint, "__metadata__", ())
 
 
 def _check_names(cls: type, arguments: Sequence[str]) -> None:
@@ -65,7 +80,7 @@ def flags_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     hints = typing.get_type_hints(cls, include_extras=True)
     for own in dataclasses.fields(cls):
         hint, name = hints[own.name], prefix + own.name.replace("_", "-")
-        if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+        if _positional(hint):
             continue
         if dataclasses.is_dataclass(hint):
             yield from flags_of(hint, f"{name}.")  # type: ignore[arg-type]
@@ -94,11 +109,22 @@ def _one_line(box: str) -> str:
     return " ".join(paragraph)
 
 
-def help_of(cls: type, command: str, default: Any, sections: Mapping[str, Sequence[str]]) -> str:
-    """The page that --help prints; a section names fields, or groups of fields."""
-    docs, lines = _docs(cls), [f"usage: hypernoise {command} [flags]", "", inspect.cleandoc(cls.__doc__ or "")]
+def _sections(cls: Any) -> Mapping[str, Sequence[str]]:
+    """Titles, and the fields or groups under each: the class's own, or the generator's apart from the rest."""
+    loading = [own.name for own in dataclasses.fields(Loading)] if issubclass(cls, Loading) else []
+    rest = [own.name for own in dataclasses.fields(cls) if own.name not in loading]
+    return getattr(cls, "SECTIONS", {"flags": rest, **({"the generator": loading} if loading else {})})
+
+
+def help_of(cls: type, command: str, default: Any) -> str:
+    """The page that --help prints."""
+    places = [
+        name.upper() for name, hint in typing.get_type_hints(cls, include_extras=True).items() if _positional(hint)
+    ]
+    usage = " ".join(["usage: hypernoise", command, *(f"[{place}]" for place in places), "[flags]"])
+    docs, lines = _docs(cls), [usage, "", inspect.cleandoc(cls.__doc__ or "")]
     flags = list(flags_of(cls))
-    for title, names in sections.items():
+    for title, names in _sections(cls).items():
         lines += ["", f"{title}:"]
         for wanted in (name.replace("_", "-") for name in names):
             for name, hint in flags:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import tyro
 
@@ -35,10 +35,6 @@ class Generate(WithGenerator):
     """k/n: this process draws every n-th picture from the k-th on; all write to the same --output-dir. Empty: as
     torchrun or accelerate launch has it, else all."""
     output_dir: Path = Path("runs/generate")
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        return cls.parse_as("generate", arguments)
 
     def run(self) -> int:
         from hypernoise.commands.common import left_to_others, shard_of

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from hypernoise.commands.flags import parse
 from hypernoise.generators.loading import Loading
-from hypernoise.training.config import read_recipe
 
 if TYPE_CHECKING:
     from hypernoise.generators.diffusion import DiffusionGenerator
@@ -24,15 +21,6 @@ class WithGenerator(Loading):
     """A recipe: its generator is loaded as it says, and spared memory as it says; flags override it."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
-
-    @classmethod
-    def parse_as(cls, command: str, arguments: list[str]) -> Self:
-        asked = parse(cls, command, arguments)
-        if asked.recipe is None:
-            return asked
-        recipe = read_recipe(asked.recipe)
-        loading = {own.name: getattr(recipe, own.name) for own in dataclasses.fields(Loading)}
-        return parse(cls, command, arguments, default=cls(**loading))
 
     def load(self) -> DiffusionGenerator:
         from hypernoise.generators.registry import load_as

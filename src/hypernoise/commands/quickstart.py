@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from hypernoise.commands.flags import parse
 from hypernoise.precision import MixedPrecision
 from hypernoise.settings import whole
 from hypernoise.training.config import LoRA, Recipe
@@ -33,10 +31,6 @@ class Quickstart:
     output_dir: Path = Path("runs/quickstart")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        return parse(cls, "quickstart", arguments)
 
     @property
     def recipe(self) -> Recipe:

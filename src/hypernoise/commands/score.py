@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from hypernoise.commands.flags import parse
 from hypernoise.errors import InputError
 from hypernoise.settings import MOST_AT_ONCE, whole
 from hypernoise.training.config import Weights
@@ -46,10 +45,6 @@ class Score:
     output_dir: Path = Path("runs/score")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        return parse(cls, "score", arguments)
 
     def run(self) -> int:
         self._check()

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from hypernoise.commands.flags import parse
 from hypernoise.errors import no_traceback
-from hypernoise.training.config import Recipe, read_recipe
+from hypernoise.training.config import Recipe
 from hypernoise.training.early_stopping import readings, table
 from hypernoise.training.metrics import mean_of, rows_of
 
-SECTIONS = {
+SECTIONS: Mapping[str, Sequence[str]] = {
     "the essential": (
         *("generator", "prompts", "rewards", "kl_weight", "max_train_steps", "train_batch_size", "learning_rate"),
         *("lora.rank", "lora.alpha", "seed", "output_dir", "device", "dry_run", "smoke_test"),
     ),
     "optimisation": (
         *("optimizer", "lr_scheduler", "lr_warmup_steps", "gradient_accumulation_steps", "max_grad_norm"),
-        *("adam_weight_decay", "one_noise_per_step"),
-        *("sample_clip", "ema", "num_inference_steps", "mixed_precision", "kl_term", "kl_limit", "clipping_limit"),
+        *("adam_weight_decay", "one_noise_per_step", "sample_clip", "num_inference_steps", "mixed_precision"),
+        *("kl_term", "kl_limit", "clipping_limit"),
     ),
     "looking at the run": (
         *("validation_reward", "validation_steps", "validation_prompts", "patience", "diagnostics"),
@@ -31,7 +30,7 @@ SECTIONS = {
     ),
     "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
     "the Hub": ("push_to_hub", "hub_model_id"),
-    "rewards": ("normalise_rewards", "long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
+    "rewards": ("long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
     "noise network": ("noise_network", "lora.layers", "lora.init", "lora.frequencies", "spectral"),
     "Lipschitz constant": ("lipschitz",),
     "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
@@ -54,6 +53,8 @@ class Train(Recipe):
     same --output-dir, it resumes from the last checkpoint. With --dry-run it prints the plan and stops.
     """
 
+    SECTIONS: ClassVar = SECTIONS
+
     recipe: Annotated[Path | None, tyro.conf.Positional] = None
     """A YAML file of fields; flags override it."""
     output_dir: Path = Path("runs/train")
@@ -64,13 +65,6 @@ class Train(Recipe):
     smoke_test: bool = False
     """Train two steps and draw a picture at full size with random weights, and print what it took; nothing is
     downloaded."""
-
-    @classmethod
-    def parse(cls, arguments: list[str]) -> Self:
-        default = cls()
-        if arguments and not arguments[0].startswith("-"):
-            default = cls(recipe=Path(arguments[0]), **vars(read_recipe(arguments[0])))
-        return parse(cls, "train", arguments, default=default, sections=SECTIONS)
 
     def run(self) -> int:
         if self.dry_run:

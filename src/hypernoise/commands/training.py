@@ -60,7 +60,7 @@ def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Tra
     if recipe.reward_device:
         pick_device(recipe.reward_device)  # refuses one that does not exist
     settings = recipe.reward_settings()
-    reward = WeightedSum(recipe.rewards, settings=settings, normalise=recipe.normalise_rewards)
+    reward = WeightedSum(recipe.rewards, settings=settings)
     validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
     prompts = read_mix(recipe.prompts)
     place, sharded = own_device(device), recipe.shard_base != "none"

@@ -62,15 +62,12 @@ class KLReport:
     l2: E[½‖f‖²], what the objective keeps. gap: kl − l2, with its own, smaller, error.
     turned: noises at which det(I + J) ≤ 0 was seen (by "exact" for certain; by "arnoldi" if a probe shows it, which
     proves ‖J‖ ≥ 1 there): where some are, x + f may fold.
-    samples: noises.
     """
 
     kl: Estimate
     l2: Estimate
     gap: Estimate
     turned: int
-    method: str
-    samples: int
 
 
 def estimate_kl(
@@ -116,8 +113,6 @@ def estimate_kl(
         l2=Estimate.of(l2),
         gap=Estimate.of(gap),
         turned=int((turned > 0).sum()),
-        method=method,
-        samples=len(noise),
     )
 
 

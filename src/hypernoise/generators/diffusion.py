@@ -188,11 +188,6 @@ class DiffusionGenerator:
                 self._ahead |= dict(zip(part, separate(self._encode(part)), strict=True))
         self._resting.encoders = {}
 
-    @property
-    def resting_encoders(self) -> dict[str, nn.Module]:
-        """Text encoders that are out of the pipeline while nobody asks them, by their names in it."""
-        return self._resting.encoders if self._resting is not None else {}
-
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         return self._call(noise, condition, num_inference_steps, seed, output_type="pt")
 

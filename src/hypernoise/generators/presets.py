@@ -32,7 +32,6 @@ class Preset:
     revision: the commit that is loaded; None: the newest.
     size: height and width in pixels it is drawn at; None: the pipeline's own.
     steps: denoiser calls it was distilled for.
-    first_timestep: what its denoiser is told at the first step.
     variant: of the weight files.
     parts: components from elsewhere; lora: a few-step LoRA ("owner/name/file") that is fused into the base.
     scheduler: settings over those of the pipeline's own.
@@ -48,7 +47,6 @@ class Preset:
     revision: str | None = None
     size: tuple[int, int] | None = None
     steps: int = 1
-    first_timestep: float = 999.0
     variant: str | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
     lora: str | None = None
@@ -88,14 +86,12 @@ PRESETS: dict[str, Preset] = {
         "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",
         revision="a7d9fc31dd5c3f5e22dbfd78360777ceed56ae97",
         size=(1024, 1024),
-        first_timestep=1.0,
     ),
     "sana-sprint-1.6b": Preset(
         "SanaSprintPipeline",
         "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
         revision="19683c58b7ea290e55cedd8950ae1d86ada7ef96",
         size=(1024, 1024),
-        first_timestep=1.0,
     ),
     "flux-schnell": Preset(
         "FluxPipeline",
@@ -103,7 +99,6 @@ PRESETS: dict[str, Preset] = {
         revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
         size=(512, 512),  # the paper's; the model draws up to 1024
         steps=4,
-        first_timestep=1.0,
         call={"max_sequence_length": 256},
         tiny_decoder="madebyollin/taef1",
         gated=True,
@@ -114,7 +109,6 @@ PRESETS: dict[str, Preset] = {
         revision="ec07796fc06b096cc56de9762974a28f4c632eda",
         size=(1024, 1024),
         steps=4,
-        first_timestep=1000.0,
         tiny_decoder="madebyollin/taesd3",
         gated=True,
     ),
@@ -123,7 +117,6 @@ PRESETS: dict[str, Preset] = {
         "PixArt-alpha/PixArt-XL-2-512x512",
         revision="50f702106901db6d0f8b67eb88e814c56ded2692",
         size=(512, 512),
-        first_timestep=400.0,
         parts={
             "transformer": Part("PixArtTransformer2DModel", _DMD, "transformer"),
             "scheduler": Part("DDPMScheduler", _DMD, "scheduler"),
@@ -137,7 +130,6 @@ PRESETS: dict[str, Preset] = {
         revision="f332072aa78be7aecdf3ee76d5c247082da564a6",
         size=(1024, 1024),
         steps=8,
-        first_timestep=0.0,
         tiny_decoder="madebyollin/taef1",
     ),
     "flux2-klein-4b": Preset(
@@ -146,7 +138,6 @@ PRESETS: dict[str, Preset] = {
         revision="e7b7dc27f91deacad38e78976d1f2b499d76a294",
         size=(1024, 1024),
         steps=4,
-        first_timestep=1.0,
     ),
     "qwen-image-lightning": Preset(
         "QwenImagePipeline",
@@ -154,7 +145,6 @@ PRESETS: dict[str, Preset] = {
         revision="75e0b4be04f60ec59a75f475837eced720f823b6",
         size=(1024, 1024),
         steps=4,
-        first_timestep=1.0,
         lora="lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-4steps-V1.0.safetensors",
         # ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py: distilled with a shift of 3
         scheduler={

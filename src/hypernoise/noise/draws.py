@@ -13,7 +13,6 @@ EVALUATION_STEP = 10**9
 OBSERVED_STEP = 10**9 + 1
 DIAGNOSIS_STEP = 10**9 + 2
 VALIDATION_STEP = 10**9 + 3
-DRAWING_STEP = 10**9 + 5  # of what `evaluate rewards` draws
 
 
 def keyed_noise(shape: tuple[int, ...], *, seed: int, step: int, samples: Iterable[int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -17,7 +17,6 @@ from hypernoise.rewards.imported import imported
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
 from hypernoise.rewards.preprocess import Resize
-from hypernoise.rewards.scale import RunningScale
 from hypernoise.settings import finite_weights
 
 NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the weights
@@ -106,11 +105,6 @@ class WeightedSum:
     Args:
         weights: by name.
         members: rewards of one's own, by name; the others are loaded with `settings`.
-        normalise: divide each member's scores by their running deviation over training (see `RunningScale`),
-            so that a weight says how many deviations of its member count as much as one of another.
-
-    A training call's scores count in the running deviations from that call on, but are saved only after `commit`: a
-    step that fails leaves no trace.
     """
 
     def __init__(
@@ -119,7 +113,6 @@ class WeightedSum:
         members: Mapping[str, RewardFunction] | None = None,
         *,
         settings: RewardSettings | None = None,
-        normalise: bool = False,
     ):
         if not weights:
             raise InputError("no reward was given; for example rewards: {redness: 1.0}")
@@ -130,40 +123,18 @@ class WeightedSum:
             check_callable(member, f"reward {name!r}")
         self.name = "+".join(weights)
         self.settings = settings or RewardSettings()
-        self.scales = {name: RunningScale() for name in self.weights} if normalise else {}
-        self.pending = dict(self.scales)
         self._scores: dict[str, Tensor] = {}
 
-    def __call__(
-        self, pixels: Tensor, prompts: list[str], gather: Callable[[Tensor], Tensor] = lambda scores: scores
-    ) -> Tensor:
-        """Scores [B] of pixels [B, 3, H, W] in [0, 1].
-
-        `gather` collects the scores [B] of all processes in training, so that they share one running deviation.
-        """
+    def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [B] of pixels [B, 3, H, W] in [0, 1]."""
         check_pairs(pixels, prompts)
         self._scores = self._each(pixels, prompts)
-        for name, score in self._scores.items():
-            if self.scales and score.requires_grad:  # in training
-                self.pending[name] = self.pending[name].after(gather(score.detach()))
-        parts = [self.weights[name] / self._scale(name) * score for name, score in self._scores.items()]
+        parts = [self.weights[name] * score for name, score in self._scores.items()]
         return torch.stack(parts).sum(0)
 
     def member_scores(self) -> dict[str, Tensor]:
-        """Each member's scores [B] of the last call, with their graph, before weight and scale."""
+        """Each member's scores [B] of the last call, with their graph, before the weight."""
         return self._scores
-
-    def commit(self) -> None:
-        """Keeps the running deviations of the calls since the last commit."""
-        self.scales = dict(self.pending)
-
-    def state_dict(self) -> dict[str, list[float]]:
-        """The committed running deviations, if they are used."""
-        return {name: [scale.count, scale.total, scale.squares] for name, scale in self.scales.items()}
-
-    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
-        self.scales = {name: RunningScale(*state[name]) for name in self.scales}
-        self.pending = dict(self.scales)
 
     @property
     def described(self) -> dict[str, Any] | None:
@@ -171,7 +142,7 @@ class WeightedSum:
         numbers = {"long_prompts": self.settings.long_prompts, "dtype": self.settings.dtype}
         usual = RewardSettings()
         changed = {name: value for name, value in numbers.items() if value != getattr(usual, name)}
-        return {**changed, **({"normalise": True} if self.scales else {})} or None
+        return changed or None
 
     @property
     def truncated(self) -> dict[str, int]:
@@ -191,6 +162,3 @@ class WeightedSum:
             else:
                 scores[name] = scored(member, pixels, prompts, f"reward {name!r}")
         return scores
-
-    def _scale(self, name: str) -> float:
-        return self.pending[name].value if self.scales else 1.0

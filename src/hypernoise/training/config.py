@@ -106,8 +106,6 @@ class TrainConfig:
     sample_clip: float = 0.0
     """Greatest norm of one sample's reward gradient at its improved noise, for rewards with a few huge gradients; 0:
     unlimited. The objective is then no longer the paper's, but followed in its direction."""
-    ema: float = 0.0
-    """Share of the past in a running average of what trains, such as 0.99, which the run ends with; 0: none."""
     one_noise_per_step: bool = False
     """All samples of an update, of all processes, start from one noise, as the paper's authors train."""
     kl_weight: float = 1.0
@@ -161,8 +159,6 @@ class TrainConfig:
             for name in names:
                 if name not in known:
                     raise unknown(kind, name, known)
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema must be from 0 (none) to below 1, such as 0.99, not {self.ema}")
         if self.patience in (1, 2):
             raise InputError(f"patience must be 0 (never stop early) or at least 3 readings, not {self.patience}")
         seed_in_range(self.seed)
@@ -242,8 +238,6 @@ class Recipe(TrainConfig, Loading):
     """Names of rewards or ensembles, and their weights in the sum."""
     validation_reward: Weights = field(default_factory=dict)
     """Rewards that are not trained on, only measured, to see whether the trained ones are being hacked."""
-    normalise_rewards: bool = False
-    """Divide each reward by its running standard deviation, so that weights are in deviations."""
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
     """Prompts beyond a reward's text encoder: cut them (and say how many), or score windows that fit and take the mean
     or the soft minimum."""

@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -134,15 +133,10 @@ def scored(
     prompts: list[str],
     step: int,
     called: str = "the reward",
-    gather: Any = None,
 ) -> Tensor:
-    """The rewards [B]. Whatever a reward raises becomes an InputError that names the reward and the prompt.
-
-    gather: collects the scores of all processes in training, for the running deviations of a sum.
-    """
-    call = partial(reward, gather=gather) if gather is not None and isinstance(reward, WeightedSum) else reward
+    """The rewards [B]. Whatever a reward raises becomes an InputError that names the reward and the prompt."""
     try:
-        return base.scored(call, pixels, prompts, called)
+        return base.scored(reward, pixels, prompts, called)
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a user's own function may raise

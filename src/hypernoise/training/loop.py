@@ -49,8 +49,7 @@ def train(
     """Trains `network` in place to lower E[kl_weight·½‖f‖² − reward(g(x + f))]; the generator stays as it is.
 
     Noise, prompt order and torch's global random state are functions of (seed, step, sample), so a resumed run gives
-    the numbers of an uninterrupted one, and several processes (see `processes`) those of one. With `ema` the network
-    ends as its running average.
+    the numbers of an uninterrupted one, and several processes (see `processes`) those of one.
 
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
@@ -68,9 +67,16 @@ def train(
             gradient, too many steps that are not finite, a KL or pictures that blow up, a checkpoint with other
             settings or of a later step, a full disk, or a clamp on a network that cannot be scaled.
     """
-    folder = Path(output_dir) if output_dir is not None else None
     run = open_run(
-        generator, network, reward, prompts, config, validation_reward, folder, resume_from_checkpoint, progress
+        generator,
+        network,
+        reward,
+        prompts,
+        config,
+        validation_reward=validation_reward,
+        folder=Path(output_dir) if output_dir is not None else None,
+        resume=resume_from_checkpoint,
+        progress=progress,
     )
     with run.opened() as stop:
         while not run.ended:

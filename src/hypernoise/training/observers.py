@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -87,8 +86,7 @@ def sample_grid(run: Run, batch: Batch) -> dict[str, Any]:
     config = run.config
     if run.folder is None or not config.validation_prompts or run.step % config.validation_steps:
         return {}
-    average = run.average.in_place() if run.average is not None else nullcontext()
-    with autocast(run.generator.device, config), average:
+    with autocast(run.generator.device, config):
         rows = _samples(run, batch.inference_steps)
     if run.accelerator.is_main_process:
         with writing("sample grid", "the checkpoints are intact"):

@@ -44,7 +44,7 @@ from hypernoise.training.early_stopping import Reading, readings, should_stop
 from hypernoise.training.guards import BlowUp, Skipped
 from hypernoise.training.lipschitz import check_exact, clamp, lipschitz_seen, scalable
 from hypernoise.training.metrics import Log, check_trackers, rows_of
-from hypernoise.training.optimizers import Average, autocast, make_optimizer
+from hypernoise.training.optimizers import autocast, make_optimizer
 from hypernoise.training.processes import broadcast, gathered, samples_per_round, say, say_once, shards_encoders, start
 from hypernoise.training.signals import stop_requested
 
@@ -72,11 +72,8 @@ class Run:
         self.optimizer = make_optimizer(network.trainable_parameters(), config)
         fp16 = config.mixed_precision == "fp16"
         self.scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=fp16)
-        self.average = Average(network, config.ema) if config.ema else None
         self.blow_up, self.skipped = BlowUp(config, generator.noise_shape), Skipped()
-        parts: dict[str, Stateful | None] = {"optimizer": self.optimizer, "scaler": self.scaler}
-        parts |= {"average": self.average, "blow_up": self.blow_up, "reward": self.scales}
-        self.state = {name: part for name, part in parts.items() if part is not None}
+        self.state: dict[str, Stateful] = {"optimizer": self.optimizer, "scaler": self.scaler, "blow_up": self.blow_up}
         self.fixed = _fixed_settings(config, generator, network, reward, prompts)
         self.step = 0  # completed updates
         self.checkpoint: Path | None = None  # the last one
@@ -91,11 +88,6 @@ class Run:
         everyones = partial(gathered, accelerator) if shards_encoders(generator) else list
         self.encode = KeptInMemory(generator, prompts, everyones=everyones)
         self.log: Log
-
-    @property
-    def scales(self) -> WeightedSum | None:
-        """The reward, if it is a sum whose members are known by name and may be scaled."""
-        return self.reward if isinstance(self.reward, WeightedSum) else None
 
     @property
     def finished(self) -> bool:
@@ -164,6 +156,7 @@ def open_run(
     reward: RewardFunction,
     prompts: Sequence[str],
     config: TrainConfig,
+    *,
     validation_reward: RewardFunction | None,
     folder: Path | None,
     resume: bool,
@@ -200,12 +193,7 @@ def open_run(
 
 
 def finish(run: Run) -> None:
-    """The network becomes its average if the run is over; every process learns of the last checkpoint."""
-    if run.average is not None and run.finished:
-        run.network.load_trainable_state(run.average.weights)
-        if run.config.lipschitz.mode == "clamp":  # layers each under a bound may have averages whose product is over it
-            noise, condition = fixed_noises(run.generator, run.network, run.prompts, run.encode, run.config.seed)
-            run.clamp(noise, condition)
+    """Every process learns of the last checkpoint; a run that is over says where its settings point."""
     run.checkpoint = broadcast(run.accelerator, run.checkpoint)
     if run.finished:
         rows = rows_of(run.folder) if run.folder is not None else run.log.history

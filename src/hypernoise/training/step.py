@@ -17,6 +17,7 @@ from hypernoise.noise.draws import key_of, keyed_noise
 from hypernoise.objective import limit_gradient
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.check import check_gradients
+from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.guards import NOT_THE_REWARDS, Round, clipped_share, faults_of, scored, shortened
 from hypernoise.training.lipschitz import exact_gap, squared_excess
@@ -80,7 +81,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             seeds = [key_of(config.seed, run.step, sample) for sample in samples]
             pixels = generator.sample(improved, condition, num_inference_steps=batch.inference_steps, seed=seeds)
         drawn = pixels.detach().to(noise.dtype)
-        rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step, gather=accelerator.gather)  # in fp32
+        rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step)  # in fp32
         nats = kl_of(run.network, noise, condition, residual)
         loss, kl = (config.kl_weight * nats - rewards).mean(), nats.mean()
         if config.kl_term == "exact" and not knows_kl(run.network):
@@ -96,8 +97,8 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
                 _warn_of_unseen_prompts(run, drawn, prompts)
         accelerator.backward(run.scaler.scale(loss / config.gradient_accumulation_steps))
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
-    if run.scales is not None:
-        means |= {f"reward/{name}": scores.mean() for name, scores in run.scales.member_scores().items()}
+    if isinstance(run.reward, WeightedSum):
+        means |= {f"reward/{name}": scores.mean() for name, scores in run.reward.member_scores().items()}
     if run.validation_reward is not None and batch.validated:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             pictures = drawn.detach().requires_grad_()  # pictures that are not finite are `commit`'s to report
@@ -164,8 +165,6 @@ def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
         scaler.step(run.optimizer)
         if config.lipschitz.mode == "clamp":
             run.clamp(rounds[-1].noise, rounds[-1].condition)
-        if run.average is not None:
-            run.average.update()
     else:
         row["skipped"] = 1
         narrow = math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1
@@ -174,8 +173,6 @@ def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
             row["faults"] = faults
     scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    if run.scales is not None:
-        run.scales.commit()
     run.step += 1
     run.committing = False
     if faults:

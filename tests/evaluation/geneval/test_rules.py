@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.geneval.requests import COLORS, RELATIONS, TAGS, parse, read_requests
+from hypernoise.evaluation.geneval.requests import COLORS, RELATIONS, parse, read_requests
 from hypernoise.evaluation.geneval.rules import Detection, deciding_colors, judge, kept, relations
+from hypernoise.scenes.world import CATEGORIES
 
 
 def found(name, left=0, top=0, size=10, score=0.95, color=None):
@@ -175,7 +176,7 @@ def kind(reason):
 def random_case(rng):
     """A request of any category and detections near it: often nearly right, so that every rule gets to decide."""
     names = ["dog", "cat", "cup"]
-    tag = TAGS[rng.integers(6)]
+    tag = CATEGORIES[rng.integers(6)]
     a, b = rng.permutation(names)[:2]
     number = int(rng.integers(1, 5)) if tag == "counting" else int(rng.choice([1, 1, 1, 2]))
     source = {"tag": tag, "include": [{"class": str(a), "count": number}], "prompt": "a prompt"}
@@ -201,7 +202,7 @@ def random_case(rng):
 
 def test_the_rules_agree_with_a_second_derivation_on_random_detections():
     rng = np.random.default_rng(0)
-    outcomes = {tag: {} for tag in TAGS}
+    outcomes = {tag: {} for tag in CATEGORIES}
     for _ in range(2_000):
         source, detections = random_case(rng)
         told = verdict(parse(source, "here"), *detections)
@@ -210,7 +211,8 @@ def test_the_rules_agree_with_a_second_derivation_on_random_detections():
         for fault in faults or ["right"]:
             outcomes[source["tag"]][fault] = outcomes[source["tag"]].get(fault, 0) + 1
     assert all(seen.get("right", 0) > 20 for seen in outcomes.values()), outcomes
-    decided = {"count": TAGS, "color": ("colors", "color_attr"), "position": ("position",), "target": ("position",),
+    decided = {"count": CATEGORIES, "color": ("colors", "color_attr"),
+               "position": ("position",), "target": ("position",),
                "excluded": ("counting",)}  # fmt: skip
     assert all(outcomes[tag].get(fault, 0) > 4 for fault, tags in decided.items() for tag in tags), outcomes
 

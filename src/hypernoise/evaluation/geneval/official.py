@@ -18,7 +18,6 @@ from hypernoise.evaluation.geneval.requests import COLORS, RELATIONS
 
 SEED, EACH = 43, 100
 SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
-COUNTS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 CLASSES = (  # COCO's 80 in their order; mouse, remote and keyboard under the benchmark's own names
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",

@@ -16,7 +16,6 @@ from typing import Any
 from hypernoise.errors import InputError
 from hypernoise.files import parse_json, read_text
 
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 
