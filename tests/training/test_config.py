@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from hypernoise.commands.flags import parse
 from hypernoise.commands.train import Train
 from hypernoise.errors import InputError
 from hypernoise.training import config
@@ -16,7 +17,7 @@ RECIPES = sorted(FOLDER.glob("**/*.yaml"))
 def test_every_shipped_recipe_parses_and_has_a_spectral_sibling(file):
     recipe = read_recipe(file)
     assert isinstance(recipe, Recipe)
-    sibling = Train.parse([str(file), "--noise-network", "spectral"])
+    sibling = parse(Train, [str(file), "--noise-network", "spectral"])
     assert (sibling.noise_network, sibling.generator) == ("spectral", recipe.generator)
 
 
