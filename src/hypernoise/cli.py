@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 from hypernoise.errors import InputError, out_of_memory, unknown
@@ -43,9 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
             return _run(sys.argv[1:] if arguments is None else arguments)
         finally:
             sys.stdout.flush()  # not at exit, where an error is a traceback
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except OSError as error:  # where commands do not look for one: it is the machine's
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
+        if isinstance(error, BrokenPipeError):
+            return 141
+        print(f"hypernoise: {error}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

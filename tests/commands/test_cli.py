@@ -46,6 +46,13 @@ def test_help_names_every_command_at_once(capsys):
     assert all(name in printed.stdout for name in COMMANDS)
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["--version"]])
+def test_a_reader_that_leaves_is_no_traceback(arguments):
+    command = f"{sys.executable} -m hypernoise.cli {' '.join(arguments)}; echo $? >&2"
+    printed = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True)
+    assert printed.stderr.strip() in ("0", "141")  # all had been read, or not
+
+
 def test_import_and_help_load_no_torch():
     code = "import sys, hypernoise, hypernoise.cli; hypernoise.cli.main(['--help']); print('torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

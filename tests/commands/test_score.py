@@ -10,6 +10,8 @@ from PIL import Image
 
 from hypernoise.cli import main
 from hypernoise.evaluation.geneval.mask2former import Mask2Former
+from hypernoise.evaluation.geneval.picture_folder import read_flat
+from hypernoise.evaluation.geneval.requests import parse
 from hypernoise.evaluation.measures import TOTAL
 from hypernoise.evaluation.pictures import read_picture
 from hypernoise.rewards.pixel import brightness, redness
@@ -178,7 +180,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys)
     assert "empty has no prompts" in said(empty)
     assert "empty holds no picture (.png," in said(empty, *prompts)
     assert "flat has no prompts: neither hypernoise generate nor hypernoise evaluate" in said(flat)
-    assert "is not in GenEval's layout" in said(flat, "--geneval")
+    assert f"{PROMPTS[0]!r} is none of GenEval's prompts" in said(flat, *prompts, "--geneval")
     assert "'redness' is named twice" in said(flat, *prompts, *red, "redness=2")
     assert "unknown reward 'rednes'; did you mean 'redness'" in said(flat, "--rewards", "rednes", *prompts)
     assert "none.txt' cannot be read: No such file" in said(flat, "--prompts", tmp_path / "none.txt")
@@ -230,6 +232,15 @@ def test_half_finished_folders_are_named(album, detected):
     assert "line 1 is not JSON" in why["00004"]
     assert list(told["results"][0]["categories"]) == ["counting", "colors"]
     assert told["results"][0]["judged"] == 3
+
+
+def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat, tmp_path):
+    asked = parse(LINES[0], "here")
+    rows = [{"file": f"{i}.png", "prompt": asked.prompt if i < 2 else "another"} for i in range(3)]
+    (flat / "summary.json").write_text(json.dumps({"results": rows}))
+    samples, others = read_flat(flat, "", {asked.prompt: asked})
+    assert [(one.name, one.number, one.request) for one in samples] == [("0.png", 0, asked), ("1.png", 0, asked)]
+    assert [(one.name, one.why) for one in others] == [("2.png", "'another' is none of GenEval's prompts")]
 
 
 def test_a_broken_picture_costs_itself(album, detected):

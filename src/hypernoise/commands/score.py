@@ -34,7 +34,8 @@ class Score:
     """What similarity and kernel distance are measured in: the picture itself at 16 x 16, or a DINOv2 such as
     facebook/dinov2-base, on the Hub (downloaded when first used) or in a folder."""
     geneval: bool = False
-    """Judge pictures in GenEval's layout by its rules; detector and CLIP are downloaded when first used."""
+    """Judge pictures in GenEval's layout, or of its prompts, by its rules; detector and CLIP are downloaded when first
+    used."""
     judge: str = ""
     """GenEval's detector: a Mask2Former on the Hub or in a folder; empty: the Swin-S trained on COCO."""
     colors: str = ""
@@ -52,7 +53,10 @@ class Score:
 
         from hypernoise.commands.common import tell_broken, tell_cut_prompts, write_report
         from hypernoise.evaluation import features
-        from hypernoise.evaluation.geneval.picture_folder import is_album, read_album
+        from hypernoise.evaluation.geneval.benchmark import by_prompt
+        from hypernoise.evaluation.geneval.official import metadata
+        from hypernoise.evaluation.geneval.picture_folder import is_album, read_album, read_flat
+        from hypernoise.evaluation.geneval.requests import parse_lines
         from hypernoise.evaluation.measures import measured, measured_row, write_scores
         from hypernoise.evaluation.pictures import pictures_in
         from hypernoise.evaluation.result_rows import empty_row
@@ -64,12 +68,14 @@ class Score:
         from hypernoise.rewards.ensemble import WeightedSum
 
         device = pick_device(self.device)
-        albums = [
-            read_album(Path(folder))
-            if self.geneval or is_album(Path(folder))
-            else (pictures_in(Path(folder), self.prompts), [])
-            for folder in self.folders
-        ]
+        requests = by_prompt(parse_lines(metadata(), "geneval")) if self.geneval else {}
+
+        def found_in(folder: Path) -> tuple[Sequence[Any], Sequence[Any]]:
+            if is_album(folder):
+                return read_album(folder)
+            return read_flat(folder, self.prompts, requests) if requests else (pictures_in(folder, self.prompts), [])
+
+        albums = [found_in(Path(folder)) for folder in self.folders]
         self._check_pairs(albums)
         settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None

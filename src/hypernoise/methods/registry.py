@@ -50,10 +50,10 @@ def _prompt_search(found: re.Match[str], given: Given) -> list[Method]:
 
 METHODS: list[tuple[str, str, Callable[[re.Match[str], Given], list[Method]]]] = [  # pattern, example, maker
     (r"plain", "plain", lambda found, given: [Plain()]),
-    (r"best-of-(\d+)", "best-of-8", lambda found, given: [BestOfN(int(found[1]))]),
-    (r"search-(\d+)x(\d+)", "search-7x4", lambda found, given: [Search(int(found[1]), int(found[2]))]),
-    (r"(hypernoise-)?reno(?:-(\d+))?", "reno-50", _reno),
-    (r"prompt-search(?:-(\d+))?", "prompt-search-8", _prompt_search),
+    (r"best-of-(\d{1,6})", "best-of-8", lambda found, given: [BestOfN(int(found[1]))]),
+    (r"search-(\d{1,6})x(\d{1,6})", "search-7x4", lambda found, given: [Search(int(found[1]), int(found[2]))]),
+    (r"(hypernoise-)?reno(?:-(\d{1,6}))?", "reno-50", _reno),
+    (r"prompt-search(?:-(\d{1,6}))?", "prompt-search-8", _prompt_search),
     (r"hypernoise", "hypernoise", lambda found, given: [*_noise_networks(given)]),
     (
         r"finetune",

@@ -10,13 +10,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval.requests import Request, read_requests
-from hypernoise.evaluation.pictures import Broken, Picture
+from hypernoise.evaluation.pictures import Broken, Picture, pictures_in
 from hypernoise.files import write_text
 
 
@@ -113,6 +113,23 @@ def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
             hint = f"; only names such as 00000.png count, not {others[name][0]}" if others[name] else ""
             broken.append(Broken(name, f"{count} of {max(usual, 1)} pictures are there{hint}"))
     return samples, broken
+
+
+def read_flat(folder: Path, prompts: str, requests: Mapping[str, Request]) -> tuple[list[Sample], list[Broken]]:
+    """The pictures of a folder of another layout, such as `hypernoise generate` writes, by their prompts' requests.
+
+    Raises:
+        InputError: `pictures_in`'s, or none of the prompts has a request.
+    """
+    pictures = pictures_in(folder, prompts)
+    samples = [Sample(**vars(one), request=requests[one.prompt]) for one in pictures if one.prompt in requests]
+    if not samples:
+        raise InputError(
+            f"{folder} is not in GenEval's layout, with folders such as 00000, and {pictures[0].prompt!r} is none of "
+            "GenEval's prompts"
+        )
+    others = [one for one in pictures if one.prompt not in requests]
+    return samples, [Broken(one.name, f"{one.prompt!r} is none of GenEval's prompts") for one in others]
 
 
 def _request(place: Path) -> Request:
