@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hypernoise.errors import InputError, first_line, shown
+from hypernoise.errors import InputError, first_line, no_traceback, shown
 from hypernoise.files import check_file, parse_json, read_json, read_text
 
 PROMPT_SETS = {"scenes": ("hypernoise.scenes.prompts", "training_prompts")}
@@ -114,11 +114,9 @@ def _tsv(source: str) -> Iterator[str]:
 def _parquet(source: str) -> list[str]:
     parquet = _extra("pyarrow.parquet", f"prompts {source!r} is a parquet file")
     check_file(source, f"prompts {source!r}")
-    try:
+    with no_traceback(f"prompts {source!r} is not a parquet file"):
         column = _column(parquet.read_schema(source).names, source)
         return [str(value) for value in parquet.read_table(source, columns=[column])[column].to_pylist() if value]
-    except ValueError as error:  # pyarrow's own errors are ValueErrors
-        raise InputError(f"prompts {source!r} is not a parquet file: {first_line(error)}") from error
 
 
 FORMATS: dict[str, Callable[[str], Iterable[str]]] = {

@@ -19,7 +19,7 @@ from hypernoise.training.step import batch_of, commit, forward_backward, measure
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did: the step it reached, its rows (one per step of this call), and its last checkpoint.
+    """What a run did: the step it reached, its rows (one per step of this call, the last 10,000), its last checkpoint.
 
     `finished` is False if a signal interrupted the run; the same call then goes on from the checkpoint.
     """
@@ -95,7 +95,7 @@ def train(
     return TrainResult(
         step=run.step,
         finished=run.finished,
-        history=run.log.history,
+        history=list(run.log.history),
         checkpoint=run.checkpoint,
         stopped_early=run.stopped_early,
         signal=run.signal,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypernoise.settings import MOST, finite
 from hypernoise.training.config import TrainConfig
 
 METRICS = "metrics.jsonl"
+KEPT = 10_000  # rows in memory, the newest
 PROJECT = "hypernoise"  # in a tracker
 
 
@@ -56,7 +58,8 @@ class Log:
         self, accelerator: Any, folder: Path | None, start: int, config: TrainConfig, settings: Any, progress: bool
     ):
         main = accelerator.is_main_process
-        self.accelerator, self.history, self.skipped = accelerator, [], 0
+        self.accelerator, self.start, self.skipped = accelerator, start, 0
+        self.history: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self.file = folder / METRICS if folder is not None and main else None
         if folder is not None and main:
             kept = [row for row in rows_of(folder) if row["step"] <= start]

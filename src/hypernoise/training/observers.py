@@ -31,7 +31,7 @@ GAP = 4  # px between the pictures of a grid
 def pace(run: Run, batch: Batch) -> dict[str, float]:
     """Seconds and pictures per second of the step, peak memory so far, and the time left."""
     now = time.perf_counter()
-    seconds, per_step = now - batch.began, (now - run.began) / (len(run.log.history) + 1)
+    seconds, per_step = now - batch.began, (now - run.began) / (run.step - run.log.start)
     row = {
         "seconds": round(seconds, 4),
         "images_per_second": round(len(batch.prompts) / seconds, 3),
