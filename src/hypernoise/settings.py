@@ -6,7 +6,6 @@ Imports no torch.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,14 +19,16 @@ MOST = 10**9  # of steps, samples, pixels: more is a slip
 MOST_AT_ONCE = 65_536  # samples of an update, pictures of a prompt
 MOST_RANK = 4096
 MOST_SIDE = 16_384  # px
+MOST_STEPS = 1000  # of inference, as diffusion models know timesteps
+LARGEST = 1e30  # which fp32 can still multiply
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def finite(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that a float can hold."""
-    number: Any = value  # of any length: comparing takes whole numbers that no float holds
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(number) <= sys.float_info.max
+    """Whether it is a number that can be reckoned with in fp32."""
+    number: Any = value
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(number) <= LARGEST
 
 
 def whole(

@@ -39,7 +39,6 @@ class Diagnose(WithGenerator):
             raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
         whole(self, "num_inference_steps", flags=True)
         whole(self, "batch_size", "noises", most=MOST_AT_ONCE, flags=True)
-        whole(self, "pictures", least=0, flags=True)
         from hypernoise.adapters import adapter_folder, load_adapter, read_about
         from hypernoise.diagnostics.diagnosis import diagnose, findings
         from hypernoise.evaluation.diagnosis_charts import charts

@@ -38,11 +38,15 @@ def parse(cls: type[Asked], arguments: Sequence[str]) -> Asked:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(cls, args=arguments, default=default, prog=f"hypernoise {command}")
+            asked = tyro.cli(cls, args=arguments, default=default, prog=f"hypernoise {command}")
     except SystemExit as ended:
         if ended.code != 2:
             raise
         raise InputError(_one_line(shown.getvalue())) from None
+    recipe = getattr(asked, "recipe", None)
+    if recipe != getattr(default, "recipe", None):
+        raise InputError(f"name the recipe first: hypernoise {command} {recipe} [flags]")
+    return asked
 
 
 def _default(cls: type[Asked], arguments: Sequence[str]) -> Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -77,7 +78,7 @@ def load_generator(
     name = str(source)
     preset = PRESETS.get(name)
     if preset is None:
-        if not Path(source).is_dir():
+        if not os.path.isdir(source):  # False for names that no path can have
             known = next((own for own, preset in PRESETS.items() if preset.repository == name), None)
             raise InputError(f"{name} is called {known!r} here") if known else unknown("generator", name, PRESETS)
         preset, location = Preset(_check_directory(Path(source))), name

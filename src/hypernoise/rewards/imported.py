@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from typing import cast
 
-from hypernoise.errors import InputError, unknown
+from hypernoise.errors import no_traceback, unknown
 from hypernoise.rewards.base import RewardFunction, check_callable
 
 
@@ -23,17 +23,13 @@ def imported(path: str) -> RewardFunction:
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
+    with no_traceback(f"reward {path!r}: module {module_name!r} cannot be imported from {here}"):
         module = import_module(module_name)
-    except (ImportError, SyntaxError, ValueError) as error:
-        raise InputError(f"reward {path!r}: module {module_name!r} cannot be imported from {here}: {error}") from error
     if not hasattr(module, name):
         raise unknown(f"name in {module_name}", name, [known for known in vars(module) if not known.startswith("_")])
     found = getattr(module, name)
     if isinstance(found, type):
-        try:
+        with no_traceback(f"reward {path!r}: the class must be made without arguments"):
             found = found()
-        except TypeError as error:
-            raise InputError(f"reward {path!r}: the class must be made without arguments: {error}") from error
     check_callable(found, f"reward {path!r}")
     return cast("RewardFunction", found)

@@ -20,6 +20,7 @@ from hypernoise.precision import MixedPrecision
 from hypernoise.settings import (
     MOST_AT_ONCE,
     MOST_RANK,
+    MOST_STEPS,
     finite_weights,
     group,
     not_negative,
@@ -27,6 +28,7 @@ from hypernoise.settings import (
     seed_in_range,
     typed,
     whole,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -150,8 +152,10 @@ class TrainConfig:
         whole(self, "lr_warmup_steps", "patience", least=0)
         positive(self, "learning_rate", "max_grad_norm")
         not_negative(self, "adam_weight_decay", "kl_weight", "sample_clip", "kl_limit", "clipping_limit")
-        if not self.inference_steps or min(self.inference_steps) < 1:
-            raise InputError(f"num_inference_steps must be at least 1, not {shown(self.num_inference_steps)}")
+        if not 1 <= len(self.inference_steps) <= MOST_STEPS:
+            raise InputError(f"num_inference_steps must be 1 to {MOST_STEPS} numbers, not {len(self.inference_steps)}")
+        for steps in self.inference_steps:
+            whole_number(steps, "num_inference_steps", most=MOST_STEPS)
         for kind, names, known in (
             ("diagnostic", self.diagnostics, DIAGNOSTICS),
             ("tracker", self.report_to, TRACKERS),

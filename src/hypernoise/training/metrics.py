@@ -39,7 +39,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
     if not (isinstance(row, dict) and type(row.get("step")) is int and 0 < row["step"] <= MOST):
         return None
-    return {name: value for name, value in row.items() if name == "faults" or (finite(value) and abs(value) < 3.4e38)}
+    return {name: value for name, value in row.items() if name == "faults" or finite(value)}
 
 
 def mean_of(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
