@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from hypernoise.commands.generator import WithGenerator
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, no_traceback
 from hypernoise.files import kept_json, write_json
 from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 
@@ -76,7 +76,7 @@ class Generate(WithGenerator):
         for _, group in groupby(rows[index::count], key=lambda row: row["file"].partition("-")[0]):
             own = list(group)  # of one prompt
             condition = generator.encode([row["prompt"] for row in own])
-            with generator.decoding():
+            with no_traceback(f"{generator.name} cannot draw"), generator.decoding():
                 pictures = pipeline(
                     height=generator.size[0],
                     width=generator.size[1],

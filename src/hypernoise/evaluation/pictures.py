@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def pictures_in(folder: Path, prompts: str = "") -> list[Picture]:
         named = _with_lines(folder, prompts)
     else:
         named = _noted(folder)
-        astray = [name for name, _ in named if Path(name).name != name or not (folder / name).exists()]
+        astray = [name for name, _ in named if Path(name).name != name or not os.path.exists(folder / name)]
         if astray:
             raise InputError(f"{folder} notes {astray[0]!r}, which is not a picture in that folder")
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt for _, prompt in named))}

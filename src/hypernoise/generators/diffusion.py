@@ -21,7 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError, TooLongError, first_line
+from hypernoise.errors import InputError, TooLongError, no_traceback
 from hypernoise.generators.base import Condition, Seed, check_texts
 from hypernoise.generators.families import Family, family_of, few_step_doubt
 from hypernoise.generators.identity import identify_denoiser
@@ -131,7 +131,8 @@ class DiffusionGenerator:
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Refuses prompts that are empty or that the text encoder would cut, naming what would be lost."""
-        check_prompts(prompts, *self._reader())
+        with no_traceback(f"{self.name} cannot read prompts"):
+            check_prompts(prompts, *self._reader())
 
     def cut_prompts(self, prompts: list[str]) -> list[str]:
         """Each prompt's first words, as many as `check_prompts` lets pass."""
@@ -164,13 +165,9 @@ class DiffusionGenerator:
         return joined([self._ahead[prompt] for prompt in prompts]).to(self.device)
 
     def _encode(self, prompts: list[str]) -> Condition:
-        with torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
-            try:
-                self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
-            except ValueError as error:
-                if "divisible by" not in str(error):
-                    raise
-                raise InputError(f"{self.name} does not draw this size: {first_line(error)}") from error
+        cannot = f"{self.name} does not encode prompts or draw this size"
+        with no_traceback(cannot), torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
+            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
         return Condition(embeddings_of(self.family, encoded[0]))
 
     def encode_ahead(self, prompts: list[str], *, batch: int = 32) -> None:
@@ -189,7 +186,8 @@ class DiffusionGenerator:
         self._resting.encoders = {}
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
-        return self._call(noise, condition, num_inference_steps, seed, output_type="pt")
+        with no_traceback(f"{self.name} cannot draw"):
+            return self._call(noise, condition, num_inference_steps, seed, output_type="pt")
 
     def latents(
         self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None
@@ -199,7 +197,7 @@ class DiffusionGenerator:
 
     def denoise_first(self, noise: Tensor, condition: Condition) -> Tensor:
         """The denoiser's first answer to `noise`, of noise's shape: what f adapts. Differentiable."""
-        with stop_at_first_answer(self.called) as answer:
+        with no_traceback(f"{self.name} cannot draw"), stop_at_first_answer(self.called) as answer:
             self._call(noise, condition, self.least_steps, None, output_type="latent")
         return self.family.answer(answer[0], tuple(noise.shape))
 
