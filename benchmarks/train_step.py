@@ -8,7 +8,7 @@ pictures decoded one by one, `ours, bf16` with the frozen weights and the produc
 network calls in a minimal loop: noise network forward and backward, generator, decoder, reward, one optimiser step.
 `published` is the released procedure written plainly: prompts encoded every step, for the generator and for the reward,
 adapters toggled through PEFT's layers, two passes for the gradient's norm, a scan of every gradient for what is not
-finite, metrics read back one by one.
+finite, metrics read back one by one. An attached pipeline's call is compared with the plain one's too, at 1 and 4 steps.
 
 A step is timed between one picture and the next, once every prompt was seen: as in any epoch but the first. Memory is
 the highest resident size of a process that does nothing else, and what of it came after the networks were built.
@@ -53,6 +53,7 @@ from hypernoise.generators.registry import load_generator
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import noise_objective
+from hypernoise.pipeline import attach
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.ensemble import WeightedSum
@@ -120,6 +121,8 @@ def main(config: Benchmark) -> None:
         f"{config.size}, {parameters / 1e6:.2f} M parameters, {size} px, batch {config.batch_size}, "
         f"rank {config.rank}, {config.rewards}, {torch.get_num_threads()} thread(s)"
     )
+    drawn = attached_over_plain(config)
+    print("attach / plain: " + ", ".join(f"{ratio:.3f} at {steps} step(s)" for steps, ratio in drawn.items()))
     print(f"{'way':<14}{'s per step':>12}{'images/s':>11}{'ours / it':>11}{'peak MiB':>11}{'of training':>13}")
     rows = []
     for name, median in medians.items():
@@ -132,7 +135,29 @@ def main(config: Benchmark) -> None:
     if config.output is not None:
         config.output.mkdir(parents=True, exist_ok=True)
         settings = {name: str(value) for name, value in dataclasses.asdict(config).items()}
-        write_json(config.output / "summary.json", {**settings, "parameters": parameters, "results": rows})
+        write_json(
+            config.output / "summary.json",
+            {**settings, "parameters": parameters, "attached_over_plain": drawn, "results": rows},
+        )
+
+
+def attached_over_plain(config: Benchmark) -> dict[int, float]:
+    """By inference steps, how much longer an attached pipeline's call takes than the plain one's, drawn in turn."""
+    ratios: dict[int, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        plain, attached = (build(config.size, Path(folder), Way(ours)) for _ in range(2))
+        attach(attached.pipeline, LoRANoise(attached, rank=config.rank))
+        for steps in (1, 4):
+            seconds: dict[str, list[float]] = {"plain": [], "attached": []}
+            for turn in range(config.rounds + 1):
+                for name, generator in (("plain", plain), ("attached", attached)):
+                    began = time.process_time()
+                    draw: Any = generator.pipeline
+                    size = {"height": generator.size[0], "width": generator.size[1], "output_type": "pt"}
+                    draw(PROMPTS[: config.batch_size], **size, **generator.call(steps))
+                    seconds[name] += [time.process_time() - began] if turn else []  # the first is the kernels' own
+            ratios[steps] = statistics.median(seconds["attached"]) / statistics.median(seconds["plain"])
+    return ratios
 
 
 def parts(config: Benchmark) -> None:
