@@ -8,7 +8,7 @@ pictures decoded one by one, `ours, bf16` with the frozen weights and the produc
 network calls in a minimal loop: noise network forward and backward, generator, decoder, reward, one optimiser step.
 `published` is the released procedure written plainly: prompts encoded every step, for the generator and for the reward,
 adapters toggled through PEFT's layers, two passes for the gradient's norm, a scan of every gradient for what is not
-finite, metrics read back one by one. An attached pipeline's call is compared with the plain one's too, at 1 and 4 steps.
+finite, metrics read back one by one. `attach / plain` compares an attached pipeline's call with a plain one's.
 
 A step is timed between one picture and the next, once every prompt was seen: as in any epoch but the first. Memory is
 the highest resident size of a process that does nothing else, and what of it came after the networks were built.
