@@ -22,7 +22,8 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model
 
 from dev.scenes.networks import build_tokenizer
@@ -116,7 +118,7 @@ def main(config: Benchmark) -> None:
         assert torch.dist(moved[name], moved["ours"]) < 0.01 * moved["ours"].norm(), f"{name} trains to other weights"
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     denoiser, size = made["ours"].denoiser, made["ours"].size[0]
-    parameters = sum(p.numel() for n, p in denoiser.named_parameters() if ".lora_" not in n)
+    parameters = sum(p.numel() for p in denoiser.parameters())
     print(
         f"{config.size}, {parameters / 1e6:.2f} M parameters, {size} px, batch {config.batch_size}, "
         f"rank {config.rank}, {config.rewards}, {torch.get_num_threads()} thread(s)"
@@ -189,13 +191,14 @@ def parts(config: Benchmark) -> None:
             "prompts encoded": lambda: generator.encode(texts),
             "gradients' norm, once": lambda: torch.nn.utils.clip_grad_norm_(parameters, 1.0),
             "two norms and a scan": lambda: (norms(parameters), scan(parameters)),
-            "adapters toggled by PEFT": lambda: [toggled(network, on) for on in (True, False, True, False)],
+            "adapters toggled by PEFT": lambda: [toggle(on) for on in (True, False, True, False)],
         }
         for name, part in measured.items():
-            part()
-            began = time.process_time()
-            for _ in range(config.rounds):
+            with in_peft(network) if name.startswith("adapters") else nullcontext() as toggle:
                 part()
+                began = time.process_time()
+                for _ in range(config.rounds):
+                    part()
             print(f"{name:<28}{(time.process_time() - began) / config.rounds:>9.4f}")
 
 
@@ -277,24 +280,23 @@ def bare(config: Benchmark, generator: DiffusionGenerator, network: LoRANoise, r
 def published(config: Benchmark, generator: DiffusionGenerator, network: LoRANoise, reward: WeightedSum) -> None:
     parameters = network.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
-    for step in range(steps_of(config)):
-        texts, noise = batch(config, generator, step)
-        forget(reward)
-        condition = generator.encode(texts)
-        toggled(network, True)
-        network._active = True
-        residual = generator.denoise_first(noise, condition)
-        network._active = False
-        toggled(network, False)
-        rewards = reward(generator.sample(noise + residual, condition), texts)
-        loss = noise_objective(residual, rewards, 1.0).mean()
-        toggled(network, True)
-        loss.backward()
-        toggled(network, False)
-        scan(parameters)
-        _ = norms(parameters), loss.item(), rewards.mean().item(), residual.square().mean().item()
-        optimizer.step()
-        optimizer.zero_grad()
+    with in_peft(network) as toggle:
+        for step in range(steps_of(config)):
+            texts, noise = batch(config, generator, step)
+            forget(reward)
+            condition = generator.encode(texts)
+            toggle(True)
+            residual = generator.denoise_first(noise, condition)
+            toggle(False)
+            rewards = reward(generator.sample(noise + residual, condition), texts)
+            loss = noise_objective(residual, rewards, 1.0).mean()
+            toggle(True)
+            loss.backward()
+            toggle(False)
+            scan(parameters)
+            _ = norms(parameters), loss.item(), rewards.mean().item(), residual.square().mean().item()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def scan(parameters: list[torch.nn.Parameter]) -> None:
@@ -318,12 +320,40 @@ def forget(reward: WeightedSum) -> None:
             member.forget()
 
 
-def toggled(network: LoRANoise, on: bool) -> None:
-    """Adapters through PEFT's own call on every layer, which also sets requires_grad."""
-    for layer in network.layers.values():
-        layer.enable_adapters(on)
-    for parameter in network.trainable_parameters():
-        parameter.requires_grad_(True)
+@contextmanager
+def in_peft(network: LoRANoise) -> Iterator[Callable[[bool], None]]:
+    """The same weights in PEFT's layers, and what turns them on and off: PEFT's own call on each, which also sets
+    requires_grad."""
+    denoiser: Any = network.generator.denoiser
+    bare: dict[str, Any] = {name: denoiser.get_submodule(name) for name in network.layers}
+    grouped = [(layer, layer.groups) for layer in bare.values() if getattr(layer, "groups", 1) > 1]
+    for layer, _ in grouped:
+        layer.groups = 1  # PEFT refuses a rank that they do not divide
+    rank, alpha = network.settings["rank"], network.settings["alpha"]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(bare)), denoiser, "f")
+    for layer, groups in grouped:
+        layer.groups = groups
+    layers: list[Any] = [denoiser.get_submodule(name) for name in bare]
+    for layer, update in zip(layers, network.layers.values(), strict=True):
+        layer.lora_A["f"].weight, layer.lora_B["f"].weight = update.lora_A.weight, update.lora_B.weight
+    on = [True]
+    hook = bare[network.output_layer].register_forward_hook(
+        lambda module, inputs, output: torch.zeros_like(output) if on[0] else output
+    )
+
+    def toggle(active: bool) -> None:
+        on[0] = active
+        for layer in layers:
+            layer.enable_adapters(active)
+        for parameter in network.trainable_parameters():
+            parameter.requires_grad_(True)
+
+    yield toggle
+    hook.remove()
+    for name, layer in bare.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(denoiser.get_submodule(parent), attribute, layer)
+    del denoiser.peft_config
 
 
 def batch(config: Benchmark, generator: DiffusionGenerator, step: int) -> tuple[list[str], torch.Tensor]:

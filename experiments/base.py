@@ -186,8 +186,6 @@ class Bench:
                 raise KeyboardInterrupt
             training = {"steps": point, "rewards": recipe.rewards}
             hn.save_adapter(network, points[point], generator=self.generator, training=training)
-        if isinstance(network, hn.LoRANoise):
-            network.remove()
         return points
 
     def folder(self, run: str) -> Path:

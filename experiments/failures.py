@@ -155,7 +155,6 @@ class Failures(Experiment):
                 break
         row["said"] += row["looks"][-1]["findings"] if row["looks"] else []
         write_json(folder / "row.json", row)
-        network.remove()
         return row
 
     def _evaluated(self, bench: Bench, method: Method, reward: hn.WeightedSum) -> tuple[dict[str, Any], Records]:

@@ -170,7 +170,7 @@ def test_the_pipelines_modules_are_left_alone_and_detach_restores_it(sd_pipeline
     assert list(pipe.unet.modules()) == modules
     assert len(pipe.unet._forward_hooks) == hooks
     pipe("a ring", **CALL)
-    assert set(vars(pipe)) - attributes == {"_hypernoise", "_hypernoise_own"}
+    assert set(vars(pipe)) - attributes == {"_hypernoise"}
     assert type(detach(pipe)) is kind
     assert set(vars(pipe)) == attributes
 

@@ -4,6 +4,7 @@ The adapter is made by PEFT's own calls, as their training code makes it, and dr
 """
 
 import json
+from contextlib import contextmanager
 from types import MethodType, SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ import hypernoise.generators.hub as hub
 from hypernoise.adapters import load_adapter, save_adapter
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.noise.lora import LoRANoise, _ungrouped
+from hypernoise.noise.lora import LoRANoise
 from hypernoise.pipeline import attach
 from tests.conftest import disturb
 from tests.families import build_pipeline
@@ -27,6 +28,19 @@ PROMPT, NAME, ALPHA, RANK = "two blue rings", "hypernoise_adapter", 6, 3
 
 def sana(tmp_path):
     return build_pipeline("SanaSprintPipeline", tmp_path)
+
+
+@contextmanager
+def _ungrouped(denoiser):
+    """Inside the block every conv has one group, so that PEFT puts a full B·A on it, whatever the rank."""
+    grouped = [(m, m.groups) for m in denoiser.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    for conv, _ in grouped:
+        conv.groups = 1
+    try:
+        yield
+    finally:
+        for conv, groups in grouped:
+            conv.groups = groups
 
 
 def with_peft(transformer):
@@ -118,7 +132,7 @@ def test_of_a_released_sd_turbo_adapter_f_sees_the_noise_unscaled(sd_pipeline, t
     assert residual.abs().max() > 1e-2
     attached = attach(sd_pipeline(), tmp_path / "released")
     assert (attached(PROMPT, latents=noise, **call)[0] - expected).abs().max() <= 1e-5
-    network = attached._hypernoise
+    network = attached._hypernoise.network
     with torch.no_grad():
         condition = network.generator.encode([PROMPT])
         assert torch.allclose(network(noise, condition), residual, rtol=1e-4, atol=1e-5)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hypernoise.noise.residual import ResidualNoise
     from hypernoise.noise.spectral import SpectralNoise
     from hypernoise.objective import exact_kl, l2_kl
-    from hypernoise.pipeline import attach, detach
+    from hypernoise.pipeline import attach, detach, disabled, set_strength
     from hypernoise.rewards.base import RewardSettings
     from hypernoise.rewards.check import check_reward
     from hypernoise.rewards.ensemble import WeightedSum, load_reward
@@ -63,7 +63,7 @@ _HOME = {
     "noise.residual": ("ResidualNoise",),
     "noise.spectral": ("SpectralNoise",),
     "objective": ("exact_kl", "l2_kl"),
-    "pipeline": ("attach", "detach"),
+    "pipeline": ("attach", "detach", "disabled", "set_strength"),
     "rewards.base": ("RewardSettings",),
     "rewards.check": ("check_reward",),
     "rewards.ensemble": ("WeightedSum", "load_reward"),
@@ -103,6 +103,7 @@ __all__ = [
     "compare",
     "detach",
     "diagnose",
+    "disabled",
     "estimate_kl",
     "exact_kl",
     "finetune",
@@ -114,6 +115,7 @@ __all__ = [
     "push_to_hub",
     "read_recipe",
     "save_adapter",
+    "set_strength",
     "spectral_norm",
     "train",
 ]

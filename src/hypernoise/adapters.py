@@ -16,7 +16,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -91,38 +92,36 @@ def write_adapter(
         "output_layer": getattr(network, "output_layer", None),
         "output_layer_base_path": False if isinstance(network, LoRANoise) else None,
         "base": base.describe() if base is not None else None,
+        "call": getattr(base, "asked", dict)(),
         "training": dict(training),
     }
     about = json.loads(json.dumps(about))  # as it will be read back
     write_json(folder / ABOUT, {**about, "digest": digest_of(about, network.trainable_state())})
 
 
-def load_adapter(generator: Generator, folder: str | Path) -> NoiseNetwork:
+def load_adapter(generator: Generator, folder: str | Path, *, check_base: bool = True) -> NoiseNetwork:
     """The noise network saved in `folder`, on `generator`.
 
     Args:
         folder: a directory written by `save_adapter`, one in the format that the paper's authors released, a
             Hub repository of either, "owner/name" or "owner/name@revision", or "scenes" for the packaged one.
+        check_base: refuse other weights than the adapter was made for; if False, as for a merge or a fine-tune of its
+            base, warn of what differs. Layers have to fit in any case.
 
     Raises:
         InputError: no adapter there, a broken or pickled weights file, a newer format, or another base.
     """
     folder = adapter_folder(folder)
     about = read_about(folder)
-    check_base(about, generator, folder)
+    compare_base(about, generator, folder, strict=check_base)
     state = read_weights(folder)
     settings = about["settings"]
     if about.get("released"):
         settings = {**settings, **_released_settings(state, generator, folder)}
     check_settings(settings, state, folder / ABOUT)
     network = _build(about["kind"], settings, state, generator, folder)
-    try:
-        network.load_trainable_state(state)
-        check_digest(about, state, folder)
-    except InputError:
-        if isinstance(network, LoRANoise):
-            network.remove()
-        raise
+    network.load_trainable_state(state)
+    check_digest(about, state, folder)
     return network
 
 
@@ -212,6 +211,8 @@ def _wrong(about: Mapping[str, Any]) -> str:
     base = about["base"]
     if not isinstance(about["kind"], str) or not isinstance(about["settings"], dict):
         return "kind must be a word, and settings a mapping"
+    if not isinstance(about.get("call") or {}, dict):
+        return "call must be a mapping"
     if base is None:
         return ""
     if not isinstance(base, dict) or not isinstance(base.get("name"), str):
@@ -235,25 +236,42 @@ def _is_ours(weights: Path) -> bool:
         return True
 
 
-def check_base(about: dict[str, Any], generator: Generator, folder: Path) -> None:
-    """Refuses an adapter, described by its `hypernoise.json`, that was not made for this generator."""
+def compare_base(about: dict[str, Any], generator: Generator, folder: Path, *, strict: bool = True) -> None:
+    """Refuses an adapter, described by its `hypernoise.json`, that was not made for this generator; or warns of it."""
     if about["base"] is None:
         return
     saved, here = about["base"], generator.describe()
+    whose = f"the adapter {folder} was made for"
     if saved.get("fingerprint") != here.get("fingerprint"):
-        raise InputError(
-            f"the adapter {folder} was made for {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not "
-            f"fit {here['name']!r}: the networks differ in architecture"
+        differs = (
+            f"{whose} {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not fit {here['name']!r}: the "
+            "networks differ in architecture"
         )
-    pairs = zip(saved.get("probe", []), here.get("probe", []), strict=False)
-    known = [pair for pair in pairs if None not in pair]  # on a quantised base most are not
+        advice = ""
+    else:
+        differs = differing(saved.get("probe", []), here.get("probe", []), about["kind"])
+        if not differs and saved.get("weights") != here.get("weights"):
+            differs = "their values differ"
+        if not differs:
+            return
+        differs = f"{whose} other weights ({saved['name']!r}) than those of {here['name']!r}: {differs}"
+        advice = (
+            "; for a merge or a fine-tune of that base, or a LoRA fused into it, pass check_base=False (generate "
+            "--no-check-base)"
+        )
+    if strict:
+        raise InputError(differs + advice)
+    warnings.warn(f"{differs}; what it does to the noise was learned there", stacklevel=3)
+
+
+def differing(saved: Sequence[float | None], here: Sequence[float | None], kind: str) -> str:
+    """What differs between two probes of weights, for a message; empty where they are taken for the same."""
+    pairs = zip(saved, here, strict=False)
+    known = [(was, now) for was, now in pairs if was is not None and now is not None]  # quantised ones are not
     same = [math.isclose(was, now, rel_tol=8e-3, abs_tol=1e-5) for was, now in known]  # bf16's rounding
     # a spectral network may go where LoRAs are fused, which leave some matrices as they were; chance leaves 1 in 100
-    close = all(same) or (about["kind"] == SpectralNoise.kind and sum(same) > len(same) / 16)
-    if not close or saved.get("weights") != here.get("weights"):
-        raise InputError(
-            f"the adapter {folder} was made for other weights ({saved['name']!r}) than those of {here['name']!r}"
-        )
+    close = all(same) or (kind == SpectralNoise.kind and sum(same) > len(same) / 16)
+    return "" if close else f"{len(same) - sum(same)} of {len(same)} weights looked at"
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """`attach`: the user's own diffusers pipeline, drawing from better noise.
 
+Nothing is put on the pipeline's modules: only its class changes, to one whose `__call__` adds f to the noise.
+
 With a spectral noise network a call runs once: its prompt is encoded and its noise drawn as always, and f is added to
 the noise on the way to the first step.
 
@@ -11,114 +13,263 @@ is drawn once, in the first run, so seeds and generators end where they would wi
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+import reprlib
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
 
-from hypernoise.adapters import adapter_folder, load_adapter, read_about
+from hypernoise.adapters import adapter_folder, differing, load_adapter, read_about
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
-from hypernoise.generators.diffusion import DiffusionGenerator, embeddings_of, quiet, replaced, stop_at_first_answer
-from hypernoise.generators.families import family_of
+from hypernoise.generators.diffusion import (
+    DiffusionGenerator,
+    embeddings_of,
+    quiet,
+    replaced,
+    stop_at_first_answer,
+    text_to_image,
+)
+from hypernoise.generators.families import ASKED, asked_otherwise, family_of, sibling_of
+from hypernoise.generators.identity import probe
+from hypernoise.noise.base import check_strength
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.spectral import SpectralNoise
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
-def attach(pipeline: Pipeline, adapter: str | Path | LoRANoise | SpectralNoise) -> Pipeline:
+def attach(
+    pipeline: Pipeline,
+    adapter: str | Path | LoRANoise | SpectralNoise,
+    *,
+    strength: float = 1.0,
+    check_base: bool = True,
+) -> Pipeline:
     """Makes `pipeline` draw from improved noise, in place, until `detach`; every argument works as before.
+
+    The pipeline's modules are left alone: weights may be offloaded, cast or compiled, and LoRAs loaded, weighted or
+    fused, before or after. While f is evaluated those LoRAs are off, unless they are fused.
 
     Args:
         pipeline: a text-to-image pipeline whose family hypernoise knows.
-        adapter: an adapter directory, a LoRANoise made on this pipeline, or a SpectralNoise. The latter touches none of
-            the pipeline's modules: weights may be offloaded, and LoRAs loaded or fused, before or after.
+        adapter: an adapter directory, a LoRANoise made on this pipeline, or a SpectralNoise.
+        strength: s from 0 to 1.5: the noise becomes x + s·f; see `set_strength`.
+        check_base: refuse other weights than the adapter was made for; if False, as for a merge or a fine-tune of its
+            base, warn of what differs.
 
     Returns:
         The same object.
 
     Raises:
-        InputError: unknown family, an adapter of another base, or something attached already.
+        InputError: unknown family, an adapter of another base, something attached already, or a strength out of range.
     """
     if not isinstance(pipeline, DiffusionPipeline):
         raise InputError(f"attach takes a diffusers pipeline, not a {type(pipeline).__name__}")
     if isinstance(pipeline, Attached):
         raise InputError("this pipeline has an adapter attached already; hypernoise.detach(pipe) takes it off")
-    source = adapter if isinstance(adapter, LoRANoise | SpectralNoise) else adapter_folder(adapter)
-    kind = read_about(source)["kind"] if isinstance(source, Path) else source.kind
-    offloaded = any(weight.is_meta for weight in getattr(pipeline, family_of(pipeline).denoiser).parameters())
-    if offloaded and kind == LoRANoise.kind:
-        raise InputError("this pipeline's weights are offloaded already: attach before enable_sequential_cpu_offload")
-    if isinstance(source, LoRANoise) and source.generator.pipeline is not pipeline:
-        raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")
-    if isinstance(source, Path):
+    check_strength(strength)
+    family = family_of(pipeline)
+    denoiser = _denoiser(pipeline)
+    call: Mapping[str, Any] | None = None
+    if isinstance(adapter, LoRANoise):
+        network: LoRANoise | SpectralNoise = adapter
+        if adapter.generator.denoiser is not denoiser:
+            raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")
+        call = adapter.generator.asked()
+    elif isinstance(adapter, SpectralNoise):
+        network = adapter
+    else:
+        folder = adapter_folder(adapter)
+        call = read_about(folder).get("call")
         name = str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)
-        generator = DiffusionGenerator(pipeline, name=name, freeze=False)
-        network, own = load_adapter(generator, source), True
+        generator = DiffusionGenerator(text_to_image(pipeline), name=name, freeze=False)
+        loaded: Any = load_adapter(generator, folder, check_base=check_base)
+        network = loaded
         if isinstance(network, LoRANoise):
             network.lora.to(generator.dtype)  # fp32 is for training; drawing goes at the pipeline's own speed
-    else:
-        network, own = source, False
+    if not call:
+        call = {name: value for name, value in family.call.items() if name in ASKED}
+    held = Held(network, strength, call, weakref.ref(denoiser), probe(denoiser), check_base)
     pipeline.__class__ = type(type(pipeline).__name__, (Attached, type(pipeline)), {})
-    pipeline._hypernoise, pipeline._hypernoise_own = network, own  # type: ignore[attr-defined]
+    pipeline._hypernoise = held  # type: ignore[attr-defined]
     return pipeline
 
 
 def detach(pipeline: Pipeline) -> Pipeline:
-    """Takes off what `attach` put on; the pipeline is then what it was, module for module.
+    """Takes off what `attach` put on; a noise network that was handed to it can be used on.
 
-    A LoRANoise that was handed to `attach` stays on the denoiser, switched off, and can be used on.
+    Raises:
+        InputError: a pipeline without an adapter.
     """
-    if not isinstance(pipeline, Attached):
-        raise InputError("this pipeline has no adapter attached")
-    network: LoRANoise | SpectralNoise = pipeline._hypernoise  # type: ignore[attr-defined]
-    own: bool = pipeline._hypernoise_own  # type: ignore[attr-defined]
-    pipeline.__class__ = type(pipeline).__mro__[2]
-    del pipeline._hypernoise, pipeline._hypernoise_own  # type: ignore[attr-defined]
-    if own and isinstance(network, LoRANoise):
-        network.remove()
+    _held(pipeline)
+    classes = type(pipeline).__mro__
+    pipeline.__class__ = classes[classes.index(Attached) + 1]
+    del pipeline._hypernoise  # type: ignore[attr-defined]
     return pipeline
+
+
+def set_strength(pipeline: DiffusionPipeline, strength: float) -> None:
+    """From the next call on the noise is x + strength·f; 0 draws as the plain pipeline does, bit for bit.
+
+    Args:
+        strength: 0 to 1.5; an adapter is trained at 1.
+
+    Raises:
+        InputError: a pipeline without an adapter, or another strength.
+    """
+    check_strength(strength)
+    _hold(pipeline, strength=strength)
+
+
+@contextmanager
+def disabled(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Inside the block the pipeline draws as it would without its adapter.
+
+    Raises:
+        InputError: a pipeline without an adapter.
+    """
+    before = _held(pipeline).on
+    _hold(pipeline, on=False)
+    try:
+        yield
+    finally:
+        if isinstance(pipeline, Attached):
+            _hold(pipeline, on=before)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What an attached pipeline draws by.
+
+    call: `__call__` arguments that the adapter was trained under (`families.asked`).
+    denoiser, probe: it was attached to, and what that is recognised by.
+    on: whether f is added. said: what the user was warned of already.
+    """
+
+    network: LoRANoise | SpectralNoise
+    strength: float
+    call: Mapping[str, Any]
+    denoiser: weakref.ref[nn.Module]
+    probe: Mapping[str, float | None]
+    check_base: bool
+    on: bool = True
+    said: set[str] = field(default_factory=set)
+
+
+def _held(pipeline: Any) -> Held:
+    held = vars(pipeline).get("_hypernoise") if isinstance(pipeline, Attached) else None
+    if held is None:
+        raise InputError("this pipeline has no adapter attached")
+    return held
+
+
+def _hold(pipeline: Any, **changes: Any) -> None:
+    pipeline._hypernoise = dataclasses.replace(_held(pipeline), **changes)
 
 
 class Attached:
     """Mixed into the class of an attached pipeline, under the class's own name."""
 
-    _hypernoise: LoRANoise | SpectralNoise
-
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        network = self._hypernoise
         draw: Callable[..., Any] = super().__call__  # type: ignore[misc]
-        if isinstance(network, SpectralNoise):
-            given = inspect.signature(draw).bind(*args, **kwargs).arguments
-            with replaced(self, _adding(self, network, given)):
-                return draw(*args, **kwargs)
-        network.check_alone()
-        results: dict[str, list[Any]] = {"encode_prompt": [], "prepare_latents": []}
-        record = {name: _recording(getattr(self, name), kept) for name, kept in results.items()}
-        denoiser = network.generator.called
-        with replaced(self, record), quiet(self), network.adapted(), stop_at_first_answer(denoiser) as answer:
-            draw(*args, **kwargs)
-        prepared = results["prepare_latents"][0]
-        latents = _latents(prepared)
-        family = network.generator.family
-        rows = slice(None, len(latents)) if family.guided_first else slice(-len(latents), None)
-        residual = network.residual(family.answer(answer[0][rows], tuple(latents.shape)))
-        better = latents + (residual * _latent_scale(self)).to(latents.dtype)
-        results["prepare_latents"][0] = _with_latents(prepared, better)
-        with replaced(self, {name: _replaying(kept) for name, kept in results.items()}):
+        held: Held | None = vars(self).get("_hypernoise")  # None: a new pipeline of an attached one's class
+        if held is None or not held.on or held.strength == 0:
+            return draw(*args, **kwargs)
+        bound = inspect.signature(draw).bind(*args, **kwargs)
+        bound.apply_defaults()
+        _check(self, held, bound.arguments)
+        if sibling_of(self):
+            methods = _renoised(self, held, bound.arguments)
+        elif isinstance(held.network, SpectralNoise):
+            methods = _adding(self, held, held.network, bound.arguments)
+        else:
+            methods = _drawn_first(self, held, held.network, partial(draw, *args, **kwargs))
+        with replaced(self, methods):
             return draw(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         raise InputError("an adapter is attached to this pipeline; hypernoise.detach(pipe) before saving it")
 
 
-def _adding(pipeline: Any, network: SpectralNoise, given: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+def _check(pipeline: Any, held: Held, given: Mapping[str, Any]) -> None:
+    """Looks whether the denoiser is the one attached to and the call one trained for; refuses, or says so once."""
+    denoiser = _denoiser(pipeline)
+    now = probe(denoiser, list(held.probe))
+    differs = differing(list(held.probe.values()), list(now.values()), held.network.kind)
+    if differs and denoiser is not held.denoiser() and held.check_base:
+        raise InputError(
+            f"the pipeline's {family_of(pipeline).denoiser} was replaced by another one ({differs} differ); put the "
+            "old one back, or hypernoise.detach(pipe) and attach an adapter of the new one (of a merge or a fine-tune "
+            "of the old one, the same adapter with check_base=False)"
+        )
+    if differs:
+        _say(held, "weights", f"the denoiser's weights have changed since attach ({differs}): f is evaluated on them")
+    for name, value in asked_otherwise(pipeline, held.call, given).items():
+        trained = reprlib.repr(held.call[name])
+        _say(
+            held,
+            name,
+            f"this call has {name}={reprlib.repr(value)}, and the adapter was trained with {name}={trained}: pass "
+            f"{name}={trained} for the pictures that it was trained for",
+        )
+
+
+def _say(held: Held, what: str, message: str) -> None:
+    if what not in held.said:
+        held.said.add(what)
+        warnings.warn(message, stacklevel=5)
+
+
+def _denoiser(pipeline: Any) -> nn.Module:
+    """Without torch.compile's wrapper."""
+    name = family_of(pipeline).denoiser
+    denoiser = getattr(pipeline, name, None)
+    if not isinstance(denoiser, nn.Module):
+        raise InputError(f"this pipeline has no {name}; put it back before drawing or attaching")
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def _drawn_first(
+    pipeline: Any, held: Held, network: LoRANoise, draw: Callable[[], Any]
+) -> dict[str, Callable[..., Any]]:
+    """The pipeline's methods for the call that follows a first run: what they gave in it, but for the noise."""
+    results: dict[str, list[Any]] = {"encode_prompt": [], "prepare_latents": []}
+    record = {name: _recording(getattr(pipeline, name), kept) for name, kept in results.items()}
+    family = family_of(pipeline)
+    called = getattr(pipeline, family.denoiser)
+    with (
+        replaced(pipeline, record),
+        quiet(pipeline),
+        network.adapted(pipeline),
+        stop_at_first_answer(called) as answer,
+    ):
+        draw()
+    prepared = results["prepare_latents"][0]
+    latents = _latents(prepared)
+    rows = slice(None, len(latents)) if family.guided_first else slice(-len(latents), None)
+    residual = network.residual(family.answer(answer[0][rows], tuple(latents.shape)))
+    better = latents + (held.strength * residual * _latent_scale(pipeline)).to(latents.dtype)
+    results["prepare_latents"][0] = _with_latents(prepared, better)
+    return {name: _replaying(kept) for name, kept in results.items()}
+
+
+def _adding(
+    pipeline: Any, held: Held, network: SpectralNoise, given: Mapping[str, Any]
+) -> dict[str, Callable[..., Any]]:
     """The pipeline's methods for a call with arguments `given`: f of the prompt is added to the latents."""
     family, prepare = family_of(pipeline), pipeline.prepare_latents
     encoded: list[Any] = []  # the prompt's own first, a negative one's after it
@@ -132,7 +283,45 @@ def _adding(pipeline: Any, network: SpectralNoise, given: dict[str, Any]) -> dic
         cell, scale = pipeline.vae_scale_factor * family.patch, _latent_scale(pipeline)
         grid = (int(size["height"]) // cell, int(size["width"]) // cell)
         residual = network.to(latents.device)(latents.float() / scale, condition, grid=grid)
-        return _with_latents(prepared, (latents + residual * scale).to(latents.dtype))
+        return _with_latents(prepared, (latents + held.strength * residual * scale).to(latents.dtype))
+
+    return {"encode_prompt": _recording(pipeline.encode_prompt, encoded), "prepare_latents": prepare_latents}
+
+
+def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The methods of a pipeline that draws beside a picture or a control: the noise that it draws, or is given, becomes
+    x + s·f(x), with f as in text-to-image."""
+    family, network, encoded = family_of(pipeline), held.network, []
+    original = inspect.unwrap(type(pipeline).prepare_latents)
+    seen: list[Tensor] = []
+
+    def better(noise: Tensor) -> Tensor:
+        seen.append(noise)
+        result = encoded[0] if encoded else [given.get(str(name)) for name in family.embeddings]
+        condition = _rows(embeddings_of(family, result), len(noise)).to(noise.device)
+        if isinstance(network, SpectralNoise):
+            residual = network.to(noise.device)(noise.float(), condition)
+        else:
+            plain, scale = text_to_image(pipeline), pipeline.vae_scale_factor
+            size = noise.shape[2] * scale, noise.shape[3] * scale
+            with network.adapted(plain):
+                answer = DiffusionGenerator(plain, size=size, freeze=False).denoise_first(noise, condition)
+            residual = network.residual(answer)
+        return noise + (held.strength * residual).to(noise.dtype)
+
+    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(original).bind(pipeline, *args, **kwargs)
+        latents = bound.arguments.get("latents")
+        if latents is not None and type(pipeline).__name__ == "SanaSprintImg2ImgPipeline":
+            raise InputError("latents given here are the picture with its noise: leave them out for f to improve noise")
+        if latents is not None:
+            bound.arguments["latents"] = better(latents)
+        own = {"randn_tensor": lambda *a, **k: better(randn_tensor(*a, **k))}
+        drawing = FunctionType(original.__code__, {**original.__globals__, **own}, argdefs=original.__defaults__)
+        prepared = drawing(*bound.args, **bound.kwargs)
+        if not seen:
+            raise InputError("this call draws no noise for f to improve; use hypernoise.disabled(pipe) around it")
+        return prepared
 
     return {"encode_prompt": _recording(pipeline.encode_prompt, encoded), "prepare_latents": prepare_latents}
 

@@ -97,6 +97,20 @@ def test_several_inference_steps_have_a_curve_each_and_intervals():
     assert (np.asarray(spanned) == COLORS[0]).all(-1).sum() > (np.asarray(bare) == COLORS[0]).all(-1).sum()
 
 
+def test_strengths_have_curves_of_score_reward_and_kl():
+    rows = [
+        {**row(name, 1, score), "kl": kl}
+        for name, score, kl in (
+            ("plain", 0.5, 0.0), ("hypernoise@0.5", 0.6, 0.1), ("hypernoise", 0.7, 0.4), ("best", 0.9, 0.2)
+        )
+    ]  # fmt: skip
+    fields = [field for field in ("score", "reward", "kl") if rows[0][field] is not None]
+    assert len(charts_of(rows)) == 1 + len(fields)
+    assert len(charts_of([one for one in rows if "@" not in one["method"]])) == 1
+    unknown = [{**one, "kl": None if "@" in one["method"] else one["kl"]} for one in rows]
+    assert len(charts_of(unknown)) == 1 + len(fields)
+
+
 def test_without_a_judge_rewards_are_drawn_and_without_either_nothing():
     assert len(charts_of([row("plain", 1, None), row("reno", 99, None)])) == 1
     assert charts_of([row("plain", 1, None, reward=None), row("ours", 2, None, reward=None)]) == []

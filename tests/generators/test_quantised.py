@@ -116,7 +116,6 @@ def test_attach_on_a_quantised_pipeline_of_an_adapter_from_a_whole_one_and_back(
     assert (better - noise).abs().max() > 1e-2
     assert (drawn - expected).abs().max() <= 1e-4
     save_adapter(again, tmp_path / "back")
-    network.remove()
     assert load_adapter(whole, tmp_path / "back").settings == network.settings
 
 

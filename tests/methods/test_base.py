@@ -16,6 +16,8 @@ from hypernoise.methods.plain import Plain
 from hypernoise.methods.search import BestOfN
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
+from hypernoise.noise.settings import Spectral
+from hypernoise.noise.spectral import spectral_noise
 from hypernoise.rewards.pixel import redness
 from tests.conftest import disturb
 from tests.families import build_pipeline, size_of
@@ -88,7 +90,19 @@ def test_hypernoise_adds_its_residual_and_one_call(problem, noise):
     assert calls(result.spent) == (9, 0, 3, 0)
 
 
-def test_a_directory_comes_back_after_another_network_had_its_place(problem, noise, tmp_path):
+def test_a_strength_scales_f_and_its_kl(problem, noise):
+    network = LoRANoise(problem.generator, rank=2)
+    disturb(network)
+    half, whole = (HyperNoise(network, strength=s).generate(problem, PROMPTS, noise) for s in (0.5, 1.0))
+    assert torch.allclose(half.noise, noise + 0.5 * (whole.noise - noise))
+    assert torch.allclose(half.kl, 0.25 * whole.kl)
+    assert HyperNoise(network, strength=0.5).settings() != HyperNoise(network).settings()
+    known = spectral_noise(problem.generator, Spectral(2, 16, 2))
+    assert HyperNoise(known, strength=0.5).generate(problem, PROMPTS, noise).kl is None  # exact at 1 alone
+    assert HyperNoise(known).generate(problem, PROMPTS, noise).kl is not None
+
+
+def test_networks_on_one_generator_keep_out_of_each_others_way(problem, noise, tmp_path):
     generator = problem.generator
     for seed in (1, 2):
         network = LoRANoise(generator, rank=2)
@@ -105,9 +119,7 @@ def test_a_directory_comes_back_after_another_network_had_its_place(problem, noi
     shutil.copytree(tmp_path / "1", tmp_path / "3")
     (tmp_path / "3" / "hypernoise.json").write_text(json.dumps(scaled))
     assert HyperNoise(tmp_path / "3").settings() != first.settings()  # the same matrices, twice as strong
-    held = HyperNoise(network)
-    with pytest.raises(InputError, match="was removed from its generator; give its adapter directory"):
-        held.generate(problem, PROMPTS, noise)
+    assert torch.equal(HyperNoise(network).generate(problem, PROMPTS, noise).pixels, drawn[1])
     with pytest.raises(InputError, match="no adapter at"):
         HyperNoise(tmp_path / "none").settings()
 

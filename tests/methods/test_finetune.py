@@ -45,12 +45,12 @@ def test_it_adds_to_the_frozen_weights(generator, noise):
     """W x + (alpha / rank) B A x on the output layer, whose base path a noise network leaves out."""
     network = LoRATune(generator, rank=2, alpha=3.0)
     disturb(network)
-    layer = network.layers["conv_out"]
+    layer, update = generator.denoiser.conv_out, network.layers["conv_out"]
     x = torch.randn(1, 8, 8, 8, dtype=torch.float64)
     with network.adapted():
         both = layer(x)
-    lora = layer.lora_B["hypernoise"](layer.lora_A["hypernoise"](x)) * 1.5
-    assert torch.allclose(both, layer.get_base_layer()(x) + lora)
+    lora = update.lora_B(update.lora_A(x)) * 1.5
+    assert torch.allclose(both, layer(x) + lora)
 
 
 def test_the_gradient_is_right_by_finite_differences(generator, noise):
@@ -130,7 +130,7 @@ def test_saved_and_loaded_it_draws_the_same_and_is_no_noise_network(generator, n
     noisy = LoRANoise(generator, rank=2)
     save_adapter(noisy, tmp_path / "noise")
     HyperNoise(noisy).generate(problem, PROMPTS, noise)
-    again = FineTune(tmp_path / "tuned").generate(problem, PROMPTS, noise).pixels  # it takes the place back
+    again = FineTune(tmp_path / "tuned").generate(problem, PROMPTS, noise).pixels
     assert torch.allclose(again, before, atol=1e-6)  # saved in fp32 or fp64 alike
     with pytest.raises(InputError, match="holds a fine-tuned LoRA, which is no noise network"):
         load_adapter(generator, tmp_path / "tuned")

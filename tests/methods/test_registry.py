@@ -4,6 +4,7 @@ from hypernoise.adapters import save_adapter
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Method
 from hypernoise.methods.finetune import LoRATune
+from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.registry import EXAMPLES, Given, make_methods
 from hypernoise.noise.lora import LoRANoise
 
@@ -29,6 +30,16 @@ def test_training_runs_are_told_apart():
     assert [m.name for m in made] == [
         "hypernoise-1", "hypernoise-2", "finetune", "hypernoise-1-reno-3", "hypernoise-2-reno-3"
     ]  # fmt: skip
+
+
+def test_strengths_are_methods_of_their_own(generator, tmp_path):
+    made = make_methods(["hypernoise@0.5", "hypernoise@.25", "hypernoise"], Given(["a", "b"]))
+    assert [(m.name, m.strength) for m in made if isinstance(m, HyperNoise)] == [
+        ("hypernoise@0.5-1", 0.5), ("hypernoise@0.5-2", 0.5), ("hypernoise@.25-1", 0.25), ("hypernoise@.25-2", 0.25),
+        ("hypernoise-1", 1.0), ("hypernoise-2", 1.0),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"strength must be a number from 0 to 1\.5, not 2"):
+        make_methods(["hypernoise@2"], Given(["a"]))
 
 
 def test_settings_follow_the_weights(generator, tmp_path):

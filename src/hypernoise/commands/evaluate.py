@@ -187,7 +187,11 @@ class Evaluate(WithGenerator):
         for (steps, name), row in zip(found.records, found.rows, strict=True):
             benchmark.write(self.output_dir, f"{name}-{steps}", found.records[steps, name])
             kind, _, number = name.rpartition("-")
-            folders = {"hypernoise": self.adapter, "finetune": self.finetuned}.get(kind, ()) if number.isdigit() else ()
+            folders = (
+                {"hypernoise": self.adapter, "finetune": self.finetuned}.get(kind.partition("@")[0], ())
+                if number.isdigit()
+                else ()
+            )
             if not folders:
                 rows[steps, name] = row, found.records[steps, name]
             elif (steps, kind) not in rows:

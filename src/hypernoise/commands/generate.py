@@ -26,6 +26,11 @@ class Generate(WithGenerator):
     """What to draw; quote each."""
     adapter: Path | None = None
     """An adapter directory; without it, the plain generator draws."""
+    strength: float = 1.0
+    """Of the adapter, 0 to 1.5: the noise becomes x + strength · f."""
+    check_base: bool = True
+    """Refuse other weights than the adapter was made for; off, as for a merge or a fine-tune of its base, says what
+    differs."""
     num_inference_steps: int = 1
     """Denoiser calls per picture."""
     num_images_per_prompt: int = 1
@@ -43,6 +48,8 @@ class Generate(WithGenerator):
         whole(self, "num_inference_steps", flags=True)
         whole(self, "num_images_per_prompt", most=MOST_AT_ONCE, flags=True)
         seed_in_range(self.seed, "--seed")
+        if self.strength != 1 and self.adapter is None:
+            raise InputError("--strength is of an adapter: name one with --adapter")
         if not self.prompts:
             raise InputError('give at least one prompt: hypernoise generate "a red circle"')
         index, count = shard_of(self.shard)
@@ -57,7 +64,7 @@ class Generate(WithGenerator):
         generator.check_prompts(list(self.prompts))
         generator.encode_ahead(list(self.prompts))
         if self.adapter is not None:
-            attach(pipeline, self.adapter)
+            attach(pipeline, self.adapter, strength=self.strength, check_base=self.check_base)
         output_folder(self.output_dir)
         if self.precision().slow:
             self.tell_precision()

@@ -33,7 +33,8 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def charts_of(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-    """Score over calls, and over inference steps if there are several; reward, where nothing is judged."""
+    """Score over calls, over inference steps if there are several, and over strengths with reward and KL if there are;
+    reward, where nothing is judged."""
     field = next((field for field in ("score", "reward") if rows[0][field] is not None), None)
     if field is None or len(rows) < 2:
         return []
@@ -52,6 +53,26 @@ def charts_of(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
                 lines, title=f"{field} over inference steps", across="inference steps", marks=marks, with_zero=False
             )
         )
+    return charts + _over_strength(rows)
+
+
+def _over_strength(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
+    """Score, reward and KL of the noise network at the strengths it was drawn at, from plain on."""
+    strengths = {"plain": 0.0, "hypernoise": 1.0} | {
+        row["method"]: float(row["method"].partition("@")[2]) for row in rows if "@" in row["method"]
+    }
+    if len(strengths) == 2:
+        return []
+    steps = sorted({row["inference_steps"] for row in rows})
+    known = [row for row in rows if row["method"] in strengths]
+    found = sorted(((strengths[row["method"]], row) for row in known), key=lambda pair: pair[0])
+    charts = []
+    for field in ("score", "reward", "kl"):
+        seen = [(strength, row) for strength, row in found if row[field] is not None]
+        points = {count: [(at, row[field]) for at, row in seen if row["inference_steps"] == count] for count in steps}
+        lines = [Line(f"{count} steps", own) for count, own in points.items() if own]
+        if lines:
+            charts.append(line_chart(lines, title=f"{field} over strength", across="strength", with_zero=False))
     return charts
 
 

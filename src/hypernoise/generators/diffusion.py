@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any, cast
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, TooLongError, no_traceback
 from hypernoise.generators.base import Condition, Seed, check_texts
-from hypernoise.generators.families import Family, family_of, few_step_doubt
+from hypernoise.generators.families import Family, asked, family_of, few_step_doubt, sibling_of
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding, replaced
 from hypernoise.generators.text_cache import RestingEncoders, joined, separate
@@ -58,6 +60,10 @@ class DiffusionGenerator:
     ):
         if hasattr(pipeline, "_hypernoise"):
             raise InputError("an adapter is attached to this pipeline; hypernoise.detach(pipe) first")
+        if sibling_of(pipeline):
+            raise InputError(
+                f"a {type(pipeline).__name__} is no generator of prompts alone: take {sibling_of(pipeline)}"
+            )
         self.pipeline: Any = pipeline
         self._draw: Any = type(pipeline).__call__.__wrapped__  # type: ignore[attr-defined]
         self.name = name
@@ -105,9 +111,9 @@ class DiffusionGenerator:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen weights (the LoRA that may hang on them has its own)."""
+        """That the frozen weights compute in; they may rest in fp8, under diffusers' layerwise casting."""
         weight: Any = self.denoiser.get_submodule(self.family.output_layer).weight
-        return weight.dtype
+        return weight.dtype if weight.dtype.itemsize > 1 else cast(Any, self.denoiser).dtype
 
     @property
     def least_steps(self) -> int:
@@ -128,6 +134,11 @@ class DiffusionGenerator:
         """The pipeline's `__call__` arguments for this number of inference steps. InputError if it does not take it."""
         self.check_steps(steps)
         return {**self.family.call, **self.family.call_at(steps), **self._call_of_model, "num_inference_steps": steps}
+
+    def asked(self) -> dict[str, Any]:
+        """The arguments of its calls that an adapter notes, as JSON values; see `families.asked`."""
+        defaults = {name: own.default for name, own in inspect.signature(self._draw).parameters.items()}
+        return asked({**defaults, **self.call(self.least_steps), "prompt": "any"})
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Refuses prompts that are empty or that the text encoder would cut, naming what would be lost."""
@@ -243,6 +254,16 @@ def _has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
+def text_to_image(pipeline: Any) -> Any:
+    """The text-to-image pipeline of the same modules, for one that draws beside a picture or a control; else itself."""
+    name = sibling_of(pipeline)
+    if name is None:
+        return pipeline
+    cls, scheduler = getattr(diffusers, name), pipeline.scheduler
+    parts = {**pipeline.config, **pipeline.components, "scheduler": type(scheduler).from_config(scheduler.config)}
+    return cls(**{name: parts[name] for name in inspect.signature(cls.__init__).parameters if name in parts})
+
+
 def default_size(pipeline: Any, denoiser: Any) -> tuple[int, int]:
     """Height and width in pixels that the pipeline draws when none are given."""
     side = denoiser.config.get("sample_size") or getattr(pipeline, "default_sample_size", 128)
@@ -300,13 +321,20 @@ def stop_at_first_answer(denoiser: nn.Module) -> Iterator[list[Any]]:
 
     hook = denoiser.register_forward_hook(keep)
     try:
-        yield answer
+        with _uncompiled():
+            yield answer
     except _Answered:
         pass
     finally:
         hook.remove()
     if not answer:
         raise InputError(f"the pipeline never called its {type(denoiser).__name__}")
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Inside the block what torch.compile made runs as it was written: no compiled graph can be left on its way, nor
+    sees that its layers have another `forward`."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

@@ -72,6 +72,7 @@ class Family:
     arguments: a condition's tensors as `__call__` arguments.
     wide_noise: the pipeline keeps its noise in fp32 whatever its weights' dtype.
     guided_first: under classifier-free guidance, the prompt's half of a batch is the first, not the second.
+    unguided: the guidance_scale up to which nothing is guided; None: it is an input of networks that take one.
     tokenizers: of the text encoder that reads the whole prompt, the first that the pipeline has.
     template: tokens, or a little more, that the pipeline puts around each prompt.
     tiny_decoder: an AutoencoderTiny can take the autoencoder's place; the pipeline reads no statistics from it.
@@ -90,6 +91,7 @@ class Family:
     arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]] = _by_row
     wide_noise: bool = False
     guided_first: bool = False
+    unguided: float | None = 1.0
     tokenizers: tuple[str, ...] = ("tokenizer",)
     template: int = 0
     tiny_decoder: bool = True
@@ -144,6 +146,7 @@ FAMILIES: dict[str, Family] = {
         call={"guidance_scale": 4.5, "use_resolution_binning": False, "complex_human_instruction": None},
         call_at=_scm_timesteps,
         wide_noise=True,
+        unguided=None,
     ),
     "PixArtAlphaPipeline": Family(
         denoiser="transformer",
@@ -161,6 +164,7 @@ FAMILIES: dict[str, Family] = {
         patch=2,
         answer=_tokens,
         guided_first=True,
+        unguided=None,
         tokenizers=("tokenizer_2",),
         unfinished=_guidance_distilled,
     ),
@@ -197,21 +201,68 @@ FAMILIES: dict[str, Family] = {
         arguments=_lists,
         wide_noise=True,
         guided_first=True,
+        unguided=0.0,
         template=16,
     ),
 }
 
+SIBLINGS = {  # pipelines that draw noise beside a picture or a control: the one whose noise f was trained on
+    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
+    "StableDiffusionInpaintPipeline": "StableDiffusionPipeline",
+    "StableDiffusionControlNetPipeline": "StableDiffusionPipeline",
+    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
+    "StableDiffusionXLControlNetPipeline": "StableDiffusionXLPipeline",
+    "SanaSprintImg2ImgPipeline": "SanaSprintPipeline",
+}
+
+OF_PROMPTS = ("complex_human_instruction", "max_sequence_length", "clean_caption", "clip_skip")
+ASKED = ("guidance_scale", "true_cfg_scale", "timesteps", *OF_PROMPTS)
+
+
+def sibling_of(pipeline: Any) -> str | None:
+    """The text-to-image class of a pipeline that draws beside a picture or a control; None of another."""
+    return next((SIBLINGS[cls.__name__] for cls in type(pipeline).__mro__ if cls.__name__ in SIBLINGS), None)
+
 
 def family_of(pipeline: Any) -> Family:
-    """The row of a pipeline's class, or of the nearest class it derives from."""
-    for cls in type(pipeline).__mro__:
-        if cls.__name__ in FAMILIES:
-            return FAMILIES[cls.__name__]
+    """The row of a pipeline's class, of the nearest class it derives from, or of its text-to-image sibling."""
+    for name in (sibling_of(pipeline), *(cls.__name__ for cls in type(pipeline).__mro__)):
+        if name in FAMILIES:
+            return FAMILIES[name]
     raise InputError(
-        f"no family is known for {type(pipeline).__name__}; known: {', '.join(sorted(FAMILIES))} "
+        f"no family is known for {type(pipeline).__name__}; known: {', '.join(sorted({*FAMILIES, *SIBLINGS}))} "
         "(add a row to hypernoise.generators.families.FAMILIES: denoiser, output layer, embeddings; "
         "docs/generators.md shows one)"
     )
+
+
+def asked(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a call's arguments, defaults included, those that decide what f sees or how the generator is guided, as JSON
+    values. Those of a prompt are left out where its embeddings are given."""
+    found = {name: call[name] for name in ASKED if name in call and (call.get("prompt") or name not in OF_PROMPTS)}
+    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in found.items()}
+
+
+def asked_otherwise(pipeline: Any, trained: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call asks (`asked`) with another effect than what an adapter was trained under."""
+    family, now = family_of(pipeline), asked(call)
+    least = {"guidance_scale": family.unguided, "true_cfg_scale": 1.0}  # where it begins to have an effect
+    takes_it = getattr(getattr(pipeline, family.denoiser).config, "guidance_embeds", False)
+    if pipeline.config.get("is_distilled") or (family.unguided is None and not takes_it):
+        now.pop("guidance_scale", None)
+    if call.get("negative_prompt") is None and call.get("negative_prompt_embeds") is None:
+        now.pop("true_cfg_scale", None)
+
+    def effect(name: str, value: Any) -> Any:
+        begins = least.get(name)
+        return value if begins is None or not isinstance(value, int | float) else max(value, begins)
+
+    return {
+        name: value
+        for name, value in now.items()
+        if name in trained and effect(name, value) != effect(name, trained[name])
+    }
 
 
 def few_step_doubt(pipeline: Any) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,19 +25,52 @@ def identify_module(module: nn.Module) -> dict[str, Any]:
 
 
 def identify_denoiser(denoiser: nn.Module) -> dict[str, Any]:
-    """The layout of a large network, which may carry a LoRA, and one weight of each of up to `PROBED` matrices."""
-    frozen = {
-        name.replace(".base_layer", ""): parameter
-        for name, parameter in denoiser.named_parameters()
-        if ".lora_" not in name
-    }
-    matrices = [parameter.detach() for parameter in frozen.values() if parameter.ndim > 1]
-    spread = torch.linspace(0, len(matrices) - 1, min(PROBED, len(matrices))).long().tolist()
+    """The layout of a large network, without LoRAs that it may carry, and one weight of each of up to `PROBED`
+    matrices."""
+    frozen = _parameters(denoiser)
     return {
         "denoiser": type(denoiser).__name__,
         "fingerprint": _digest(sorted((name, list(_shape(parameter))) for name, parameter in frozen.items())),
-        "probe": [None if _quantised(matrices[i]) else _middle(matrices[i]) for i in spread],
+        "probe": [_looked_at(matrix) for matrix in _probed(frozen).values()],
     }
+
+
+def probe(denoiser: nn.Module, names: Sequence[str] = ()) -> dict[str, float | None]:
+    """One weight of each of up to `PROBED` matrices, or of those named; None where it cannot be read, NaN
+    where there is no such matrix."""
+    parameters = _parameters(denoiser)
+    names = names or list(_probed(parameters))
+    return {name: _looked_at(parameters[name]) if name in parameters else math.nan for name in names}
+
+
+def layers_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """Its modules and their names, itself first: each as it stands there, and without the layers of PEFT's and the
+    wrappers of torch.compile's that may be around it. What those hold besides is left out, and so are IP-Adapters."""
+    bare = module
+    while wrapped := [
+        own for key, own in bare._modules.items() if key in ("base_layer", "_orig_mod") and own is not None
+    ]:
+        bare = wrapped[0]
+    yield name, module, bare
+    for key, child in bare._modules.items():
+        if child is not None and key not in ("processor", "encoder_hid_proj"):  # where IP-Adapters are
+            yield from layers_of(child, f"{name}.{key}" if name else key)
+
+
+def _parameters(denoiser: nn.Module) -> dict[str, Tensor]:
+    """By name, each once."""
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, _, bare in layers_of(denoiser):
+        for key, parameter in bare._parameters.items():
+            if parameter is not None:
+                once.setdefault(id(parameter), (f"{name}.{key}" if name else key, parameter))
+    return dict(once.values())
+
+
+def _probed(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    matrices = [(name, parameter) for name, parameter in parameters.items() if parameter.ndim > 1]
+    spread = torch.linspace(0, len(matrices) - 1, min(PROBED, len(matrices))).long().tolist()
+    return dict(matrices[i] for i in spread)
 
 
 def _digest(layout: Any) -> str:
@@ -43,9 +78,10 @@ def _digest(layout: Any) -> str:
 
 
 def _quantised(weight: Tensor) -> bool:
-    """Whether its numbers cannot be read: packed in fewer bits, by torchao (a class of its own) or bitsandbytes (as
-    integers), or offloaded."""
-    return weight.is_meta or type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+    """Whether its numbers cannot be read: packed in fewer bits, by torchao (a class of its own), bitsandbytes (as
+    integers) or diffusers' layerwise casting (fp8), or offloaded."""
+    whole = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.itemsize > 1
+    return weight.is_meta or not whole
 
 
 def _shape(weight: Tensor) -> torch.Size:
@@ -54,6 +90,8 @@ def _shape(weight: Tensor) -> torch.Size:
     return weight.shape if packed is None else packed.shape
 
 
-def _middle(weight: Tensor) -> float:
-    flat = weight.flatten()
+def _looked_at(weight: Tensor) -> float | None:
+    if _quantised(weight):
+        return None
+    flat = weight.detach().flatten()
     return round(float(flat[flat.numel() // 2]), 7)

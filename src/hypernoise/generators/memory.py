@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,39 +24,43 @@ NO_SAVING = Memory()
 
 
 def checkpoint_blocks(denoiser: nn.Module) -> None:
-    """The denoiser's blocks keep only their inputs and run again for the gradient, with the adapters of the first run.
+    """The denoiser's blocks keep only their inputs and run again for the gradient, with the layers of the first run.
 
-    A block that f ran with its LoRA on would otherwise run again with it off, as it is between two calls of f.
+    A block that f ran with its LoRA would otherwise run again without it, as it is between two calls of f.
     """
     blocks: Any = denoiser
     if not getattr(denoiser, "_supports_gradient_checkpointing", False):
         raise InputError(f"{type(denoiser).__name__} has no gradient checkpointing; leave gradient_checkpointing out")
 
     def run(block: nn.Module, *arguments: Any) -> Any:
-        return checkpoint(
-            block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _AdaptersAsNow(block))
-        )
+        return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _AsNow(block)))
 
     blocks.enable_gradient_checkpointing(run)
 
 
-class _AdaptersAsNow(AbstractContextManager):
-    """Switches a block's adapters as they are now; may be entered many times (a kept graph runs its blocks again)."""
+class _AsNow(AbstractContextManager):
+    """Gives a block's layers the `forward` they have now; may be entered many times (a kept graph runs its blocks
+    again)."""
 
     def __init__(self, block: nn.Module):
-        self.layers = [module for module in block.modules() if isinstance(module, LoraLayer)]
-        self.now = [layer._disable_adapters for layer in self.layers]
+        self.layers = list(block.modules())
+        self.now = self._forwards()
 
     def __enter__(self) -> None:
-        self.before = [layer._disable_adapters for layer in self.layers]
+        self.before = self._forwards()
         self._switch(self.now)
 
     def __exit__(self, *error: object) -> None:
         self._switch(self.before)
 
-    def _switch(self, disabled: list[bool]) -> None:
-        for layer, off in zip(self.layers, disabled, strict=True):
-            layer._disable_adapters = off
+    def _forwards(self) -> list[Any]:
+        return [vars(layer).get("forward") for layer in self.layers]
+
+    def _switch(self, forwards: list[Any]) -> None:
+        for layer, forward in zip(self.layers, forwards, strict=True):
+            vars(layer).pop("forward", None)
+            if forward is not None:
+                vars(layer)["forward"] = forward
 
 
 def decoding(vae: Any, memory: Memory) -> Callable[..., Any]:

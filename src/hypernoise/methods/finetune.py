@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hypernoise.adapters import ABOUT, check_base, read_about, read_weights
+from hypernoise.adapters import ABOUT, compare_base, read_about, read_weights
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
@@ -34,12 +34,10 @@ class LoRATune(LoRANoise):
     """
 
     kind: ClassVar[str] = "finetune"
+    drops_base_path: ClassVar[bool] = False  # the LoRA adds to g
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         return torch.zeros_like(noise)
-
-    def _drop_base_path(self, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        return output  # the output layer keeps its base path: the LoRA adds to g
 
 
 def finetune(
@@ -73,16 +71,12 @@ def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:
     about = read_about(folder)
     if about["kind"] != LoRATune.kind or not hasattr(generator, "denoise_first"):
         raise InputError(f"{folder} holds a {about['kind']!r} network, not a fine-tuned LoRA of {generator.name!r}")
-    check_base(about, generator, folder)
+    compare_base(about, generator, folder)
     state = read_weights(folder)
     check_settings(about["settings"], state, folder / ABOUT)
     network = LoRATune(generator, **about["settings"])
-    try:
-        network.load_trainable_state(state)
-        check_digest(about, state, folder)
-    except InputError:
-        network.remove()
-        raise
+    network.load_trainable_state(state)
+    check_digest(about, state, folder)
     return network
 
 

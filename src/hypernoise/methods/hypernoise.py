@@ -15,18 +15,13 @@ from hypernoise.adapters import adapter_folder, load_adapter, read_about, read_w
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
-from hypernoise.noise.base import NoiseNetwork, kl_of
-from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.base import NoiseNetwork, check_strength, kl_of, knows_kl
 
 Load = Callable[[Generator, Path], NoiseNetwork]
 
 
 class Adapter:
-    """A noise network, or the directory it is saved in, to be put on a generator when it is needed.
-
-    A generator carries one LoRA at a time. One given as a directory comes back by itself after another had its place;
-    one given as a network stays removed once it was removed. `load` reads the directory.
-    """
+    """A noise network, or the directory it is saved in, to be read when it is needed. `load` reads the directory."""
 
     def __init__(self, source: NoiseNetwork | str | Path, load: Load = load_adapter):
         self._load = load
@@ -34,13 +29,14 @@ class Adapter:
         self._network = None if isinstance(source, str | Path) else source
 
     def on(self, generator: Generator) -> NoiseNetwork:
-        """Raises InputError for a directory that holds no adapter of this generator."""
+        """Raises InputError for a directory that holds no adapter of this generator, or a LoRA made on another."""
         network = self._network
-        displaced = isinstance(network, LoRANoise) and not network.is_on(generator)
-        if self._folder is not None and (network is None or displaced):
+        own = network is not None and getattr(network, "generator", generator) is generator
+        if not own and self._folder is not None:
             network = self._network = self._load(generator, self._folder)
-        if network is None or (displaced and self._folder is None):
-            raise InputError("this noise network was removed from its generator; give its adapter directory instead")
+        elif not own:
+            raise InputError(f"this noise network was made on another generator than this {generator.name!r}")
+        assert network is not None
         return network
 
     def digest(self) -> str:
@@ -57,25 +53,32 @@ class Adapter:
 
 
 class HyperNoise:
-    """x + f(x, c), then the generator.
+    """x + s·f(x, c), then the generator.
 
     Args:
         network: a trained noise network, or an adapter directory.
+        strength: s from 0 to 1.5. At another than 1 the KL is ½‖s·f‖², and none where the network knows its exact one.
+
+    Raises:
+        InputError: another strength.
     """
 
-    def __init__(self, network: NoiseNetwork | str | Path, *, name: str = "hypernoise"):
-        self.adapter, self.name = Adapter(network), name
+    def __init__(self, network: NoiseNetwork | str | Path, *, strength: float = 1.0, name: str = "hypernoise"):
+        check_strength(strength)
+        self.adapter, self.strength, self.name = Adapter(network), strength, name
 
     def settings(self) -> dict[str, Any]:
-        return {"method": "hypernoise", "weights": self.adapter.digest()}
+        own = {} if self.strength == 1 else {"strength": self.strength}
+        return {"method": "hypernoise", "weights": self.adapter.digest(), **own}
 
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         network = self.adapter.on(problem.generator)
         with metered(problem) as meter:
             condition = problem.generator.encode(prompts)
-            residual = network(noise, condition)
+            residual = self.strength * network(noise, condition)
             better = noise + residual.to(noise.dtype)
             pixels = meter.draw(better, condition)
-        kl = kl_of(network, noise, condition, residual)
+        exact = knows_kl(network) and self.strength != 1
+        kl = None if exact else kl_of(network, noise, condition, residual)
         return Result(pixels, better, prompts, kl, None, meter.spent())

@@ -32,9 +32,9 @@ def _trained(kind: str, folders: Sequence[str], flag: str) -> list[tuple[str, st
     return [(kind if len(folders) == 1 else f"{kind}-{number}", folder) for number, folder in enumerate(folders, 1)]
 
 
-def _noise_networks(given: Given) -> list[HyperNoise]:
-    runs = _trained("hypernoise", given.adapters, "--adapter")
-    return [HyperNoise(folder, name=name) for name, folder in runs]
+def _noise_networks(given: Given, name: str = "hypernoise", strength: float = 1.0) -> list[HyperNoise]:
+    runs = _trained(name, given.adapters, "--adapter")
+    return [HyperNoise(folder, strength=strength, name=own) for own, folder in runs]
 
 
 def _reno(found: re.Match[str], given: Given) -> list[Method]:
@@ -55,6 +55,11 @@ METHODS: list[tuple[str, str, Callable[[re.Match[str], Given], list[Method]]]] =
     (r"(hypernoise-)?reno(?:-(\d{1,6}))?", "reno-50", _reno),
     (r"prompt-search(?:-(\d{1,6}))?", "prompt-search-8", _prompt_search),
     (r"hypernoise", "hypernoise", lambda found, given: [*_noise_networks(given)]),
+    (
+        r"hypernoise@(\d*\.?\d+)",
+        "hypernoise@0.5",
+        lambda found, given: [*_noise_networks(given, found[0], float(found[1]))],
+    ),
     (
         r"finetune",
         "finetune",

@@ -6,8 +6,12 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from hypernoise.errors import InputError, shown
 from hypernoise.generators.base import Condition
 from hypernoise.objective import l2_kl
+from hypernoise.settings import finite
+
+STRENGTHS = (0.0, 1.5)  # that f may be added at; it is trained at 1
 
 
 @runtime_checkable
@@ -48,3 +52,9 @@ def kl_of(network: NoiseNetwork, noise: Tensor, condition: Condition, residual: 
     """The KL term of each sample [B], in nats: the network's own, exact in the mean, or the paper's ½‖f‖²."""
     own: Any = network
     return own.kl(noise, condition) if knows_kl(network) else l2_kl(residual)
+
+
+def check_strength(strength: float) -> None:
+    """Raises InputError for what is no number from 0 to 1.5."""
+    if not (finite(strength) and STRENGTHS[0] <= strength <= STRENGTHS[1]):
+        raise InputError(f"strength must be a number from 0 to {STRENGTHS[1]}, not {shown(strength)}")

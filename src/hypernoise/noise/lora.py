@@ -7,35 +7,33 @@ section 4; arXiv 2508.09968). The same weights, with the updates off, stay the g
 
 from __future__ import annotations
 
-import re
-import warnings
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal
-from weakref import WeakValueDictionary
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, shown
-from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
+from hypernoise.generators.identity import layers_of
 from hypernoise.noise.frequencies import low_frequencies
 from hypernoise.noise.state import copy_state
 from hypernoise.settings import MOST_RANK, finite, whole_number
 
-ADAPTER = "hypernoise"
-_NETWORKS: WeakValueDictionary[int, LoRANoise] = WeakValueDictionary()  # by the id of the generator each is on
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class LoRANoise(nn.Module):
     """f as a LoRA on a generator's denoiser.
 
+    The LoRA is kept beside the denoiser, whose layers answer with it only while f is evaluated. Between two
+    evaluations the denoiser carries nothing: several networks may share one, and LoRAs of the user's own come and go.
+
     Args:
-        generator: the frozen generator; its denoiser's layers are wrapped in place until `remove()`. A noise
-            network made on it before is removed, and refuses to run from then on.
+        generator: the frozen generator.
         rank, alpha: of the LoRA; the update is scaled by alpha / rank.
         seed: of the LoRA's initial A (B starts at 0).
         layers: names of the layers to adapt, the output layer among them, or of a set of them (`LAYER_SETS`); every
@@ -46,11 +44,12 @@ class LoRANoise(nn.Module):
         frequencies: of the residual, kept each way (`low_frequencies`); 0: all.
 
     Raises:
-        InputError: the denoiser carries another adapter, rank < 1, alpha not a positive number, layers that are not
-            there, or frequencies of a noise that is no picture of channels (packed into tokens).
+        InputError: rank < 1, alpha not a positive number, layers that are not there, or frequencies of a noise that is
+            no picture of channels (packed into tokens).
     """
 
     kind: ClassVar[str] = "lora"
+    drops_base_path: ClassVar[bool] = True  # of the output layer
 
     def __init__(
         self,
@@ -73,15 +72,12 @@ class LoRANoise(nn.Module):
             raise InputError(f"frequencies are of noise [C, H, W]; {generator.name!r} takes {generator.noise_shape}")
         if not hasattr(generator, "denoiser"):
             raise InputError(f"{generator.name!r} has no denoiser to put a LoRA on: take ResidualNoise")
-        before = _NETWORKS.get(id(generator))
-        if before is not None:
-            before.remove()
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
         self.output_layer = generator.family.output_layer
-        _check_bare(generator.denoiser)
-        names = adaptable_layers(generator.denoiser)
+        there = adaptable_layers(generator.denoiser)
+        names = list(there)
         if layers is not None:
-            names = _chosen(_named(layers, generator.denoiser, names), names, self.output_layer)
+            names = _chosen(_named(layers, there), names, self.output_layer)
             self.settings["layers"] = names
         if unscaled:
             self.settings["unscaled"] = True
@@ -89,27 +85,22 @@ class LoRANoise(nn.Module):
             self.settings["frequencies"] = frequencies
         self._unscaled, self._frequencies = unscaled, frequencies
         self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
-        self._trainable_before = [p for p in generator.denoiser.parameters() if p.requires_grad]
-        self.layers: dict[str, LoraLayer] = _inject(generator.denoiser, names, rank, alpha, seed, init)
-        self.lora = nn.ModuleList([nn.ModuleList([m.lora_A, m.lora_B]) for m in self.layers.values()])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
+            self.lora = nn.ModuleList([Update(there[name][1], rank, alpha / rank, init) for name in names])
         self.lora.to(torch.float64 if generator.dtype == torch.float64 else torch.float32)
-        base = self.layers[self.output_layer].get_base_layer()
-        self._hook = base.register_forward_hook(self._drop_base_path)
-        self._removed = False
-        _NETWORKS[id(generator)] = self
+        place = there[self.output_layer][1].weight.device
+        if place.type != "meta":  # those are offloaded, or planned
+            self.lora.to(place)
+        self.layers: dict[str, Update] = dict(zip(names, self.lora, strict=True))  # type: ignore[arg-type]
+        self.active = False  # whether the denoiser is f at the moment, and not the generator
 
     @property
     def generator(self) -> DiffusionGenerator:
         return self._generator[0]
 
-    def is_on(self, generator: Generator) -> bool:
-        """Whether it can run on this generator: made on it, and not removed since."""
-        return generator is self.generator and not self._removed
-
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """The residual [B, *noise_shape] for noise [B, *noise_shape]."""
-        if self._removed:
-            raise InputError("this noise network was removed from its generator; make or load it again")
         with self.adapted():
             answer = self.generator.denoise_first(noise, condition)
         return self.residual(answer)
@@ -119,39 +110,50 @@ class LoRANoise(nn.Module):
         return low_frequencies(answer, self._frequencies) if self._frequencies else answer
 
     @contextmanager
-    def adapted(self) -> Iterator[None]:
-        """The denoiser is f inside the block, and the frozen generator again after it."""
-        self._switch(True)
+    def adapted(self, pipeline: Any = None) -> Iterator[None]:
+        """The pipeline's denoiser is f inside the block, and the frozen generator again after it.
+
+        LoRAs that the user has loaded are off in the block, unless they are fused.
+
+        Args:
+            pipeline: the generator's own if None.
+
+        Raises:
+            InputError: a denoiser that does not have the layers this network was made for.
+        """
+        if self.active:
+            yield
+            return
+        pipeline = pipeline or self.generator.pipeline
+        there = adaptable_layers(getattr(pipeline, self.generator.family.denoiser))
+        self._check(there)
+        self.active = True
         try:
-            with self._input():
+            with ExitStack() as stack:
+                stack.enter_context(self._input(pipeline.scheduler))
+                for name, (layer, bare) in there.items():
+                    update = self.layers.get(name)
+                    if update is not None or layer is not bare:
+                        alone = self.drops_base_path and name == self.output_layer
+                        stack.callback(_put, layer, _put(layer, _Adapted(layer, bare, update, alone)))
                 yield
         finally:
-            self._switch(False)
+            self.active = False
 
-    def _input(self) -> AbstractContextManager[None]:
+    def _check(self, there: dict[str, tuple[nn.Module, nn.Module]]) -> None:
+        for name, update in self.layers.items():
+            if name not in there or update.sizes != _sizes(there[name][1]):
+                raise InputError(
+                    f"the denoiser is not the one that this noise network was made for: its layer {name!r} is "
+                    f"{'of another size' if name in there else 'not there'}; put that denoiser back, or make or load "
+                    "the network on this one"
+                )
+
+    def _input(self, scheduler: Any) -> AbstractContextManager[None]:
         """What the scheduler hands to the denoiser inside the block: the noise itself, if f takes it unscaled."""
-        scheduler = self.generator.pipeline.scheduler
         if not self._unscaled or not hasattr(scheduler, "scale_model_input"):
             return nullcontext()
         return replaced(scheduler, {"scale_model_input": lambda latents, step: latents / scheduler.init_noise_sigma})
-
-    def check_alone(self) -> None:
-        """Raises InputError if other adapters came onto the denoiser: switching would silence them too."""
-        others = {name for layer in self.layers.values() for name in layer.lora_A} - {ADAPTER}
-        if others:
-            raise InputError(
-                f"the adapter {min(others)!r} was loaded beside the noise network; "
-                "detach, load and fuse it (pipe.fuse_lora(); pipe.unload_lora_weights()), then attach again"
-            )
-
-    def _switch(self, active: bool) -> None:
-        # PEFT's enable_adapters() would also toggle requires_grad, and a backward pass after it would
-        # silently see no gradient; the private flag only selects the forward path (pinned by a test).
-        for layer in self.layers.values():
-            layer._disable_adapters = not active
-
-    def _drop_base_path(self, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        return torch.zeros_like(output) if self.active else output
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.lora.parameters())
@@ -159,43 +161,48 @@ class LoRANoise(nn.Module):
     def trainable_state(self) -> dict[str, Tensor]:
         """PEFT's names: `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
         return {
-            f"{name}.{side}.weight": getattr(layer, side)[ADAPTER].weight.detach()
-            for name, layer in self.layers.items()
+            f"{name}.{side}.weight": getattr(update, side).weight.detach()
+            for name, update in self.layers.items()
             for side in ("lora_A", "lora_B")
         }
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         copy_state(self.trainable_state(), state)
 
-    @property
-    def active(self) -> bool:
-        """Whether the denoiser is f at the moment, and not the generator."""
-        return not self.layers[self.output_layer]._disable_adapters
-
     def scale_output(self, factor: float) -> None:
         """Multiplies the residual by `factor`, for good: it is linear in the output layer's B."""
         self.trainable_state()[f"{self.output_layer}.lora_B.weight"].mul_(factor)
 
     def remove(self) -> None:
-        """Takes the LoRA out of the denoiser, which is then what it was before, module for module."""
-        if self._removed:
-            return
-        self._removed = True
-        _NETWORKS.pop(id(self.generator), None)
-        self._hook.remove()
-        for name, layer in self.layers.items():
-            parent, _, attribute = name.rpartition(".")
-            setattr(self.generator.denoiser.get_submodule(parent), attribute, layer.get_base_layer())
-        del self.generator.denoiser.peft_config  # where PEFT notes what it injected
-        for parameter in self._trainable_before:  # PEFT froze them
-            parameter.requires_grad_(True)
+        """There is nothing to take off: outside an evaluation of f the denoiser is as it was."""
 
 
-def adaptable_layers(denoiser: nn.Module) -> list[str]:
-    """The names of its Linear and Conv layers, in the denoiser's order, whether they are adapted or not."""
-    kinds = nn.Linear | nn.modules.conv._ConvNd
-    found = [name for name, module in denoiser.named_modules() if isinstance(module, kinds)]
-    return [name.removesuffix(".base_layer") for name in found if ".lora_" not in name]
+class Update(nn.Module):
+    """scale · B(A(x)), what the LoRA adds to one layer. A convolution's groups are left out: B·A is full.
+
+    (SANA's depthwise convolutions need that: the adapters that the paper's authors released are full on them.)
+    """
+
+    def __init__(self, layer: Any, rank: int, scale: float, init: Literal["kaiming", "gaussian"]):
+        super().__init__()
+        self.scale, self.sizes = scale, _sizes(layer)
+        if isinstance(layer, nn.Linear):
+            self.lora_A: Any = nn.Linear(layer.in_features, rank, bias=False)
+            self.lora_B: Any = nn.Linear(rank, layer.out_features, bias=False)
+        else:
+            kind, where = CONVOLUTIONS[len(layer.kernel_size)], (layer.stride, layer.padding, layer.dilation)
+            self.lora_A = kind(layer.in_channels, rank, layer.kernel_size, *where, bias=False)
+            self.lora_B = kind(rank, layer.out_channels, 1, bias=False)
+        if init == "gaussian":
+            nn.init.normal_(self.lora_A.weight, std=1 / rank)
+        else:
+            nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))  # a second draw, as PEFT makes it
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lora_A.weight.device != x.device:  # the pipeline was moved, or is offloaded
+            self.to(x.device)
+        return self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))) * self.scale
 
 
 LAYER_SETS: dict[str, Callable[[nn.Module], bool]] = {
@@ -204,22 +211,63 @@ LAYER_SETS: dict[str, Callable[[nn.Module], bool]] = {
 """Layers by the name of their set. On a depthwise convolution, whose own weights are few, a LoRA is a whole one."""
 
 
-def _named(layers: Sequence[str], denoiser: nn.Module, names: list[str]) -> list[str]:
+def _named(layers: Sequence[str], there: dict[str, tuple[nn.Module, nn.Module]]) -> list[str]:
     """`layers`, with the layers of a set in the place of its name."""
     found: list[str] = []
     for name in layers:
         belongs = LAYER_SETS.get(name)
-        found += [name] if belongs is None else [own for own in names if belongs(denoiser.get_submodule(own))]
+        found += [name] if belongs is None else [own for own, (_, bare) in there.items() if belongs(bare)]
     return found
 
 
-def _check_bare(denoiser: nn.Module) -> None:
-    if any(isinstance(module, LoraLayer) for module in denoiser.modules()):
-        raise InputError(
-            f"the {type(denoiser).__name__} already carries an adapter: take a noise network off with "
-            "network.remove() or hypernoise.detach(pipe); fuse and unload another LoRA "
-            "(pipe.fuse_lora(); pipe.unload_lora_weights())"
-        )
+class _Adapted:
+    """The `forward` of a layer while f is evaluated: its own, without what wraps it, plus the update."""
+
+    def __init__(self, layer: nn.Module, bare: nn.Module, update: Update | None, alone: bool):
+        own = layer.forward
+        self.plain = bare if bare is not layer else own.plain if isinstance(own, _Adapted) else own
+        self.update, self.alone = update, alone
+
+    def __call__(self, x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        answer = self.plain(x, *arguments, **keywords)
+        if self.update is None:
+            return answer
+        base = torch.zeros_like(answer) if self.alone else answer
+        return (base + self.update(x)).to(answer.dtype)
+
+
+def _put(layer: nn.Module, forward: Any) -> Any:
+    """Makes this the layer's own `forward`, or takes its own away if None; returns the one before, or None."""
+    before = vars(layer).pop("forward", None)
+    if forward is not None:
+        vars(layer)["forward"] = forward
+    return before
+
+
+def adaptable_layers(denoiser: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Its Linear and Conv layers by name, in its own order: each as it stands there, and without what wraps it.
+
+    Raises:
+        InputError: attention layers are fused, so that calls pass by the layers that an adapter knows.
+    """
+    kinds, found = nn.Linear | nn.modules.conv._ConvNd, {}
+    for name, layer, bare in layers_of(denoiser):
+        if vars(bare).get("fused_projections") and (  # the older classes only change their processor back
+            hasattr(bare, "unfuse_projections") or "Fused" in type(vars(bare).get("processor")).__name__
+        ):
+            raise InputError(
+                f"the {type(denoiser).__name__}'s attention projections are fused; call "
+                "pipe.unfuse_qkv_projections() to use a LoRA noise network"
+            )
+        if isinstance(bare, kinds):
+            found[name] = layer, bare
+    return found
+
+
+def _sizes(layer: Any) -> tuple[int, ...]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels, *layer.kernel_size
 
 
 def _chosen(layers: Sequence[str], names: list[str], output_layer: str) -> list[str]:
@@ -229,42 +277,3 @@ def _chosen(layers: Sequence[str], names: list[str], output_layer: str) -> list[
     if output_layer not in layers:
         raise InputError(f"layers leave out {output_layer!r}: without its update the residual would always be 0")
     return [name for name in names if name in set(layers)]
-
-
-def _inject(
-    denoiser: nn.Module, names: list[str], rank: int, alpha: float, seed: int, init: Literal["kaiming", "gaussian"]
-) -> dict[str, LoraLayer]:
-    whole = "|".join(map(re.escape, names))
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=whole,
-        init_lora_weights="gaussian" if init == "gaussian" else True,
-    )
-    with torch.random.fork_rng(devices=[]), _ungrouped(denoiser), warnings.catch_warnings():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
-        warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass")  # to merge, which is never done
-        inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
-    layers = {name: denoiser.get_submodule(name) for name in names}
-    for name, layer in layers.items():
-        assert isinstance(layer, LoraLayer), f"PEFT left {name} out"
-        layer.get_base_layer().requires_grad_(False)
-        layer._disable_adapters = True
-    return layers  # type: ignore[return-value]
-
-
-@contextmanager
-def _ungrouped(denoiser: nn.Module) -> Iterator[None]:
-    """Inside the block every conv has one group, so that PEFT puts a full B·A on it, whatever the rank.
-
-    SANA's depthwise convs need it: PEFT refuses a rank that their groups do not divide, and the released adapters
-    were made by a PEFT that knew no groups.
-    """
-    grouped = [(m, m.groups) for m in denoiser.modules() if isinstance(m, nn.modules.conv._ConvNd) and m.groups > 1]
-    for conv, _ in grouped:
-        conv.groups = 1
-    try:
-        yield
-    finally:
-        for conv, groups in grouped:
-            conv.groups = groups

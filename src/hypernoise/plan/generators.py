@@ -229,5 +229,4 @@ def _masked(mask: str, length: int, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def count(module: nn.Module) -> int:
-    """Parameters; of a network that carries a LoRA, without it."""
-    return sum(p.numel() for name, p in module.named_parameters() if ".lora_" not in name)
+    return sum(p.numel() for p in module.parameters())

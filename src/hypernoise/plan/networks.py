@@ -40,11 +40,11 @@ def parameters_by_kind(network: LoRANoise | SpectralNoise) -> dict[str, int]:
     if isinstance(network, SpectralNoise):
         return {"linear": count(network)}
     counts: dict[str, int] = {}
-    for layer in network.layers.values():
-        base = layer.get_base_layer()
-        grouped = getattr(base, "groups", 1) > 1
-        kind = "depthwise conv" if grouped else "linear" if isinstance(base, nn.Linear) else "conv"
-        counts[kind] = counts.get(kind, 0) + count(layer.lora_A) + count(layer.lora_B)
+    for name, update in network.layers.items():
+        layer = network.generator.denoiser.get_submodule(name)
+        grouped = getattr(layer, "groups", 1) > 1
+        kind = "depthwise conv" if grouped else "linear" if isinstance(layer, nn.Linear) else "conv"
+        counts[kind] = counts.get(kind, 0) + count(update)
     return counts
 
 
@@ -112,6 +112,5 @@ def packed_parameters(generator: DiffusionGenerator) -> int:
     return sum(
         module.weight.numel()
         for name, module in generator.denoiser.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-        if name.removesuffix(".base_layer") != generator.family.output_layer
+        if isinstance(module, nn.Linear) and name != generator.family.output_layer
     )

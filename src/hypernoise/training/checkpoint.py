@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hypernoise.adapters import PART, WEIGHTS, check_base, read_about, read_weights, write_adapter
+from hypernoise.adapters import PART, WEIGHTS, compare_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError
 from hypernoise.files import UNFINISHED, atomic_folder, read_json, write_json, writing
 from hypernoise.generators.base import Generator
@@ -155,7 +155,7 @@ def load_checkpoint(
                 f"{folder} was trained with {name} = {saved.get(name)!r}, not {value!r}; "
                 "resume with the same settings, or give another --output-dir"
             )
-    check_base(read_about(folder), generator, folder)
+    compare_base(read_about(folder), generator, folder)
     network.load_trainable_state(read_weights(folder))
     parts = torch.load(folder / STATE, weights_only=True, map_location="cpu")
     for name, part in state.items():

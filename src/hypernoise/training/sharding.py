@@ -5,7 +5,6 @@ Every process has the whole LoRA. A block's weights are gathered when it is call
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import torch
@@ -33,18 +32,17 @@ def shard_base(network: LoRANoise, parts: str, device: torch.device) -> None:
     """
     if launched()[1] == 1:
         raise InputError("shard_base needs several processes: start the run with torchrun or accelerate launch")
-    if "ignored_params" not in inspect.signature(fully_shard).parameters:
-        raise InputError(f"shard_base needs torch 2.7 or later, not {torch.__version__}")
     PartialState(cpu=device.type == "cpu")  # joins the others, as `start` would later
     generator = network.generator
     generator.describe()  # while each process still has the whole weights
-    mesh, own = init_device_mesh(device.type, (launched()[1],)), set(network.trainable_parameters())
+    network.to(device)
+    mesh = init_device_mesh(device.type, (launched()[1],))
     for name, part in generator.pipeline.components.items():
         if part is generator.called or (parts == "all" and name.startswith("text_encoder") and part is not None):
             # the part's own weights are released after forward too: torch would keep them for a backward
             for block in [*_blocks(part), part]:
-                if any(weight not in own for weight in block.parameters()):
-                    fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=own)
+                if any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=mesh, reshard_after_forward=True)
         elif isinstance(part, nn.Module):
             part.to(device)
 

@@ -1,0 +1,101 @@
+"""`attach` on pipelines that draw beside a picture or a control: the noise they draw becomes the noise plus f, with f
+as in text-to-image."""
+
+import copy
+import inspect
+import sys
+
+import diffusers
+import pytest
+import torch
+from diffusers import ControlNetModel
+from diffusers.utils.torch_utils import randn_tensor
+
+from hypernoise.adapters import save_adapter
+from hypernoise.errors import InputError
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.families import SIBLINGS
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.settings import Spectral
+from hypernoise.noise.spectral import spectral_noise
+from hypernoise.pipeline import attach, detach
+from tests.conftest import disturb
+from tests.families import build_pipeline, size_of
+
+
+def sibling(name, folder):
+    """One of the tiny text-to-image pipeline's parts, and that pipeline."""
+    whole = build_pipeline(SIBLINGS[name], folder)
+    parts = {**whole.config, **whole.components, "requires_safety_checker": False}
+    parts["scheduler"] = copy.deepcopy(whole.scheduler)  # which `whole` sets while `pipe` is drawing
+    if "ControlNet" in name:
+        parts["controlnet"] = ControlNetModel.from_unet(whole.unet, conditioning_embedding_out_channels=(8, 8))
+        for part in parts["controlnet"].controlnet_mid_block.parameters():
+            part.data.normal_()
+    cls = getattr(diffusers, name)
+    keys = inspect.signature(cls.__init__).parameters
+    pipe = cls(**{key: value for key, value in parts.items() if key in keys})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, whole
+
+
+def call_of(name, size):
+    """Its arguments: two steps, of which a picture of strength 0.6 keeps the last."""
+    draw = torch.Generator().manual_seed(3)
+    image = torch.rand(1, 3, *size, generator=draw)
+    call = dict(prompt="a ring", num_inference_steps=2, output_type="pt", return_dict=False, guidance_scale=0.0)
+    call |= {"height": size[0], "width": size[1]} if "Img2Img" not in name or "Sana" in name else {}
+    if "Inpaint" in name:
+        mask = torch.zeros(1, 1, *size)
+        mask[..., : size[1] // 2] = 1
+        return call | {"image": image, "mask_image": mask, "strength": 1.0}
+    if "Sana" in name:
+        own = {"complex_human_instruction": None, "use_resolution_binning": False, "guidance_scale": 4.5}
+        return call | own | {"image": image, "strength": 0.6}
+    return call | {"image": image} | ({} if "ControlNet" in name else {"strength": 0.6})
+
+
+@pytest.mark.parametrize("kind", ["lora", "spectral"])
+@pytest.mark.parametrize("name", sorted(SIBLINGS))
+def test_the_noise_it_draws_becomes_the_noise_plus_f(name, kind, tmp_path, monkeypatch):
+    pipe, whole = sibling(name, tmp_path)
+    size = size_of(SIBLINGS[name])
+    generator = DiffusionGenerator(whole, size=size)
+    network = LoRANoise(generator, rank=2) if kind == "lora" else spectral_noise(generator, Spectral(2, 16, 2))
+    disturb(network, scale=0.2)
+    save_adapter(network, tmp_path / "adapter", generator=generator)
+    call = call_of(name, size)
+    drawn = []
+
+    def better(*arguments, **keywords):
+        noise = randn_tensor(*arguments, **keywords)
+        if drawn or noise.shape[2:] != generator.noise_shape[1:]:  # of a scheduler that adds its own
+            return noise
+        with torch.no_grad():
+            drawn.append(noise)
+            return noise + network(noise, generator.encode(["a ring"]))
+
+    plain = pipe(generator=torch.Generator().manual_seed(0), **call)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[type(pipe).__module__], "randn_tensor", better)
+        expected = pipe(generator=torch.Generator().manual_seed(0), **call)[0]
+    assert len(drawn) == 1
+    assert (expected - plain).abs().max() > 1e-3
+    attach(pipe, tmp_path / "adapter")
+    found = pipe(generator=torch.Generator().manual_seed(0), **call)[0]
+    assert (found - expected).abs().max() <= 1e-5
+    if "latents" in inspect.signature(type(pipe).__call__).parameters and "Sana" not in name and "Img2Img" not in name:
+        given = pipe(latents=drawn[0].clone(), generator=torch.Generator().manual_seed(0), **call)[0]
+        assert torch.isfinite(given).all()
+        if "XL" not in name:  # whose ancestral scheduler draws from the generator too
+            assert (given - expected).abs().max() <= 1e-5
+    if name == "SanaSprintImg2ImgPipeline":
+        with pytest.raises(InputError, match="leave them out"):
+            pipe(latents=drawn[0], **call)
+    assert torch.equal(detach(pipe)(generator=torch.Generator().manual_seed(0), **call)[0], plain)
+
+
+def test_it_is_no_generator_of_prompts_alone(tmp_path):
+    pipe, _ = sibling("StableDiffusionImg2ImgPipeline", tmp_path)
+    with pytest.raises(InputError, match="is no generator of prompts alone: take StableDiffusionPipeline"):
+        DiffusionGenerator(pipe)
