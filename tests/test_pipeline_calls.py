@@ -140,4 +140,3 @@ def test_generate_takes_a_strength_and_an_unchecked_base(sd_pipeline, tmp_path, 
         drawn("refused", "other")
     with pytest.warns(UserWarning, match="made for other weights"):
         drawn("unchecked", "other", check_base=False)
-    assert Generate.parse(["a ring", "--no-check-base", "--strength", "0.25"]).check_base is False

@@ -244,7 +244,7 @@ def test_packed_noise_has_no_frequencies_here(tmp_path):
 
 @pytest.mark.parametrize("frequencies", [-1, 1.5])
 def test_frequencies_are_counted(generator, frequencies):
-    with pytest.raises(InputError, match="frequencies must be a whole number"):
+    with pytest.raises(InputError, match="frequencies must be"):
         LoRANoise(generator, frequencies=frequencies)
 
 
@@ -261,10 +261,10 @@ def test_without_depthwise_is_every_layer_but_the_grouped_convolutions(tmp_path)
 def test_gaussian_draws_a_from_a_normal_of_deviation_one_over_rank(generator):
     def deviations(init):
         network = LoRANoise(generator, rank=8, init=init)
-        return {n: layer.lora_A["hypernoise"].weight.std().item() for n, layer in network.layers.items()}
+        return {n: layer.lora_A.weight.std().item() for n, layer in network.layers.items()}
 
     gaussian, own = deviations("gaussian"), deviations("kaiming")
-    large = [name for name, layer in LoRANoise(generator, rank=8).layers.items() if layer.in_features >= 16]
+    large = [name for name, layer in LoRANoise(generator, rank=8).layers.items() if layer.sizes[0] >= 16]
     assert len(large) > 5
     assert all(abs(gaussian[name] * 8 - 1) < 0.25 for name in large)
     assert any(abs(own[name] * 8 - 1) > 0.25 for name in large)
