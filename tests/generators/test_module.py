@@ -247,8 +247,10 @@ def test_a_reward_may_depend_on_a_prompt_that_the_module_is_not_given(capsys):
     generator, _ = climb(Plainer(), asked, embed=labels)
     assert set(generator.encode(["red"]).tensors) == {"embedding"}
     assert "is not told it" not in capsys.readouterr().err
+    climb(Plainer(), redness)
+    assert "is not told it" not in capsys.readouterr().err
     climb(Plainer(), asked)
-    assert "the reward depends on the prompt, and the noise network is not told it" in capsys.readouterr().err
+    assert "the reward reads the prompt, and the noise network is not told it" in capsys.readouterr().err
 
 
 def unnormalised():

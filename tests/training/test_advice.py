@@ -41,7 +41,7 @@ def test_an_objective_that_still_falls_asks_for_more():
 def test_an_objective_that_has_settled_asks_for_a_rate_that_falls():
     assert "no longer improving" in said(settled)
     assert "lr_scheduler: cosine" in said(settled)
-    assert "another learning_rate bring little" in said(settled, settings={"lr_scheduler": "cosine"})
+    assert "a longer run (max_train_steps) says" in said(settled, settings={"lr_scheduler": "cosine"})
 
 
 def test_which_way_the_kl_weight_points():

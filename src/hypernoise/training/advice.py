@@ -43,7 +43,7 @@ def advice(rows: Sequence[Mapping[str, Any]], config: TrainConfig, dimensions: i
     elif config.lr_scheduler == "constant":
         pace = "more updates alone bring little; a learning_rate that falls (lr_scheduler: cosine) settles what is left"
     else:
-        pace = "more updates or another learning_rate bring little"
+        pace = "its rate has run out, and a longer run (max_train_steps) says whether there is more to get"
     how = f"{'still' if improving else 'no longer'} improving ({now:.3g}, {fallen:+.2g} better than a quarter before)"
     parts = [f"after {seen[-1]['step']} updates the objective was {how}; {share}: {pace}"]
     parts.append(_of_kl(statistics.fmean(float(row["kl"]) for row in seen[-quarter:]), config, dimensions))

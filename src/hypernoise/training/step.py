@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hypernoise.errors import InputError
 from hypernoise.noise.base import kl_of, knows_kl
@@ -18,6 +19,7 @@ from hypernoise.objective import limit_gradient
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.check import check_gradients
 from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.rewards.pixel import PIXEL_REWARDS
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.guards import NOT_THE_REWARDS, Round, clipped_share, faults_of, scored, shortened
 from hypernoise.training.lipschitz import exact_gap, squared_excess
@@ -81,7 +83,8 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             seeds = [key_of(config.seed, run.step, sample) for sample in samples]
             pixels = generator.sample(improved, condition, num_inference_steps=batch.inference_steps, seed=seeds)
         drawn = pixels.detach().to(noise.dtype)
-        rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step)  # in fp32
+        watched = _Watched(prompts)
+        rewards = scored(run.reward, pixels.to(noise.dtype), watched, run.step)  # in fp32
         nats = kl_of(run.network, noise, condition, residual)
         loss, kl = (config.kl_weight * nats - rewards).mean(), nats.mean()
         if config.kl_term == "exact" and not knows_kl(run.network):
@@ -93,8 +96,14 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             loss = loss + config.lipschitz.weight * excess
         if not run.log.history:  # the first step of this call
             check_gradients(run.reward, rewards, pixels)
-            if set(condition.tensors) == {"index"}:  # nobody is told the prompts
-                _warn_of_unseen_prompts(run, drawn, prompts)
+            checks = (
+                isinstance(run.reward, WeightedSum) or run.reward in PIXEL_REWARDS.values()
+            )  # that there are as many
+            if not checks and watched.read and set(condition.tensors) == {"index"} and len(set(prompts)) > 1:
+                say(
+                    "the reward reads the prompt, and the noise network is not told it: an `embed` of the generator "
+                    "would (a module that takes noise alone is not given what it gives)"
+                )
         accelerator.backward(run.scaler.scale(loss / config.gradient_accumulation_steps))
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
     if isinstance(run.reward, WeightedSum):
@@ -108,22 +117,18 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     return Round(prompts, noise, condition, drawn, rewards.detach(), means)
 
 
-@torch.no_grad()
-def _warn_of_unseen_prompts(run: Run, pixels: Tensor, prompts: list[str]) -> None:
-    """Says so where the reward depends on the prompt, and the noise network cannot."""
-    other = next((prompt for prompt in run.prompts if prompt != prompts[0]), None)
-    if other is None:
-        return
-    with torch.random.fork_rng(devices=[]):
-        scores = []
-        for prompt in (prompts[0], other):
-            torch.manual_seed(0)
-            scores.append(scored(run.reward, pixels[:1], [prompt], run.step))
-    if not torch.allclose(*scores):
-        say(
-            "the reward depends on the prompt, and the noise network is not told it: an `embed` of the "
-            "generator would (a module that takes noise alone is not given what it gives)"
-        )
+class _Watched(list[str]):
+    """Prompts that note whether anybody reads them."""
+
+    read = False
+
+    def __iter__(self) -> Iterator[str]:
+        self.read = True
+        return super().__iter__()
+
+    def __getitem__(self, place: Any) -> Any:
+        self.read = True
+        return super().__getitem__(place)
 
 
 def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], int]:
