@@ -96,9 +96,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             loss = loss + config.lipschitz.weight * excess
         if not run.log.history:  # the first step of this call
             check_gradients(run.reward, rewards, pixels)
-            checks = (
-                isinstance(run.reward, WeightedSum) or run.reward in PIXEL_REWARDS.values()
-            )  # that there are as many
+            checks = isinstance(run.reward, WeightedSum) or run.reward in PIXEL_REWARDS.values()  # their number
             if not checks and watched.read and set(condition.tensors) == {"index"} and len(set(prompts)) > 1:
                 say(
                     "the reward reads the prompt, and the noise network is not told it: an `embed` of the generator "
