@@ -57,6 +57,9 @@ def test_prompt_files(tmp_path):
         read_prompts(str(tmp_path / "nowhere.txt"))
 
 
+TEXTS = ["a ring", "a cross", "two, or three"]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -64,12 +67,19 @@ def test_prompt_files(tmp_path):
         ("p.json", '[{"caption": "a ring"}, "a cross", {"text": "two, or three"}]'),
         ("p.tsv", "id\tprompt\n1\ta ring\n2\ta cross\n3\ttwo, or three\n"),
         ("p.csv", 'id,prompt\n1,a ring\n2,a cross\n3,"two, or three"\n'),
+        ("p.csv", 'Prompt ,x\na ring,1\na cross,2\n"two, or three",3\n'),
+        ("p.tsv", 'x\tPrompts\n1\t"a ring"\n2\ta cross\n3\ttwo, or three\n'),
+        ("p.json", '{"7": "a ring", "8": {"Prompt": "a cross"}, "9": "two, or three"}'),
+        *(
+            ("p.json", json.dumps({"images": [], rows: [{column: text} for text in TEXTS]}))
+            for rows, column in (("annotations", "caption"), ("results", "prompt"))  # of COCO, and of `generate`
+        ),
         ("p.CSV", '\ufefftext\na ring\n a cross \n"two, or three"\n\n'),
     ],
 )
 def test_prompt_formats(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert read_prompts(str(tmp_path / name)) == ["a ring", "a cross", "two, or three"]
+    assert read_prompts(str(tmp_path / name)) == TEXTS
 
 
 @pytest.mark.parametrize(
@@ -85,12 +95,26 @@ def test_prompt_formats(tmp_path, name, text):
         ("p.json", '{"prompt": "a ring"}', r"must be a list of objects or strings, or map names to them"),
         ("p.json", '["a ring", 3]', r"entry 2 must be an object or a string, not 3"),
         ("p.csv", "", r"has no column prompt, caption, text; its columns: none"),
+        ("p.csv", 'prompt\n"a ring\na cross\n', r"the row at line 2 is not CSV: unexpected end of data"),
+        ("p.json", "[" * 100_000, r"nested too deeply"),
+        ("p.jsonl", "[" * 100_000, r"line 1 is not JSON that can be read: it is nested too deeply"),
+        ("p.json", '["a \\ud800"]', r"half a character"),
+        ("p.json", '[{"prompt": "a", "prompt": "b"}]', r"has 'prompt' twice in one object"),
+        ("p.json", f"[{'9' * 5000}]", r"entry 1 must be an object or a string, not inf"),
+        ("p.txt", "a\0", r"is not UTF-8 text: it holds NUL characters"),
     ],
 )
 def test_mistakes_in_prompt_files_are_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_prompts(str(tmp_path / name))
+
+
+def test_a_quote_in_a_row_and_odd_line_ends_stay_in_their_prompt(tmp_path):
+    (tmp_path / "p.tsv").write_text('Prompt\tx\n"a ring\t1\na "red" cross\t2\n')
+    assert read_prompts(str(tmp_path / "p.tsv")) == ['"a ring', 'a "red" cross']
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a\u2028b\x85c"}\n', encoding="utf-8")
+    assert read_prompts(str(tmp_path / "p.jsonl")) == ["a\u2028b\x85c"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """The ensemble of networks: one resize, each member kept, running scales; and a user's own reward."""
 
+import math
+import re
+
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from dev.scenes.networks import build_tokenizer
@@ -10,7 +14,7 @@ from hypernoise.rewards import ensemble
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.check import check_gradients, check_reward
 from hypernoise.rewards.clip import ClipReward
-from hypernoise.rewards.ensemble import ENSEMBLES, NETWORKS, WeightedSum, load_reward
+from hypernoise.rewards.ensemble import ENSEMBLES, NETWORKS, WeightedSum, load_reward, named
 from hypernoise.rewards.pixel import PIXEL_REWARDS, redness
 from hypernoise.rewards.preprocess import Resize
 from tests.rewards.test_clip import small_config
@@ -304,3 +308,41 @@ def test_a_reward_of_classes_is_checked_with_their_names():
     for wrong in ({"size": 64}, {"size": (0, 4)}, {"prompts": []}):
         with pytest.raises(InputError, match="a prompt and a size such as"):
             check_reward(named, **wrong)
+
+
+PIXELS = torch.rand(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "prompts", "message"),
+    [
+        (torch.rand(2, 4, 8, 8), ["a", "b"], "without alpha give pixels[:, :3]"),
+        (torch.rand(2, 1, 8, 8), ["a", "b"], "of grey ones give pixels.expand(-1, 3, -1, -1)"),
+        (torch.rand(2, 8, 8, 3), ["a", "b"], "give pixels.permute(0, 3, 1, 2)"),
+        (torch.rand(3, 8, 8), ["a"], "of one picture give pixels[None]"),
+        (Image.new("RGB", (8, 8)), ["a"], "not a Image"),
+        ((PIXELS * 255).byte(), ["a", "b"], "give pixels.float() / 255"),
+        (PIXELS * 255, ["a", "b"], "these go from"),
+        (PIXELS * 2 - 1, ["a", "b"], "give (pixels + 1) / 2"),
+        (PIXELS * math.nan, ["a", "b"], "these go from nan to nan"),
+        (PIXELS, "ab", "one prompt for each of 2 pictures"),
+        (PIXELS, ["a"], "one prompt for each of 2 pictures"),
+        (PIXELS, [1, 2], "prompts must be texts"),
+    ],
+)
+@pytest.mark.parametrize("name", ["redness", "sum", "scenes-match"])
+def test_a_reward_called_by_hand_says_what_it_takes(name, pixels, prompts, message):
+    reward = WeightedSum({"redness": 1.0}) if name == "sum" else load_reward(name)
+    with pytest.raises(InputError, match=re.escape(message)):
+        reward(pixels, prompts)
+
+
+@pytest.mark.parametrize(
+    ("written", "known"),
+    [
+        *(("hpsv2", "hpsv2.1"), ("ImageReward", "imagereward"), ("PickScore_v1", "pickscore"), ("CLIP", "clip")),
+        *(("yuvalkirstain/PickScore_v1", "pickscore"), ("Redness", "redness"), ("redess", "redess"), ("a:B", "a:B")),
+    ],
+)
+def test_names_as_people_write_them(written, known):
+    assert named(written) == known

@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypernoise.training import config
 from hypernoise.training.config import LoRA, Recipe, TrainConfig, read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
+MULTIPLIED = ", ".join(f"&a{i + 1} [{', '.join(9 * [f'*a{i}'])}]" for i in range(9))  # 9**9 in all
 RECIPES = sorted(FOLDER.glob("**/*.yaml"))
 
 
@@ -72,6 +74,24 @@ def test_rewards_may_be_one_name(tmp_path):
         ("rewards: {redness: nan}", "the weight of reward 'redness' must be a number"),
         ("seed: -1", "seed must be from 0"),
         ("steps: \0", "is not UTF-8 text"),
+        ("seed: 1\nseed: 2", "'seed' stands there twice"),
+        ("lora: {rank: 2, rank: 4}", "'rank' stands there twice"),
+        (f"seed: {'9' * 5000}", "seed must be a whole number, not '999"),
+        (f"learning_rate: {'9' * 5000}", "learning_rate must be a positive number, not inf"),
+        ("seed: 2024-13-45", "seed must be a whole number, not '2024-13-45'"),
+        ("seed: !!bool x", "seed must be a whole number, not 'x'"),
+        ("rewards: " + "[" * 100_000, "maximum recursion depth"),
+        ("rewards: &a {redness: *a}", "recursive"),
+        (f"rewards: [&a0 [x], {MULTIPLIED}]", "rewards must be a name or map names to numbers"),
+        ('validation_prompts: ["\\ud800"]', "surrogates not allowed"),
+        ("validation_prompts: [" + "a, " * 100_000 + "]", "is too long: "),
+        ("train_batch_size: 1000000000", "train_batch_size must be at most 65536"),
+        (f"max_train_steps: {10**23}", "max_train_steps must be at most 1000000000"),
+        ("lora: {rank: 100000}", "lora.rank must be at most 4096"),
+        ("height: 1000000000", "height must be at most 16384"),
+        ("num_inference_steps: [" + "1, " * 2000 + "]", "num_inference_steps must be 1 to 1000 numbers, not 2000"),
+        ("learning_rate: 1e308", "learning_rate must be a positive number"),
+        ("rewards: {redness: 1e400}", "the weight of reward 'redness' must be a number, not inf"),
         ("train_batch_size: 0", "train_batch_size must be at least 1"),
         ("validation_steps: 0", "validation_steps must be at least 1"),
         ("validation_reward: redness\npatience: 2", "patience must be 0 (never stop early) or at least 3 readings"),
@@ -86,6 +106,27 @@ def test_mistakes_in_a_recipe_are_named(tmp_path, text, message):
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         read_recipe(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "r.yaml")
+    with pytest.raises(InputError, match="cannot be read: it is not a file"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+def test_a_revision_that_looks_like_a_date_stays_a_word(tmp_path):
+    (tmp_path / "r.yaml").write_text("revision: 2024-05-01\nmixed_precision: no\npush_to_hub: no\n")
+    assert read_recipe(tmp_path / "r.yaml").revision == "2024-05-01"
+
+
+@pytest.mark.parametrize("value", ["16", 16.0, True, None, pytest.param(10**5000, id="long")])
+def test_a_callers_numbers_go_through_the_same_door(value):
+    if value == "16":
+        assert TrainConfig(train_batch_size=value).train_batch_size == 16
+        return
+    with pytest.raises(InputError, match="train_batch_size must be"):
+        TrainConfig(train_batch_size=value)
 
 
 def test_a_recipe_that_is_no_text_is_refused(tmp_path):

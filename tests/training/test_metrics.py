@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from hypernoise.errors import InputError
-from hypernoise.training.metrics import check_trackers
+from hypernoise.training.metrics import check_trackers, rows_of
 from tests.training.test_resume import quick
 
 
@@ -54,3 +54,16 @@ def test_rows_reach_the_trackers_through_accelerate(tmp_path, monkeypatch):
     assert (first[0], second[0], last) == (1, 2, "finished")
     assert first[1]["reward"] == result.history[0]["reward"]
     assert "step" not in first[1]
+
+
+@pytest.mark.parametrize("value", ['"high"', "null", "[1]", "{}", "true", "NaN", "1e400", "9" * 400, "9" * 5000])
+def test_damaged_values_of_a_log_are_left_out(tmp_path, value):
+    lines = [
+        f'{{"step": 1, "reward": {value}, "kl": 0.5}}',
+        f'{{"step": {value}}}',
+        "[" * 100_000,
+        value,
+        '{"step": 2, "r',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert rows_of(tmp_path) == [{"step": 1, "kl": 0.5}]
