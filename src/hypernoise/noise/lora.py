@@ -89,7 +89,7 @@ class LoRANoise(nn.Module):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
             self.lora = nn.ModuleList([Update(there[name][1], rank, alpha / rank, init) for name in names])
         self.lora.to(torch.float64 if generator.dtype == torch.float64 else torch.float32)
-        place = there[self.output_layer][1].weight.device
+        place: Any = there[self.output_layer][1].weight.device
         if place.type != "meta":  # those are offloaded, or planned
             self.lora.to(place)
         self.layers: dict[str, Update] = dict(zip(names, self.lora, strict=True))  # type: ignore[arg-type]
