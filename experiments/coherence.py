@@ -9,7 +9,7 @@ round within a short distance, most of what training averages over is noise, how
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +25,11 @@ from hypernoise.files import output_folder
 from hypernoise.generators.base import Generator
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.prompts import read_prompts
-from hypernoise.rewards.base import Reward
 from hypernoise.settings import whole
 
 DISTANCES = (0.1, 0.3, 1.0)
+
+Reward = Callable[[Tensor, list[str]], Tensor]
 
 
 @dataclass(frozen=True)
