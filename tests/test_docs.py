@@ -38,6 +38,7 @@ EXPERIMENTS = {
     "steps": [*RUN, "--inference-steps", "1", "2"],
     "ablations": [*RUN, "--ranks", "1"],
     "transfer": RUN,
+    "coherence": ["--prompts", "1", "--noises", "2"],
     "modules": ["--weights", "1", "--updates", "2", "--lessons", "3", "--pictures", "2"],
     "failures": [*EXPERIMENT, "--noises", "2", "--updates", "1", "--modes", "discontinuous"],
 }

@@ -279,7 +279,7 @@ def test_on_scenes_the_judge_decides(tmp_path):
         (["--methods", "hypernoise"], "needs --adapter DIR"),
         (["--num-images-per-prompt", "0"], "--num-images-per-prompt must be at least 1"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--count", "-1"], "--count must be 0 (all) or more"),
+        (["--count", "-1"], "--count must be 0 or more"),
         (["--num-inference-steps", "0"], "--num-inference-steps takes numbers from 1"),
         (["--num-inference-steps", "1", "2", "1"], "--num-inference-steps takes each once, not 1 2 1"),
         (["--num-inference-steps", "1001"], "scenes knows 1000 timesteps, so it draws in at most as many steps"),

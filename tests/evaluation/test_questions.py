@@ -115,7 +115,7 @@ def test_compbench_asks_for_each_noun_phrase(tmp_path):
         (".csv", DPG.replace('"1, 2"', "3"), "line 4: dependency '3' is no other question"),
         (".csv", DPG + "p3,short\n", "line 6: fewer columns"),
         (".csv", DPG.splitlines()[0], "holds no prompt of dpg"),
-        (".jsonl", "{", "line 1: not JSON"),
+        (".jsonl", "{", "line 1 is not JSON"),
         (".jsonl", "\n[]", "line 2: needs a prompt, a vqa_list"),
         (".jsonl", json.dumps({**SOFT, "skills": ["count"]}), "as many skills"),
         (".jsonl", json.dumps({**SOFT, "vqa_list": [["How?"], ["a", "b"]]}), "needs a prompt, a vqa_list"),

@@ -11,7 +11,7 @@ from experiments.base import main
 
 
 def found(reward, size=4000):
-    generator = hn.ModuleGenerator(torch.nn.Identity(), noise_shape=(size,))
+    generator = hn.ModuleGenerator(torch.nn.Identity(), noise_shape=(size,), pictures=False)
     return coherence.coherence(generator, reward, ["a", "b"], noises=8)
 
 

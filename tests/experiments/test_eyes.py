@@ -165,9 +165,10 @@ def test_the_layouts_are_the_wheels():
     assert classifier["layers.fc.3.weight"].shape == (10, 256)
 
 
-def test_the_noise_network_raises_the_reward(wheels, tmp_path):
+@pytest.mark.parametrize("kind", eyes.NETWORKS)
+def test_the_noise_network_raises_the_reward(kind, wheels, tmp_path):
     bench = eyes.Bench.load(eyes.Eyes(tmp_path / "out", updates=30))
-    network = hn.load_adapter(bench.generator, bench.trained(0))
+    network = hn.load_adapter(bench.generator, bench.trained(kind, 0))
     noise, condition = torch.randn(64, 100), bench.generator.encode(list(COLOURS) * 8)
     with torch.no_grad():
         before, after = (

@@ -9,7 +9,6 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import save_file
 
-from hypernoise.adapters import save_adapter
 from hypernoise.errors import InputError
 from hypernoise.generators import hub, registry
 from hypernoise.generators.diffusion import DiffusionGenerator
@@ -17,9 +16,7 @@ from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.memory import Memory, take_tiny_decoder
 from hypernoise.generators.presets import PRESETS
 from hypernoise.generators.registry import fuse_lora, load_as, load_generator
-from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
-from hypernoise.pipeline import attach
 from hypernoise.plan.generators import planned_generator
 from hypernoise.training.config import read_recipe
 from tests.families import build_pipeline, size_of
@@ -309,14 +306,6 @@ def test_a_registered_class_that_diffusers_lacks_is_refused_by_directory(tmp_pat
 def test_what_only_loading_can_save_is_refused_for_an_object(memory, sd_pipeline):
     with pytest.raises(InputError, match="is for a generator that is loaded by name or directory"):
         load_generator(sd_pipeline(), memory=memory)
-
-
-def test_attaching_after_sequential_offload_is_refused(sd_pipeline, tmp_path):
-    pipeline = sd_pipeline()
-    save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), tmp_path)
-    pipeline.unet.to("meta")  # where sequential offloading leaves the weights
-    with pytest.raises(InputError, match="attach before enable_sequential_cpu_offload"):
-        attach(pipeline, tmp_path)
 
 
 @pytest.mark.parametrize("shape", [8, (0,), ("a",)])

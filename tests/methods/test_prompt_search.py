@@ -110,5 +110,5 @@ def test_an_endpoint_is_asked_and_read(server, monkeypatch):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(InputError, match="n of at least 1"):
+    with pytest.raises(InputError, match="n must be at least 1"):
         PromptSearch(rewrite, 0)

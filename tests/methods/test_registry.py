@@ -64,7 +64,7 @@ def test_settings_follow_the_weights(generator, tmp_path):
         ("hypernoise-reno", "method 'hypernoise' needs --adapter DIR"),
         ("finetune", "method 'finetune' needs --finetuned DIR"),
         ("prompt-search-4", "prompt-search needs a rewriter"),
-        ("best-of-0", "n of at least 1"),
+        ("best-of-0", "n must be at least 1"),
     ],
 )
 def test_mistakes_are_named(name, message):

@@ -43,8 +43,8 @@ def parse(cls: type[Asked], arguments: Sequence[str]) -> Asked:
         if ended.code != 2:
             raise
         raise InputError(_one_line(shown.getvalue())) from None
-    recipe = getattr(asked, "recipe", None)
-    if recipe != getattr(default, "recipe", None):
+    recipe = vars(asked).get("recipe")  # of quickstart it is a property
+    if recipe is not None and recipe != getattr(default, "recipe", None):
         raise InputError(f"name the recipe first: hypernoise {command} {recipe} [flags]")
     return asked
 

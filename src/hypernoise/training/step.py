@@ -108,7 +108,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
         means |= {f"reward/{name}": scores.mean() for name, scores in run.reward.member_scores().items()}
     if run.validation_reward is not None and batch.validated:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            pictures = drawn.detach().requires_grad_()  # pictures that are not finite are `commit`'s to report
+            pictures = drawn.nan_to_num(0.0, 1.0, 0.0)  # what is not finite is `commit`'s to report
             scores = scored(run.validation_reward, pictures, prompts, run.step, "the validation reward")
             means["validation_reward"] = scores.mean()
     means = {name: mean.detach().float().to(device) for name, mean in means.items()}

@@ -247,7 +247,7 @@ def test_metadata_files_that_are_none(tmp_path):
     (tmp_path / "words").write_text("a photo of a dog\n")
     (tmp_path / "list").write_text("[1]\n")
     for name, message in (
-        ("none", "cannot be read"), ("empty", "holds no prompt"), ("words", "line 1: not JSON"),
+        ("none", "cannot be read"), ("empty", "holds no prompt"), ("words", "line 1 is not JSON"),
         ("list", "line 1: a prompt's metadata must be an object"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
