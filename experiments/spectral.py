@@ -24,7 +24,7 @@ from hypernoise.methods.plain import Plain
 from hypernoise.noise.base import knows_kl
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.noise.settings import Spectral as Settings
-from hypernoise.pipeline import attach, detach
+from hypernoise.pipeline import attach, detach, disabled
 from hypernoise.prompts import spread
 from hypernoise.settings import whole
 
@@ -56,8 +56,8 @@ class Spectral(Seeded):
     measured: int = 64
     """Noises that the whole KL is measured on."""
 
-    calls: int = 20
-    """Timed, of the plain pipeline and of each attached one."""
+    calls: int = 50
+    """Pairs that are timed, of the plain and the attached pipeline."""
 
     def run(self) -> int:
         whole(self, "measured", "calls", flags=True)
@@ -97,11 +97,10 @@ def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:
     generator, noises = load_as(bench.recipe, device=settings.device), settings.measured
     row: dict[str, Any] = {"parameters": sum(weight.numel() for weight in read_weights(folder).values())}
     prompt = bench.asked.prompts[0]
+    attach(generator.pipeline, folder)
     for steps in (1, 4):
-        plain = seconds_a_call(generator, prompt, steps, settings.calls)
-        attach(generator.pipeline, folder)
-        row[f"overhead_{steps}"] = seconds_a_call(generator, prompt, steps, settings.calls) / plain - 1
-        detach(generator.pipeline)
+        row[f"overhead_{steps}"] = overhead(generator, prompt, steps, settings.calls)
+    detach(generator.pipeline)
     network = load_adapter(generator, folder)
     noise = keyed_noise(generator.noise_shape, seed=0, step=DIAGNOSIS_STEP, samples=range(noises)).to(generator.device)
     condition = generator.encode(spread(bench.asked.prompts, noises))
@@ -115,15 +114,22 @@ def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:
     return row | {"whole_kl": found.value, "whole_kl_error": found.error}
 
 
-def seconds_a_call(generator: Any, prompt: str, steps: int, calls: int) -> float:
-    """The median time of one picture by the pipeline's own call, after one to warm up."""
+def overhead(generator: Any, prompt: str, steps: int, calls: int) -> float:
+    """The share that an attached pipeline's call of one picture takes longer than the plain one: the median over pairs
+    of calls, one after the other, so that what else the machine does weighs on both."""
     call = {**generator.call(steps), "height": generator.size[0], "width": generator.size[1]}
-    times = []
-    for _ in range(calls + 1):
+
+    def seconds() -> float:
         began = time.perf_counter()
         generator.pipeline(prompt=prompt, **call)
-        times.append(time.perf_counter() - began)
-    return median(times[1:])
+        return time.perf_counter() - began
+
+    shares = []
+    for _ in range(calls + 1):  # the first to warm up
+        with disabled(generator.pipeline):
+            plain = seconds()
+        shares.append(seconds() / plain - 1)
+    return median(shares[1:])
 
 
 def verdict(row: dict[str, Any], lora: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ RUN = [*EXPERIMENT, "--seeds", "0", "--pictures", "64"]
 EXPERIMENTS = {
     "redness": [*EXPERIMENT, "--seeds", "0", "--rates", "1", "--looks", "1"],
     "amortisation": RUN,
+    "spectral": [*RUN, "--ks", "1", "--measured", "2", "--calls", "1"],
     "steps": [*RUN, "--inference-steps", "1", "2"],
     "ablations": [*RUN, "--ranks", "1"],
     "transfer": RUN,
