@@ -3,7 +3,7 @@
     python -m experiments.modules
 
 The generator is a small variational autoencoder's decoder that the command itself trains on drawn pictures, discs and
-squares in three colours; it is told nothing but noise. The noise network is told which of the six is wanted, and the
+squares in three colours; it takes noise alone. The noise network knows which of the six is wanted, and the
 reward is the log-probability that a classifier gives it. Another classifier judges, on noises that nothing trained on.
 For a generator that draws class c with probability P(c) no noise network makes every picture right for less than
 log 1/P(c) nats, so the table can be read against the best there is.
@@ -139,7 +139,7 @@ def teach(parameters: list[nn.Parameter], loss: Any, lessons: int, draw: torch.G
 
 
 def labels_of(prompts: list[str]) -> Tensor:
-    """What the noise network is told, and the decoder, which takes noise alone, is not."""
+    """The condition of the noise network; the decoder takes noise alone."""
     return torch.tensor([KINDS.index(prompt) for prompt in prompts])
 
 

@@ -10,7 +10,7 @@ LINES = 16_625  # of src/hypernoise; to be lowered, as the next
 CORE_LINES = 7_075  # of its core: objective, noise, generators, rewards, training
 
 FLOORS = (  # a room may import rooms of its own floor, as long as none comes back, and of those below
-    {"errors", "files", "version", "precision", "quiet", "settings", "waiting"},
+    {"errors", "endpoints", "files", "version", "precision", "quiet", "settings", "waiting"},
     {"objective"},
     {"noise", "generators", "rewards"},
     {"adapters", "pipeline", "prompts"},

@@ -41,7 +41,7 @@ def push_to_hub(
     The licence is what the base's own card says.
 
     Raises:
-        InputError: no adapter there, no results in `measured`, a name that is none, no login, or a Hub that refuses or
+        InputError: no adapter there, no results in `measured`, no repository name, no login, or a Hub that refuses or
             cannot be reached.
     """
     check_login(repository)

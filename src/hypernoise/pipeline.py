@@ -18,7 +18,7 @@ import inspect
 import reprlib
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,7 +42,7 @@ from hypernoise.generators.diffusion import (
     stop_at_first_answer,
     text_to_image,
 )
-from hypernoise.generators.families import ASKED, asked_otherwise, family_of, sibling_of
+from hypernoise.generators.families import ASKED, Family, asked_otherwise, family_of, sibling_of
 from hypernoise.generators.identity import probe
 from hypernoise.noise.base import check_strength
 from hypernoise.noise.lora import LoRANoise
@@ -277,8 +277,7 @@ def _adding(
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         prepared = prepare(*args, **kwargs)
         latents = _latents(prepared)
-        result = encoded[0] if encoded else [given.get(str(name)) for name in family.embeddings]  # embeddings given
-        condition = _rows(embeddings_of(family, result), len(latents)).to(latents.device)
+        condition = _condition(family, encoded, given, latents)
         size = inspect.signature(type(pipeline).prepare_latents).bind(pipeline, *args, **kwargs).arguments
         cell, scale = pipeline.vae_scale_factor * family.patch, _latent_scale(pipeline)
         grid = (int(size["height"]) // cell, int(size["width"]) // cell)
@@ -297,8 +296,7 @@ def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, 
 
     def better(noise: Tensor) -> Tensor:
         seen.append(noise)
-        result = encoded[0] if encoded else [given.get(str(name)) for name in family.embeddings]
-        condition = _rows(embeddings_of(family, result), len(noise)).to(noise.device)
+        condition = _condition(family, encoded, given, noise)
         if isinstance(network, SpectralNoise):
             residual = network.to(noise.device)(noise.float(), condition)
         else:
@@ -336,9 +334,13 @@ def _with_latents(prepared: Any, latents: Tensor) -> Any:
     return (latents, *prepared[1:]) if isinstance(prepared, tuple) else latents
 
 
-def _rows(tensors: dict[str, Tensor], samples: int) -> Condition:
-    """A row for each of a prompt's pictures, where the pipeline copies prompts only later."""
-    return Condition({name: rows.repeat_interleave(samples // len(rows), 0) for name, rows in tensors.items()})
+def _condition(family: Family, encoded: Sequence[Any], given: Mapping[str, Any], noise: Tensor) -> Condition:
+    """Of what the pipeline encoded first, or was given as embeddings: a row for each sample of `noise`, where the
+    pipeline copies prompts only later."""
+    result = encoded[0] if encoded else [given.get(str(name)) for name in family.embeddings]
+    tensors = embeddings_of(family, result)
+    rows = {name: own.repeat_interleave(len(noise) // len(own), 0) for name, own in tensors.items()}
+    return Condition(rows).to(noise.device)
 
 
 def _recording(method: Callable[..., Any], results: list[Any]) -> Callable[..., Any]:

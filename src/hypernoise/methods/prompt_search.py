@@ -6,19 +6,17 @@ unless its address is given.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hypernoise.endpoints import post_json
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
@@ -125,16 +123,14 @@ class EndpointRewriter:
     def __call__(self, prompt: str, number: int) -> list[str]:
         """Raises InputError if the endpoint does not answer, or not in this form."""
         message = {"role": "user", "content": REQUEST.format(number=number, prompt=prompt)}
-        body = json.dumps({"model": self.model, "temperature": 0, "messages": [message]}).encode()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(f"{self.url}/chat/completions", body, headers)
+        body = {"model": self.model, "temperature": 0, "messages": [message]}
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        url, who = f"{self.url}/chat/completions", f"the rewriter at {self.url}"
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                content = json.load(answer)["choices"][0]["message"]["content"] or ""
-                if not isinstance(content, str):
-                    raise TypeError(content)
-        except (OSError, HTTPException) as error:
-            raise InputError(f"the rewriter at {self.url} does not answer: {error or type(error).__name__}") from error
+            answer = post_json(url, body, who, seconds=TIMEOUT, headers=headers)
+            content = answer["choices"][0]["message"]["content"] or ""
+            if not isinstance(content, str):
+                raise TypeError(content)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise InputError(f"the rewriter at {self.url} does not answer as /chat/completions does") from error
         return parse_lines(content, number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.files import parse_json, read_json
 
 CONFIG = "adapter_config.json"  # PEFT's
 DIFFUSERS = "pytorch_lora_weights.safetensors"  # of save_lora_adapter and save_lora_weights
@@ -50,7 +50,7 @@ def _fields(folder: Path) -> tuple[Mapping[str, Any], Path]:
     file = folder / CONFIG
     try:
         if file.is_file():
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = read_json(file, "it")
         else:
             file = folder / DIFFUSERS
             with safe_open(file, "pt") as opened:
@@ -59,8 +59,8 @@ def _fields(folder: Path) -> tuple[Mapping[str, Any], Path]:
                 raise InputError(
                     f"{file} does not say its rank and alpha; write them beside it, as r and lora_alpha in {CONFIG}"
                 )
-            fields = {without_component(name): value for name, value in dict(json.loads(noted)).items()}
-    except (ValueError, TypeError, RecursionError, SafetensorError) as error:
+            fields = {without_component(name): value for name, value in dict(parse_json(noted, "its metadata")).items()}
+    except (ValueError, TypeError, SafetensorError) as error:
         raise InputError(f"{file} is not a LoRA's configuration: {first_line(error)}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{file} is not a LoRA's configuration: it must be a mapping")

@@ -7,12 +7,12 @@ Text encoders are not run: a tensor of their size stands in for their weights, a
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from hypernoise.prompts import read_mix
 from hypernoise.training.config import Recipe
 from hypernoise.training.loop import train
 from hypernoise.training.networks import build
+from hypernoise.training.observers import peak_memory
 
 STEPS = 2
 PROMPTS = ["a red ring", "two blue crosses"]
@@ -102,7 +103,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
 
     with _part(f"{STEPS} training steps"):
         rows = train(generator, network, score, PROMPTS, config, progress=False).history
-    peak = _peak(place) - before
+    peak = (peak_memory(place) or before) - before  # 0 on Windows, which does not say it
     seconds = [row["seconds"] for row in rows]
     print(f"trained  {STEPS} steps in {', '.join(f'{took:.1f}' for took in seconds)} s")
     print(f"memory   {_gigabytes(peak)} at the peak, planned {_gigabytes(expected)}: {peak / expected - 1:+.0%}")
@@ -172,14 +173,10 @@ def _held(device: torch.device) -> int:
     """Bytes in use: on a GPU by torch, else by this process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    statm = Path("/proc/self/statm")
+    if not statm.exists():  # not Linux
+        return peak_memory(device) or 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _gigabytes(size: float) -> str:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.endpoints import post_json
+from hypernoise.errors import InputError
 
 SCHEMES = ("http://", "https://")
 SECONDS = 120
@@ -50,13 +48,9 @@ class EndpointReward:
         return {}
 
     def _ask(self, prompts: list[str], images: list[str]) -> list[float]:
-        body = json.dumps({"prompts": prompts, "images": images}).encode()
-        request = Request(self.name, body, {"Content-Type": "application/json"})
+        body = {"prompts": prompts, "images": images}
         try:
-            with urlopen(request, timeout=SECONDS) as answer:
-                scores = json.load(answer)["scores"]
-        except (URLError, OSError) as error:
-            raise InputError(f"reward {self.name!r} does not answer: {first_line(error)}") from error
+            scores = post_json(self.name, body, f"reward {self.name!r}", seconds=SECONDS)["scores"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f'reward {self.name!r} does not answer with {{"scores": [...]}}') from error
         numbers = isinstance(scores, list) and all(type(score) in (int, float) for score in scores)

@@ -66,13 +66,13 @@ def shown(network: Any, config: Any, normalised: Tensor, ids: Tensor) -> dict[st
     eye = config.vision_config
     patch, merge, frames = eye.patch_size, eye.spatial_merge_size, eye.temporal_patch_size
     grid = [1, normalised.shape[-2] // patch, normalised.shape[-1] // patch]
-    told = {
+    inputs = {
         "pixel_values": patches(normalised, patch, merge, frames),
         "image_grid_thw": torch.tensor([grid] * len(normalised), device=ids.device),
     }
     if "mm_token_type_ids" in inspect.signature(network.forward).parameters:  # transformers 4 finds them itself
-        told["mm_token_type_ids"] = (ids == config.image_token_id).int()
-    return told
+        inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
+    return inputs
 
 
 def unit_of(config: Any) -> int:

@@ -31,10 +31,10 @@ def launched() -> tuple[int, int]:
     Raises:
         InputError: RANK, WORLD_SIZE or LOCAL_RANK is no number, or the number is not below the count.
     """
-    told = {name: os.environ.get(name) or usual for name, usual in LAUNCHED.items()}
-    numbers = [int(number) for number in told.values() if re.fullmatch(r"\d{1,6}", number)]
-    if len(numbers) < len(told) or numbers[0] >= numbers[1]:
-        raise InputError(f"no launcher has set {shown(told)} in the environment; unset them")
+    found = {name: os.environ.get(name) or usual for name, usual in LAUNCHED.items()}
+    numbers = [int(number) for number in found.values() if re.fullmatch(r"\d{1,6}", number)]
+    if len(numbers) < len(found) or numbers[0] >= numbers[1]:
+        raise InputError(f"no launcher has set {shown(found)} in the environment; unset them")
     return numbers[0], numbers[1]
 
 
