@@ -161,7 +161,7 @@ class Bench:
             KeyboardInterrupt: the run was stopped; its checkpoint is saved.
         """
         folder, recipe = self.folder(run), self.recipe
-        lora = lora_of(recipe, rank) | ({"frequencies": 0} if kind == "finetune" else {})
+        lora = lora_of(recipe, rank)
         known = {**recognised(config), "kind": kind, **lora, "start": start, "rewards": recipe.rewards}
         known |= {"spectral": vars(spectral)} if spectral else {}
         known |= {"prompts": recipe.prompts, "generator": self.generator.describe()}
@@ -265,7 +265,7 @@ def lora_of(recipe: hn.Recipe, rank: int | None = None) -> dict[str, Any]:
     """What makes the recipe's LoRA, at its own rank or another with the same alpha / rank."""
     own, rank = recipe.lora, rank or recipe.lora.rank
     alpha = own.alpha * rank / own.rank
-    return {"rank": rank, "alpha": alpha, "layers": own.layers or None, "frequencies": own.frequencies}
+    return {"rank": rank, "alpha": alpha, "layers": own.layers or None}
 
 
 def same_run(folder: Path, known: dict[str, Any]) -> None:

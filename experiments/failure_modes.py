@@ -21,8 +21,6 @@ STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # times the recipe's weight
 HELD = 10.0  # the strength of the runs whose Lipschitz constant is held down, beside the free one
 ROUGH = 40.0  # radians per unit of redness
 SPREAD = 0.02  # the standard deviation of the noisy reward; redness itself varies by about as much
-WITHOUT_NEAR_MISSES = "easy-matcher"  # a reward that is trained when it is first asked for
-MATCHER_WEIGHT = 50.0
 
 
 def bumpy(pixels: Tensor, prompts: list[str]) -> Tensor:
@@ -48,9 +46,9 @@ OWN: dict[str, RewardFunction] = {"bumpy": bumpy, "noisy": noisy, "stepped": ste
 
 @dataclass(frozen=True)
 class Mode:
-    """rewards: names (here, in the registry, or WITHOUT_NEAR_MISSES) and weights. changes: fields of TrainConfig.
-    start: how far the weights are moved at random before the first step (0: f starts at exactly 0). watched: rewards
-    that are only read, for the guard against hacking."""
+    """rewards: names (here or in the registry) and weights. changes: fields of TrainConfig. start: how far the weights
+    are moved at random before the first step (0: f starts at exactly 0). watched: rewards that are only read, for the
+    guard against hacking."""
 
     line: str
     rewards: Mapping[str, float]
@@ -58,8 +56,8 @@ class Mode:
     start: float = 0.0
     watched: Mapping[str, float] = field(default_factory=dict)
 
-    def reward(self, more: Mapping[str, RewardFunction] | None = None) -> WeightedSum:
-        return WeightedSum(self.rewards, {**OWN, **(more or {})})
+    def reward(self) -> WeightedSum:
+        return WeightedSum(self.rewards, OWN)
 
 
 def strength_mode(strength: float) -> str:
@@ -87,8 +85,8 @@ def modes(weight: float, lr: float) -> dict[str, Mode]:
         "noisy": Mode("a reward whose slope is mostly chance", {"noisy": weight}),
         "discontinuous": Mode("a reward in steps", {"stepped": weight}),
         "hackable": Mode(
-            "a matcher that was trained without hard negatives",
-            {WITHOUT_NEAR_MISSES: MATCHER_WEIGHT},
+            "a strong one, watched by the reward for what was asked",
+            strong,
             {"patience": 6, "validation_steps": 2},
             watched={"scenes": 1.0},
         ),

@@ -19,11 +19,9 @@ import torch
 
 import hypernoise as hn
 from experiments.base import RECIPES, Bench, Experiment, lora_of, main, start_off_zero
-from experiments.easy_matcher import easy_matcher
 from experiments.failure_modes import (
     LIMITS,
     STRENGTHS,
-    WITHOUT_NEAR_MISSES,
     Mode,
     broken,
     first_broken,
@@ -41,8 +39,6 @@ from hypernoise.prompts import read_mix
 from hypernoise.settings import whole
 from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.metrics import rows_of
-
-MATCHER = {"steps": 300, "pictures": 1500}  # of the hackable reward's training: about a quarter of a minute
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Failures(Experiment):
         write_summary(
             self.output_dir, "experiments.failures", self, generator.device, rows, limits=limits, verdict=[line]
         )
-        parts = (table(rows), strengths(rows), accuracies(rows), messages(rows), f"verdict: {line}")
+        parts = (table(rows), strengths(rows), messages(rows), f"verdict: {line}")
         print("\n\n".join(part for part in parts if part))
         return 0
 
@@ -119,11 +115,7 @@ class Failures(Experiment):
         folder = output_folder(self.output_dir / name)
         write_json(folder / "settings.json", self._settings(name))
         row: dict[str, Any] = {"method": name, "looks": [], "said": [], "stopped": False}
-        own = {}
-        if WITHOUT_NEAR_MISSES in mode.rewards:
-            file = folder / "easy-matcher.safetensors"
-            own[WITHOUT_NEAR_MISSES], row["accuracy"] = easy_matcher(file, self.seed, **MATCHER)
-        reward = mode.reward(own)
+        reward = mode.reward()
         watched = hn.WeightedSum(mode.watched) if mode.watched else None
         network = hn.LoRANoise(generator, seed=self.seed, **lora_of(recipe))
         start_off_zero(network, mode.start, self.seed)
@@ -262,16 +254,6 @@ def strengths(rows: Sequence[Mapping[str, Any]]) -> str:
     weakest = weakest_that_break(swept)
     told_each = (f"{name} {f'from {weakest[name]:g}' if name in weakest else 'never'}" for name in LIMITS)
     return f"strengths {', '.join(f'{strength:g}' for strength in swept)}: {', '.join(told_each)}"
-
-
-def accuracies(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How often a reward that was trained here prefers the true caption of a picture, on held-out ones."""
-    return "\n".join(
-        f"{row['method']}: its reward prefers the true caption in {row['accuracy']['others']:.0%} of pairs against "
-        f"other captions, in {row['accuracy']['near']:.0%} against near misses"
-        for row in rows
-        if "accuracy" in row
-    )
 
 
 def messages(rows: Sequence[Mapping[str, Any]]) -> str:

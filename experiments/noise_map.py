@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.noise.frequencies import cosine_basis
+from hypernoise.noise.spectral import cosine_basis
 
 
 class NoiseMap:

@@ -168,7 +168,6 @@ def test_a_run_says_it_once_and_keeps_it(sd_pipeline, tmp_path, capsys):
     drawn = ["generate", "a ring", "--generator", str(tmp_path / "tiny"), "--adapter", adapter, "--device", "cpu"]
     assert main([*drawn, "--output-dir", str(tmp_path / "drawn")]) == 0
     assert json.loads((tmp_path / "drawn" / "summary.json").read_text())["mixed_precision"] == "no"
-    assert json.loads((tmp_path / "drawn" / "drawn.json").read_text())["mixed_precision"] == "no"
 
 
 def test_a_run_goes_on_in_the_precision_it_began_in(sd_pipeline, tmp_path, monkeypatch):

@@ -23,7 +23,6 @@ from torch.nn.functional import conv2d, linear, pixel_shuffle, pixel_unshuffle
 from hypernoise.adapters import adapter_folder, read_about, read_weights
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
-from hypernoise.noise.frequencies import low_frequencies
 from hypernoise.noise.spectral import SpectralNoise
 
 from .unet_names import ldm_name
@@ -187,8 +186,7 @@ def first_answer(
     sigmas = torch.full((len(noise),), sigma, device=noise.device)
     with adapted(model.diffusion_model, loras) as answers:
         calc_cond_batch(model, [positive], noise * scale, sigmas, dict(options))
-    f = answers[0].to(noise)
-    return low_frequencies(f, settings["frequencies"]) if settings.get("frequencies") else f
+    return answers[0].to(noise)
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def _drawn_first(
     prepared = results["prepare_latents"][0]
     latents = _latents(prepared)
     rows = slice(None, len(latents)) if family.guided_first else slice(-len(latents), None)
-    residual = network.residual(family.answer(answer[0][rows], tuple(latents.shape)))
+    residual = family.answer(answer[0][rows], tuple(latents.shape))
     better = latents + (held.strength * residual * _latent_scale(pipeline)).to(latents.dtype)
     results["prepare_latents"][0] = _with_latents(prepared, better)
     return {name: _replaying(kept) for name, kept in results.items()}
@@ -303,8 +303,7 @@ def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, 
             plain, scale = text_to_image(pipeline), pipeline.vae_scale_factor
             size = noise.shape[2] * scale, noise.shape[3] * scale
             with network.adapted(plain):
-                answer = DiffusionGenerator(plain, size=size, freeze=False).denoise_first(noise, condition)
-            residual = network.residual(answer)
+                residual = DiffusionGenerator(plain, size=size, freeze=False).denoise_first(noise, condition)
         return noise + (held.strength * residual).to(noise.dtype)
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -104,43 +103,16 @@ def test_train_then_generate(recipe, tmp_path, tiny, capsys):
     assert [row["prompt"] for row in rows] == ["a ring", "a ring", "a cross", "a cross"]
 
 
-def test_training_few_layers_and_low_frequencies(recipe, tmp_path, capsys):
+def test_training_few_layers(recipe, tmp_path, capsys):
     out = tmp_path / "run"
-    few = ["--lora.layers", "conv_in", "conv_out", "--lora.frequencies", "2", "--max-train-steps", "1", *FAST]
+    few = ["--lora.layers", "conv_in", "conv_out", "--max-train-steps", "1", *FAST]
     assert main(["train", str(recipe), "--output-dir", str(out), *few]) == 0
     names = load_file(out / "adapter" / "adapter_model.safetensors").keys()
     assert {name.split(".")[2] for name in names} == {"conv_in", "conv_out"}
     settings = json.loads((out / "adapter" / "hypernoise.json").read_text())["settings"]
-    assert (settings["layers"], settings["frequencies"]) == (["conv_in", "conv_out"], 2)
+    assert settings["layers"] == ["conv_in", "conv_out"]
     assert main(["train", str(recipe), "--output-dir", str(tmp_path / "none"), "--lora.layers", "conv_in", *FAST]) == 2
     assert "layers leave out 'conv_out'" in capsys.readouterr().err
-
-
-def test_generating_is_shared_by_shards_and_by_a_launchers_processes(tmp_path, tiny, capsys, monkeypatch):
-    call = ["generate", "a ring", "a cross", "--generator", tiny, "--num-images-per-prompt", "3", "--device", "cpu"]
-    assert main([*call, "--output-dir", str(tmp_path / "one")]) == 0
-    assert main([*call, "--output-dir", str(tmp_path / "two"), "--shard", "1/2"]) == 0
-    assert "3 pictures are left to other shards" in capsys.readouterr().err
-    assert not (tmp_path / "two" / "summary.json").exists()
-    assert sorted(f.name for f in (tmp_path / "two").glob("*.png")) == [
-        "000-seed1.png",
-        "001-seed0.png",
-        "001-seed2.png",
-    ]
-    assert main([*call, "--output-dir", str(tmp_path / "two"), "--shard", "0/2", "--num-inference-steps", "2"]) == 2
-    assert (
-        "two has pictures drawn with num_inference_steps 1, not 2; give another --output-dir" in capsys.readouterr().err
-    )
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([*call, "--output-dir", str(tmp_path / "two")]) == 0
-    one, two = (json.loads((tmp_path / name / "summary.json").read_text())["results"] for name in ("one", "two"))
-    assert one == two
-    assert len(one) == 6
-    for row in one:
-        alone, shared = (np.asarray(Image.open(tmp_path / name / row["file"]), int) for name in ("one", "two"))
-        assert abs(alone - shared).max() <= 1  # another batch rounds otherwise
-    assert abs(alone - np.asarray(Image.open(tmp_path / "one" / "000-seed0.png"), int)).max() > 10
 
 
 def test_started_again_it_goes_on(recipe, tmp_path, capsys):
@@ -261,7 +233,6 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     assert "would be cut" in refused(capsys, [*draw, "red " * 40])
     assert "--seed must be from 0" in refused(capsys, [*draw, "a ring", "--seed", "-1"])
     assert "--num-inference-steps must be at least 1" in refused(capsys, [*draw, "x", "--num-inference-steps", "0"])
-    assert "--shard takes k/n" in refused(capsys, [*draw, "a ring", "--shard", "3/2"])
     assert "no adapter at" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "none")])
     save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline(width=12)), rank=2), tmp_path / "wide")
     assert "does not fit" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])

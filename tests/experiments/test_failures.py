@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from experiments.base import main
-from experiments.easy_matcher import easy_matcher
 from experiments.failure_modes import (
     LIMITS,
     broken,
@@ -60,28 +59,6 @@ def test_paired_errors_are_those_of_the_differences():
     assert paired_error([0.0, 0.0], [0.0, 1.0]) == pytest.approx(0.5)
 
 
-def test_the_easy_matcher_learns_is_kept_and_has_a_gradient(tmp_path):
-    file = tmp_path / "easy.safetensors"
-    model, accuracy = easy_matcher(file, 0, steps=60, pictures=200)
-    assert accuracy["others"] > 0.65
-    assert accuracy["others"] > accuracy["near"] + 0.05  # it was not taught near misses
-    again, same = easy_matcher(file, 1, steps=0, pictures=0)
-    assert same == accuracy
-    model, again = model.double(), again.double()
-    pixels = torch.rand(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
-    prompts = ["a red circle", "zebra"]  # a word that the world does not have
-    scores = model(pixels, prompts)
-    assert torch.equal(scores, again(pixels, prompts))
-    assert scores[1] == 0
-    (gradient,) = torch.autograd.grad(scores.sum(), pixels)
-    step = torch.zeros_like(pixels)
-    step[0, 1, 8, 8] = 1e-5
-    with torch.no_grad():
-        slope = (model(pixels + step, prompts) - model(pixels - step, prompts))[0].item() / 2e-5
-    assert abs(slope) > 1e-4
-    assert gradient[0, 1, 8, 8].item() == pytest.approx(slope, rel=1e-5)
-
-
 def test_the_rewards_are_broken_as_they_say():
     pixels = torch.rand(64, 3, 8, 8, dtype=torch.float64)
     pixels[:, 0] += torch.linspace(-0.3, 0.3, 64).view(-1, 1, 1)
@@ -111,7 +88,7 @@ def test_every_mode_makes_a_reward_and_settings():
     assert found["strength-x100"].rewards == {"redness": 25000.0}
     assert found["large-step"].changes == {"learning_rate": pytest.approx(0.03)}
     for mode in found.values():
-        assert mode.reward({"easy-matcher": redness}).weights == dict(mode.rewards)
+        assert mode.reward().weights == dict(mode.rewards)
         TrainConfig(**mode.changes)
 
 
@@ -154,12 +131,7 @@ def test_modes_are_measured_kept_and_not_run_again(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_hackable_reward_is_trained_watched_and_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.failures.MATCHER", {"steps": 2, "pictures": 60})
+def test_a_hackable_reward_is_watched(tmp_path):
     assert main(Failures, [*TINY, "--output-dir", str(tmp_path / "out"), "--modes", "hackable"]) == 0
-    (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
-    assert set(row["accuracy"]) == {"others", "near"}
-    assert (tmp_path / "out" / "hackable" / "easy-matcher.safetensors").is_file()
     metrics = (tmp_path / "out" / "hackable" / "metrics.jsonl").read_text().splitlines()
     assert ["validation_reward" in json.loads(step) for step in metrics] == [False, True]
-    assert "of pairs against other captions" in capsys.readouterr().out

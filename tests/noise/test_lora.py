@@ -1,6 +1,5 @@
 import pytest
 import torch
-from scipy.fft import dctn
 from torch import nn
 
 from hypernoise.errors import InputError
@@ -195,57 +194,6 @@ def test_fused_attention_projections_are_refused(generator):
         network(noise, condition)
     generator.denoiser.unfuse_qkv_projections()
     assert not network(noise, condition).any()
-
-
-def test_low_frequencies_are_all_that_is_left_of_the_residual(generator):
-    noise, condition = setup(generator)
-    network = LoRANoise(generator, rank=4)
-    disturb(network)
-    whole = network(noise, condition)
-    network = LoRANoise(generator, rank=4, frequencies=2)
-    disturb(network)
-    low = network(noise, condition)
-    assert network.settings == {"rank": 4, "alpha": 32.0, "frequencies": 2}
-    terms = dctn(low.detach().numpy(), axes=(2, 3), norm="ortho")
-    assert terms[:, :, :2, :2] == pytest.approx(
-        dctn(whole.detach().numpy(), axes=(2, 3), norm="ortho")[:, :, :2, :2], abs=1e-10
-    )
-    terms[:, :, :2, :2] = 0
-    assert abs(terms).max() < 1e-10 < low.abs().max()
-
-
-def test_the_gradient_through_low_frequencies_is_that_of_finite_differences(generator):
-    noise, condition = setup(generator)
-    network = LoRANoise(generator, rank=4, frequencies=2)
-    disturb(network)
-    weight = network.layers["conv_out"].lora_B.weight
-
-    def loss():
-        residual = network(noise, condition)
-        return noise_objective(residual, redness(generator.sample(noise + residual, condition), PROMPTS), 1.0).sum()
-
-    loss().backward()
-    at = divmod(int(weight.grad.abs().flatten(1).argmax()), weight[0].numel())
-    expected, h = weight.grad.flatten(1)[at].item(), 1e-6
-    with torch.no_grad():
-        weight.flatten(1)[at] += h
-        above = loss().item()
-        weight.flatten(1)[at] -= 2 * h
-        below = loss().item()
-    assert abs(expected) > 1e-6
-    assert (above - below) / (2 * h) == pytest.approx(expected, rel=1e-5)
-
-
-def test_packed_noise_has_no_frequencies_here(tmp_path):
-    generator = DiffusionGenerator(build_pipeline("FluxPipeline", tmp_path), size=size_of("FluxPipeline"))
-    with pytest.raises(InputError, match=r"frequencies are of noise \[C, H, W\]"):
-        LoRANoise(generator, frequencies=2)
-
-
-@pytest.mark.parametrize("frequencies", [-1, 1.5])
-def test_frequencies_are_counted(generator, frequencies):
-    with pytest.raises(InputError, match="frequencies must be"):
-        LoRANoise(generator, frequencies=frequencies)
 
 
 def test_without_depthwise_is_every_layer_but_the_grouped_convolutions(tmp_path):

@@ -13,8 +13,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.coupling import CouplingFlow
-from hypernoise.noise.frequencies import cosine_basis
-from hypernoise.noise.spectral import SpectralNoise, described, unpacked
+from hypernoise.noise.spectral import SpectralNoise, cosine_basis, described, unpacked
 from tests.conftest import disturb
 
 

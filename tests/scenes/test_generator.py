@@ -81,6 +81,15 @@ def judged(generator, methods, count, *, noises=2, steps=1):
     )
 
 
+def test_on_a_cpu_its_decoder_is_laid_out_by_channels_which_is_faster(scenes):
+    assert all(
+        weight.is_contiguous(memory_format=torch.channels_last)
+        for weight in scenes.pipeline.vae.decoder.parameters()
+        if weight.ndim == 4
+    )
+    assert not scenes.pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.slow
 def test_it_draws_as_the_benchmark_asks_of_a_generator(scenes):
     """Neither hopeless nor finished, clear, of one prompt different pictures, and no worse in more steps."""

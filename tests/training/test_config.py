@@ -158,11 +158,6 @@ def test_impossible_settings_are_refused(values, message):
         TrainConfig(**values)
 
 
-def test_frequencies_of_a_recipe_are_not_negative():
-    with pytest.raises(InputError, match="lora.frequencies must be 0 or more, not -2"):
-        LoRA(frequencies=-2)
-
-
 def test_a_source_of_prompts_may_have_any_number_for_a_weight_and_is_named_once():
     read = config._weights_from_words
     assert read(["a.txt=1e-1", "b.txt=.5", "c.txt", "d=e.txt"]) == {

@@ -173,7 +173,6 @@ def test_a_recipe_says_which_network(tmp_path, sd_pipeline):
         ("spectral: {k: 1.5}", "spectral.k must be a whole number, not '1.5'"),
         ("spectral: {k: 0}", "k must be at least 1, not 0"),
         ("spectral: {depth: -1}", "depth must be 0 or more, not -1"),
-        ("noise_network: spectral\nlora: {frequencies: 2}", "noise_network: spectral needs lora.frequencies: 0, not 2"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path, text, message):

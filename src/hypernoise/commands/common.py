@@ -1,14 +1,12 @@
-"""What commands share: how they take a share of the work, and what they write and say."""
+"""What commands share: what they write and say."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypernoise.errors import InputError, shown
 from hypernoise.files import write_text
 from hypernoise.version import __version__
 
@@ -38,22 +36,6 @@ def write_report(
     print(f"report: {output / 'report.html'}", file=sys.stderr)
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """(k, n) of "k/n"; if empty, this process's number among those of its launcher, (0, 1) without one.
-
-    Raises:
-        InputError: k is not below n.
-    """
-    if not text:
-        from hypernoise.training.processes import launched
-
-        return launched()
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if found is None or int(found[1]) >= int(found[2]):
-        raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {shown(text)}")
-    return int(found[1]), int(found[2])
-
-
 def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
     """How many prompts each reward cut to what its text encoder reads, if any; also printed to stderr."""
     cut = {name: number for name, number in reward.truncated.items() if number}
@@ -72,9 +54,3 @@ def tell_broken(broken: Sequence[Mapping[str, str]]) -> None:
         print(f"{one['name']}: {one['why']}", file=sys.stderr)
     if broken:
         print(f"{len(broken)} could not be used; results are of the others", file=sys.stderr)
-
-
-def left_to_others(number: int, what: str) -> int:
-    """Prints to stderr that other shards still have so many to make; the exit code of a shard that ends so."""
-    print(f"{number} {what} are left to other shards; the last one to finish prints the table", file=sys.stderr)
-    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hypernoise.commands.generator import WithGenerator
-from hypernoise.errors import InputError, TooLongError
+from hypernoise.errors import InputError, TooLongError, shown
 from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 from hypernoise.training.config import Weights
 
@@ -71,7 +72,7 @@ class Evaluate(WithGenerator):
 
     def run(self) -> int:
         shard = self._checked()
-        from hypernoise.commands.common import left_to_others, write_report
+        from hypernoise.commands.common import write_report
         from hypernoise.evaluation.benchmarks import Models, load_benchmark
         from hypernoise.evaluation.picture_sheet import before_and_after
         from hypernoise.evaluation.report import charts_of, examples_of
@@ -85,7 +86,8 @@ class Evaluate(WithGenerator):
         prompts, cut = fitting(generator, benchmark.prompts, self.long_prompts)
         found = self._drawn(benchmark, generator, methods, prompts, shard)
         if found.missing:
-            return left_to_others(found.missing, "batches")
+            print(f"{found.missing} batches are left to other shards; the last prints the table", file=sys.stderr)
+            return 0
         rows, drawn = self._rows(benchmark, found)
         about = {**benchmark.about, "cut": cut}
         write_summary(self.output_dir, "evaluate", self, generator.device, rows, prompts=about)
@@ -97,7 +99,7 @@ class Evaluate(WithGenerator):
 
     def _checked(self) -> tuple[int, int]:
         """The shard. Raises InputError for impossible numbers."""
-        from hypernoise.commands.common import shard_of
+        from hypernoise.training.processes import launched
 
         whole(self, "num_images_per_prompt", "batch_size", most=MOST_AT_ONCE, flags=True)
         whole(self, "count", least=0, flags=True)
@@ -109,7 +111,10 @@ class Evaluate(WithGenerator):
             if len(set(given)) < len(given):
                 raise InputError(f"--{flag} takes each once, not {' '.join(map(str, given))}")
         seed_in_range(self.seed, "--seed")
-        return shard_of(self.shard)
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard)
+        if self.shard and (found is None or int(found[1]) >= int(found[2])):
+            raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {shown(self.shard)}")
+        return (int(found[1]), int(found[2])) if found else launched()
 
     def _methods(self, benchmark: Benchmark) -> list[Method]:
         """Plain first; those that --adapter and --finetuned are for, whether named or not."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +12,6 @@ import tyro
 
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, no_traceback
-from hypernoise.files import kept_json, write_json
 from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 
 
@@ -36,13 +33,9 @@ class Generate(WithGenerator):
     num_images_per_prompt: int = 1
     """Of seeds from --seed on."""
     seed: int = 0
-    shard: str = ""
-    """k/n: this process draws every n-th picture from the k-th on; all write to the same --output-dir. Empty: as
-    torchrun or accelerate launch has it, else all."""
     output_dir: Path = Path("runs/generate")
 
     def run(self) -> int:
-        from hypernoise.commands.common import left_to_others, shard_of
         from hypernoise.evaluation.summary import write_summary
 
         whole(self, "num_inference_steps", flags=True)
@@ -52,7 +45,6 @@ class Generate(WithGenerator):
             raise InputError("--strength is of an adapter: name one with --adapter")
         if not self.prompts:
             raise InputError('give at least one prompt: hypernoise generate "a red circle"')
-        index, count = shard_of(self.shard)
         import torch
 
         from hypernoise.files import output_folder
@@ -68,7 +60,6 @@ class Generate(WithGenerator):
         output_folder(self.output_dir)
         if self.precision().slow:
             self.tell_precision()
-        self._note_settings(shared=count > 1)
         pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
         rows = [
             {
@@ -80,7 +71,7 @@ class Generate(WithGenerator):
             for number, prompt in enumerate(self.prompts)
             for seed in range(self.seed, self.seed + self.num_images_per_prompt)
         ]
-        for _, group in groupby(rows[index::count], key=lambda row: row["file"].partition("-")[0]):
+        for _, group in groupby(rows, key=lambda row: row["file"].partition("-")[0]):
             own = list(group)  # of one prompt
             condition = generator.encode([row["prompt"] for row in own])
             with no_traceback(f"{generator.name} cannot draw"), generator.decoding():
@@ -94,25 +85,5 @@ class Generate(WithGenerator):
             for row, picture in zip(own, pictures, strict=True):
                 picture.save(self.output_dir / row["file"])
                 print(self.output_dir / row["file"])
-        missing = sum(not (self.output_dir / row["file"]).exists() for row in rows)
-        if missing:
-            return left_to_others(missing, "pictures")
         write_summary(self.output_dir, "generate", self, generator.device, rows)
         return 0
-
-    def _note_settings(self, *, shared: bool) -> None:
-        """Notes in drawn.json what is drawn here; shards that share a folder must all draw the same."""
-        aside = ("output_dir", "shard", "device", "recipe")
-        fields = {own.name: getattr(self, own.name) for own in dataclasses.fields(self) if own.name not in aside}
-        fields["mixed_precision"] = self.precision().name  # "auto" may be another on another machine
-        settings = json.loads(json.dumps(fields, default=str))  # as the file has them
-        file = self.output_dir / "drawn.json"
-        noted = kept_json(file) if shared else None
-        if noted is not None:
-            for name, value in settings.items():
-                if noted.get(name) != value:
-                    raise InputError(
-                        f"{self.output_dir} has pictures drawn with {name} {noted.get(name)!r}, not {value!r}; "
-                        "give another --output-dir"
-                    )
-        write_json(file, settings)

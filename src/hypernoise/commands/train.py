@@ -31,10 +31,10 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
     "the Hub": ("push_to_hub", "hub_model_id"),
     "rewards": ("long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
-    "noise network": ("noise_network", "lora.layers", "lora.init", "lora.frequencies", "spectral"),
+    "noise network": ("noise_network", "lora.layers", "lora.init", "spectral"),
     "Lipschitz constant": ("lipschitz",),
     "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
-    "memory": ("memory", "shard_base"),
+    "memory": ("memory",),
 }
 CHARTS = {  # the columns of metrics.jsonl that are drawn
     "reward": "reward",

@@ -63,8 +63,7 @@ def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Tra
     reward = WeightedSum(recipe.rewards, settings=settings)
     validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
     prompts = read_mix(recipe.prompts)
-    place, sharded = own_device(device), recipe.shard_base != "none"
-    generator = load_as(recipe, device="cpu" if sharded else place)
+    generator = load_as(recipe, device=own_device(device))
     for steps in recipe.inference_steps:
         generator.check_steps(steps)
     shown = [*prompts, *recipe.validation_prompts]
@@ -72,10 +71,6 @@ def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Tra
     output_folder(output_dir)
     say_once(precision)
     network = build(recipe, generator)
-    if sharded and isinstance(network, LoRANoise):
-        from hypernoise.training.sharding import shard_base  # not every build of torch has it
-
-        shard_base(network, recipe.shard_base, pick_device(place))
     generator.encode_ahead(shown)
     result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
     if launched()[0] == 0:

@@ -213,7 +213,7 @@ class DiffusionGenerator:
         return self.family.answer(answer[0], tuple(noise.shape))
 
     def describe(self) -> dict[str, Any]:
-        """What an adapter notes of its base; noted once, since sharding takes the weights out of reach."""
+        """What an adapter notes of its base; read once."""
         if self._description is None:
             noise_shape = list(self.noise_shape)
             self._description = {"name": self.name, "noise_shape": noise_shape, **identify_denoiser(self.denoiser)}

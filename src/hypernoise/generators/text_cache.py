@@ -45,24 +45,17 @@ class Remembered(Generic[Made]):
 class KeptInMemory:
     """Encodes each prompt when it is first seen and keeps it, as long as all of them fit into `limit` bytes.
 
-    Prompts whose embeddings differ in length are not kept. `everyones` gives the prompts that all processes ask for at
-    the same time, where each must encode what any of them does.
+    Prompts whose embeddings differ in length are not kept.
     """
 
-    def __init__(
-        self,
-        generator: Generator,
-        prompts: Sequence[str],
-        limit: int = MEMORY,
-        everyones: Callable[[list[str]], list[str]] = list,
-    ):
-        self.generator, self.everyones = generator, everyones
+    def __init__(self, generator: Generator, prompts: Sequence[str], limit: int = MEMORY):
+        self.generator = generator
         self.rows: dict[str, Condition] = {}
         self.limit, self.count = limit, len(set(prompts))
         self.fits = True
 
     def __call__(self, prompts: list[str]) -> Condition:
-        asked = list(dict.fromkeys(self.everyones(prompts)))
+        asked = list(dict.fromkeys(prompts))
         for prompt in asked:
             if self.fits and prompt not in self.rows:
                 self.rows[prompt] = self.generator.encode([prompt]).to("cpu")

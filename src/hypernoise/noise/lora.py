@@ -19,7 +19,6 @@ from hypernoise.errors import InputError, shown
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator, replaced
 from hypernoise.generators.identity import layers_of
-from hypernoise.noise.frequencies import low_frequencies
 from hypernoise.noise.state import copy_state
 from hypernoise.settings import MOST_RANK, finite, whole_number
 
@@ -41,11 +40,9 @@ class LoRANoise(nn.Module):
         init: of A: PEFT's own, or N(0, 1/rank²), which PEFT calls gaussian.
         unscaled: f is given the noise itself, not what the pipeline's scheduler makes of it for the generator, as
             the paper's authors train SD-Turbo's (0.2 % apart; see `Family.released`).
-        frequencies: of the residual, kept each way (`low_frequencies`); 0: all.
 
     Raises:
-        InputError: rank < 1, alpha not a positive number, layers that are not there, or frequencies of a noise that is
-            no picture of channels (packed into tokens).
+        InputError: rank < 1, alpha not a positive number, or layers that are not there.
     """
 
     kind: ClassVar[str] = "lora"
@@ -61,15 +58,11 @@ class LoRANoise(nn.Module):
         layers: Sequence[str] | None = None,
         init: Literal["kaiming", "gaussian"] = "kaiming",
         unscaled: bool = False,
-        frequencies: int = 0,
     ):
         super().__init__()
         whole_number(rank, "rank", most=MOST_RANK)
-        whole_number(frequencies, "frequencies", least=0)
         if not (finite(alpha) and alpha > 0):
             raise InputError(f"alpha must be a positive number, not {shown(alpha)}")
-        if frequencies and len(generator.noise_shape) != 3:
-            raise InputError(f"frequencies are of noise [C, H, W]; {generator.name!r} takes {generator.noise_shape}")
         if not hasattr(generator, "denoiser"):
             raise InputError(f"{generator.name!r} has no denoiser to put a LoRA on: take ResidualNoise")
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
@@ -81,9 +74,7 @@ class LoRANoise(nn.Module):
             self.settings["layers"] = names
         if unscaled:
             self.settings["unscaled"] = True
-        if frequencies:
-            self.settings["frequencies"] = frequencies
-        self._unscaled, self._frequencies = unscaled, frequencies
+        self._unscaled = unscaled
         self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
@@ -102,12 +93,7 @@ class LoRANoise(nn.Module):
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """The residual [B, *noise_shape] for noise [B, *noise_shape]."""
         with self.adapted():
-            answer = self.generator.denoise_first(noise, condition)
-        return self.residual(answer)
-
-    def residual(self, answer: Tensor) -> Tensor:
-        """f, of what the adapted denoiser answers [B, *noise_shape]."""
-        return low_frequencies(answer, self._frequencies) if self._frequencies else answer
+            return self.generator.denoise_first(noise, condition)
 
     @contextmanager
     def adapted(self, pipeline: Any = None) -> Iterator[None]:

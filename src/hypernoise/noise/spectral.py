@@ -10,6 +10,7 @@ on the whole denoiser is a finding of LENS (arXiv 2605.07253); the flow and its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -21,7 +22,6 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.coupling import CouplingFlow
-from hypernoise.noise.frequencies import cosine_basis
 from hypernoise.noise.residual import embedded
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.state import TrainedWhole
@@ -154,6 +154,14 @@ def described(condition: Condition, width: int | None = None) -> Tensor:
     pooled = tensors.get("pooled_prompt_embeds")
     parts = [mean] if pooled is None else [mean, pooled.float()]
     return torch.cat([layer_norm(part, part.shape[1:]) for part in parts], 1)
+
+
+def cosine_basis(size: int) -> Tensor:
+    """The orthonormal DCT-II matrix [size, size] in fp64: row k is the k-th frequency."""
+    places, frequencies = torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64)[:, None]
+    basis = torch.cos(math.pi * (places + 0.5) * frequencies / size) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis
 
 
 def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: int = 0) -> SpectralNoise:

@@ -204,31 +204,11 @@ class LoRA:
     depthwise convolutions; none: every Linear and Conv layer."""
     init: Literal["kaiming", "gaussian"] = "kaiming"
     """Of the LoRA's A. gaussian: N(0, 1/rank²), as the paper's authors have it."""
-    frequencies: int = 0
-    """Of the residual, kept each way: 2 are its mean, its slopes and their product in each channel; 0: all."""
 
     def __post_init__(self) -> None:
         typed(self, LoRA, "lora.")
         whole(self, "rank", most=MOST_RANK, prefix="lora.")
-        whole(self, "frequencies", least=0, prefix="lora.")
         positive(self, "alpha", prefix="lora.")
-
-
-TOGETHER: dict[str, tuple[Any, ...]] = {
-    "diagnostics": ((),),
-    "lipschitz.mode": ("free",),
-    "memory.quantise": ("none",),
-}
-SHARDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be where no process can draw alone
-    "none": {},
-    "denoiser": TOGETHER,
-    "all": {**TOGETHER, "memory.text_encoders": ("stay",)},
-}
-
-OF_A_NETWORK: dict[str, dict[str, tuple[Any, ...]]] = {  # what fields may be with a noise network
-    "lora": {},
-    "spectral": {"lora.frequencies": (0,), "shard_base": ("none",)},
-}
 
 
 @dataclass(frozen=True)
@@ -251,9 +231,6 @@ class Recipe(TrainConfig, Loading):
     """Where rewards that are networks run; empty: with the pictures."""
     reward_checkpointing: bool = False
     """Recompute the rewards' activations for the gradient: less memory, more time."""
-    shard_base: Literal["none", "denoiser", "all"] = "none"
-    """Spread the frozen denoiser's weights, or those of the text encoders too, over the processes that a launcher
-    starts (FSDP2), so that none holds them all."""
     noise_network: Literal["lora", "spectral"] = "lora"
     """lora: the paper's, on every layer of the denoiser. spectral: a small network of its own on the noise's low
     frequencies, whose KL is exact."""
@@ -282,15 +259,6 @@ class Recipe(TrainConfig, Loading):
             raise InputError('prompts is empty; for example prompts: "scenes", or prompts: {a.txt: 3, b.jsonl: 1}')
         if not self.rewards:
             raise InputError("rewards is empty; for example rewards: {redness: 1.0}")
-        for option, fields in (("shard_base", SHARDED), ("noise_network", OF_A_NETWORK)):
-            chosen = getattr(self, option)
-            for name, allowed in fields[chosen].items():
-                value: Any = self
-                for part in name.split("."):
-                    value = getattr(value, part)
-                if value not in allowed:
-                    options = " or ".join("nothing" if own == () else str(own) for own in allowed)
-                    raise InputError(f"{option}: {chosen} needs {name}: {options}, not {value}")
         if self.patience and not self.validation_reward:
             raise InputError("patience needs a validation reward; for example validation_reward: {pickscore: 1.0}")
 

@@ -20,5 +20,4 @@ def build(recipe: Recipe, generator: DiffusionGenerator) -> LoRANoise | Spectral
         seed=recipe.seed,
         layers=lora.layers or None,
         init=lora.init,
-        frequencies=lora.frequencies,
     )

@@ -79,18 +79,16 @@ def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condit
 
 
 def sample_grid(run: Run, batch: Batch) -> dict[str, Any]:
-    """Every `validation_steps` the validation prompts from the same noises, plain above, improved below, as a PNG.
-
-    All processes draw it: with a sharded base none can draw alone.
-    """
+    """Every `validation_steps` the validation prompts from the same noises, plain above, improved below, as a PNG."""
     config = run.config
-    if run.folder is None or not config.validation_prompts or run.step % config.validation_steps:
+    if run.folder is None or not (config.validation_prompts and run.accelerator.is_main_process):
+        return {}
+    if run.step % config.validation_steps:
         return {}
     with autocast(run.generator.device, config):
         rows = _samples(run, batch.inference_steps)
-    if run.accelerator.is_main_process:
-        with writing("sample grid", "the checkpoints are intact"):
-            grid(rows).save(output_folder(run.folder / "samples") / f"step-{run.step:06d}.png")
+    with writing("sample grid", "the checkpoints are intact"):
+        grid(rows).save(output_folder(run.folder / "samples") / f"step-{run.step:06d}.png")
     return {}
 
 

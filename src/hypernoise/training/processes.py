@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
 from hypernoise.errors import InputError, shown
-from hypernoise.generators.text_cache import text_encoders
 from hypernoise.training.config import TrainConfig
 
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # what launchers set, and without one
@@ -76,13 +75,6 @@ def leave() -> None:
     """Undoes `start`, so that the process exits without a warning."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def shards_encoders(generator: Any) -> bool:
-    """Whether the text encoders' weights are spread over the processes, as DTensors."""
-    pipeline = getattr(generator, "pipeline", None)
-    encoders = text_encoders(pipeline).values() if pipeline is not None else ()
-    return any(hasattr(weight, "device_mesh") for part in encoders for weight in part.parameters())
 
 
 def samples_per_round(config: TrainConfig, processes: int) -> int:

@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ from hypernoise.training.guards import BlowUp, Skipped
 from hypernoise.training.lipschitz import check_exact, clamp, lipschitz_seen, scalable
 from hypernoise.training.metrics import Log, check_trackers, rows_of
 from hypernoise.training.optimizers import autocast, make_optimizer
-from hypernoise.training.processes import broadcast, gathered, samples_per_round, say, say_once, shards_encoders, start
+from hypernoise.training.processes import broadcast, samples_per_round, say, say_once, start
 from hypernoise.training.signals import stop_requested
 
 PROCESS = "process.json"
@@ -84,9 +83,7 @@ class Run:
         self.advice = ""  # once it is over
         self.began = time.perf_counter()
         self.model: Any = network  # inside DDP's wrapper where there are several processes
-        # where the text encoders are sharded, every process encodes the union of all processes' prompts
-        everyones = partial(gathered, accelerator) if shards_encoders(generator) else list
-        self.encode = KeptInMemory(generator, prompts, everyones=everyones)
+        self.encode = KeptInMemory(generator, prompts)
         self.log: Log
 
     @property
