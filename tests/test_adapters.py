@@ -172,7 +172,7 @@ def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
     whole = weights.read_bytes()
     for broken in (whole[: len(whole) // 2], b"\x80\x04pickle", b""):
         weights.write_bytes(broken)
-        with pytest.raises(InputError, match="not a whole file of tensors"):
+        with pytest.raises(InputError, match="not a complete file of tensors"):
             load_adapter(generator, folder)
     weights.rename(folder / "adapter_model.bin")
     with pytest.raises(InputError, match="a pickled adapter_model.bin is not read"):
@@ -187,7 +187,7 @@ def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
     with pytest.raises(InputError, match="settings that a 'lora' network does not take"):
         load_adapter(generator, folder)
     about.write_text(json.dumps({"format": 1, "kind": "magic", "settings": {}, "base": None}))
-    with pytest.raises(InputError, match="a 'magic' noise network, which does not go on 'tiny'"):
+    with pytest.raises(InputError, match="a 'magic' noise network, which does not fit 'tiny'"):
         load_adapter(generator, folder)
     about.write_text(json.dumps({"format": 1, "kind": "lora", "settings": {}, "base": "x"}))
     with pytest.raises(InputError, match="base must be a mapping"):
@@ -312,12 +312,12 @@ def test_weights_or_settings_that_were_changed_are_refused_unless_the_digest_is_
     state = load_file(file)
     name = next(name for name in state if name.endswith("2.weight") or name.endswith("1.weight"))
     save_file({**state, name: state[name] + 1e-6}, file)
-    with pytest.raises(InputError, match="is not what was saved: .*take `digest` out of hypernoise.json"):
+    with pytest.raises(InputError, match="was changed or damaged .*remove `digest` from hypernoise.json"):
         load_adapter(generator, folder)
     save_file(dict(reversed(state.items())), file, metadata={"other": "order"})
     load_adapter(generator, folder)
     say(folder, training__steps=4)
-    with pytest.raises(InputError, match="is not what was saved"):
+    with pytest.raises(InputError, match="was changed or damaged"):
         load_adapter(generator, folder)
     say(folder, digest=...)
     load_adapter(generator, folder)
@@ -326,10 +326,10 @@ def test_weights_or_settings_that_were_changed_are_refused_unless_the_digest_is_
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("alpha", 7.0, "is not what was saved"),
+        ("alpha", 7.0, "was changed or damaged"),
         ("alpha", 10**400, "the setting alpha cannot be 1000"),
         ("rank", 2**63, "the setting rank cannot be 9223"),
-        ("rank", 2000, "the rank is 2000, and the weights' is 4"),
+        ("rank", 2000, "the settings have rank 2000, the weights 4"),
         ("rank", [4], "rank must be a whole number"),
         ("rank", "4", "rank must be a whole number"),
     ],
@@ -348,7 +348,7 @@ def test_changed_settings_of_a_lora_are_refused_and_leave_no_lora(saved, sd_pipe
     [
         (lambda w: w * torch.nan, "holds NaN or inf"),
         (lambda w: w / 0, "holds NaN or inf"),
-        (lambda w: w > 0, "is torch.bool; trained weights are floating-point"),
+        (lambda w: w > 0, "is torch.bool, not floating-point"),
         (lambda w: w.to(torch.int8), "is torch.int8"),
         (lambda w: w.to(torch.complex64), "is torch.complex64"),
         (lambda w: w.to(torch.float8_e4m3fn), "is torch.float8_e4m3fn"),
@@ -437,5 +437,5 @@ def test_a_folder_that_diffusers_saved_is_read(saved, sd_pipeline, tmp_path, sav
 
 def test_a_folder_of_diffusers_that_says_no_rank_is_named(tmp_path):
     save_file({"conv_in.lora_A.weight": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
-    with pytest.raises(InputError, match="does not say its rank and alpha; write them beside it"):
+    with pytest.raises(InputError, match="does not record its rank and alpha; add them"):
         read_about(tmp_path)

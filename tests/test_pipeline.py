@@ -211,11 +211,11 @@ def test_mistakes_get_one_clear_line(sd_pipeline, adapter, tmp_path):
     with pytest.raises(InputError, match="no adapter at"):
         attach(pipe, tmp_path / "nowhere")
     attach(pipe, adapter)
-    with pytest.raises(InputError, match="attached already"):
+    with pytest.raises(InputError, match="already has an adapter attached"):
         attach(pipe, adapter)
     with pytest.raises(InputError, match="before saving"):
         pipe.save_pretrained(tmp_path / "out")
     with pytest.raises(InputError, match="detach"):
         DiffusionGenerator(pipe)
-    with pytest.raises(InputError, match="lives on another pipeline"):
+    with pytest.raises(InputError, match="belongs to another pipeline"):
         attach(sd_pipeline(), pipe._hypernoise.network)

@@ -134,7 +134,7 @@ def test_generate_takes_a_strength_and_an_unchecked_base(sd_pipeline, tmp_path, 
     assert len({plain, drawn("half", strength=0.5), drawn("whole")}) == 3
     with pytest.raises(InputError, match=r"strength must be a number from 0 to 1\.5, not 2\.0"):
         drawn("much", strength=2.0)
-    with pytest.raises(InputError, match="--strength is of an adapter"):
+    with pytest.raises(InputError, match="--strength needs an adapter"):
         drawn("lonely", adapter=False, strength=0.5)
     with pytest.raises(InputError, match="other weights .* --no-check-base"):
         drawn("refused", "other")

@@ -157,10 +157,10 @@ def test_another_denoiser_is_refused_or_said(build, folder, kind, pictures):
     plain, improved = pictures
     pipe, other = attach(build(), folder), build(seed=5)
     own, pipe.unet = pipe.unet, other.unet
-    with pytest.raises(InputError, match=r"unet was replaced by another one \(\d+ of \d+ weights looked at differ\)"):
+    with pytest.raises(InputError, match=r"unet was replaced by another \(\d+ of \d+ sampled weights differ\)"):
         drawn(pipe)
     pipe.unet = None
-    with pytest.raises(InputError, match="this pipeline has no unet; put it back"):
+    with pytest.raises(InputError, match="this pipeline has no unet; restore it"):
         drawn(pipe)
     pipe.unet = build(width=16).unet
     with pytest.raises(InputError, match="unet was replaced|is of another size"):

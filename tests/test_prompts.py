@@ -48,7 +48,7 @@ def test_prompt_files(tmp_path):
     file.write_text("a ring\n\n  a cross \n")
     assert read_prompts(str(file)) == ["a ring", "a cross"]
     file.write_text("\n \n")
-    with pytest.raises(InputError, match="holds no prompt"):
+    with pytest.raises(InputError, match="has no prompts"):
         read_prompts(str(file))
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
@@ -98,8 +98,8 @@ def test_prompt_formats(tmp_path, name, text):
         ("p.csv", 'prompt\n"a ring\na cross\n', r"the row at line 2 is not CSV: unexpected end of data"),
         ("p.json", "[" * 100_000, r"nested too deeply"),
         ("p.jsonl", "[" * 100_000, r"line 1 is not JSON that can be read: it is nested too deeply"),
-        ("p.json", '["a \\ud800"]', r"half a character"),
-        ("p.json", '[{"prompt": "a", "prompt": "b"}]', r"has 'prompt' twice in one object"),
+        ("p.json", '["a \\ud800"]', r"lone surrogate"),
+        ("p.json", '[{"prompt": "a", "prompt": "b"}]', r"has a duplicate name 'prompt'"),
         ("p.json", f"[{'9' * 5000}]", r"entry 1 must be an object or a string, not inf"),
         ("p.txt", "a\0", r"is not UTF-8 text: it holds NUL characters"),
     ],

@@ -244,7 +244,7 @@ def test_a_bin_file_that_runs_code_is_refused(released, tmp_path):
 
     folder = released.write("bin")
     torch.save({"proj_out.lora_A.weight": Trap()}, folder / "adapter_model.bin")
-    with pytest.raises(InputError, match="is not a whole file of tensors"):
+    with pytest.raises(InputError, match="is not a complete file of tensors"):
         load_adapter(DiffusionGenerator(sana(tmp_path), size=(32, 32)), folder)
     assert not (tmp_path / "sprung").exists()
 
@@ -278,7 +278,7 @@ def test_from_the_hub_by_id_and_revision_size_first(released, tmp_path, monkeypa
 
 def test_from_the_hub_never_a_pickle(released, tmp_path, monkeypatch):
     fake = FakeHub(released.write("bin"), monkeypatch)
-    with pytest.raises(InputError, match="holds no safetensors adapter; a pickled one is read from a directory alone"):
+    with pytest.raises(InputError, match="holds no safetensors adapter; a pickled one is only read from a directory"):
         load_adapter(DiffusionGenerator(sana(tmp_path), size=(32, 32)), "someone/adapter")
     assert fake.asked == []
 

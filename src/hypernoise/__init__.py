@@ -3,7 +3,7 @@
     import hypernoise as hn
     pipe = hn.attach(DiffusionPipeline.from_pretrained("stabilityai/sd-turbo"), "path/of/an/adapter")
 
-Names are imported on first use, so that `import hypernoise` costs nothing.
+Names are imported on first use, so `import hypernoise` is fast.
 """
 
 from __future__ import annotations

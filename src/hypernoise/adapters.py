@@ -1,12 +1,12 @@
 """Saving and loading noise networks.
 
 An adapter is a directory of three files: `adapter_model.safetensors` (the trained weights under PEFT's
-names), `adapter_config.json` (PEFT's fields) and `hypernoise.json` (what PEFT cannot say: on which base it
+names), `adapter_config.json` (PEFT's fields) and `hypernoise.json` (what PEFT's fields cannot express: the base it
 was trained, that the output layer drops its base path, the objective). It is not an ordinary LoRA, and a
-stock loader would apply it wrongly: hence the third file, and the checks here.
+stock loader would apply it wrongly, hence the third file and the checks here.
 
-The adapters that the paper's authors released are directories of the first two files alone, with or without
-PEFT's prefix on the names; they load too, recognised by the missing third file. Ours hold all that their code reads.
+Adapters released by the paper's authors are directories of the first two files only, with or without PEFT's prefix on
+the names; they load too, recognised by the missing third file. Ours contain everything that their code reads.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ from hypernoise.version import __version__
 FORMAT = 1
 WEIGHTS, PEFT_CONFIG, ABOUT = "adapter_model.safetensors", CONFIG, "hypernoise.json"
 PICKLED = "adapter_model.bin"
-PART = ".adapter-"  # begins the name of a folder that is not yet whole
-PREFIX = "base_model.model."  # what PEFT puts before every name in its files
-NOTE = "a noise network (hypernoise): not an ordinary LoRA; its output layer leaves out the base path"
+PART = ".adapter-"  # prefix of unfinished folders
+PREFIX = "base_model.model."  # PEFT's prefix of every name in its files
+NOTE = "a noise network (hypernoise): not an ordinary LoRA; its output layer omits the base path"
 
 
 def save_adapter(
     network: NoiseNetwork, folder: str | Path, *, generator: Generator | None = None, training: Mapping[str, Any] = {}
 ) -> None:
-    """Writes a noise network's three files into `folder`, over an adapter that is there; nothing else is touched.
+    """Writes a noise network's three files into `folder`, replacing an existing adapter; other files stay.
 
     Until the last file is in place the folder holds no valid adapter, so a reader never sees half of one.
 
     Args:
-        generator: the base it was trained on; a LoRA knows its own.
-        training: what is worth keeping of how it was made (objective, rewards, steps), JSON values.
+        generator: the base it was trained on; a LoRA network knows its own.
+        training: facts about its training to keep (objective, rewards, steps), as JSON values.
 
     Raises:
-        InputError: a stand-alone network without its generator: nothing could tell it from another's.
+        InputError: a stand-alone network without its generator.
     """
     if generator is None and not hasattr(network, "generator"):
         raise InputError("name the generator it was trained on: save_adapter(network, folder, generator=generator)")
     place = output_folder(Path(folder))
-    for left in place.glob(f"{PART}*"):  # by a process that was killed
+    for left in place.glob(f"{PART}*"):  # left by a killed process
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PART, dir=place) as temporary:
         write_adapter(network, Path(temporary), generator=generator, training=training)
@@ -81,8 +81,8 @@ def write_adapter(
     """The three files, into a folder that exists."""
     base = network.generator if isinstance(network, LoRANoise) else generator
     state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in network.trainable_state().items()}
-    save_file(state, folder / WEIGHTS, metadata={"note": NOTE})  # of several safetensors shuffles the order
-    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    save_file(state, folder / WEIGHTS, metadata={"note": NOTE})  # with several keys safetensors shuffles their order
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it owner-only
     write_json(folder / PEFT_CONFIG, _peft_fields(network, base))
     about = {
         "format": FORMAT,
@@ -95,7 +95,7 @@ def write_adapter(
         "call": getattr(base, "asked", dict)(),
         "training": dict(training),
     }
-    about = json.loads(json.dumps(about))  # as it will be read back
+    about = json.loads(json.dumps(about))  # as it is read back
     write_json(folder / ABOUT, {**about, "digest": digest_of(about, network.trainable_state())})
 
 
@@ -103,10 +103,10 @@ def load_adapter(generator: Generator, folder: str | Path, *, check_base: bool =
     """The noise network saved in `folder`, on `generator`.
 
     Args:
-        folder: a directory written by `save_adapter`, one in the format that the paper's authors released, a
-            Hub repository of either, "owner/name" or "owner/name@revision", or "scenes" for the packaged one.
-        check_base: refuse other weights than the adapter was made for; if False, as for a merge or a fine-tune of its
-            base, warn of what differs. Layers have to fit in any case.
+        folder: a directory written by `save_adapter` or in the paper authors' released format, a Hub
+            repository of either, "owner/name" or "owner/name@revision", or "scenes" for the packaged one.
+        check_base: refuse other weights than the adapter was trained on; if False (for a merge or a fine-tune of its
+            base), only warn. Layers have to fit in any case.
 
     Raises:
         InputError: no adapter there, a broken or pickled weights file, a newer format, or another base.
@@ -126,9 +126,9 @@ def load_adapter(generator: Generator, folder: str | Path, *, check_base: bool =
 
 
 def adapter_folder(source: str | Path) -> Path:
-    """The directory of an adapter: itself, what comes with this package, or the local copy of a Hub repository.
+    """The directory of an adapter: itself, the packaged one, or the local copy of a Hub repository.
 
-    A repository is downloaded if need be: only safetensors and JSON files, after printing their size on stderr.
+    A repository is downloaded if needed: safetensors and JSON files only, after printing their size to stderr.
     """
     folder = Path(source)
     preset = PRESETS.get(str(source))
@@ -144,13 +144,13 @@ def adapter_folder(source: str | Path) -> Path:
 
 
 def _released_settings(state: dict[str, Tensor], generator: Any, folder: Path) -> dict[str, Any]:
-    """What released files leave unsaid: their layers, unless a LoRA here has the same, and how f was trained."""
+    """What released files do not record: their layers, unless they are this LoRA's, and how f was trained."""
     if not hasattr(generator, "denoise_first"):
-        raise InputError(f"{folder} is a LoRA on a denoiser, which {generator.name!r} has not")
+        raise InputError(f"{folder} is a LoRA on a denoiser, which {generator.name!r} lacks")
     layers = sorted({name.rpartition(".lora_")[0] for name in state})
     every = adaptable_layers(generator.denoiser)
     if not set(layers) & set(every):
-        raise InputError(f"the adapter {folder} matches no weight of {generator.name!r}: another architecture's")
+        raise InputError(f"the adapter {folder} matches no weight of {generator.name!r}: made for another architecture")
     return {**generator.family.released, **({} if set(layers) == set(every) else {"layers": layers})}
 
 
@@ -177,8 +177,8 @@ def _build(
             f"{folder}/hypernoise.json has settings that a {kind!r} network does not take: {first_line(error)}"
         ) from error
     if kind == "finetune":
-        raise InputError(f"{folder} holds a fine-tuned LoRA, which is no noise network; --finetuned takes it")
-    raise InputError(f"{folder} holds a {kind!r} noise network, which does not go on {generator.name!r}")
+        raise InputError(f"{folder} holds a fine-tuned LoRA, not a noise network; pass it to --finetuned")
+    raise InputError(f"{folder} holds a {kind!r} noise network, which does not fit {generator.name!r}")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -207,10 +207,10 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def _wrong(about: Mapping[str, Any]) -> str:
-    """What is not as `write_adapter` writes it; empty if all is."""
+    """What differs from the format of `write_adapter`; empty if nothing does."""
     base = about["base"]
     if not isinstance(about["kind"], str) or not isinstance(about["settings"], dict):
-        return "kind must be a word, and settings a mapping"
+        return "kind must be text, and settings a mapping"
     if not isinstance(about.get("call") or {}, dict):
         return "call must be a mapping"
     if base is None:
@@ -226,7 +226,7 @@ def _wrong(about: Mapping[str, Any]) -> str:
 
 
 def _is_ours(weights: Path) -> bool:
-    """Whether the file was written here: without its hypernoise.json it is half an adapter, not a released one."""
+    """Whether `save_adapter` wrote the file: without its hypernoise.json it is incomplete, not a released adapter."""
     if not weights.is_file():
         return False
     try:
@@ -237,7 +237,7 @@ def _is_ours(weights: Path) -> bool:
 
 
 def compare_base(about: dict[str, Any], generator: Generator, folder: Path, *, strict: bool = True) -> None:
-    """Refuses an adapter, described by its `hypernoise.json`, that was not made for this generator; or warns of it."""
+    """Refuses an adapter, described by its `hypernoise.json`, that was made for another generator; or warns of it."""
     if about["base"] is None:
         return
     saved, here = about["base"], generator.describe()
@@ -261,23 +261,23 @@ def compare_base(about: dict[str, Any], generator: Generator, folder: Path, *, s
         )
     if strict:
         raise InputError(differs + advice)
-    warnings.warn(f"{differs}; what it does to the noise was learned there", stacklevel=3)
+    warnings.warn(f"{differs}; its effect on the noise was learned on those", stacklevel=3)
 
 
 def differing(saved: Sequence[float | None], here: Sequence[float | None], kind: str) -> str:
-    """What differs between two probes of weights, for a message; empty where they are taken for the same."""
+    """The difference between two weight probes, for a message; empty if they count as the same."""
     pairs = zip(saved, here, strict=False)
-    known = [(was, now) for was, now in pairs if was is not None and now is not None]  # quantised ones are not
-    same = [math.isclose(was, now, rel_tol=8e-3, abs_tol=1e-5) for was, now in known]  # bf16's rounding
-    # a spectral network may go where LoRAs are fused, which leave some matrices as they were; chance leaves 1 in 100
+    known = [(was, now) for was, now in pairs if was is not None and now is not None]  # quantised ones are unknown
+    same = [math.isclose(was, now, rel_tol=8e-3, abs_tol=1e-5) for was, now in known]  # bf16 rounding
+    # a spectral network may fit a base with fused LoRAs, which leave some matrices unchanged; chance leaves 1 in 100
     close = all(same) or (kind == SpectralNoise.kind and sum(same) > len(same) / 16)
-    return "" if close else f"{len(same) - sum(same)} of {len(same)} weights looked at"
+    return "" if close else f"{len(same) - sum(same)} of {len(same)} sampled weights"
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained weights of an adapter directory, under their own names (PEFT's prefix taken off).
+    """The trained weights of an adapter directory, without PEFT's prefix on the names.
 
-    A released adapter's `adapter_model.bin` is read as tensors alone; our own format has no such file.
+    A released adapter's `adapter_model.bin` is read as tensors only; our own format has no such file.
     """
     file, pickled = folder / WEIGHTS, folder / PICKLED
     if not file.is_file() and (folder / DIFFUSERS).is_file() and not (folder / ABOUT).is_file():

@@ -14,18 +14,18 @@ from hypernoise.waiting import wait_passively
 
 COMMANDS = {  # each is a module of `commands` with a dataclass of that name, and its line in --help
     "quickstart": "train on the embedded generator, judge, show before and after",
-    "train": "train a noise hypernetwork; --dry-run: what it will take",
+    "train": "train a noise hypernetwork; --dry-run: print memory and cost",
     "generate": "draw pictures, with or without an adapter",
-    "evaluate": "compare methods on the same prompts and noises, by a benchmark",
-    "score": "measure pictures that are there: rewards, GenEval, diversity",
-    "diagnose": "what an adapter does to the noise: KL, Lipschitz constant, prompts",
-    "app": "a page in the browser: plain and improved pictures from the same noise",
+    "evaluate": "compare methods on a benchmark, with the same prompts and noises",
+    "score": "measure existing pictures: rewards, GenEval, diversity",
+    "diagnose": "show what an adapter does to the noise: KL, Lipschitz constant, prompts",
+    "app": "open a browser page: plain and improved pictures from the same noise",
 }
 
 TOO_LITTLE_MEMORY = (
     "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, memory.decode_slice: "
-    "1), set memory.text_encoders: offload, or take another device or mixed_precision (hypernoise train --dry-run says "
-    "what a recipe takes)"
+    "1), set memory.text_encoders: offload, or use another device or mixed_precision (hypernoise train --dry-run shows "
+    "what a recipe needs)"
 )
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(
@@ -34,17 +34,17 @@ USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help expla
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command. Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved; 141 the
-    reader of what is printed has left."""
+    """Runs a command. Exit codes: 0 done; 2 wrong input, with a one-line message; 130 interrupted, checkpoint saved;
+    141 broken pipe."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # of a terminal that does not know every character
+            stream.reconfigure(errors="backslashreplace")  # for terminals that cannot print every character
     try:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)
         finally:
             sys.stdout.flush()  # not at exit, where an error is a traceback
-    except OSError as error:  # where commands do not look for one: it is the machine's
+    except OSError as error:  # one that no command handles, such as a full disk
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
         if isinstance(error, BrokenPipeError):

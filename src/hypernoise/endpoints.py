@@ -1,4 +1,4 @@
-"""Asking a server of the user's own; nothing is contacted unless its address was given."""
+"""Requests to a server that the user named; no other is ever contacted."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hypernoise.errors import InputError, first_line
 
 
 def post_json(url: str, body: Any, who: str, *, seconds: float, headers: Mapping[str, str] = {}) -> Any:
-    """The JSON that `url` answers to the JSON `body`.
+    """The JSON response of `url` to the JSON `body`.
 
     Args:
-        who: begins the message of an InputError.
-        seconds: to wait for the answer.
+        who: the start of an InputError's message.
+        seconds: timeout.
 
     Raises:
-        InputError: nobody answers, or with an error.
-        ValueError: the answer is no JSON.
+        InputError: no response, or an error response.
+        ValueError: the response is not JSON.
     """
     request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
     try:

@@ -1,4 +1,4 @@
-"""The one error a user's own input raises; the command line prints it as one line and exits with 2."""
+"""The error for invalid user input; the command line prints it as one line and exits with 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST = 1000  # characters of a message
 
 
 class InputError(Exception):
-    """What was handed in cannot be used; the message, one printable line, names the value and what would be right."""
+    """Invalid input; the message, one printable line, names the value and the fix."""
 
     def __init__(self, message: str):
         line = " ".join(message.splitlines())
@@ -23,39 +23,39 @@ class InputError(Exception):
 
 
 class TooLongError(InputError):
-    """A prompt has more tokens than the generator's text encoder takes."""
+    """A prompt has more tokens than the generator's text encoder accepts."""
 
 
 TOO_LITTLE = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS; the CPU on two systems
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's memory, or the machine's, running out, as torch says it."""
+    """Whether torch reports that the device or the machine ran out of memory."""
     message = str(error).lower()
     wanting = type(error).__name__ == "OutOfMemoryError" or any(words in message for words in TOO_LITTLE)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and wanting)
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says, or its name, for a message of one line."""
+    """Another library's error message, or its type, shortened to one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
 def no_traceback(what: str) -> Iterator[None]:
-    """Whatever other people's code or files make raise in the block becomes an InputError that begins with `what`."""
+    """Turns any exception from third-party code or files in the block into an InputError that begins with `what`."""
     try:
         yield
     except Exception as error:
         if isinstance(error, InputError) or out_of_memory(error):
             raise
         if "numpy() on Tensor that requires grad" in str(error):
-            raise InputError(f"{what}: it goes through numpy, where no gradient follows; use torch") from error
+            raise InputError(f"{what}: it goes through numpy, which has no gradient; use torch") from error
         raise InputError(f"{what}: {type(error).__name__}: {located(error)}") from error
 
 
 def located(error: Exception) -> str:
-    """An error's first line, and the place in the code that raised it."""
+    """An error's first line, and the code location that raised it."""
     *_, place = traceback.extract_tb(error.__traceback__)
     return f"{first_line(error)} ({Path(place.filename).name}, line {place.lineno})"
 
@@ -70,11 +70,11 @@ class _Short(reprlib.Repr):
 
 
 shown = _Short().repr
-"""A value for a message, shortened where it is long or deep."""
+"""A value for a message, shortened if long or deeply nested."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not in a table, with the nearest one that is."""
+    """An `InputError` for an unknown name, with the nearest known one."""
     options = sorted(known)
     near = difflib.get_close_matches(str(name)[:LONGEST], options, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"

@@ -1,4 +1,4 @@
-"""Writing so that a reader sees the whole file or the old one, never half of it."""
+"""Atomic writes: a reader sees the whole file or the old one, never a part."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any
 
 from hypernoise.errors import InputError, first_line, shown
 
-UNFINISHED = ".tmp"  # ends the name of a file that is not yet whole
+UNFINISHED = ".tmp"  # suffix of an incomplete file
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder`, which must not exist, when the block ends well."""
+    """A temporary folder that becomes `folder`, which must not exist, when the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     temporary.chmod(0o755)
@@ -37,7 +37,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def check_file(file: str | Path, what: str) -> int:
-    """A file's size in bytes. Raises InputError where there is none, or a pipe or device, which may never end."""
+    """A file's size in bytes. Raises InputError for a missing file, or a pipe or device, which may never end."""
     try:
         about = Path(file).stat()
     except (OSError, ValueError) as error:  # a NUL in the path
@@ -48,7 +48,7 @@ def check_file(file: str | Path, what: str) -> int:
 
 
 def read_text(file: str | Path, what: str, most: int | None = None) -> str:
-    """A text file in UTF-8, with \\n at the ends of lines; `what` begins the message of an InputError.
+    """A UTF-8 text file, with \\n line ends; `what` begins the message of an InputError.
 
     Files of more than `most` bytes are refused.
     """
@@ -72,17 +72,17 @@ def read_json(file: str | Path, what: str) -> Any:
 
 
 def parse_json(text: str, what: str) -> Any:
-    """The value of a JSON text; numbers of hundreds of digits become infinite.
+    """The value of a JSON text; numbers with hundreds of digits become infinite.
 
     Raises:
-        InputError: no JSON, a name that an object has twice, half a character (a lone surrogate), or deep nesting.
+        InputError: invalid JSON, a duplicate name in an object, a lone surrogate, or deep nesting.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-            raise InputError(f"{what} has {shown(name)} twice in one object")
+            raise InputError(f"{what} has a duplicate name {shown(name)}")
         return found
 
     def number(digits: str) -> float:
@@ -95,14 +95,14 @@ def parse_json(text: str, what: str) -> Any:
     except RecursionError as error:
         raise InputError(f"{what} is not JSON that can be read: it is nested too deeply") from error
     except UnicodeEncodeError as error:
-        raise InputError(f"{what} has half a character (a lone surrogate)") from error
+        raise InputError(f"{what} has a lone surrogate (half a character)") from error
     except ValueError as error:
         raise InputError(f"{what} is not JSON: {error}") from error
     return value
 
 
 def kept_json(file: Path, kind: type | tuple[type, ...] = dict) -> Any:
-    """What a file of our own says; None if it is not there, is damaged or is of another kind: it is made again."""
+    """The contents of a cache file of ours; None if it is missing, damaged or of another kind: it is then remade."""
     try:
         value = read_json(file, "")
     except InputError:
@@ -117,14 +117,14 @@ def write_text(file: Path, text: str) -> None:
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """A temporary path whose file becomes `file`, in place of an earlier one, when the block ends well."""
+    """A temporary path whose file replaces `file` when the block succeeds."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}{UNFINISHED}")  # processes may write the same file at once
     yield temporary
     os.replace(temporary, file)
 
 
 def output_folder(folder: Path) -> Path:
-    """`folder`, made if need be; InputError if it is a file or cannot be written."""
+    """`folder`, created if needed; InputError if it is a file or not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -138,7 +138,7 @@ def output_folder(folder: Path) -> Path:
 
 @contextmanager
 def writing(what: str, but: str) -> Iterator[None]:
-    """Turns a write that fails inside the block, such as on a full disk, into an InputError of one line."""
+    """Turns a failed write in the block, for example on a full disk, into a one-line InputError."""
     from safetensors import SafetensorError
 
     try:

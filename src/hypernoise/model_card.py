@@ -1,4 +1,4 @@
-"""`push_to_hub`: an adapter on the Hub, with a model card of what was measured."""
+"""`push_to_hub`: an adapter on the Hub, with a model card of measured results."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def push_to_hub(
     *,
     measured: str | Path | None = None,
 ) -> str:
-    """Uploads an adapter directory with a model card, and gives the repository's address.
+    """Uploads an adapter directory with a model card, and returns the repository's URL.
 
     Args:
-        adapter: written by `save_adapter`; its three files are uploaded, and nothing else of the directory.
-        repository: "owner/name"; made if it is not there.
-        measured: the output of `hypernoise evaluate`, `quickstart` or `train`, whose result rows and pictures the card
-            shows; without it, the card says that nothing was measured.
+        adapter: written by `save_adapter`; only its three files are uploaded.
+        repository: "owner/name"; created if missing.
+        measured: the output of `hypernoise evaluate`, `quickstart` or `train`, for the card's result rows and pictures;
+            without it, the card says that nothing was measured.
 
-    The licence is what the base's own card says.
+    The licence is taken from the base's model card.
 
     Raises:
-        InputError: no adapter there, no results in `measured`, no repository name, no login, or a Hub that refuses or
-            cannot be reached.
+        InputError: no adapter there, no results in `measured`, an invalid repository name, no login, or a Hub that
+            refuses or cannot be reached.
     """
     check_login(repository)
     folder, api = Path(adapter), HfApi()
@@ -72,7 +72,7 @@ def push_to_hub(
 
 
 def check_login(repository: str) -> None:
-    """Raises InputError for a name that is no repository's, or if nobody is logged in to the Hub here."""
+    """Raises InputError for an invalid repository name, or without a login to the Hub."""
     if "@" in repository or not HUB_ID.fullmatch(repository):
         raise InputError(f"a repository on the Hub is owner/name, not {repository!r}")
     if get_token() is None:
@@ -119,7 +119,7 @@ def model_card(folder: Path, repository: str, *, measured: str | Path | None = N
 
 
 def _code(base: Mapping[str, Any], kind: str, repository: str) -> str:
-    """How it is used: on the published pipeline, or on what `load_generator` makes of it."""
+    """The code that uses it: on the published pipeline, or on the result of `load_generator`."""
     name = base.get("name", "")
     preset = PRESETS.get(name)
     if "denoiser" not in base:
@@ -145,7 +145,7 @@ def _summary(measured: str | Path | None) -> dict[str, Any]:
 
 
 def _results(summary: Mapping[str, Any]) -> list[EvalResult] | None:
-    """The judged scores of hypernoise, as the Hub's model index has them."""
+    """The judged scores of hypernoise, in the Hub's model-index format."""
     prompts = str(summary.get("arguments", {}).get("prompts", summary.get("command")))
     return [
         EvalResult(
@@ -161,7 +161,7 @@ def _results(summary: Mapping[str, Any]) -> list[EvalResult] | None:
 
 
 def _picture(measured: str | Path | None) -> Path | None:
-    """Before and after: what evaluate and quickstart draw, or the last validation prompts of a training run."""
+    """Before and after: the picture of evaluate and quickstart, or a training run's last validation prompts."""
     if measured is None:
         return None
     found = [*sorted(Path(measured).glob("samples/step-*.png")), *Path(measured).glob(PICTURE)]

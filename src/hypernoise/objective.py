@@ -4,7 +4,7 @@ For z = x + f(x) with x ~ N(0, I):
 
     KL(law of z || N(0, I)) = E[ ½‖f‖² + Tr J_f − log|det(I + J_f)| ]
 
-(Stein's lemma turns E[x·f] into E[Tr J_f]). The paper trains on the first term alone, which is exact for
+(by Stein's lemma, E[x·f] = E[Tr J_f]). The paper trains on the first term only, which is exact for
 a constant shift and, when Lip(f) = L < 1, within d(−log(1 − L) − L) of the whole.
 """
 
@@ -26,20 +26,20 @@ def noise_objective(residual: Tensor, reward: Tensor, kl_weight: float) -> Tenso
     """kl_weight · ½‖f‖² − reward of each sample [B].
 
     `kl_weight` multiplies the *sum* over dimensions: it is the α of p*(x) ∝ p(x)·exp(r/α). The released
-    research code takes 0.5·mean(f²) instead, which is α = 1/d for a noise of d dimensions.
+    research code uses 0.5·mean(f²) instead, which is α = 1/d for a d-dimensional noise.
     """
     return kl_weight * l2_kl(residual) - reward
 
 
 def limit_gradient(noise: Tensor, most: float, share: float) -> Tensor:
-    """The same noise; going back through it, each sample's own gradient is scaled down to a norm of at most `most`.
+    """The same noise; in the backward pass, each sample's gradient is scaled down to a norm of at most `most`.
 
-    A generator's picture can turn fast where two of its pictures meet, and one such sample then outweighs a whole
-    batch whose gradients point somewhere. ReNO limits the gradient of its noise likewise (arXiv 2406.04312).
+    A generator's output can change abruptly between two of its pictures, and one such sample then outweighs a whole
+    batch of consistent gradients. ReNO also clips its noise's gradient (arXiv 2406.04312).
 
     Args:
-        noise: [B, ...], what the generator is given; must require grad.
-        share: of one sample in the loss, 1 / samples for a mean.
+        noise: [B, ...], the generator's input; must require grad.
+        share: one sample's share of the loss, 1 / samples for a mean.
     """
 
     def limit(gradient: Tensor) -> Tensor:
@@ -52,9 +52,9 @@ def limit_gradient(noise: Tensor, most: float, share: float) -> Tensor:
 
 
 def exact_kl(function: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
-    """½‖f‖² + Tr J − log|det(I + J)| at each noise [B, ...]: an unbiased sample of the KL each, in nats.
+    """½‖f‖² + Tr J − log|det(I + J)| at each noise [B, ...]: unbiased samples of the KL, in nats.
 
-    Builds the whole Jacobian, one backward pass per dimension: for noises of up to a few hundred dimensions.
+    Builds the whole Jacobian with one backward pass per dimension: for noises of up to a few hundred dimensions.
 
     Args:
         function: f of a batch [1, ...]; differentiable.

@@ -1,14 +1,14 @@
-"""`attach`: the user's own diffusers pipeline, drawing from better noise.
+"""`attach`: makes the user's diffusers pipeline draw from improved noise.
 
-Nothing is put on the pipeline's modules: only its class changes, to one whose `__call__` adds f to the noise.
+The pipeline's modules are unchanged: only its class becomes one whose `__call__` adds f to the noise.
 
-With a spectral noise network a call runs once: its prompt is encoded and its noise drawn as always, and f is added to
-the noise on the way to the first step.
+With a spectral noise network a call runs once: the prompt is encoded and the noise drawn as usual, and f is added to
+the noise before the first step.
 
-With a LoRA it runs twice. The first run stops at the denoiser's first answer, given with
-the adapter on: that is f, under the pipeline's own conditioning, scaling and timestep. The second is the
+With a LoRA it runs twice. The first run stops at the denoiser's first output, with
+the adapter on: this is f, under the pipeline's own conditioning, scaling and timestep. The second is the
 user's call, unchanged, but its initial latents are the first run's plus f. Prompts are encoded and noise
-is drawn once, in the first run, so seeds and generators end where they would without the adapter.
+is drawn once, in the first run, so seeds and generators end in the same state as without the adapter.
 """
 
 from __future__ import annotations
@@ -60,26 +60,26 @@ def attach(
 ) -> Pipeline:
     """Makes `pipeline` draw from improved noise, in place, until `detach`; every argument works as before.
 
-    The pipeline's modules are left alone: weights may be offloaded, cast or compiled, and LoRAs loaded, weighted or
+    The pipeline's modules are unchanged: weights may be offloaded, cast or compiled, and LoRAs loaded, weighted or
     fused, before or after. While f is evaluated those LoRAs are off, unless they are fused.
 
     Args:
         pipeline: a text-to-image pipeline whose family hypernoise knows.
         adapter: an adapter directory, a LoRANoise made on this pipeline, or a SpectralNoise.
         strength: s from 0 to 1.5: the noise becomes x + s·f; see `set_strength`.
-        check_base: refuse other weights than the adapter was made for; if False, as for a merge or a fine-tune of its
-            base, warn of what differs.
+        check_base: refuse other weights than the adapter was trained on; if False (for a merge or a fine-tune of its
+            base), only warn.
 
     Returns:
         The same object.
 
     Raises:
-        InputError: unknown family, an adapter of another base, something attached already, or a strength out of range.
+        InputError: unknown family, an adapter of another base, an adapter already attached, or a strength out of range.
     """
     if not isinstance(pipeline, DiffusionPipeline):
         raise InputError(f"attach takes a diffusers pipeline, not a {type(pipeline).__name__}")
     if isinstance(pipeline, Attached):
-        raise InputError("this pipeline has an adapter attached already; hypernoise.detach(pipe) takes it off")
+        raise InputError("this pipeline already has an adapter attached; remove it with hypernoise.detach(pipe)")
     check_strength(strength)
     family = family_of(pipeline)
     denoiser = _denoiser(pipeline)
@@ -87,7 +87,7 @@ def attach(
     if isinstance(adapter, LoRANoise):
         network: LoRANoise | SpectralNoise = adapter
         if adapter.generator.denoiser is not denoiser:
-            raise InputError("this noise network lives on another pipeline; attach it to that one, or save and load it")
+            raise InputError("this noise network belongs to another pipeline; attach it there, or save and load it")
         call = adapter.generator.asked()
     elif isinstance(adapter, SpectralNoise):
         network = adapter
@@ -99,7 +99,7 @@ def attach(
         loaded: Any = load_adapter(generator, folder, check_base=check_base)
         network = loaded
         if isinstance(network, LoRANoise):
-            network.lora.to(generator.dtype)  # fp32 is for training; drawing goes at the pipeline's own speed
+            network.lora.to(generator.dtype)  # fp32 is for training; drawing uses the pipeline's precision
     if not call:
         call = {name: value for name, value in family.call.items() if name in ASKED}
     held = Held(network, strength, call, weakref.ref(denoiser), probe(denoiser), check_base)
@@ -109,7 +109,7 @@ def attach(
 
 
 def detach(pipeline: Pipeline) -> Pipeline:
-    """Takes off what `attach` put on; a noise network that was handed to it can be used on.
+    """Undoes `attach`; a noise network that was passed to it remains usable.
 
     Raises:
         InputError: a pipeline without an adapter.
@@ -122,13 +122,13 @@ def detach(pipeline: Pipeline) -> Pipeline:
 
 
 def set_strength(pipeline: DiffusionPipeline, strength: float) -> None:
-    """From the next call on the noise is x + strength·f; 0 draws as the plain pipeline does, bit for bit.
+    """From the next call on the noise is x + strength·f; 0 draws like the plain pipeline, bit for bit.
 
     Args:
         strength: 0 to 1.5; an adapter is trained at 1.
 
     Raises:
-        InputError: a pipeline without an adapter, or another strength.
+        InputError: a pipeline without an adapter, or a strength out of range.
     """
     check_strength(strength)
     _hold(pipeline, strength=strength)
@@ -136,7 +136,7 @@ def set_strength(pipeline: DiffusionPipeline, strength: float) -> None:
 
 @contextmanager
 def disabled(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Inside the block the pipeline draws as it would without its adapter.
+    """Inside the block the pipeline draws as without its adapter.
 
     Raises:
         InputError: a pipeline without an adapter.
@@ -152,11 +152,11 @@ def disabled(pipeline: DiffusionPipeline) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Held:
-    """What an attached pipeline draws by.
+    """The state of an attached pipeline.
 
-    call: `__call__` arguments that the adapter was trained under (`families.asked`).
-    denoiser, probe: it was attached to, and what that is recognised by.
-    on: whether f is added. said: what the user was warned of already.
+    call: the `__call__` arguments that the adapter was trained with (`families.asked`).
+    denoiser, probe: the denoiser it was attached to, and a sample of its weights.
+    on: whether f is added. said: the warnings already given.
     """
 
     network: LoRANoise | SpectralNoise
@@ -186,7 +186,7 @@ class Attached:
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         draw: Callable[..., Any] = super().__call__  # type: ignore[misc]
-        held: Held | None = vars(self).get("_hypernoise")  # None: a new pipeline of an attached one's class
+        held: Held | None = vars(self).get("_hypernoise")  # None: a new pipeline of an attached pipeline's class
         if held is None or not held.on or held.strength == 0:
             return draw(*args, **kwargs)
         bound = inspect.signature(draw).bind(*args, **kwargs)
@@ -206,13 +206,13 @@ class Attached:
 
 
 def _check(pipeline: Any, held: Held, given: Mapping[str, Any]) -> None:
-    """Looks whether the denoiser is the one attached to and the call one trained for; refuses, or says so once."""
+    """Checks that the denoiser is the attached one and the call as in training; refuses, or warns once."""
     denoiser = _denoiser(pipeline)
     now = probe(denoiser, list(held.probe))
     differs = differing(list(held.probe.values()), list(now.values()), held.network.kind)
     if differs and denoiser is not held.denoiser() and held.check_base:
         raise InputError(
-            f"the pipeline's {family_of(pipeline).denoiser} was replaced by another one ({differs} differ); put the "
+            f"the pipeline's {family_of(pipeline).denoiser} was replaced by another ({differs} differ); restore the "
             "old one back, or hypernoise.detach(pipe) and attach an adapter of the new one (of a merge or a fine-tune "
             "of the old one, the same adapter with check_base=False)"
         )
@@ -223,8 +223,8 @@ def _check(pipeline: Any, held: Held, given: Mapping[str, Any]) -> None:
         _say(
             held,
             name,
-            f"this call has {name}={reprlib.repr(value)}, and the adapter was trained with {name}={trained}: pass "
-            f"{name}={trained} for the pictures that it was trained for",
+            f"this call has {name}={reprlib.repr(value)}, but the adapter was trained with {name}={trained}: pass "
+            f"{name}={trained} to match its training",
         )
 
 
@@ -235,18 +235,18 @@ def _say(held: Held, what: str, message: str) -> None:
 
 
 def _denoiser(pipeline: Any) -> nn.Module:
-    """Without torch.compile's wrapper."""
+    """The module without torch.compile's wrapper."""
     name = family_of(pipeline).denoiser
     denoiser = getattr(pipeline, name, None)
     if not isinstance(denoiser, nn.Module):
-        raise InputError(f"this pipeline has no {name}; put it back before drawing or attaching")
+        raise InputError(f"this pipeline has no {name}; restore it before drawing or attaching")
     return getattr(denoiser, "_orig_mod", denoiser)
 
 
 def _drawn_first(
     pipeline: Any, held: Held, network: LoRANoise, draw: Callable[[], Any]
 ) -> dict[str, Callable[..., Any]]:
-    """The pipeline's methods for the call that follows a first run: what they gave in it, but for the noise."""
+    """The pipeline's methods for the call after a first run: they return that run's results, except for the noise."""
     results: dict[str, list[Any]] = {"encode_prompt": [], "prepare_latents": []}
     record = {name: _recording(getattr(pipeline, name), kept) for name, kept in results.items()}
     family = family_of(pipeline)
@@ -270,9 +270,9 @@ def _drawn_first(
 def _adding(
     pipeline: Any, held: Held, network: SpectralNoise, given: Mapping[str, Any]
 ) -> dict[str, Callable[..., Any]]:
-    """The pipeline's methods for a call with arguments `given`: f of the prompt is added to the latents."""
+    """The pipeline's methods for a call with arguments `given`: they add f of the prompt to the latents."""
     family, prepare = family_of(pipeline), pipeline.prepare_latents
-    encoded: list[Any] = []  # the prompt's own first, a negative one's after it
+    encoded: list[Any] = []  # the prompt's first, a negative prompt's after it
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         prepared = prepare(*args, **kwargs)
@@ -288,7 +288,7 @@ def _adding(
 
 
 def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
-    """The methods of a pipeline that draws beside a picture or a control: the noise that it draws, or is given, becomes
+    """The methods of a pipeline that draws from a picture or a control: its noise, drawn or given, becomes
     x + s·f(x), with f as in text-to-image."""
     family, network, encoded = family_of(pipeline), held.network, []
     original = inspect.unwrap(type(pipeline).prepare_latents)
@@ -310,7 +310,7 @@ def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, 
         bound = inspect.signature(original).bind(pipeline, *args, **kwargs)
         latents = bound.arguments.get("latents")
         if latents is not None and type(pipeline).__name__ == "SanaSprintImg2ImgPipeline":
-            raise InputError("latents given here are the picture with its noise: leave them out for f to improve noise")
+            raise InputError("latents given here are the noisy picture: omit them so that f can improve the noise")
         if latents is not None:
             bound.arguments["latents"] = better(latents)
         own = {"randn_tensor": lambda *a, **k: better(randn_tensor(*a, **k))}
@@ -324,18 +324,18 @@ def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _latents(prepared: Any) -> Tensor:
-    """Of what `prepare_latents` returns: the latents alone, or a tuple of them and the positions of their tokens."""
+    """The latents in `prepare_latents`' result: itself, or the first of a tuple with token positions."""
     return prepared[0] if isinstance(prepared, tuple) else prepared
 
 
 def _with_latents(prepared: Any, latents: Tensor) -> Any:
-    """What `prepare_latents` returned, with other latents."""
+    """`prepare_latents`' result, with other latents."""
     return (latents, *prepared[1:]) if isinstance(prepared, tuple) else latents
 
 
 def _condition(family: Family, encoded: Sequence[Any], given: Mapping[str, Any], noise: Tensor) -> Condition:
-    """Of what the pipeline encoded first, or was given as embeddings: a row for each sample of `noise`, where the
-    pipeline copies prompts only later."""
+    """The first encoding of the pipeline, or the given embeddings: a row for each sample of `noise`, if the
+    pipeline repeats prompts only later."""
     result = encoded[0] if encoded else [given.get(str(name)) for name in family.embeddings]
     tensors = embeddings_of(family, result)
     rows = {name: own.repeat_interleave(len(noise) // len(own), 0) for name, own in tensors.items()}
@@ -356,5 +356,5 @@ def _replaying(results: list[Any]) -> Callable[..., Any]:
 
 
 def _latent_scale(pipeline: Any) -> float:
-    """By how much `prepare_latents` multiplies N(0, 1) noise (1 where the scheduler has no such factor)."""
+    """The factor by which `prepare_latents` scales N(0, 1) noise (1 if the scheduler has none)."""
     return float(getattr(pipeline.scheduler, "init_noise_sigma", 1.0))

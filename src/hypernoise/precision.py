@@ -1,8 +1,8 @@
-"""Mixed precision: what a run computes in, on the device that it is on. Imports torch only when asked.
+"""Mixed precision: what a run computes in on its device. Imports torch only when needed.
 
-`auto` is bf16 where the device has units for it, else fp32. Measured on two cores with AMX: a picture of the embedded
+`auto` is bf16 on devices with bf16 units, else fp32. Measured on two cores with AMX: a picture of the embedded
 generator takes 1.4 to 2 times as long in fp32 as in bf16; with `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`,
-which hides the units, bf16 takes 15 times as long as fp32 (600 ms against 40), a convolution 25 times and more.
+which hides the units, bf16 takes 15 times as long as fp32 (600 ms against 40), a convolution at least 25 times.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 WEIGHTS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SLOWER = "about 15 to 25 times slower than no"
 NAMES = {"cuda": "GPU", "cpu": "CPU"}
-WITHOUT_BF16 = ("SSE", "AVX2", "AVX512_CORE_VNNI")  # of ONEDNN_MAX_CPU_ISA; AVX and AVX512_CORE whole
+WITHOUT_BF16 = ("SSE", "AVX2", "AVX512_CORE_VNNI")  # values of ONEDNN_MAX_CPU_ISA; AVX and AVX512_CORE as whole words
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What `mixed_precision` comes to on a device: no, bf16 or fp16; `why`, for the reader; whether it is `slow`."""
+    """`mixed_precision` resolved on a device: no, bf16 or fp16; `why`, for the user; whether it is `slow`."""
 
     name: Literal["no", "bf16", "fp16"]
     why: str
@@ -32,7 +32,7 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen weights, and of the products inside autocast."""
+        """The dtype of the frozen weights, and of products inside autocast."""
         import torch
 
         return getattr(torch, WEIGHTS[self.name])
@@ -43,7 +43,7 @@ class Precision:
 
 
 def resolve(asked: MixedPrecision, device: torch.device) -> Precision:
-    """What is computed in on `device`; "meta", on which plans are made, counts as a GPU with bf16."""
+    """The precision on `device`; "meta", the device of plans, counts as a GPU with bf16."""
     named = NAMES.get(device.type)
     if asked == "auto" and device.type == "meta":
         return Precision("bf16", "as on a GPU from Ampere on")
@@ -59,9 +59,9 @@ def resolve(asked: MixedPrecision, device: torch.device) -> Precision:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device itself multiplies in bf16, rather than by way of fp32: AMX, AVX512-BF16, CUDA from Ampere on.
+    """Whether the device multiplies in bf16 natively rather than through fp32: AMX, AVX512-BF16, CUDA from Ampere on.
 
-    torch names what the processor has, whatever it is allowed to use: the variables that allow less are looked at too.
+    torch reports the processor's features, even disabled ones: so the variables that disable them are checked too.
     """
     import torch
 
@@ -69,7 +69,7 @@ def native_bf16(device: torch.device) -> bool:
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        return False  # the capability is after ATEN_CPU_CAPABILITY
+        return False  # capability() is limited by ATEN_CPU_CAPABILITY
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     if allowed in ("AVX", "AVX512_CORE") or allowed.startswith(WITHOUT_BF16):
         return False

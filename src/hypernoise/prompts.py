@@ -1,4 +1,4 @@
-"""Where prompts come from, and which of them a training step sees."""
+"""Sources of prompts, and the prompts of each training step."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from hypernoise.errors import InputError, first_line, no_traceback, shown
 from hypernoise.files import check_file, parse_json, read_json, read_text
 
 PROMPT_SETS = {"scenes": ("hypernoise.scenes.prompts", "training_prompts")}
-COLUMNS = ("prompt", "caption", "text", "prompts", "captions")  # looked for in this order, in any case
-LISTS = ("annotations", "results")  # of COCO's captions, and of what `hypernoise generate` writes
-STREAMED = 1_000_000  # prompts that are read of a dataset at most
+COLUMNS = ("prompt", "caption", "text", "prompts", "captions")  # looked for in this order, case-insensitively
+LISTS = ("annotations", "results")  # in COCO's captions, and in the summary of `hypernoise generate`
+STREAMED = 1_000_000  # maximum number of prompts read from a dataset
 HUB = "hf:"
-BLOCK = 1000  # samples over which a mix keeps to its weights
+BLOCK = 1000  # samples within which a mix matches its weights
 MIXING = 2**31  # in the key of a mix's order: no source has this number
 
 
 def read_prompts(source: str) -> list[str]:
-    """The prompts of a file, of a named set ("scenes"), or of a dataset on the Hub, in their order.
+    """The prompts of a file, of a named set ("scenes"), or of a dataset on the Hub, in order.
 
-    Files: .json, .jsonl, .csv, .tsv and .parquet, of which the column prompt, caption or text is read, in any case;
-    a .json may also map names to prompts, or be COCO's captions. Any other is text with a prompt a line.
-    hf:DATASET[:SPLIT[:COLUMN]] is streamed and only the column kept, up to a million.
+    Files: .json, .jsonl, .csv, .tsv and .parquet with a column prompt, caption or text, in any case;
+    a .json may also map names to prompts, or be COCO's captions. Any other file is text with a prompt per line.
+    hf:DATASET[:SPLIT[:COLUMN]] is streamed, up to a million prompts, keeping only the column.
 
     Raises:
-        InputError: no such file, not its format, no such column, no prompt in it, or a package that is missing.
+        InputError: no such file, an invalid format, no such column, no prompts, or a missing package.
     """
     if source in PROMPT_SETS:
         module, function = PROMPT_SETS[source]
@@ -43,7 +43,7 @@ def read_prompts(source: str) -> list[str]:
         found = list(FORMATS.get(Path(source).suffix.lower(), _text)(source))
     prompts = [prompt.strip() for prompt in found if prompt.strip()]
     if not prompts:
-        raise InputError(f"prompts {source!r} holds no prompt; write one a line")
+        raise InputError(f"prompts {source!r} has no prompts; write one per line")
     return prompts
 
 
@@ -52,16 +52,16 @@ def _text(source: str) -> list[str]:
 
 
 def _jsonl(source: str) -> Iterator[str]:
-    """A line is an object with a column, or a string."""
+    """Each line is an object with a column, or a string."""
     for number, line in enumerate(_text(source), 1):
         if line.strip():
             yield _of(parse_json(line, f"prompts {source!r}, line {number}"), source, f"line {number}")
 
 
 def _json(source: str) -> Iterator[str]:
-    """A list of objects with a column, or of strings; or an object of such by their names.
+    """A list of objects with a column, or of strings; or an object that maps names to such.
 
-    Of an object that is about prompts, such as COCO's captions or a summary.json, the list of them is read.
+    In an object about prompts, such as COCO's captions or a summary.json, the list of them is read.
     """
     rows = read_json(source, f"prompts {source!r}")
     if isinstance(rows, dict):
@@ -84,7 +84,7 @@ def _of(row: Any, source: str, place: str) -> str:
 
 
 def _csv(source: str) -> Iterator[str]:
-    """Strictly: a quote that is not closed would swallow the lines after it."""
+    """Strict: an unclosed quote would swallow the lines after it."""
     rows = csv.reader((f"{line}\n" for line in _text(source)), strict=True)
     before = 0
     try:
@@ -94,12 +94,12 @@ def _csv(source: str) -> Iterator[str]:
             if row:
                 yield _cell(row[place] if place < len(row) else None, source, f"line {rows.line_num}")
             before = rows.line_num
-    except csv.Error as error:  # such as a quote that is not closed, or a field of more than 131072 characters
+    except csv.Error as error:  # such as an unclosed quote, or a field of more than 131072 characters
         raise InputError(f"prompts {source!r}: the row at line {before + 1} is not CSV: {error}") from error
 
 
 def _tsv(source: str) -> Iterator[str]:
-    """A line is a row; quotes are part of a text, unless they enclose it."""
+    """Each line is a row; quotes are part of the text, unless they enclose it."""
     lines = _text(source)
     place = _place(lines[0].split("\t"), source)
     for number, line in enumerate(lines[1:], 2):
@@ -177,7 +177,7 @@ def _cell(value: Any, source: str, place: str) -> str:
 
 @dataclass(frozen=True)
 class PromptMix(Sequence[str]):
-    """Prompts of several sources, each of which gives its weight's share of the samples; as a sequence, all of them.
+    """Prompts of several sources, sampled in proportion to their weights; as a sequence, all of them.
 
     Raises:
         InputError: a source whose share is less than one sample in a thousand.
@@ -199,17 +199,17 @@ class PromptMix(Sequence[str]):
 
     @cached_property
     def all(self) -> list[str]:
-        """Of one source after another."""
+        """Of the sources concatenated."""
         return [prompt for part in self.parts for prompt in part]
 
     @property
     def counts(self) -> np.ndarray:
-        """Of a thousand samples, those of each source."""
+        """The number of each source's samples in a thousand."""
         bounds = np.cumsum(self.weights) / sum(self.weights) * BLOCK
         return np.diff(bounds.round().astype(int), prepend=0)
 
     def turns(self, block: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each sample of a block of a thousand: its source, and how many samples that source gave before it."""
+        """For each sample of a block of a thousand: its source, and how many samples of that source precede it."""
         order = np.random.default_rng([seed, MIXING, block]).permutation(BLOCK)
         sources = np.repeat(np.arange(len(self.parts)), self.counts)[order]
         turns = np.zeros(BLOCK, dtype=int)
@@ -219,18 +219,18 @@ class PromptMix(Sequence[str]):
 
 
 def read_mix(sources: Mapping[str, float]) -> Sequence[str]:
-    """The prompts of one source, or of several as a mix. Raises `read_prompts`'s errors."""
+    """The prompts of one source, or of several as a mix. Raises the errors of `read_prompts`."""
     parts = [tuple(read_prompts(source)) for source in sources]
     return list(parts[0]) if len(parts) == 1 else PromptMix(tuple(parts), tuple(sources.values()))
 
 
 def spread(prompts: Sequence[str], count: int) -> list[str]:
-    """So many prompts, from one end of the list to the other."""
+    """`count` evenly spaced prompts of the list."""
     return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def prompts_of_step(prompts: Sequence[str], step: int, batch_size: int, seed: int) -> list[str]:
-    """The batch of a step: every prompt once per epoch of its source, in an order keyed by (seed, epoch) alone."""
+    """The batch of a step: every prompt once per epoch of its source, in an order keyed by (seed, epoch) only."""
     places = range(step * batch_size, (step + 1) * batch_size)
     if not isinstance(prompts, PromptMix):
         return _taken(prompts, places, [seed])

@@ -1,4 +1,4 @@
-"""What other libraries say of things that no user of this one can act on: silenced one by one, never as a whole."""
+"""Silences other libraries' messages that no user of this one can act on, one by one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ EXPECTS_A_LARGE_ONE = "diffusers.pipelines.pipeline_utils"
 
 
 def without_idle_advice() -> None:
-    """Drops what nobody can act on: transformers 5's advice on image processors, which diffusers' pipelines import and
-    nothing here uses, and diffusers' remark that an AutoencoderTiny, which it takes, stands where an AutoencoderKL is
-    expected.
+    """Drops transformers 5's advice on image processors, which diffusers' pipelines import and nothing here uses, and
+    diffusers' remark on an AutoencoderTiny, which it accepts, in place of an AutoencoderKL.
 
-    Of the logger that says it, one message is dropped; its level, its handlers and every other line stay.
+    Only that message is dropped; the logger's level, handlers and other messages stay.
     """
     for name in (SAYS_IT, EXPECTS_A_LARGE_ONE):
         logger = logging.getLogger(name)
@@ -34,7 +33,7 @@ def _other_than_that(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def no_loading_bars() -> Iterator[None]:
-    """Inside the block reading weights off the disk shows no bar; a download shows the hub's own."""
+    """Inside the block, loading weights from disk shows no progress bar; downloads show the hub's."""
     loaded: list[Any] = [sys.modules[name] for name in ("diffusers", "transformers") if name in sys.modules]
     libraries = [library.utils.logging for library in loaded if library.utils.logging.is_progress_bar_enabled()]
     for log in libraries:

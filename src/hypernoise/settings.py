@@ -1,4 +1,4 @@
-"""The door that all settings come through, from a recipe, a flag or a caller: types as declared, numbers in range.
+"""Checks settings from a recipe, a flag or a caller: types as declared, numbers in range.
 
 Imports no torch.
 """
@@ -15,18 +15,18 @@ from typing import Any, Literal, TypeGuard
 
 from hypernoise.errors import InputError, shown, unknown
 
-MOST = 10**9  # of steps, samples, pixels: more is a slip
-MOST_AT_ONCE = 65_536  # samples of an update, pictures of a prompt
+MOST = 10**9  # steps, samples, pixels: more is a typo
+MOST_AT_ONCE = 65_536  # samples per update, pictures per prompt
 MOST_RANK = 4096
 MOST_SIDE = 16_384  # px
-MOST_STEPS = 1000  # of inference, as diffusion models know timesteps
-LARGEST = 1e30  # which fp32 can still multiply
+MOST_STEPS = 1000  # inference steps: a diffusion model's timesteps
+LARGEST = 1e30  # leaves headroom for products in fp32
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def finite(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that can be reckoned with in fp32."""
+    """Whether it is a number that fp32 can compute with."""
     number: Any = value
     return isinstance(value, Real) and not isinstance(value, bool) and abs(number) <= LARGEST
 
@@ -34,7 +34,7 @@ def finite(value: Any) -> TypeGuard[float]:
 def whole(
     settings: object, *names: str, least: int = 1, most: int = MOST, prefix: str = "", flags: bool = False
 ) -> None:
-    """Raises InputError for the first of these attributes that is no whole number in range; None passes.
+    """Raises InputError for the first of these attributes that is not a whole number in range; None passes.
 
     `flags`: the message names them as on the command line, --batch-size for batch_size.
     """
@@ -45,7 +45,7 @@ def whole(
 
 
 def whole_number(value: Any, name: str, least: int = 1, most: int = MOST) -> None:
-    """Raises InputError, with `name`, for what is no whole number from `least` to `most`."""
+    """Raises InputError, with `name`, for a value that is not a whole number from `least` to `most`."""
     number: Any = value
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise InputError(f"{name} must be a whole number, not {shown(value)}")
@@ -64,7 +64,7 @@ def positive(settings: object, *names: str, prefix: str = "") -> None:
 
 
 def not_negative(settings: object, *names: str, prefix: str = "") -> None:
-    """Raises InputError for the first of these attributes that is not a finite number from 0."""
+    """Raises InputError for the first of these attributes that is not a finite number of at least 0."""
     for name in names:
         value = getattr(settings, name)
         if not (finite(value) and value >= 0):
@@ -77,21 +77,21 @@ def seed_in_range(seed: Any, name: str = "seed") -> None:
 
 
 def finite_weights(weights: Mapping[str, float]) -> None:
-    """Raises InputError for what maps no names to weights, or the first weight that is infinite or not a number."""
+    """Raises InputError for anything but a mapping of names to weights, or for the first weight that is not finite."""
     if not isinstance(weights, Mapping):
         raise InputError(f"rewards map names to weights, such as {{'redness': 1.0}}; this is {shown(weights)}")
     for name, weight in weights.items():
         if not isinstance(name, str):
-            raise InputError(f"a reward is named by a text, not by {shown(name)}")
+            raise InputError(f"a reward's name must be text, not {shown(name)}")
         if not finite(weight):
             raise InputError(f"the weight of reward {shown(name)} must be a number, not {shown(weight)}")
 
 
 def typed(settings: Any, cls: type, prefix: str = "") -> None:
-    """Makes the fields of `cls` the types they are declared as: words of a recipe into numbers, mappings into groups.
+    """Converts the fields of `cls` to their declared types: a recipe's text to numbers, mappings to groups.
 
     Raises:
-        InputError: what cannot be read so, naming the field.
+        InputError: a value that cannot be converted, naming the field.
     """
     for name, hint in hints_of(cls).items():
         object.__setattr__(settings, name, as_declared(prefix + name, getattr(settings, name), hint))
@@ -101,7 +101,7 @@ hints_of = cache(typing.get_type_hints)
 
 
 def as_declared(name: str, value: Any, hint: Any) -> Any:
-    """The value as the type of its field. Words are read as numbers, as YAML has 1e-3 for one."""
+    """The value converted to its field's type. Text is read as numbers, since YAML reads 1e-3 as text."""
     kind = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
@@ -132,7 +132,7 @@ def as_declared(name: str, value: Any, hint: Any) -> Any:
     if hint is bool and isinstance(value, str) and value.lower() in WORDS:
         return WORDS[value.lower()]
     readable = {int: Integral | str, float: Real | str}.get(hint, hint)
-    with suppress(ValueError, OverflowError):  # a word that is no number, a number of thousands of digits
+    with suppress(ValueError, OverflowError):  # text that is not a number, a number of thousands of digits
         if isinstance(value, readable) and (hint is bool or not isinstance(value, bool)):
             return hint(value)
     raise InputError(f"{name} must be {CALLED[hint]}, not {shown(value)}")
@@ -147,7 +147,7 @@ def group(cls: type, values: Mapping[Any, Any], prefix: str = "") -> Any:
 
 
 def _names(cls: type) -> Iterator[str]:
-    """The fields of a dataclass, and those of its groups with a dot."""
+    """The fields of a dataclass, and those of its groups as group.field."""
     for name, hint in hints_of(cls).items():
         yield name
         if dataclasses.is_dataclass(hint):

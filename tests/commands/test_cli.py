@@ -208,7 +208,7 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(recipe, tmp_path, capsys, 
     (tmp_path / "prompts.txt").write_text("a ring\n" + "very " * 30 + "red ring\n")
     assert "prompt 2 of 2 has" in said()
     (tmp_path / "prompts.txt").write_text("")
-    assert "holds no prompt" in said()
+    assert "has no prompts" in said()
     recipe.write_text("max_train_steps: [")
     assert "not valid YAML" in said()
     recipe.write_text("generater: scenes")
@@ -239,7 +239,7 @@ def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
     weights = tmp_path / "wide" / "adapter_model.safetensors"
     save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), tmp_path / "wide")
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "not a whole file of tensors" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
+    assert "not a complete file of tensors" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
     assert not (tmp_path / "out").exists()
     assert "unknown flag '--sed'; did you mean '--seed'?" in refused(capsys, [*draw, "a ring", "--sed", "3"])
     assert "Error parsing --seed: invalid literal" in refused(capsys, [*draw, "a ring", "--seed", "three"])

@@ -183,7 +183,7 @@ def test_without_a_judge_pictures_are_laid_out_and_another_drawing_takes_their_p
     assert left[0].read_bytes() != first
     (tmp_path / "out" / "pictures" / "plain-1" / "source.txt").unlink()
     assert main([*geneval, "--judge", "none"]) == 2
-    assert "holds something else; choose another --output-dir" in capsys.readouterr().err
+    assert "has other contents; choose another --output-dir" in capsys.readouterr().err
 
 
 def test_copies_where_links_are_refused(geneval, tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_detector_that_does_not_know_the_prompts_classes(geneval, tmp_path, ca
     line = {"tag": "single_object", "include": [{"class": "cross", "count": 1}], "prompt": "a cross"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
     assert main(geneval) == 2
-    assert "does not know cross (1 of the classes that the prompts ask for)" in capsys.readouterr().err
+    assert "does not know cross (1 of the classes in the prompts)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -282,7 +282,7 @@ def test_on_scenes_the_judge_decides(tmp_path):
         (["--count", "-1"], "--count must be 0 or more"),
         (["--num-inference-steps", "0"], "--num-inference-steps takes numbers from 1"),
         (["--num-inference-steps", "1", "2", "1"], "--num-inference-steps takes each once, not 1 2 1"),
-        (["--num-inference-steps", "1001"], "scenes knows 1000 timesteps, so it draws in at most as many steps"),
+        (["--num-inference-steps", "1001"], "scenes has 1000 timesteps, so it cannot draw in"),
         (["--adapter", "scenes", "scenes"], "--adapter takes each once, not scenes scenes"),
         (["--shard", "2/2"], "--shard takes k/n with k below n"),
         (["--shard", "half"], "--shard takes k/n with k below n"),
@@ -297,7 +297,7 @@ def test_on_scenes_the_judge_decides(tmp_path):
             ["--prompts", "geneval", "--count", "1", "--judge", "nowhere/at-all"],
             "detector nowhere/at-all cannot be",
         ),
-        (["--rewriter", "http://localhost:1/v1"], "--rewriter-model names the model"),
+        (["--rewriter", "http://localhost:1/v1"], "name the endpoint's model with --rewriter-model"),
         (["--methods", "hypernoise", "--adapter", "nowhere"], "no adapter at nowhere"),
         (["--adapter", "nowhere"], "no adapter at nowhere"),
         (["--prompts", "README.md", "--methods", "best-of-2"], "best-of-2 searches by a reward: name one"),

@@ -1,4 +1,4 @@
-"""`hypernoise score`: rewards, variety and GenEval of pictures that are there."""
+"""`hypernoise score`: rewards, diversity and GenEval of existing pictures."""
 
 import csv
 import json
@@ -140,7 +140,7 @@ def test_a_model_from_a_folder_and_a_broken_picture(albums, tmp_path, capsys):
     assert (other["images"], other["prompts"]) == (5, 3)
     assert other["similarity"] == pytest.approx(1)  # of the two prompts that have two pictures
     assert base["similarity"] < 1
-    assert "1 could not be used; results are of the others" in capsys.readouterr().err
+    assert "1 could not be used; the results cover the others" in capsys.readouterr().err
 
 
 def refused(capsys, tmp_path, *arguments):
@@ -163,7 +163,7 @@ def test_only_numbered_png_files_count_and_it_is_said(albums, tmp_path, capsys):
     for file in albums[1].rglob("*.png"):
         file.rename(file.with_suffix(".jpg"))
     told = refused(capsys, tmp_path, *albums)
-    assert "other has no picture that counts; the first: 00000: 0 of 1 pictures are there" in told
+    assert "other has no usable picture; the first: 00000: 0 of 1 pictures exist" in told
     assert told.endswith("only names such as 00000.png count, not 00000.jpg")
 
 
@@ -179,15 +179,15 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys)
     assert "there is no folder" in said(tmp_path / "none")
     assert "empty has no prompts" in said(empty)
     assert "empty holds no picture (.png," in said(empty, *prompts)
-    assert "flat has no prompts: neither hypernoise generate nor hypernoise evaluate" in said(flat)
+    assert "flat has no prompts: it is not from hypernoise generate or evaluate" in said(flat)
     assert f"{PROMPTS[0]!r} is none of GenEval's prompts" in said(flat, *prompts, "--geneval")
     assert "'redness' is named twice" in said(flat, *prompts, *red, "redness=2")
     assert "unknown reward 'rednes'; did you mean 'redness'" in said(flat, "--rewards", "rednes", *prompts)
     assert "none.txt' cannot be read: No such file" in said(flat, "--prompts", tmp_path / "none.txt")
     assert "--batch-size must be at least 1" in said(flat, *prompts, "--batch-size", "0")
-    assert "--judge and --colors are GenEval's: add --geneval" in said(flat, *prompts, "--judge", "x")
+    assert "--judge and --colors need --geneval" in said(flat, *prompts, "--judge", "x")
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
-    assert "has 3 pictures and" in said(flat, *prompts)
+    assert "has 3 pictures but" in said(flat, *prompts)
     for name, why in (("../prompts.txt", "notes '../prompts.txt', which is not"), ("gone.png", "notes 'gone.png'")):
         (flat / "summary.json").write_text(json.dumps({"results": [{"file": name, "prompt": "x"}]}))
         assert why in said(flat)
@@ -227,8 +227,8 @@ def test_half_finished_folders_are_named(album, detected):
     assert code == 0
     why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in told["broken"]}
     assert "metadata.jsonl is missing" in why["00000"]
-    assert why["00002"] == "1 of 2 pictures are there"
-    assert why["00003"] == "0 of 2 pictures are there"
+    assert why["00002"] == "1 of 2 pictures exist"
+    assert why["00003"] == "0 of 2 pictures exist"
     assert "line 1 is not JSON" in why["00004"]
     assert list(told["results"][0]["categories"]) == ["counting", "colors"]
     assert told["results"][0]["judged"] == 3

@@ -22,7 +22,7 @@ def test_every_flag_is_in_one_section_of_the_help(capsys):
     named = [name for names in SECTIONS.values() for name in names]
     assert len(set(named)) == len(named)
     assert page.index("--learning-rate") < page.index("--optimizer")
-    assert "Samples per update, over all processes and accumulation rounds. (default: 16)" in page
+    assert "Samples per update, over all processes and accumulation steps. (default: 16)" in page
     assert not any("─" in line for line in page.splitlines())
 
 

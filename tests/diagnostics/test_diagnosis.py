@@ -98,7 +98,7 @@ def test_verdict_on_a_specific_shift():
 def test_a_single_prompt_is_diagnosed_without_the_swap():
     found = diagnose(Mean(), Edit(0.2), asked, ["up"], noises=8)
     assert found.swap is None
-    assert finding(found, "prompt").text.startswith("not asked: a swap needs at least two different prompts")
+    assert finding(found, "prompt").text.startswith("not tested: a swap needs at least two different prompts")
     assert finding(found, "L2 term").text.startswith("to be trusted")
     with pytest.raises(InputError, match="no prompt to diagnose on"):
         diagnose(Mean(), Edit(0.2), asked, [], noises=8)
@@ -195,7 +195,7 @@ def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path,
     assert "at least 8 noises" in said("--noises", "2")
     assert "--batch-size must be at least 1" in said("--batch-size", "0")
     save_adapter(network, tmp_path / "adapter")
-    assert "does not say its rewards; name them" in said()
+    assert "does not record its rewards; name them" in said()
     assert main(["diagnose"]) == 2
     assert "name an adapter" in capsys.readouterr().err
 

@@ -111,15 +111,15 @@ def test_compbench_asks_for_each_noun_phrase(tmp_path):
     ("suffix", "text", "message"),
     [
         (".csv", "item_id,text\np1,ring\n", "has no column 'proposition_id'"),
-        (".csv", DPG.replace('"1, 2"', "7"), "line 4: dependency '7' is no other question of p1"),
-        (".csv", DPG.replace('"1, 2"', "3"), "line 4: dependency '3' is no other question"),
+        (".csv", DPG.replace('"1, 2"', "7"), "line 4: dependency '7' is not another question of p1"),
+        (".csv", DPG.replace('"1, 2"', "3"), "line 4: dependency '3' is not another question"),
         (".csv", DPG + "p3,short\n", "line 6: fewer columns"),
-        (".csv", DPG.splitlines()[0], "holds no prompt of dpg"),
+        (".csv", DPG.splitlines()[0], "has no prompts of dpg"),
         (".jsonl", "{", "line 1 is not JSON"),
         (".jsonl", "\n[]", "line 2: needs a prompt, a vqa_list"),
         (".jsonl", json.dumps({**SOFT, "skills": ["count"]}), "as many skills"),
         (".jsonl", json.dumps({**SOFT, "vqa_list": [["How?"], ["a", "b"]]}), "needs a prompt, a vqa_list"),
-        (".txt", "\n", "holds no prompt of t2i-compbench"),
+        (".txt", "\n", "has no prompts of t2i-compbench"),
     ],
 )
 def test_files_that_cannot_be_asked_from(tmp_path, suffix, text, message):
@@ -187,7 +187,7 @@ def test_blip_weighs_yes_against_no():
     yes, no = (np.exp(logits[words.convert_tokens_to_ids(word)]) for word in ("yes", "no"))
     assert found[0] == pytest.approx(yes / (yes + no), rel=1e-4)
     assert asker(1 - picture(), questions, "{}")[0] != pytest.approx(found[0], abs=1e-4)
-    with pytest.raises(InputError, match="answers yes or no only, and a right answer is 'two'"):
+    with pytest.raises(InputError, match="only answers yes or no, but a right answer is 'two'"):
         asker(picture(), [Question("how many?", "two", "count")], "{}")
 
 

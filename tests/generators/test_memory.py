@@ -112,7 +112,7 @@ def test_dropped_encoders_leave_their_prompts(family, tmp_path):
         drawn = generator.sample(noise, generator.encode(asked))
     assert (drawn - expected).abs().max() <= 1e-4
     assert not generator._resting.encoders
-    with pytest.raises(InputError, match="'a ring' is not among the prompts encoded ahead"):
+    with pytest.raises(InputError, match="'a ring' was not encoded in advance"):
         generator.encode(["a ring"])
 
 
@@ -142,7 +142,7 @@ def test_a_tiny_decoder_takes_the_decoders_place(tmp_path):
 
 def test_a_tiny_decoder_of_other_latents_is_refused(tmp_path):
     tiny(16).save_pretrained(tmp_path / "taef1")
-    with pytest.raises(InputError, match="decodes 16 channels; these latents have 4"):
+    with pytest.raises(InputError, match="decodes 16 channels, but these latents have 4"):
         take_tiny_decoder(build_pipeline("StableDiffusionXLPipeline", tmp_path), str(tmp_path / "taef1"))
     with pytest.raises(InputError, match="no tiny_decoder at .*it is not a directory, nor a Hub repository"):
         take_tiny_decoder(build_pipeline("StableDiffusionXLPipeline", tmp_path), str(tmp_path / "nowhere"))

@@ -115,9 +115,9 @@ def test_a_condition_of_another_size_is_refused():
         ResidualNoise((4,), condition_size=3.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match=r"this network takes noise of \(4,\), not \(5,\)"):
         network(torch.zeros(2, 5), Condition({"embedding": torch.tensor([0, 1])}))
-    with pytest.raises(InputError, match="noise_shape is of one sample"):
+    with pytest.raises(InputError, match="noise_shape must be one sample's shape"):
         ModuleGenerator(nn.Identity(), noise_shape=4)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="has no denoiser to put a LoRA on: take ResidualNoise"):
+    with pytest.raises(InputError, match="has no denoiser to put a LoRA on: use ResidualNoise"):
         LoRANoise(ModuleGenerator(nn.Identity(), noise_shape=(4,)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="an embedding has 3 numbers: condition_size must be that, not 2"):
         network(noise, Condition({"embedding": torch.zeros(2, 3)}))
@@ -246,11 +246,11 @@ def test_a_reward_may_depend_on_a_prompt_that_the_module_is_not_given(capsys):
 
     generator, _ = climb(Plainer(), asked, embed=labels)
     assert set(generator.encode(["red"]).tensors) == {"embedding"}
-    assert "is not told it" not in capsys.readouterr().err
+    assert "the reward reads the prompt" not in capsys.readouterr().err
     climb(Plainer(), redness)
-    assert "is not told it" not in capsys.readouterr().err
+    assert "the reward reads the prompt" not in capsys.readouterr().err
     climb(Plainer(), asked)
-    assert "the reward reads the prompt, and the noise network is not told it" in capsys.readouterr().err
+    assert "the reward reads the prompt, which the noise network does not see" in capsys.readouterr().err
 
 
 def unnormalised():

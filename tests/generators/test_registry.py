@@ -111,7 +111,7 @@ def test_an_unknown_pipeline_class_says_how_to_register_one(tmp_path):
 def test_a_scheduler_that_starts_elsewhere_is_warned_about(sd_pipeline):
     pipeline = sd_pipeline()
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, timestep_spacing="leading")
-    with pytest.warns(UserWarning, match=r"begins one step at t = 1, not at 999 .*'leading'; few-step models"):
+    with pytest.warns(UserWarning, match=r"starts a single step at t = 1, not at 999 .*'leading'; few-step models"):
         DiffusionGenerator(pipeline, name="slow")
 
 
@@ -120,7 +120,7 @@ def test_a_scheduler_that_starts_elsewhere_is_warned_about(sd_pipeline):
     [
         ("FluxPipeline", lambda p: p.transformer.register_to_config(guidance_embeds=True), "takes a guidance scale"),
         ("Flux2KleinPipeline", lambda p: p.register_to_config(is_distilled=False), "is_distilled: false"),
-        ("StableDiffusionPipeline", lambda p: setattr(p, "scheduler", PNDMScheduler()), "takes no single step"),
+        ("StableDiffusionPipeline", lambda p: setattr(p, "scheduler", PNDMScheduler()), "cannot take a single step"),
     ],
 )
 def test_models_that_are_not_few_step_ones_are_warned_about(family, change, message, tmp_path):
@@ -200,7 +200,7 @@ def test_loras_that_do_not_fit_are_refused(sd_pipeline, tmp_path):
     file, _ = lora_file(tmp_path / "lcm", sd_pipeline())
     with pytest.raises(InputError, match="does not fit a|changes no weight"):
         fuse_lora(build_pipeline("SanaSprintPipeline", tmp_path), str(file))
-    with pytest.raises(InputError, match="is no safetensors file"):
+    with pytest.raises(InputError, match="is not a safetensors file"):
         fuse_lora(sd_pipeline(), "lora.bin")
     with pytest.raises(InputError, match="there is no file nowhere/lora.safetensors"):
         fuse_lora(sd_pipeline(), "nowhere/lora.safetensors")
@@ -271,7 +271,7 @@ def test_a_tiny_decoder_that_is_not_cached_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("family", ["Flux2KleinPipeline", "QwenImagePipeline"])
 def test_a_tiny_decoder_is_refused_where_the_pipeline_reads_the_autoencoders_statistics(family, tmp_path):
-    with pytest.raises(InputError, match=f"cannot take the place of a {family}'s autoencoder"):
+    with pytest.raises(InputError, match=f"cannot replace a {family}'s autoencoder"):
         take_tiny_decoder(build_pipeline(family, tmp_path), str(tmp_path))
 
 
@@ -294,7 +294,7 @@ def test_a_registered_class_that_diffusers_lacks_is_refused_by_directory(tmp_pat
     index = tmp_path / "mine" / "model_index.json"
     index.write_text(index.read_text().replace("SanaSprintPipeline", "MySanaPipeline"))
     monkeypatch.setitem(FAMILIES, "MySanaPipeline", FAMILIES["SanaSprintPipeline"])
-    with pytest.raises(InputError, match="has no MySanaPipeline.* hand the object to load_generator"):
+    with pytest.raises(InputError, match="has no MySanaPipeline.* pass the object to load_generator"):
         load_generator(tmp_path / "mine", device="cpu")
     with pytest.raises(InputError, match="a MySanaPipeline cannot be planned"):
         planned_generator(str(tmp_path / "mine"), dtype=torch.float32)
@@ -304,11 +304,11 @@ def test_a_registered_class_that_diffusers_lacks_is_refused_by_directory(tmp_pat
 
 @pytest.mark.parametrize("memory", [Memory(quantise="int8"), Memory(tiny_decoder="madebyollin/taesd")])
 def test_what_only_loading_can_save_is_refused_for_an_object(memory, sd_pipeline):
-    with pytest.raises(InputError, match="is for a generator that is loaded by name or directory"):
+    with pytest.raises(InputError, match="applies to a generator loaded by name or directory"):
         load_generator(sd_pipeline(), memory=memory)
 
 
 @pytest.mark.parametrize("shape", [8, (0,), ("a",)])
 def test_a_noise_shape_is_a_sequence_of_sizes(shape):
-    with pytest.raises(InputError, match="noise_shape is of one sample"):
+    with pytest.raises(InputError, match="noise_shape must be one sample's shape"):
         ResidualNoise(shape)

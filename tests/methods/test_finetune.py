@@ -132,7 +132,7 @@ def test_saved_and_loaded_it_draws_the_same_and_is_no_noise_network(generator, n
     HyperNoise(noisy).generate(problem, PROMPTS, noise)
     again = FineTune(tmp_path / "tuned").generate(problem, PROMPTS, noise).pixels
     assert torch.allclose(again, before, atol=1e-6)  # saved in fp32 or fp64 alike
-    with pytest.raises(InputError, match="holds a fine-tuned LoRA, which is no noise network"):
+    with pytest.raises(InputError, match="holds a fine-tuned LoRA, not a noise network"):
         load_adapter(generator, tmp_path / "tuned")
     with pytest.raises(InputError, match="holds a 'lora' network, not a fine-tuned LoRA"):
         load_finetuned(generator, tmp_path / "noise")

@@ -105,7 +105,7 @@ def test_an_endpoint_is_asked_and_read(server, monkeypatch):
         EndpointRewriter("file:///etc/passwd", "m")
     with pytest.raises(InputError, match="does not answer: nonnumeric port"):
         EndpointRewriter("http://localhost:port/v1", "m")("a", 1)
-    with pytest.raises(InputError, match="--rewriter-model names the model"):
+    with pytest.raises(InputError, match="name the endpoint's model with --rewriter-model"):
         EndpointRewriter(url, "")
 
 

@@ -128,7 +128,7 @@ def test_a_reward_that_is_not_finite_is_named(problem, noise, iterations):
 
 def test_a_reward_without_a_gradient_is_refused(problem, noise):
     flat = Problem(problem.generator, lambda pixels, prompts: (pixels.mean((1, 2, 3)) > 0.5).float())
-    with pytest.raises(InputError, match="the reward has no gradient in the pixels"):
+    with pytest.raises(InputError, match="needs a reward with a gradient in the pixels"):
         ReNO(2).generate(flat, PROMPTS, noise)
     assert ReNO(1).generate(flat, PROMPTS, noise).spent.denoiser_backwards == 0  # one picture asks for none
 

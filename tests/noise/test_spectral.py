@@ -316,7 +316,7 @@ def test_mistakes_get_one_clear_line():
         f(randn(1, 4, 8, 8), prompts(1))
     with pytest.raises(InputError, match="text width 6; these have 10"):
         f(randn(1, 3, 8, 8), prompts(1, pooled=4))
-    with pytest.raises(InputError, match="needs prompt_embeds; here are tokens"):
+    with pytest.raises(InputError, match="needs prompt_embeds; this generator has tokens"):
         f(randn(1, 3, 8, 8), Condition({"tokens": torch.ones(1, 6)}))
     tokens = network(patch=2)
     with pytest.raises(InputError, match="has 16 tokens, and no grid is named"):

@@ -139,7 +139,7 @@ def test_a_pickle_and_a_cut_file_are_refused(tmp_path):
     save_file({"w": torch.zeros(100)}, cut)
     cut.write_bytes(cut.read_bytes()[:-10])
     for file in (evil, cut):
-        with pytest.raises(InputError, match="is not a whole file of tensors"):
+        with pytest.raises(InputError, match="is not a complete file of tensors"):
             clip.load("clip", RewardSettings(), file)
 
 
@@ -303,7 +303,7 @@ def test_with_chunks_the_second_half_counts_and_has_gradient(build, tokenizer, p
 def test_truncation_is_told_once_counted_and_blind_to_the_second_half(build):
     pixels = pictures(count=1).requires_grad_()
     reward = build()
-    with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens and a prompt has") as told:
+    with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as told:
         difference = contrast(reward, pixels)
     assert len(told) == 1
     assert difference.item() == 0

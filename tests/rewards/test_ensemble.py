@@ -139,8 +139,8 @@ def test_paths_that_lead_nowhere_are_told(own):
         ("my_broken_rewards_of_this_test:warmth", r"cannot be imported .*_of_this_test.py, line 1\)"),
         (f"{own}:warmht", "did you mean 'warmth'"),
         (f"{own}:number", "is a int; it must take"),
-        (f"{own}:one", r"must take \(pixels, prompts\), and takes \(pixels\)"),
-        (f"{own}:Needs", "must be made without arguments"),
+        (f"{own}:one", r"must take \(pixels, prompts\), but takes \(pixels\)"),
+        (f"{own}:Needs", "cannot be constructed without arguments"),
         (f"{own}:", "unknown name"),
         (":warmth", "cannot be imported"),
     ):
@@ -182,7 +182,7 @@ PARTLY_CUT = [
 
 @pytest.mark.parametrize("reward", PARTLY_CUT)
 def test_a_gradient_that_is_partly_cut_is_told(reward):
-    with pytest.raises(InputError, match="a change of the pixels moves a score by .* and should by"):
+    with pytest.raises(InputError, match="a change of the pixels moves a score by .* instead of"):
         check_reward(reward)
 
 
@@ -214,12 +214,12 @@ def test_the_check_leaves_torchs_random_numbers_alone():
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (lambda pixels, prompts: pixels.mean(), "gave shape"),
+        (lambda pixels, prompts: pixels.mean(), "returned shape"),
         (lambda pixels, prompts: mean(pixels.detach()).numpy(), "gave a ndarray, not a tensor"),
         (lambda pixels, prompts: torch.from_numpy(pixels.numpy().mean((1, 2, 3))), "the reward hands the pixels to nu"),
         (lambda pixels, prompts: torch.ones(len(pixels)), "the gradient is cut: .* or a constant"),
-        (lambda pixels: mean(pixels), r"must take \(pixels, prompts\), and takes \(pixels\)"),
-        ("redness", r"is the word 'redness'; hypernoise.load_reward\('redness'\)"),
+        (lambda pixels: mean(pixels), r"must take \(pixels, prompts\), but takes \(pixels\)"),
+        ("redness", r"is the text 'redness'; hypernoise.load_reward\('redness'\)"),
         (torch.nn.Identity, "is the class Identity; hand in one made of it"),
         (3, "is a int; it must take"),
         (lambda pixels, prompts: mean(pixels) - mean(pixels).mean(), "depends on the other pictures"),
@@ -298,10 +298,14 @@ def test_a_reward_of_classes_is_checked_with_their_names():
 
     check_reward(named, prompts=classes)
     check_reward(named, prompts=["blue"])
-    with pytest.raises(InputError, match="give check_reward others .*'a red ring' is not in list") as refused:
+    with pytest.raises(
+        InputError, match="set size and prompts of check_reward.*'a red ring' is not in list"
+    ) as refused:
         check_reward(named)
     assert len(str(refused.value).splitlines()) == 1
-    with pytest.raises(InputError, match=r"pictures \[2, 3, 64, 64\] .*give check_reward others .*RuntimeError"):
+    with pytest.raises(
+        InputError, match=r"pictures \[2, 3, 64, 64\] .*set size and prompts of check_reward.*RuntimeError"
+    ):
         check_reward(lambda pixels, prompts: (pixels * torch.ones(32, 32)).flatten(1).mean(1))
     with pytest.raises(InputError, match="prompts is one text"):
         check_reward(named, prompts="red")
@@ -316,12 +320,12 @@ PIXELS = torch.rand(2, 3, 8, 8)
 @pytest.mark.parametrize(
     ("pixels", "prompts", "message"),
     [
-        (torch.rand(2, 4, 8, 8), ["a", "b"], "without alpha give pixels[:, :3]"),
-        (torch.rand(2, 1, 8, 8), ["a", "b"], "of grey ones give pixels.expand(-1, 3, -1, -1)"),
-        (torch.rand(2, 8, 8, 3), ["a", "b"], "give pixels.permute(0, 3, 1, 2)"),
-        (torch.rand(3, 8, 8), ["a"], "of one picture give pixels[None]"),
+        (torch.rand(2, 4, 8, 8), ["a", "b"], "to drop alpha pass pixels[:, :3]"),
+        (torch.rand(2, 1, 8, 8), ["a", "b"], "for grey pictures pass pixels.expand(-1, 3, -1, -1)"),
+        (torch.rand(2, 8, 8, 3), ["a", "b"], "pass pixels.permute(0, 3, 1, 2)"),
+        (torch.rand(3, 8, 8), ["a"], "for one picture pass pixels[None]"),
         (Image.new("RGB", (8, 8)), ["a"], "not a Image"),
-        ((PIXELS * 255).byte(), ["a", "b"], "give pixels.float() / 255"),
+        ((PIXELS * 255).byte(), ["a", "b"], "pass pixels.float() / 255"),
         (PIXELS * 255, ["a", "b"], "these go from"),
         (PIXELS * 2 - 1, ["a", "b"], "give (pixels + 1) / 2"),
         (PIXELS * math.nan, ["a", "b"], "these go from nan to nan"),

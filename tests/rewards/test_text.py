@@ -36,14 +36,14 @@ def test_a_word_too_long_in_itself_is_counted_as_cut():
         return SimpleNamespace(input_ids=list(text))
 
     windows = Windows("r", by_letters, 10, "chunk-mean")
-    with pytest.warns(UserWarning, match="reads 10 tokens and a prompt has 12"):
+    with pytest.warns(UserWarning, match="reads 10 tokens, but a prompt has 12"):
         assert windows("ring incomparable") == ["ring", "incomparable"]
     assert windows.truncated == 1
 
 
 def test_truncation_warns_once_and_counts():
     windows = Windows("r", by_words, 4, "truncate")
-    with pytest.warns(UserWarning, match="reads 4 tokens and a prompt has 5") as told:
+    with pytest.warns(UserWarning, match="reads 4 tokens, but a prompt has 5") as told:
         assert [windows(prompt) for prompt in ("one two three", "four five six")] == [
             ["one two three"],
             ["four five six"],

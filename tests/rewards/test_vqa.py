@@ -128,7 +128,7 @@ def test_checkpointing_changes_nothing_else(build):
 
 
 def test_a_prompt_beyond_the_model_is_refused(build):
-    with pytest.raises(InputError, match="reads 1024 tokens and a prompt makes"):
+    with pytest.raises(InputError, match="reads 1024 tokens, but a prompt has"):
         build("vqascore")(pictures(count=1), ["ring " * 1100])
 
 

@@ -41,18 +41,18 @@ def test_an_objective_that_still_falls_asks_for_more():
 def test_an_objective_that_has_settled_asks_for_a_rate_that_falls():
     assert "no longer improving" in said(settled)
     assert "lr_scheduler: cosine" in said(settled)
-    assert "a longer run (max_train_steps) says" in said(settled, settings={"lr_scheduler": "cosine"})
+    assert "a longer run (max_train_steps) shows" in said(settled, settings={"lr_scheduler": "cosine"})
 
 
 def test_which_way_the_kl_weight_points():
     assert "less than best-of-8 spends (1.20): a lower kl_weight" in said(falling, kl=0.3)
-    assert "a lower kl_weight buys reward with more of it" in said(falling, kl=5.0)
+    assert "a lower kl_weight trades more of it for reward" in said(falling, kl=5.0)
     assert "raise kl_weight if the pictures suffer" in said(falling, kl=200.0)
     assert "raise kl_weight" in said(falling, kl=9.0, dimensions=16, settings={"kl_limit": 0})
 
 
 def test_a_kl_that_is_only_approximated_is_named_where_the_exact_one_can_be_counted():
-    exact = "in 100 dimensions kl_term: exact counts the whole"
+    exact = "in 100 dimensions kl_term: exact counts all of it"
     assert exact in said(falling, dimensions=100)
     assert exact not in said(falling, dimensions=100, exact=True)
     assert "kl_term" not in said(falling, dimensions=257)

@@ -85,7 +85,7 @@ def test_a_reward_that_raises_for_a_whole_batch_alone_is_told_too():
             raise ValueError("one at a time")
         return pixels.flatten(1).mean(1)
 
-    with pytest.raises(InputError, match=r"the reward raised ValueError at step 0 for its batch, which begins with 'a"):
+    with pytest.raises(InputError, match=r"the reward raised ValueError at step 0 for the batch that begins with 'a"):
         quick(None, whole)
 
 

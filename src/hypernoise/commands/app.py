@@ -1,4 +1,4 @@
-"""`hypernoise app`: a page in the browser that draws before and after from the same noise."""
+"""`hypernoise app`: a browser page that draws plain and improved pictures from the same noise."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 MOST = 8  # noises at once
 STRENGTHS = (0.0, 1.5)
 SIDE = 192  # px of a picture on the page
-FROM_HERE_ALONE = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # the browser asks no other host
+FROM_HERE_ALONE = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # no requests to other hosts
 
 
 @dataclass(frozen=True)
 class App(WithGenerator):
-    """Serve a page to this machine's browsers alone: plain and improved pictures from the same noise, the f that was
-    added, reward and KL. Needs gradio: pip install 'hypernoise[app]'.
+    """Serve a page to this machine's browsers only: plain and improved pictures from the same noise, the added f,
+    reward and KL. Needs gradio: pip install 'hypernoise[app]'.
     """
 
     adapter: str = "scenes"
     """An adapter directory or Hub repository; the page can load others."""
     rewards: Weights = field(default_factory=dict)
-    """What scores the pictures; if none is named, the scenes reward on the embedded generator."""
+    """Rewards to show; default on the embedded generator: the scenes reward."""
     seed: int = 0
-    """The first noise's, to begin with."""
+    """Initial seed of the first noise."""
     port: int = 7860
 
     def run(self) -> int:
@@ -53,7 +53,7 @@ class App(WithGenerator):
         return 0
 
     def page(self) -> Any:
-        """The gradio page, not served yet. InputError: no gradio, or an adapter that does not fit the generator."""
+        """The gradio page. Raises InputError without gradio, or if the adapter does not fit the generator."""
         gradio = imported_gradio()
         from hypernoise.methods.hypernoise import Adapter
         from hypernoise.rewards.ensemble import WeightedSum
@@ -87,7 +87,7 @@ class App(WithGenerator):
 
 
 def imported_gradio() -> Any:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import
     try:
         import gradio
     except ImportError as error:
@@ -128,7 +128,7 @@ class ContentPolicy:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One noise, drawn both ways. Rewards are None where there is none; kl is ½‖f‖² in nats."""
+    """One noise, drawn both ways. Without a reward, rewards are None; kl is ½‖f‖² in nats."""
 
     seed: int
     pictures: tuple[Image.Image, Image.Image, Image.Image]  # plain, with f, f itself
@@ -146,10 +146,10 @@ def draw(
     noises: int,
     strength: float,
 ) -> list[Drawn]:
-    """A prompt from the noises of `seed`, `seed + 1`, ..., plain and with `strength` · f.
+    """Draws a prompt from the noises of `seed`, `seed + 1`, ..., plain and with `strength` · f.
 
     Raises:
-        InputError: an empty prompt, a number out of range, or an adapter that is not the generator's.
+        InputError: an empty prompt, a number out of range, or an adapter of another generator.
     """
     import torch
 
@@ -186,7 +186,7 @@ def as_colors(generator: DiffusionGenerator, f: Tensor) -> Tensor:
 
 
 def as_table(drawn: Sequence[Drawn]) -> str:
-    """HTML: a column per noise; plain, with f and f below one another, with what was measured."""
+    """HTML: a column per noise, with rows for plain, with f, and f, and their measurements."""
     from hypernoise.evaluation.page import embedded
 
     rows = ["<th></th>" + "".join(f"<th>seed {one.seed}</th>" for one in drawn)]

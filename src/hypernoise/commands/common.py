@@ -1,4 +1,4 @@
-"""What commands share: what they write and say."""
+"""Shared by commands: reports and notices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hypernoise.evaluation.tables import Table
     from hypernoise.rewards.ensemble import WeightedSum
 
-NAMED = 10  # broken pictures that are named on stderr; summary.json has all
+NAMED = 10  # broken pictures named on stderr; summary.json has all
 
 
 def write_report(
@@ -37,7 +37,7 @@ def write_report(
 
 
 def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
-    """How many prompts each reward cut to what its text encoder reads, if any; also printed to stderr."""
+    """How many prompts each reward truncated to its text encoder's length, if any; also printed to stderr."""
     cut = {name: number for name, number in reward.truncated.items() if number}
     for name, number in cut.items():
         print(
@@ -49,8 +49,8 @@ def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
 
 
 def tell_broken(broken: Sequence[Mapping[str, str]]) -> None:
-    """Prints to stderr which pictures could not be used, and why: the first ten of `broken`, by "name" and "why"."""
+    """Prints the "name" and "why" of the first ten unusable pictures to stderr, and their number."""
     for one in broken[:NAMED]:
         print(f"{one['name']}: {one['why']}", file=sys.stderr)
     if broken:
-        print(f"{len(broken)} could not be used; results are of the others", file=sys.stderr)
+        print(f"{len(broken)} could not be used; the results cover the others", file=sys.stderr)

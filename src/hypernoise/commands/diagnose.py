@@ -1,4 +1,4 @@
-"""`hypernoise diagnose --adapter DIR`: one page on what a noise network does to the noise."""
+"""`hypernoise diagnose --adapter DIR`: what a noise network does to the noise, on one page."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hypernoise.training.config import Weights
 
 @dataclass(frozen=True)
 class Diagnose(WithGenerator):
-    """Can the KL term be trusted, how far did the noise move, and does the residual depend on the prompt?
+    """Check if the KL term can be trusted, how far the noise moved, and whether the residual depends on the prompt.
 
-    Prints a verdict with what to change, and writes diagnosis.png and summary.json to --output-dir.
+    Prints findings with advice, and writes diagnosis.png and summary.json to --output-dir.
     """
 
     adapter: Path | None = None
     """An adapter directory."""
     prompts: str = "scenes"
-    """A text file with a prompt a line, or "scenes" for the embedded world's training captions."""
+    """A text file with a prompt per line, or "scenes" for the embedded world's training captions."""
     rewards: Weights = field(default_factory=dict)
-    """For the prompt-swap control; by default what the adapter was trained for."""
+    """Rewards for the prompt-swap control; default: the ones the adapter was trained on."""
     noises: int = 32
-    """More make every error smaller."""
+    """Number of noises; more make the standard errors smaller."""
     num_inference_steps: int = 1
     """Denoiser calls per picture."""
     batch_size: int = 16
@@ -49,7 +49,7 @@ class Diagnose(WithGenerator):
 
         rewards = self.rewards or (read_about(adapter_folder(self.adapter)).get("training") or {}).get("rewards")
         if not isinstance(rewards, dict) or not rewards:
-            raise InputError(f"{self.adapter} does not say its rewards; name them, such as --rewards redness=250")
+            raise InputError(f"{self.adapter} does not record its rewards; name them, such as --rewards redness=250")
         reward = WeightedSum(rewards)
         prompts = read_prompts(self.prompts)
         generator = self.load()

@@ -1,4 +1,4 @@
-"""`hypernoise evaluate`: methods on the same prompts and noises, judged, rewarded, and their calls counted."""
+"""`hypernoise evaluate`: compares methods on the same prompts and noises by judge, reward and calls."""
 
 from __future__ import annotations
 
@@ -25,49 +25,49 @@ if TYPE_CHECKING:
 class Evaluate(WithGenerator):
     """Compare methods on the same prompts and noises: score, reward, artefacts, diversity, KL, calls and time.
 
-    plain always comes first; gains are over it, prompt by prompt, with 95 % bootstrap intervals. Writes summary.json,
-    report.html, before_after.png and every picture to --output-dir. What is there already is found again: a further
-    method, or the same command after it was stopped, costs only what is missing.
+    plain always comes first; gains are paired with it by prompt, with 95 % bootstrap intervals. Writes summary.json,
+    report.html, before_after.png and every picture to --output-dir. Existing results there are reused: an added method,
+    or a restart after an interruption, draws only what is missing.
     """
 
     methods: tuple[str, ...] = ("plain",)
     """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS], hypernoise, hypernoise-reno..., finetune,
     prompt-search[-N]."""
     adapter: tuple[str, ...] = ()
-    """Adapter directories, one per training run, for hypernoise (then drawn in any case) and hypernoise-reno. Several
-    are one row: the runs' mean, with intervals over prompts and runs."""
+    """Adapter directories, one per training run, for hypernoise (which they add to --methods) and hypernoise-reno.
+    Several form one row: the runs' mean, with intervals over prompts and runs."""
     finetuned: tuple[str, ...] = ()
-    """Directories of fine-tuned LoRAs, for finetune (then drawn in any case)."""
+    """Directories of fine-tuned LoRAs, for finetune (which they add to --methods)."""
     prompts: str = "scenes"
     """scenes (the embedded world's held-out captions, with their judge), geneval (the official 553) or geneval:FILE
     (metadata of that format), questions:FILE (dpg_bench.csv, geneval2_data.jsonl, a T2I-CompBench *_val.txt), or a
-    file with a prompt a line, which nothing judges."""
+    file with a prompt per line, which has no judge."""
     count: int = 0
-    """Prompts per category, from the first; 0: all (of scenes: 50)."""
+    """First prompts of each category to use; 0: all (50 for scenes)."""
     num_images_per_prompt: int = 4
     num_inference_steps: tuple[int, ...] = (1,)
-    """Denoiser calls per picture; several numbers are several rows."""
+    """Denoiser calls per picture; each number gets its own rows."""
     rewards: Weights = field(default_factory=dict)
-    """What methods search by, and what is reported; the scenes reward for scenes if none is named."""
+    """Rewards that methods search by and the report shows; default for --prompts scenes: the scenes reward."""
     validation_rewards: Weights = field(default_factory=dict)
-    """Rewards that no method sees, reported beside."""
+    """Rewards that are reported but no method uses."""
     judge: str = ""
-    """The model that judges, on the Hub or in a folder, downloaded when first used: a Mask2Former for geneval,
-    vqascore, vqascore-small, blip or a BLIP-VQA for questions. Empty: the usual one; none: draw only."""
+    """The judging model, from the Hub (downloaded on first use) or a folder: a Mask2Former for geneval, vqascore,
+    vqascore-small, blip or a BLIP-VQA for questions. Empty: the default one; none: draw only."""
     colors: str = ""
-    """For geneval: a CLIP that names colours; empty: the usual one."""
+    """For geneval: a CLIP that classifies colours; empty: the default one."""
     rewriter: str = ""
-    """For prompt-search: the address of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY); scenes
+    """For prompt-search: the URL of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY); scenes
     captions need none."""
     rewriter_model: str = ""
     """The model's name at the endpoint."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
-    """Prompts beyond the generator's text encoder: refuse them, or draw (and reward) the words that fit."""
+    """Prompts longer than the generator's text encoder: refuse them, or draw (and reward) the words that fit."""
     batch_size: int = 16
     seed: int = 0
     shard: str = ""
-    """k/n: this process makes every n-th batch from the k-th on; all write to the same --output-dir. Empty: as
-    torchrun or accelerate launch has it, else all."""
+    """k/n: this process draws every n-th batch from the k-th on; all write to the same --output-dir. Empty: the rank
+    under torchrun or accelerate launch, otherwise all batches."""
     output_dir: Path = Path("runs/evaluate")
 
     def run(self) -> int:
@@ -98,7 +98,7 @@ class Evaluate(WithGenerator):
         return 0
 
     def _checked(self) -> tuple[int, int]:
-        """The shard. Raises InputError for impossible numbers."""
+        """The shard. Raises InputError for numbers out of range."""
         from hypernoise.training.processes import launched
 
         whole(self, "num_images_per_prompt", "batch_size", most=MOST_AT_ONCE, flags=True)
@@ -117,7 +117,7 @@ class Evaluate(WithGenerator):
         return (int(found[1]), int(found[2])) if found else launched()
 
     def _methods(self, benchmark: Benchmark) -> list[Method]:
-        """Plain first; those that --adapter and --finetuned are for, whether named or not."""
+        """Plain first, and the methods that --adapter and --finetuned imply."""
         from hypernoise.methods.finetune import FineTune
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.plain import Plain
@@ -179,7 +179,7 @@ class Evaluate(WithGenerator):
             )
 
     def _rows(self, benchmark: Benchmark, found: Comparison) -> tuple[list[dict[str, Any]], list[Any]]:
-        """The result rows, several training runs of a method as one, and the records that each row's pictures are of.
+        """The result rows, with a method's training runs merged into one, and each row's picture records.
 
         Writes the benchmark's own files.
         """
@@ -207,10 +207,10 @@ class Evaluate(WithGenerator):
 
 
 def check_methods(generator: DiffusionGenerator, methods: Sequence[Method], steps: Sequence[int]) -> None:
-    """Checks all that is to be drawn before the first takes minutes.
+    """Checks all methods before drawing starts.
 
     Raises:
-        InputError: the generator does not draw in so many steps, or an adapter does not fit it.
+        InputError: the generator does not support a number of steps, or an adapter does not fit it.
     """
     for number in steps:
         generator.check_steps(number)
@@ -221,10 +221,10 @@ def check_methods(generator: DiffusionGenerator, methods: Sequence[Method], step
 
 
 def fitting(generator: DiffusionGenerator, prompts: list[str], long_prompts: str) -> tuple[list[str], int]:
-    """The prompts as they can be drawn, and how many were cut for it, which is also printed to stderr.
+    """The prompts as they are drawn, and how many were cut, which is also printed to stderr.
 
     Raises:
-        InputError: one is too long and is not to be cut, or is empty.
+        InputError: a prompt is empty, or too long with `long_prompts` "refuse".
     """
     fit = generator.cut_prompts(prompts) if long_prompts == "cut" else prompts
     try:
@@ -242,7 +242,7 @@ def fitting(generator: DiffusionGenerator, prompts: list[str], long_prompts: str
 
 
 class AsAsked:
-    """A judge that is given the whole prompt where only its first words were drawn."""
+    """A judge that sees the whole prompt where only its first words were drawn."""
 
     def __init__(self, judge: Any, asked: dict[str, str]):
         self.judge, self.asked, self.name = judge, asked, judge.name

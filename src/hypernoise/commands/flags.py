@@ -1,4 +1,4 @@
-"""Flags from dataclasses, by tyro: one line for what is wrong, with the nearest name, and help in sections."""
+"""Flags from dataclasses, by tyro: one-line errors with the nearest name, and help in sections."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Asked = TypeVar("Asked")
 def parse(cls: type[Asked], arguments: Sequence[str]) -> Asked:
     """The flags of a command as an instance of its class; --help prints them in sections.
 
-    Dashes and underscores are the same. A recipe that is named gives the values of flags that are not.
+    Dashes and underscores are interchangeable. Flags that are not given take their values from the recipe, if any.
 
     Raises:
-        InputError: an unknown flag, with the nearest name, or a value that a flag does not take.
+        InputError: an unknown flag, with the nearest name, or a value that a flag does not accept.
     """
     command, default = cls.__name__.lower(), _default(cls, arguments)
     if {"-h", "--help"} & set(arguments):
@@ -50,7 +50,7 @@ def parse(cls: type[Asked], arguments: Sequence[str]) -> Asked:
 
 
 def _default(cls: type[Asked], arguments: Sequence[str]) -> Asked:
-    """The class's own values, or those of the recipe that the arguments name."""
+    """The class's defaults, or the values of the recipe that the arguments name."""
     hint = typing.get_type_hints(cls, include_extras=True).get("recipe")
     named = list(arguments[:1]) if hint and _positional(hint) else []
     for number, argument in enumerate(arguments if hint else ()):
@@ -80,7 +80,7 @@ def _check_names(cls: type, arguments: Sequence[str]) -> None:
 
 
 def flags_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every flag without its dashes, and its annotation; those of groups have a dot."""
+    """Every flag without its leading dashes, and its annotation; fields of groups as group.field."""
     hints = typing.get_type_hints(cls, include_extras=True)
     for own in dataclasses.fields(cls):
         hint, name = hints[own.name], prefix + own.name.replace("_", "-")
@@ -102,7 +102,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in a box: its first paragraph."""
+    """The first paragraph of tyro's boxed error."""
     lines = [line.strip("│| ") for line in box.splitlines()]
     title = next((number for number, line in enumerate(lines) if line.strip("─-╭╮ ")), 0)
     paragraph = []
@@ -114,7 +114,7 @@ def _one_line(box: str) -> str:
 
 
 def _sections(cls: Any) -> Mapping[str, Sequence[str]]:
-    """Titles, and the fields or groups under each: the class's own, or the generator's apart from the rest."""
+    """Titles, and the fields or groups under each: the class's SECTIONS, or the generator's apart from the rest."""
     loading = [own.name for own in dataclasses.fields(Loading)] if issubclass(cls, Loading) else []
     rest = [own.name for own in dataclasses.fields(cls) if own.name not in loading]
     return getattr(cls, "SECTIONS", {"flags": rest, **({"the generator": loading} if loading else {})})
@@ -170,7 +170,7 @@ def _shown(value: Any) -> str:
 
 
 def _docs(cls: type, prefix: str = "") -> dict[str, str]:
-    """The text under each field in the source, on one line."""
+    """The docstring under each field, on one line."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):

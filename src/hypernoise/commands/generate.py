@@ -20,18 +20,18 @@ class Generate(WithGenerator):
     """Draw each prompt; with --adapter, from improved noise (the same seed gives the same starting noise)."""
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """What to draw; quote each."""
+    """The prompts to draw; quote each."""
     adapter: Path | None = None
     """An adapter directory; without it, the plain generator draws."""
     strength: float = 1.0
-    """Of the adapter, 0 to 1.5: the noise becomes x + strength · f."""
+    """Strength of the adapter, 0 to 1.5: the noise becomes x + strength · f."""
     check_base: bool = True
-    """Refuse other weights than the adapter was made for; off, as for a merge or a fine-tune of its base, says what
-    differs."""
+    """Refuse a base with other weights than the adapter was trained on; off (for a merge or a fine-tune of the base):
+    only warn."""
     num_inference_steps: int = 1
     """Denoiser calls per picture."""
     num_images_per_prompt: int = 1
-    """Of seeds from --seed on."""
+    """Pictures per prompt, with seeds from --seed on."""
     seed: int = 0
     output_dir: Path = Path("runs/generate")
 
@@ -42,7 +42,7 @@ class Generate(WithGenerator):
         whole(self, "num_images_per_prompt", most=MOST_AT_ONCE, flags=True)
         seed_in_range(self.seed, "--seed")
         if self.strength != 1 and self.adapter is None:
-            raise InputError("--strength is of an adapter: name one with --adapter")
+            raise InputError("--strength needs an adapter: name one with --adapter")
         if not self.prompts:
             raise InputError('give at least one prompt: hypernoise generate "a red circle"')
         import torch

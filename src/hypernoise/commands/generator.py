@@ -1,4 +1,4 @@
-"""What commands that draw with one generator share: the fields that load it, from flags or from a recipe."""
+"""Shared by commands that draw with one generator: the fields that load it, from flags or a recipe."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WithGenerator(Loading):
-    """The fields of a recipe that are about its generator, as flags, and a recipe to take them from."""
+    """A recipe's generator fields as flags, and a recipe to take them from."""
 
     recipe: Path | None = None
-    """A recipe: its generator is loaded as it says, and spared memory as it says; flags override it."""
+    """Take the generator's settings from this recipe; flags override it."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
 
@@ -29,7 +29,7 @@ class WithGenerator(Loading):
         return load_as(self, device=own_device(self.device))
 
     def precision(self) -> Precision:
-        """What the generator computes in."""
+        """The precision that the generator computes in."""
         from hypernoise.generators.registry import pick_device
         from hypernoise.precision import resolve
         from hypernoise.training.processes import own_device
@@ -37,7 +37,7 @@ class WithGenerator(Loading):
         return resolve(self.mixed_precision, pick_device(own_device(self.device)))
 
     def tell_precision(self) -> None:
-        """Says on stderr what the generator computes in, once all else is known to be right."""
+        """Prints the generator's precision to stderr, after all other checks."""
         from hypernoise.training.processes import say_once
 
         say_once(self.precision().line)

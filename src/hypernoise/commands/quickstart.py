@@ -1,4 +1,4 @@
-"""`hypernoise quickstart`: the whole idea on the embedded generator, in minutes on two cores."""
+"""`hypernoise quickstart`: the method end to end on the embedded generator, in minutes on two cores."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class Quickstart:
     """Train on the embedded generator, judge plain against hypernoise, and show both from the same noise.
 
     Writes before_after.png, summary.json, metrics.jsonl and the adapter to --output-dir. Started again, it resumes from
-    the last checkpoint, or only draws and judges again if the training is done. `hypernoise train` has every setting.
+    the last checkpoint, or only redraws and judges if training is done. `hypernoise train` has all settings.
     """
 
     max_train_steps: int = 300
-    """Updates."""
+    """Number of updates."""
     train_batch_size: int = 32
     """Pictures per update."""
     judged: int = 50
-    """Held-out captions per category that plain and hypernoise are judged on, two noises each."""
+    """Held-out captions per category to judge on, two noises each."""
     seed: int = 0
     mixed_precision: MixedPrecision = "auto"
-    """auto: bf16 where the device has units for it, else no, which is fp32."""
+    """no: fp32. auto: bf16 if the device has bf16 units, else fp32."""
     output_dir: Path = Path("runs/quickstart")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
 
     @property
     def recipe(self) -> Recipe:
-        """What is trained: recipes/scenes.yaml, shorter."""
+        """A shorter recipes/scenes.yaml."""
         return Recipe(
             rewards={"scenes": 1.0},
             lora=LoRA(rank=8, alpha=16.0),

@@ -1,4 +1,4 @@
-"""`hypernoise score DIR`: pictures that are there, by rewards, GenEval's rules, and their variety."""
+"""`hypernoise score DIR`: measures existing pictures: rewards, GenEval, diversity."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from hypernoise.training.config import Weights
 
 @dataclass(frozen=True)
 class Score:
-    """Measure folders of pictures: variety over seeds, rewards, GenEval, and the distance from the first folder.
+    """Measure folders of pictures: diversity over seeds, rewards, GenEval, and the distance from the first folder.
 
-    Takes what hypernoise generate wrote, a folder of methods/ that hypernoise evaluate wrote, GenEval's layout
+    Takes the output of hypernoise generate, a folder under methods/ of hypernoise evaluate's output, GenEval's layout
     (00000/metadata.jsonl, 00000/samples/00000.png), or any folder with --prompts. Gains are over the first folder, on
-    the pictures of the same names. Writes summary.json, report.html and scores.csv to --output-dir.
+    pictures of the same names. Writes summary.json, report.html and scores.csv to --output-dir.
     """
 
     folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
     """Folders of pictures; the first is the base."""
     prompts: str = ""
-    """A text file, a prompt per picture in the order of their names, for folders that do not name them."""
+    """For folders without prompts: a text file with a prompt per picture, in the order of the pictures' names."""
     rewards: Weights = field(default_factory=dict)
-    """Rewards or ensembles, and their weights in the total; weights are downloaded when first named."""
+    """Rewards or ensembles, and their weights in the total; their networks are downloaded on first use."""
     features: str = "pixels"
-    """What similarity and kernel distance are measured in: the picture itself at 16 x 16, or a DINOv2 such as
-    facebook/dinov2-base, on the Hub (downloaded when first used) or in a folder."""
+    """Features for similarity and kernel distance: the picture itself at 16 x 16, or a DINOv2 such as
+    facebook/dinov2-base, from the Hub (downloaded on first use) or a folder."""
     geneval: bool = False
-    """Judge pictures in GenEval's layout, or of its prompts, by its rules; detector and CLIP are downloaded when first
-    used."""
+    """Judge pictures in GenEval's layout, or of its prompts, by its rules; detector and CLIP are downloaded on first
+    use."""
     judge: str = ""
-    """GenEval's detector: a Mask2Former on the Hub or in a folder; empty: the Swin-S trained on COCO."""
+    """GenEval's detector: a Mask2Former from the Hub or a folder; empty: the Swin-S trained on COCO."""
     colors: str = ""
-    """A CLIP on the Hub or in a folder, which names the colours of what the detector finds; empty: ViT-L/14."""
+    """The CLIP, from the Hub or a folder, that classifies the colours of detected objects; empty: ViT-L/14."""
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts beyond a reward's text encoder: cut them (reported once, counted), or score windows that fit."""
+    """Prompts longer than a reward's text encoder: truncate them (the number is reported), or score windows."""
     batch_size: int = 16
     output_dir: Path = Path("runs/score")
     device: str = "auto"
@@ -99,7 +99,7 @@ class Score:
             broken += [{"name": f"{folder}/{name}", "why": why} for name, why in unusable.items()]
             rows.append({**row, "broken": len(unusable)})
             if row["similarity"] is None:
-                print(f"{folder}: no prompt has two pictures to compare, so variety is not measured", file=sys.stderr)
+                print(f"{folder}: diversity is not measured, as no prompt has two pictures", file=sys.stderr)
         tell_broken(broken)
         cut = tell_cut_prompts(reward) if reward else {}
         if reward:
@@ -110,30 +110,30 @@ class Score:
         return 0
 
     def _check(self) -> None:
-        """Raises InputError for flags that do not go together."""
+        """Raises InputError for incompatible flags."""
         whole(self, "batch_size", most=MOST_AT_ONCE, flags=True)
         if not self.folders:
             raise InputError("name one or more folders of pictures: hypernoise score DIR [DIR ...]")
         if (self.judge or self.colors) and not self.geneval:
-            raise InputError("--judge and --colors are GenEval's: add --geneval")
+            raise InputError("--judge and --colors need --geneval")
 
     def _check_pairs(self, albums: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
-        """Raises InputError for a folder without pictures, and for rewards of other prompts than the base's."""
+        """Raises InputError for a folder without pictures, and for rewards if prompts differ from the base's."""
         for folder, (pictures, half) in zip(self.folders, albums, strict=True):
             if not pictures:
-                raise InputError(f"{folder} has no picture that counts; the first: {half[0].name}: {half[0].why}")
+                raise InputError(f"{folder} has no usable picture; the first: {half[0].name}: {half[0].why}")
         base = {picture.name: picture.prompt for picture in albums[0][0]}
         for folder, (pictures, _) in zip(self.folders, albums, strict=True):
             for picture in pictures if self.rewards else ():
                 there = base.get(picture.name, picture.prompt)
                 if picture.prompt != there:
                     raise InputError(
-                        f"{folder}/{picture.name} shows {picture.prompt!r} and {self.folders[0]}'s {there!r}: gains in "
-                        "reward are between pictures of one prompt"
+                        f"{folder}/{picture.name} has the prompt {picture.prompt!r}, but the same picture in "
+                        f"{self.folders[0]} has {there!r}: gains in reward need equal prompts"
                     )
 
     def _detector(self, albums: Sequence[tuple[Sequence[Any], Any]], device: Any) -> Any:
-        """What finds the objects. Raises InputError for classes that it does not know."""
+        """The object detector. Raises InputError for classes that it does not know."""
         from hypernoise.evaluation.geneval.detectors import check_classes, load
 
         detector = load(self.judge, self.colors, device)
@@ -149,7 +149,7 @@ class Score:
             return judge_album(pictures, detector, progress=bar.update)
 
     def _scored(self, number: int, judged: Sequence[Any]) -> dict[str, Any]:
-        """A folder's score. Writes its official results."""
+        """A folder's score; also writes its results in the official format."""
         from hypernoise.evaluation.geneval.scoring import score_row, write_results
 
         own = judged[number]

@@ -1,4 +1,4 @@
-"""`hypernoise train [RECIPE]`: a training run on any registered generator, or with --dry-run its plan."""
+"""`hypernoise train [RECIPE]`: a training run on any registered generator, or its plan with --dry-run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypernoise.training.early_stopping import readings, table
 from hypernoise.training.metrics import mean_of, rows_of
 
 SECTIONS: Mapping[str, Sequence[str]] = {
-    "the essential": (
+    "essential": (
         *("generator", "prompts", "rewards", "kl_weight", "max_train_steps", "train_batch_size", "learning_rate"),
         *("lora.rank", "lora.alpha", "seed", "output_dir", "device", "dry_run", "smoke_test"),
     ),
@@ -24,7 +24,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
         *("adam_weight_decay", "one_noise_per_step", "sample_clip", "num_inference_steps", "mixed_precision"),
         *("kl_term", "kl_limit", "clipping_limit"),
     ),
-    "looking at the run": (
+    "monitoring": (
         *("validation_reward", "validation_steps", "validation_prompts", "patience", "diagnostics"),
         *("diagnostics_steps", "report_to"),
     ),
@@ -36,7 +36,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
     "memory": ("memory",),
 }
-CHARTS = {  # the columns of metrics.jsonl that are drawn
+CHARTS = {  # the columns of metrics.jsonl to plot
     "reward": "reward",
     "validation_reward": "validation reward",
     "kl": "½‖f‖², nats",
@@ -56,15 +56,15 @@ class Train(Recipe):
     SECTIONS: ClassVar = SECTIONS
 
     recipe: Annotated[Path | None, tyro.conf.Positional] = None
-    """A YAML file of fields; flags override it."""
+    """A YAML recipe; flags override its fields."""
     output_dir: Path = Path("runs/train")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
     dry_run: bool = False
-    """Print parameters, peak memory and arithmetic; nothing is downloaded."""
+    """Print parameters, peak memory and arithmetic, and stop; downloads nothing."""
     smoke_test: bool = False
-    """Train two steps and draw a picture at full size with random weights, and print what it took; nothing is
-    downloaded."""
+    """Train two steps and draw a picture at full size with random weights, and print memory and time; downloads
+    nothing."""
 
     def run(self) -> int:
         if self.dry_run:
@@ -80,7 +80,7 @@ class Train(Recipe):
             check_login(self.hub_model_id)
         trained = train_recipe(self, self.output_dir, self.device)
         if not trained.result.finished:
-            return 128 + trained.result.signal  # as a shell reports what ended a command: 130 after Ctrl-C
+            return 128 + trained.result.signal  # as shells do: 130 after Ctrl-C
         if launched()[0] > 0:
             return 0
         rows = rows_of(self.output_dir)
@@ -141,7 +141,7 @@ def run_smoke_test(recipe: Recipe, folder: Path, device: str) -> int:
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Charts a run's rewards, KL and Lipschitz constant over its steps, those that it has measured."""
+    """Plots a run's rewards, KL and Lipschitz constant over its steps, as far as measured."""
     from hypernoise.evaluation.charts import Line, line_chart, page
 
     charts = []

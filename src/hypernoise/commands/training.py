@@ -1,4 +1,4 @@
-"""A recipe, run: load what it names, train, save the adapter. Shared by `train` and `quickstart`."""
+"""Runs a recipe: loads what it names, trains, saves the adapter. Shared by `train` and `quickstart`."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Trained:
 
 
 def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
-    """Trains as the recipe says and writes `output_dir`/adapter.
+    """Trains a recipe and writes `output_dir`/adapter.
 
     Raises:
-        InputError: what does not fit together, before anything is written; `train`'s errors; too little memory.
+        InputError: settings that do not fit together, before anything is written; `train`'s errors; out of memory.
     """
     if recipe.memory.fit:
         from hypernoise.plan.fit import fitted
@@ -58,7 +58,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
 
 def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Trained:
     if recipe.reward_device:
-        pick_device(recipe.reward_device)  # refuses one that does not exist
+        pick_device(recipe.reward_device)  # raises if it does not exist
     settings = recipe.reward_settings()
     reward = WeightedSum(recipe.rewards, settings=settings)
     validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
@@ -83,7 +83,7 @@ def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Tra
 def _finish(
     recipe: Recipe, generator: DiffusionGenerator, network: NoiseNetwork, result: TrainResult, output_dir: Path
 ) -> None:
-    """Saves the adapter of a finished run, and says how a run ended."""
+    """Prints how the run ended, and saves the adapter if it finished."""
     if not result.finished:
         say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command resumes from there")
         return
@@ -96,7 +96,7 @@ def _finish(
 
 
 def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The warning about a run whose Lipschitz constant reached 1; empty if it did not."""
+    """A warning if the run's Lipschitz constant reached 1, else empty."""
     seen = [row for row in rows if "lipschitz" in row]
     over = [row for row in seen if row["lipschitz"] >= 1]
     if not over:
@@ -115,5 +115,5 @@ def _too_little_memory(recipe: Recipe) -> str:
     return (
         f"out of memory: this recipe is planned at {planned:.1f} GB; --fit auto chooses settings that fit, or raise "
         "gradient_accumulation_steps and set memory.gradient_checkpointing: true, memory.decode_slice: 1, "
-        "memory.text_encoders: offload (hypernoise train --dry-run says what a recipe takes)"
+        "memory.text_encoders: offload (hypernoise train --dry-run shows what a recipe needs)"
     )

@@ -1,4 +1,4 @@
-"""All instruments on one noise network, and what they say in plain words."""
+"""All measurements of one noise network, and their verdict in plain words."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.prompts import spread
 from hypernoise.rewards.base import RewardFunction
 
-MISSED = 0.1  # share of the KL that the L2 term may miss and still be trusted
-GENERIC = 0.2  # share of the gain that another prompt's residual must lose for f to be called prompt-specific
+MISSED = 0.1  # share of the KL that the L2 term may miss
+GENERIC = 0.2  # share of the gain that another prompt's residual must lose for f to count as prompt-specific
 CERTAIN = 3.0  # standard errors
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was measured. Lengths and powers are per noise; KLs in nats.
+    """The measurements. Norms and powers are per noise; KLs in nats.
 
     norms: ‖J‖₂ at each noise. ratios: ‖f(a) − f(b)‖/‖a − b‖ of unrelated noises under one prompt.
-    distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for every noise and prompt.
-    bands: f's power by frequency (None for noise that is no picture), low: its lowest band's share of ‖f‖² and of
+    distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for all noises and prompts.
+    bands: f's power by frequency (None for noise that is not an image), low: the lowest band's share of ‖f‖² and of
     the dimensions. checks: of x + f against N(0, I).
-    swap: None if there was a single prompt.
+    swap: None with a single prompt.
     """
 
     dimensions: int
@@ -50,12 +50,12 @@ class Diagnosis:
 
     @property
     def lipschitz(self) -> float:
-        """The greatest stretch seen: a lower bound of Lip(f)."""
+        """The largest measured stretch: a lower bound of Lip(f)."""
         return max(*self.norms, *self.ratios)
 
     @property
     def may_fold(self) -> bool:
-        """Whether x + f may send two noises to one: the KL is then a lower bound."""
+        """Whether x + f may map two noises to one point: the KL is then a lower bound."""
         return self.lipschitz >= 1 or self.kl.turned > 0
 
     def as_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def diagnose(
     seed: int = 0,
     batch: int = 16,
 ) -> Diagnosis:
-    """Measures a noise network on `noises` noises, prompts taken evenly from the list.
+    """Measures a noise network on `noises` noises, with prompts spaced evenly over the list.
 
     Args:
         num_inference_steps: denoiser calls per picture.
@@ -125,7 +125,7 @@ def diagnose(
 
 
 def findings(found: Diagnosis) -> list[Finding]:
-    """The verdict, a line for each question."""
+    """The verdict, one line per question."""
     lines = [_trust(found), _stretch(found), _distance(found), _white(found), _prompt(found)]
     if found.low is not None:
         share, dimensions = found.low
@@ -140,7 +140,7 @@ def _trust(found: Diagnosis) -> Finding:
         return Finding(
             "L2 term",
             False,
-            "not to be trusted: the KL is infinite, x + f flattens noise to fewer dimensions",
+            "not to be trusted: the KL is infinite, x + f collapses noise to fewer dimensions",
             "train with --lipschitz.mode clamp, or a greater --kl-weight",
         )
     least = "at least " if found.may_fold else ""
@@ -163,15 +163,13 @@ def _trust(found: Diagnosis) -> Finding:
             f"not to be trusted: {text}",
             "train with --lipschitz.mode clamp, or a greater --kl-weight",
         )
-    return Finding("L2 term", False, f"undecided: {text}", "more --noises; the error falls with their root")
+    return Finding("L2 term", False, f"undecided: {text}", "more --noises; the error falls with their square root")
 
 
 def _stretch(found: Diagnosis) -> Finding:
     seen, bound = found.lipschitz, kl_gap_bound(found.dimensions, found.lipschitz)
     if seen < 1:
-        text = (
-            f"{seen:.3g} seen, below 1; were it {seen:.3g} everywhere, the terms left out would be {bound:.3g} at most"
-        )
+        text = f"{seen:.3g} seen, below 1; if it holds everywhere, {seen:.3g} bounds the terms left out by {bound:.3g}"
         return Finding("Lipschitz", True, text)
     over = sum(norm >= 1 for norm in found.norms)
     return Finding(
@@ -193,14 +191,14 @@ def _white(found: Diagnosis) -> Finding:
     limit = 3.5  # two-sided 5 % over a hundred independent statistics
     text = f"{worst.name} is {worst.found:.4g} where N(0, I) has {worst.expected:g}, {worst.z:+.1f} standard errors"
     if abs(worst.z) < limit:
-        return Finding("white", True, f"x + f cannot be told from N(0, I) by {len(found.checks)} statistics; {text}")
+        return Finding("white", True, f"{len(found.checks)} statistics do not tell x + f from N(0, I); {text}")
     return Finding("white", False, f"x + f is not white: {text}", "a greater --kl-weight keeps it nearer")
 
 
 def _prompt(found: Diagnosis) -> Finding:
     swap = found.swap
     if swap is None:
-        return Finding("prompt", True, "not asked: a swap needs at least two different prompts, and there is one")
+        return Finding("prompt", True, "not tested: a swap needs at least two different prompts, but there is only one")
     text = f"reward {swap.own} over plain with its own prompt's f, {swap.swapped} with another's"
     if swap.own.value <= CERTAIN * swap.own.error:
         return Finding(
@@ -214,7 +212,7 @@ def _prompt(found: Diagnosis) -> Finding:
             "prompt",
             False,
             f"undecided: {share:.0%} ± {swap.lost.error / swap.own.value:.0%} of the gain is lost by a swap; {text}",
-            "more --noises; the error falls with their root",
+            "more --noises; the error falls with their square root",
         )
     return Finding(
         "prompt",
@@ -225,7 +223,7 @@ def _prompt(found: Diagnosis) -> Finding:
 
 
 def _constant_share(residual: Tensor) -> float:
-    """‖E f‖² / E‖f‖², without the bias that the mean of n residuals has of its own."""
+    """‖E f‖² / E‖f‖², corrected for the bias from the mean of n residuals."""
     flat = residual.flatten(1).double().cpu()
     count, total = len(flat), flat.square().sum(1).mean()
     if not total:

@@ -1,19 +1,19 @@
-"""How far a noise network really moves the noise: KL(law of x + f(x) || N(0, I)), with its error and its cost.
+"""How far a noise network moves the noise: KL(law of x + f(x) || N(0, I)), with its error and its cost.
 
     KL = E[ ½‖f‖² + Tr J − log|det(I + J)| ],   J the Jacobian of f at x ~ N(0, I)
 
-(arXiv 2508.09968, section 3.) This is an equality if x ↦ x + f(x) is injective, as it is if Lip(f) < 1. Where it folds
-noises onto each other the right side is only a lower bound: it takes the density of one of the noises that
-meet for that of all. It is infinite where I + J is singular at noises of positive probability.
+(arXiv 2508.09968, section 3.) Equality holds if x ↦ x + f(x) is injective, which Lip(f) < 1 guarantees. If it folds
+noises onto each other, the right side is only a lower bound: it counts the density of one of the noises
+at each point instead of their sum. It is infinite where I + J is singular at noises of positive probability.
 
 The objective keeps the first term; the rest is the *gap*. log|det| comes from
 
-    exact      the whole Jacobian and its LU: d backward passes a noise; for a few thousand dimensions at most
-    arnoldi    Tr log(I + J) by random probes (Hutchinson 1990) in Krylov spaces of Jᵀ: 8 backward passes a noise and
-               probe; needs no Lip(f) < 1, but an I + J whose eigenvalues keep away from 0
+    exact      the whole Jacobian and its LU: d backward passes per noise; for up to a few thousand dimensions
+    arnoldi    Tr log(I + J) by random probes (Hutchinson 1990) in Krylov spaces of Jᵀ: 8 backward passes per noise and
+               probe; works for Lip(f) ≥ 1, but needs eigenvalues of I + J away from 0
 
-Tr J is taken with the same probes as log|det|. Their first orders then cancel probe by probe, and what is
-left to chance is of second order in J, as the gap itself.
+Tr J uses the same probes as log|det|. Their first orders then cancel probe by probe, and the remaining
+error is of second order in J, like the gap itself.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl
 
-STEPS = 8  # of Arnoldi
+STEPS = 8  # Arnoldi iterations
 Method = Literal["exact", "arnoldi"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over noises and its standard error (NaN from a single noise), in nats."""
+    """A mean over noises and its standard error (NaN for a single noise), in nats."""
 
     value: float
     error: float
@@ -56,12 +56,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class KLReport:
-    """What `estimate_kl` found, in nats.
+    """The result of `estimate_kl`, in nats.
 
-    kl: the whole, if x + f(x) is injective (as it is if Lip(f) < 1); else a lower bound of it.
-    l2: E[½‖f‖²], what the objective keeps. gap: kl − l2, with its own, smaller, error.
-    turned: noises at which det(I + J) ≤ 0 was seen (by "exact" for certain; by "arnoldi" if a probe shows it, which
-    proves ‖J‖ ≥ 1 there): where some are, x + f may fold.
+    kl: the whole KL if x + f(x) is injective (for which Lip(f) < 1 suffices); otherwise a lower bound.
+    l2: E[½‖f‖²], the objective's term. gap: kl − l2, with its own, smaller error.
+    turned: noises with det(I + J) ≤ 0 ("exact" finds all; "arnoldi" only those that a probe shows, which
+    proves ‖J‖ ≥ 1 there): if there are any, x + f may fold.
     """
 
     kl: Estimate
@@ -80,15 +80,15 @@ def estimate_kl(
     batch: int = 16,
     seed: int = 0,
 ) -> KLReport:
-    """KL(law of x + f(x, c) || N(0, I)), averaged over the conditions c.
+    """Estimates KL(law of x + f(x, c) || N(0, I)), averaged over the conditions c.
 
     Args:
-        noise: [B, *noise_shape], drawn from N(0, I); more noises make the errors smaller.
-        condition: of each noise.
+        noise: [B, *noise_shape], drawn from N(0, I); more noises reduce the errors.
+        condition: one per noise.
         method: see the top of this module.
-        probes: random probes per noise ("exact" takes none).
+        probes: random probes per noise (ignored by "exact").
         batch: noises in memory at once; for "exact", rows of the Jacobian.
-        seed: of the probes.
+        seed: for the probes.
 
     Raises:
         InputError: an unknown method, or a residual that is not finite.
@@ -116,7 +116,7 @@ def estimate_kl(
     )
 
 
-Terms = tuple[Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, 1.0 where det(I + J) ≤ 0 is seen, else 0.0
+Terms = tuple[Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, 1.0 where det(I + J) ≤ 0 is found, else 0.0
 
 
 def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int) -> tuple[Tensor, Terms]:
@@ -136,7 +136,7 @@ def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int
 
 def _check_finite(linear: Linearised) -> None:
     if not linear.residual.isfinite().all():
-        raise InputError("the residual is not finite: the noise network has weights, or answers, that are not")
+        raise InputError("the residual is not finite: the noise network has non-finite weights or outputs")
 
 
 def _probed(linear: Linearised, probes: int, draw: torch.Generator) -> tuple[Tensor, Terms]:
@@ -147,7 +147,7 @@ def _probed(linear: Linearised, probes: int, draw: torch.Generator) -> tuple[Ten
 
 
 def _signs(like: Tensor, draw: torch.Generator) -> Tensor:
-    """Independent ±1 (Rademacher): of all probes with E[vvᵀ] = I, the ones of least variance on the diagonal."""
+    """Independent ±1 (Rademacher): the probes with E[vvᵀ] = I of least variance."""
     return (2 * torch.randint(0, 2, like.shape, generator=draw) - 1).to(like)
 
 
@@ -173,7 +173,7 @@ def _arnoldi(linear: Linearised, probe: Tensor) -> Terms:
 
 
 def _grow(basis: list[Tensor], image: Tensor, norms: Tensor) -> None:
-    """Adds image/‖image‖ to an orthonormal basis and its norm to `norms` [B]; zeros where the space is used up."""
+    """Adds image/‖image‖ to an orthonormal basis and its norm to `norms` [B]; zeros once the space is exhausted."""
     norm = _dot(image, image).sqrt()
     alive = norm > 10 * torch.finfo(image.dtype).eps
     norms.copy_(torch.where(alive, norm, 0.0))
@@ -193,10 +193,10 @@ def _log_corner(matrix: Tensor, flat: float) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products [B], in fp64 on the CPU (not every accelerator has it)."""
+    """Inner products [B], in fp64 on the CPU (not every accelerator supports it)."""
     return (a.flatten(1).cpu().double() * b.flatten(1).cpu().double()).sum(1)
 
 
 def _scale(values: Tensor, like: Tensor) -> Tensor:
-    """Values [B] as factors of tensors shaped as `like`."""
+    """Values [B], shaped to multiply tensors like `like`."""
     return values.to(like).view(-1, *[1] * (like.ndim - 1))

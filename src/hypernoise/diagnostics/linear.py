@@ -1,8 +1,8 @@
-"""f near a batch of noises: its value, and products with its Jacobian J, which is never built.
+"""f near a batch of noises: its value, and products with its Jacobian J, without building J.
 
-Products use autograd's own two modes, not `torch.func`: its transforms wrap every tensor, and a pipeline
-that hands one to numpy on its way to the denoiser (diffusers' schedulers do) cannot run inside them.
-Forward mode needs the plain attention kernel; the fused ones have no derivative rule for it.
+Products use autograd's two modes, not `torch.func`: its transforms wrap every tensor, and a pipeline
+that passes one to numpy before the denoiser (diffusers' schedulers do) cannot run inside them.
+Forward mode needs the math attention kernel; the fused ones do not support it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Linearised:
     """A function at fixed points: `residual` [B, ...] is f(x), `jvp` and `vjp` multiply by J(x) and its transpose.
 
     Args:
-        function: [B, ...] to the same shape, each sample on its own (no batch statistics); differentiable.
+        function: [B, ...] to the same shape, sample by sample (no batch statistics); differentiable.
         noise: x [B, ...], in fp32 or better.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], noise: Tensor):
-        self.function = lambda x: function(x).to(x.dtype)  # half-precision networks answer in their own
+        self.function = lambda x: function(x).to(x.dtype)  # half-precision networks return their own dtype
         self.noise = noise.detach().contiguous().requires_grad_(True)
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             self._value = self.function(self.noise)
@@ -39,9 +39,9 @@ class Linearised:
 
     def vjp(self, direction: Tensor) -> Tensor:
         """Jᵀ·direction [B, ...], one direction per sample."""
-        if not self._value.requires_grad:  # f does not look at the noise, nor at any weight
+        if not self._value.requires_grad:  # f depends on neither the noise nor any weight
             return torch.zeros_like(direction)
-        with sdpa_kernel(SDPBackend.MATH):  # checkpointed layers compute their activations again, as they were
+        with sdpa_kernel(SDPBackend.MATH):  # checkpointed layers recompute their activations with the same kernel
             (product,) = torch.autograd.grad(self._value, self.noise, direction, retain_graph=True, allow_unused=True)
         return torch.zeros_like(direction) if product is None else product
 
@@ -49,7 +49,7 @@ class Linearised:
 def jacobian(linear: Linearised) -> Tensor:
     """The whole J [d, d], in fp64 on the CPU, of a function linearised at copies of one noise.
 
-    A backward pass a dimension, as many at a time as there are copies (at most d).
+    One backward pass per dimension, as many at a time as there are copies (at most d).
     """
     copies, size = len(linear.noise), linear.noise[0].numel()
     basis = torch.eye(size, dtype=linear.noise.dtype, device=linear.noise.device)

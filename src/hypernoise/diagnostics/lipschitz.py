@@ -1,8 +1,8 @@
-"""How much a noise network can stretch a difference of noises, from below and from above.
+"""How much a noise network can stretch a difference of noises, bounded from below and above.
 
-The paper's objective stands for the whole KL only while Lip(f) < 1 (arXiv 2508.09968, section 3). At a point the
-constant is the spectral norm of the Jacobian; over all points it is the greatest of those. What is seen at
-sampled noises is a lower bound; a product of layers' norms, where a network is a plain chain, an upper one.
+The paper's objective approximates the whole KL only if Lip(f) < 1 (arXiv 2508.09968, section 3). At a point the
+constant is the spectral norm of the Jacobian; over all points, their maximum. Values at sampled
+noises are lower bounds; for a plain chain, the product of its layers' norms is an upper bound.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.residual import ResidualNoise
 
-ITERATIONS = 6  # the first few directions of a trained residual stand out: 6 come within a few percent
-SILU = 1.0998394  # the greatest slope of x·sigmoid(x), at x = 2.3994
+ITERATIONS = 6  # a trained residual's first few directions dominate: 6 come within a few percent
+SILU = 1.0998394  # the maximum slope of x·sigmoid(x), at x = 2.3994
 
 
 def spectral_norm(
@@ -31,9 +31,9 @@ def spectral_norm(
     iterations: int = ITERATIONS,
     seed: int = 0,
 ) -> Tensor:
-    """‖J‖₂ at each noise [B], by power iteration on JᵀJ: never above the truth, and rising to it.
+    """‖J‖₂ at each noise [B], by power iteration on JᵀJ: a lower bound that increases to the true value.
 
-    Each iteration costs a jvp and a vjp per noise (the last one no vjp).
+    Each iteration costs a jvp and a vjp per noise (the last one has no vjp).
 
     Raises:
         InputError: iterations < 1.
@@ -49,7 +49,7 @@ def most_stretched(
     iterations: int = ITERATIONS,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """`spectral_norm`'s ‖J‖₂ [B], and the directions [B, ...] of length 1 that are stretched so."""
+    """`spectral_norm`'s ‖J‖₂ [B], and the unit directions [B, ...] stretched by it."""
     if iterations < 1:
         raise InputError(f"iterations must be at least 1, not {iterations}")
     linear = Linearised(partial(network, condition=condition), noise)
@@ -71,10 +71,10 @@ def pairwise_ratios(network: NoiseNetwork, noise: Tensor, other: Tensor, conditi
 
 @torch.no_grad()
 def lipschitz_bound(network: NoiseNetwork) -> float:
-    """An upper bound of Lip(f), from the weights alone; infinite where there is none.
+    """An upper bound of Lip(f), from the weights only; infinite if none is known.
 
     Only a ResidualNoise is a chain of layers and SiLUs, whose norms multiply. Attention and normalisation layers
-    have no bound that holds for every input.
+    have no bound for all inputs.
     """
     if not isinstance(network, ResidualNoise):
         return math.inf
@@ -83,7 +83,7 @@ def lipschitz_bound(network: NoiseNetwork) -> float:
 
 
 def kl_gap_bound(dimensions: int, lipschitz: float) -> float:
-    """The most, in nats, that Tr J − log|det(I + J)| can be: d(−log(1 − L) − L) ≈ d·L²/2; infinite from L = 1 on."""
+    """The maximum, in nats, of Tr J − log|det(I + J)|: d(−log(1 − L) − L) ≈ d·L²/2; infinite from L = 1 on."""
     return dimensions * (-math.log1p(-lipschitz) - lipschitz) if lipschitz < 1 else math.inf
 
 
@@ -92,6 +92,6 @@ def _norm(matrix: Tensor) -> float:
 
 
 def _unit(direction: Tensor) -> Tensor:
-    """Each sample scaled to length 1; zeros stay zeros."""
+    """Each sample scaled to norm 1; zeros stay zeros."""
     lengths = direction.flatten(1).norm(dim=1).clamp_min(1e-30)
     return direction / lengths.view(-1, *[1] * (direction.ndim - 1))

@@ -1,6 +1,6 @@
-"""The prompt-swap control: does the residual know the prompt, or is it one edit for all?
+"""The prompt-swap control: does the residual depend on the prompt, or is it one edit for all?
 
-An independent re-implementation of the method on SD-Turbo found a gain that stays when f is given another prompt than
+An independent re-implementation of the method on SD-Turbo found a gain that persists when f gets another prompt than
 the picture. Here each picture is drawn three times from the same noise: plain, with f of its own prompt, and with
 f of another one.
 """
@@ -23,7 +23,7 @@ from hypernoise.rewards.base import RewardFunction
 class Swap:
     """Gains in reward over the plain picture, with standard errors over noises; `lost` = own − swapped, paired.
 
-    cosine: between the residuals of the two prompts at the same noise, averaged.
+    cosine: mean between the residuals of the two prompts at the same noise.
     """
 
     own: Estimate
@@ -43,7 +43,7 @@ def swap_control(
     num_inference_steps: int = 1,
     batch: int = 16,
 ) -> Swap:
-    """Compares f(x, c) with f(x, c′), c′ the prompt a little further down the list.
+    """Compares f(x, c) with f(x, c′), c′ another prompt of the list.
 
     Args:
         prompts: one per noise [B, *noise_shape].
@@ -74,7 +74,7 @@ def swap_control(
 
 
 def _another_each(prompts: list[str]) -> list[str]:
-    """For each prompt a different one: the first such from half-way round the list on."""
+    """A different prompt for each prompt: the first one found from half-way round the list on."""
     if len(set(prompts)) < 2:
         raise InputError("a prompt-swap control needs at least two different prompts")
     count = len(prompts)

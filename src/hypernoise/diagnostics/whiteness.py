@@ -1,7 +1,7 @@
-"""Where in frequency a residual lives, and whether improved noise can still be told from N(0, I).
+"""The frequencies of a residual, and whether improved noise is still indistinguishable from N(0, I).
 
-Noise [C, H, W] is read through an orthonormal cosine transform (DCT-II) of each channel: for white noise every
-coefficient is N(0, 1) and independent, so every expectation and standard error below is exact.
+Noise [C, H, W] is viewed through an orthonormal cosine transform (DCT-II) of each channel: for white noise the
+coefficients are independent and N(0, 1), so every expectation and standard error below is exact.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from scipy.fft import dctn
 from torch import Tensor
 
-EDGES = (0.0, 0.25, 0.5, 0.75, 1.0, math.sqrt(2))  # of the bands, in units of the highest frequency along an axis
+EDGES = (0.0, 0.25, 0.5, 0.75, 1.0, math.sqrt(2))  # band edges, in units of the highest frequency along an axis
 
 
 @dataclass(frozen=True)
 class Band:
-    """Coefficients with low < frequency ≤ high (the first band holds 0): their share of all, and mean square."""
+    """Coefficients with low < frequency ≤ high (the first band includes 0): their share of all, and mean square."""
 
     low: float
     high: float
@@ -29,7 +29,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Check:
-    """A statistic that is `expected` for N(0, I), as found, and its distance in standard errors."""
+    """A statistic with value `expected` for N(0, I): its measured value, and the distance in standard errors."""
 
     name: str
     expected: float
@@ -38,7 +38,7 @@ class Check:
 
 
 def band_powers(values: Tensor) -> list[Band]:
-    """The mean square of values [B, C, H, W] by frequency; bands without a frequency at this size are left out."""
+    """The mean square of values [B, C, H, W] by frequency, without bands that are empty at this size."""
     coefficients = np.asarray(dctn(values.detach().cpu().double().numpy(), axes=(2, 3), norm="ortho"))
     squares = np.square(coefficients).mean((0, 1))
     rows, columns = (np.arange(size) / size for size in squares.shape)
@@ -84,11 +84,11 @@ def _check(name: str, found: float | Tensor, expected: float, deviation: float, 
 
 
 def _pattern(values: Tensor) -> Tensor:
-    """n·(mean over the n noises)² averaged over the d places: a χ² of d degrees over d, whatever n is."""
+    """n·(mean over the n noises)² averaged over the d positions: χ² with d degrees of freedom over d, for any n."""
     return len(values) * values.mean(0).square().mean()
 
 
 def _norm_variance(values: Tensor) -> Tensor:
-    """Mean squared deviation of ‖z‖² from d over its own, 2d; the square of a χ² deviation varies by 2 + 12/d."""
+    """Mean squared deviation of ‖z‖² from d, divided by 2d; the square of a χ² deviation varies by 2 + 12/d."""
     size = values[0].numel()
     return (values.flatten(1).square().sum(1) - size).square().mean() / (2 * size)

@@ -1,4 +1,4 @@
-"""What a comparison can be run on: a benchmark by its name, or prompts of one's own."""
+"""What to compare on: a benchmark by name, or the user's prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Item = TypeVar("Item", bound=Prompted)
 
 @dataclass(frozen=True)
 class Models:
-    """The models that judge, by their names on the Hub or as folders; empty: the benchmark's usual ones."""
+    """The judging models, by their names on the Hub or as folders; empty: the benchmark's defaults."""
 
     judge: str = ""
     colors: str = ""
@@ -31,14 +31,14 @@ class Models:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Prompts to draw, and what judges the pictures.
+    """Prompts to draw, and how to judge the pictures.
 
-    categories: of each prompt; the score is the mean over them. None: one for all.
-    load_judge: loads what judges, on a device; None if nothing does.
-    about: what the summary says of the prompts.
-    rewards: what methods search by if the user names nothing.
+    categories: one per prompt; the score is the mean over them. None: a single category.
+    load_judge: loads the judge on a device; None without a judge.
+    about: facts on the prompts for the summary.
+    rewards: default rewards for methods to search by.
     rewriter: rewords these prompts without a language model.
-    write: (folder, row's name, records) writes the files of the benchmark's official scorer.
+    write: (folder, row's name, records) writes the files for the benchmark's official scorer.
     """
 
     prompts: list[str]
@@ -50,7 +50,7 @@ class Benchmark:
     write: Callable[[Path, str, Records], None] = lambda folder, name, records: None
 
 
-LOADERS = {  # of (file, prompts per category or 0, models): modules with a function `benchmark`
+LOADERS = {  # modules with a function `benchmark` (file, prompts per category or 0, models)
     "scenes": "hypernoise.scenes.benchmark",
     "geneval": "hypernoise.evaluation.geneval.benchmark",
     "questions": "hypernoise.evaluation.questions",
@@ -58,13 +58,13 @@ LOADERS = {  # of (file, prompts per category or 0, models): modules with a func
 
 
 def load_benchmark(source: str, count: int = 0, models: Models | None = None) -> Benchmark:
-    """The benchmark `source`: scenes, geneval, geneval:FILE or questions:FILE, or else prompts as `read_prompts` takes.
+    """The benchmark `source`: scenes, geneval, geneval:FILE or questions:FILE, or else prompts as in `read_prompts`.
 
     Args:
-        count: how many prompts, from the first, per category; 0: all.
+        count: how many prompts per category to take from the start; 0: all.
 
     Raises:
-        InputError: what the file holds, or lacks.
+        InputError: invalid contents of the file.
     """
     name, _, file = source.partition(":")
     if name in LOADERS:
@@ -75,7 +75,7 @@ def load_benchmark(source: str, count: int = 0, models: Models | None = None) ->
 
 
 def first_of_each(categories: Sequence[str], number: int) -> list[int]:
-    """The places of the first `number` of each category: none is picked by its looks or its verdict."""
+    """The indices of the first `number` of each category, without any selection."""
     seen: dict[str, int] = {}
     chosen = []
     for place, name in enumerate(categories):
@@ -89,8 +89,8 @@ def one_per_prompt(items: Sequence[Item], meaning: str, twice: str) -> dict[str,
     """The items by their prompts.
 
     Args:
-        meaning: the attribute in which items of one prompt must agree.
-        twice: how the message goes on for a prompt of which there are two that do not.
+        meaning: the attribute that items with the same prompt must share.
+        twice: how the message continues for a prompt with different items.
 
     Raises:
         InputError: there is such a prompt.
@@ -98,11 +98,11 @@ def one_per_prompt(items: Sequence[Item], meaning: str, twice: str) -> dict[str,
     found: dict[str, Item] = {}
     for item in items:
         if getattr(found.setdefault(item.prompt, item), meaning) != getattr(item, meaning):
-            raise InputError(f"the prompt {item.prompt!r} stands twice in {twice}")
+            raise InputError(f"the prompt {item.prompt!r} appears twice in {twice}")
     return found
 
 
 def no_file(name: str, file: str) -> None:
-    """Raises InputError for a file named with a benchmark that has none."""
+    """Raises InputError for a file given to a benchmark that takes none."""
     if file:
         raise InputError(f"--prompts {name} takes no file, not {file!r}")

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over prompts, whole or within groups."""
+"""Bootstrap intervals over prompts, overall or within groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def grouped_mean(values: np.ndarray, groups: np.ndarray) -> float:
 
 
 def means_by(values: np.ndarray, keys: Sequence[Any]) -> np.ndarray:
-    """The mean of the values [N] of each key [N], in the order in which keys first occur."""
+    """The mean of the values [N] for each key [N], in order of first occurrence."""
     which = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     places = np.array([which[key] for key in keys])
     return np.bincount(places, values) / np.bincount(places)
@@ -25,11 +25,11 @@ def means_by(values: np.ndarray, keys: Sequence[Any]) -> np.ndarray:
 def interval(values: np.ndarray, groups: np.ndarray, rounds: int = ROUNDS) -> list[float] | None:
     """95 % percentile interval of `grouped_mean`: prompts are resampled within their group.
 
-    For differences between two methods, prompt by prompt, it is the paired interval of their gain. The same
-    draws are made every time. None if a group is a single prompt, whose spread is unknown.
+    For paired differences between two methods it is the paired interval of their gain. The draws are the
+    same every time. None if a group has a single prompt, whose spread is unknown.
 
     Args:
-        values: [prompts], or [runs, prompts], whose runs are then resampled as well.
+        values: [prompts], or [runs, prompts], in which case runs are also resampled.
         groups: [prompts].
     """
     if min(np.unique(groups, return_counts=True)[1]) < 2:
@@ -42,7 +42,7 @@ def interval(values: np.ndarray, groups: np.ndarray, rounds: int = ROUNDS) -> li
 def resampled(values: np.ndarray, groups: np.ndarray, rounds: int = ROUNDS) -> np.ndarray:
     """`rounds` bootstrap draws of the grouped mean of `values` [prompts] or [runs, prompts].
 
-    Calls with as many runs and the same groups draw the same prompts: their ratio is resampled in pairs.
+    Calls with the same number of runs and the same groups draw the same prompts, so that ratios are resampled in pairs.
     """
     rng = np.random.default_rng(0)
     runs = np.atleast_2d(values)

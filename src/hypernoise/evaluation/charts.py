@@ -1,4 +1,4 @@
-"""Small charts drawn with Pillow alone, for a page that must not need a plotting library."""
+"""Small charts drawn with Pillow only, so that no plotting library is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 WIDTH, HEIGHT = 520, 300  # px, of one chart
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 38, 54
 INK, FAINT = (40, 40, 40), (224, 224, 224)
-GLYPHS = str.maketrans({"‖": "|", "√": "sqrt ", "½": "0.5 ", "²": "^2"})  # which Pillow's own font lacks
+GLYPHS = str.maketrans({"‖": "|", "√": "sqrt ", "½": "0.5 ", "²": "^2"})  # missing in Pillow's built-in font
 COLORS = (
     *((30, 90, 170), (200, 80, 30), (30, 140, 60), (130, 60, 160)),
     *((150, 110, 40), (50, 150, 160), (200, 60, 90), (110, 110, 110)),
@@ -20,7 +20,7 @@ COLORS = (
 
 @dataclass(frozen=True)
 class Line:
-    """A named curve through (x, y) points; `dots` marks the points alone. `spans` are intervals of their y."""
+    """A named curve through (x, y) points; `dots` draws only the points. `spans` are intervals of their y."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -36,12 +36,12 @@ def line_chart(
     with_zero: bool = True,
     marks: Mapping[float, str] | None = None,
 ) -> Image.Image:
-    """Curves over common axes, with their names below, as many lines of them as they need.
+    """Curves on shared axes, with a legend of as many lines as needed below.
 
     Args:
-        across: names the horizontal axis.
-        with_zero: the vertical axis holds 0, or only what is drawn.
-        marks: ticks of the horizontal axis where they are no round numbers, as on a log axis.
+        across: label of the horizontal axis.
+        with_zero: whether the vertical axis includes 0.
+        marks: ticks of the horizontal axis if they are not round numbers, as on a log axis.
     """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + [y for line in lines for span in line.spans for y in span]
@@ -93,7 +93,7 @@ def _legend(names: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.Image
 
 
 def page(text: str, charts: Sequence[Image.Image]) -> Image.Image:
-    """Charts two in a row under a text."""
+    """Charts in rows of two under a text."""
     text, font = text.translate(GLYPHS), ImageFont.load_default(14)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     _, _, _, text_height = measure.multiline_textbbox((0, 0), text, font, spacing=6)

@@ -1,4 +1,4 @@
-"""The page of a diagnosis: its verdict with its plots."""
+"""The page of a diagnosis: its verdict and plots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypernoise.evaluation.charts import Line, line_chart, page
 
 
 def charts(found: Diagnosis, verdict: str) -> Image.Image:
-    """The verdict with its plots on one page."""
+    """The verdict and its plots on one page."""
     ranked = sorted(found.norms, reverse=True)
     numbers = range(1, len(ranked) + 1)
     drawn = [

@@ -1,8 +1,8 @@
-"""The one comparison: methods side by side on the same prompts and noises, and what each spends.
+"""The comparison: methods on the same prompts and noises, and their cost.
 
-Every batch of every method is written as it is done, under a name that is a hash of all that decides its numbers. So
-a run that was stopped goes on, a further method costs only itself, several processes share the work, and a batch with
-a damaged picture is made again.
+Every batch of every method is written when done, under a hash of all settings that determine its numbers. So
+a stopped run resumes, an added method costs only itself, several processes share the work, and a batch with
+a damaged picture is redrawn.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ BASE = Plain().name
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     rows: one per number of inference steps and method, in summary.json's fields, with gains over plain; empty while
         batches are missing.
-    records: by (inference steps, method), what was measured of every picture, and its file if an output was given.
-    missing: batches that other shards have still to make.
+    records: by (inference steps, method), the measurements of every picture, and its file with an output folder.
+    missing: batches left to other shards.
     """
 
     rows: list[dict[str, Any]]
@@ -73,21 +73,21 @@ def compare(
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int], object] = lambda done: None,
 ) -> Comparison:
-    """Draws every prompt by every method, all from the same noises, and measures the pictures.
+    """Draws every prompt with every method from the same noises, and measures the pictures.
 
     Args:
-        reward: what the methods may look at, and what is reported. None if no method searches. In `output`, rewards
-            and judges are recognised by their names and weights: after a change to their code, use another output.
+        reward: what methods search by, and is reported. None if no method searches. In `output`, rewards and judges
+            are identified by names and weights: after a change to their code, use another output.
         num_images_per_prompt: noises per prompt.
-        validation_reward: a second reward that no method sees, reported only.
-        judge: says whether a picture shows what was asked for; without one there is no score.
-        categories: of each prompt; the score is the mean over categories. None: all prompts are one category.
-        output: where batches and pictures are kept, and found again; nothing is kept if None.
-        shard: (k, n): this process makes every n-th batch from the k-th on.
-        progress: called with the number of pictures just made, or found.
+        validation_reward: a second reward, reported but not used by any method.
+        judge: decides whether a picture shows its prompt; without one there is no score.
+        categories: one per prompt; the score is the mean over categories. None: all prompts are one category.
+        output: where batches and pictures are kept and reused; if None, nothing is kept.
+        shard: (k, n): this process draws every n-th batch from the k-th on.
+        progress: called with the number of pictures just drawn or reused.
 
     Raises:
-        InputError: no prompt, no method, two methods of one name, or a shard outside its range.
+        InputError: no prompt, no method, two methods with the same name, or an invalid shard.
     """
     noises = num_images_per_prompt
     _check(prompts, methods, noises, batch_size, shard, categories)
@@ -121,7 +121,7 @@ def compare(
                     texts = [asked[i] for i in batch]
                     noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batch)
                     noise = noise.to(generator.device)
-                    if not warm:  # a process's first calls are slow, and would be booked to its first method
+                    if not warm:  # a process's first calls are slow, and would count for its first method
                         measure(Plain().generate(problem, texts, noise), texts, reward, validation_reward, None)
                         warm = True
                     result = method.generate(problem, texts, noise)
@@ -160,7 +160,7 @@ def _check(
         raise InputError(f"compare needs prompts and methods, not {len(prompts)} and {len(methods)} of them")
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
-        raise InputError(f"two methods are called {max(names, key=names.count)!r}; each needs a name of its own")
+        raise InputError(f"two methods are called {max(names, key=names.count)!r}; names must be unique")
     if noises < 1 or batch_size < 1:
         raise InputError(f"num_images_per_prompt and batch_size must be at least 1, not {noises} and {batch_size}")
     if not 0 <= shard[0] < shard[1]:
@@ -170,7 +170,7 @@ def _check(
 
 
 def _folder(root: Path, method: Method, shared: dict[str, Any]) -> Path:
-    """The folder of one method, named by a hash of what decides its numbers, which stands in what.json."""
+    """The folder of one method, named by a hash of the settings that determine its numbers, listed in what.json."""
     known = {**shared, "method": method.settings()}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     folder = output_folder(root / f"{method.name}-{digest[:12]}")
@@ -188,7 +188,7 @@ def _describe(generator: Generator) -> dict[str, Any]:
 
 
 def _describe_reward(reward: RewardFunction | None) -> Any:
-    """The weights of a sum, else a name."""
+    """The weights of a sum, otherwise the reward's name."""
     return reward.weights if isinstance(reward, WeightedSum) else _name_of(reward)
 
 

@@ -1,4 +1,4 @@
-"""Feature vectors of pictures: DINOv2's, or plain pixels where no model is at hand."""
+"""Feature vectors of pictures: from DINOv2, or plain pixels without a model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from transformers import Dinov2Model
 from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resize, normalise
 
-SIDE = 224  # px, DINOv2's pictures
-SMALL = 16  # px, when a picture's own pixels stand for it
+SIDE = 224  # px, DINOv2's input
+SMALL = 16  # px, for plain pixels as features
 
 Features = Callable[[Tensor], Tensor]
 """From pixels [B, 3, H, W] in [0, 1] to vectors [B, D]."""
 
 
 def load(source: str, device: torch.device | str) -> Features:
-    """ "pixels", or the DINOv2 of a Hub repository (from the local cache, or downloaded) or a folder.
+    """ "pixels", or the DINOv2 of a Hub repository (from the local cache or downloaded) or a folder.
 
     Raises:
         InputError: weights that are missing or do not fit.
@@ -30,13 +30,13 @@ def load(source: str, device: torch.device | str) -> Features:
 
 
 def pixels(pictures: Tensor) -> Tensor:
-    """The picture itself at 16 x 16, less grey, so that a cosine can be negative."""
+    """The picture at 16 x 16, minus grey, so that a cosine can be negative."""
     small = interpolate(pictures.float(), (SMALL, SMALL), mode="bilinear", antialias=True)
     return small.flatten(1) - 0.5
 
 
 class Dino:
-    """DINOv2's class token after its last norm, from the middle of pictures resized to 224 pixels."""
+    """DINOv2's class token after the final norm, from the centre of pictures resized to 224 pixels."""
 
     def __init__(self, model: Dinov2Model):
         self.model = model

@@ -1,6 +1,6 @@
-"""How varied the pictures of a prompt are, and how far one set of pictures is from another, in a feature space.
+"""The diversity of a prompt's pictures, and the distance between two sets of pictures, in a feature space.
 
-All take feature vectors [N, D], one per picture, as `features.py` makes them.
+All take feature vectors [N, D], one per picture, from `features.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def pairwise_similarity(features: np.ndarray) -> float:
-    """Mean cosine over all pairs of different pictures; 1 if all are alike. Needs two pictures."""
+    """Mean cosine over all pairs of different pictures; 1 if all are alike. Needs at least two pictures."""
     cosines = _cosines(features)
     count = len(features)
     return float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
@@ -18,7 +18,7 @@ def pairwise_similarity(features: np.ndarray) -> float:
 def kernel_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The squared MMD with the kernel (x·y / D + 1)³, unbiased: about 0 for sets from one distribution.
 
-    In Inception's features this is KID (Bińkowski et al. 2018, arXiv 1801.01401), there averaged over subsets.
+    In Inception's features this is KID (Bińkowski et al. 2018, arXiv 1801.01401), which averages over subsets.
     """
     n, m = len(ours), len(theirs)
     within = sum(

@@ -1,4 +1,4 @@
-"""Pictures that are there, measured: rewards with intervals, variety, and drift from another folder."""
+"""Measures existing pictures: rewards with intervals, diversity, and drift from another folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hypernoise.evaluation.pictures import Broken, Picture, read_picture
 from hypernoise.files import write_text
 from hypernoise.rewards.ensemble import WeightedSum
 
-TOTAL = "total"  # the rewards' weighted sum, beside its members
+TOTAL = "total"  # the rewards' weighted sum, next to its members
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found of the pictures that could be read [N].
+    """Measurements of the readable pictures [N].
 
     features: [N, D]. rewards: by name, and their `TOTAL`, [N].
     """
@@ -47,10 +47,10 @@ def measured(
     device: torch.device | str = "cpu",
     progress: Callable[[int], object] = lambda done: None,
 ) -> Measured:
-    """Reads and measures every picture; one that cannot be read costs itself alone.
+    """Reads and measures every picture; an unreadable one is skipped and reported.
 
     Raises:
-        InputError: none could be read, or a reward does not take pictures of this size.
+        InputError: none is readable, or a reward does not accept pictures of this size.
     """
     broken: list[Broken] = []
     kept: list[Picture] = []
@@ -64,7 +64,7 @@ def measured(
         try:
             with torch.no_grad():
                 total = reward(pixels.to(device), [one.prompt for one in batch])
-        except InputError as error:  # such as of a size or a prompt
+        except InputError as error:  # for example about a size or a prompt
             raise InputError(f"{batch[0].name} to {batch[-1].name}: {error}") from error
         for name, values in {**reward.member_scores(), TOTAL: total}.items():
             scores.setdefault(name, []).append(values.float().cpu())
@@ -77,7 +77,7 @@ def measured(
 def _batches(
     pictures: Sequence[Picture], size: int, broken: list[Broken], progress: Callable[[int], object]
 ) -> Iterator[tuple[list[Picture], Tensor]]:
-    """Pictures with their pixels [B, 3, H, W], neighbours of one size together; `broken` gets the others."""
+    """Pictures with their pixels [B, 3, H, W], batched by equal size; `broken` collects unreadable ones."""
 
     def readable() -> Iterator[tuple[Picture, Tensor]]:
         for picture in pictures:
@@ -99,7 +99,7 @@ def _batches(
 
 
 def measured_row(ours: Measured, base: Measured) -> dict[str, Any]:
-    """Variety over the prompts that have two pictures or more; rewards, and their gains over `base`; distances to it.
+    """Diversity over prompts with at least two pictures; rewards, and their gains over `base`; distances to it.
 
     Gains and distances are None for the base itself.
     """
@@ -122,7 +122,7 @@ def measured_row(ours: Measured, base: Measured) -> dict[str, Any]:
 
 
 def _reward(name: str, ours: Measured, base: Measured) -> dict[str, Any]:
-    """A reward's mean and its gain over the pictures of the same names in `base`, with intervals over prompts."""
+    """A reward's mean and its gain over pictures of the same names in `base`, with intervals over prompts."""
     found = _summary("mean", ours.rewards[name], [picture.number for picture in ours.pictures])
     place = {picture.name: i for i, picture in enumerate(base.pictures)}
     both = [(i, place[picture.name]) for i, picture in enumerate(ours.pictures) if picture.name in place]
@@ -139,7 +139,7 @@ def _summary(name: str, values: np.ndarray, numbers: Sequence[int]) -> dict[str,
 
 
 def write_scores(file: Path, found: Sequence[tuple[str, Measured]]) -> None:
-    """A CSV with a line per picture: folder, file, prompt, and each reward."""
+    """Writes a CSV with a line per picture: folder, file, prompt, and each reward."""
     text = io.StringIO(newline="")
     names = list(found[0][1].rewards)
     lines = csv.writer(text, lineterminator="\n")

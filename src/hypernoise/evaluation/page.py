@@ -1,7 +1,7 @@
-"""Results as one HTML file that needs nothing else: no network, no other file.
+"""Results as one self-contained HTML file.
 
-Tables, charts, bars by category, and the same prompts side by side, filtered by category and verdict. Its content
-policy forbids every address but those inside the file.
+Tables, charts, bars by category, and pictures of the same prompts side by side, with filters for category and
+verdict. Its content security policy forbids all requests.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from hypernoise.evaluation.tables import Table
 
 TILE = 160  # px, the longer side of a picture in the file
 KINDS = {True: "right", False: "wrong", None: "unjudged"}
-VERDICTS = {"": "right and wrong", "right": "right", "wrong": "wrong", "differ": "verdicts that differ"}
+VERDICTS = {"": "right and wrong", "right": "right", "wrong": "wrong", "differ": "different verdicts"}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of an example: whose it is, whether it is right (None: not judged), and a note on it."""
+    """One picture of an example: its method, whether it is right (None: not judged), and a note."""
 
     column: str
     picture: Path | Image.Image
@@ -41,7 +41,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with its pictures, one per column, from the same noise."""
+    """A prompt with its pictures from the same noise, one per column."""
 
     prompt: str
     category: str
@@ -55,14 +55,14 @@ def page(
     charts: Sequence[Image.Image] = (),
     examples: Sequence[Example] = (),
 ) -> str:
-    """The whole file's text. `about` stands above the tables, name by name; one called "By category" gets bars."""
+    """The whole file's text. `about` is listed above the tables; a table called "By category" gets bars."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("hypernoise.evaluation").joinpath("page.html").read_text())
     columns = dict.fromkeys(shown.column for example in examples for shown in example.pictures)
     categories = dict.fromkeys(example.category for example in examples)
     picks = {"category": {"": "every category", **{name: name for name in categories}}}
     if any(shown.right is not None for example in examples for shown in example.pictures):
-        picks |= {"verdict": VERDICTS, "column": {"": "any of them", **{name: name for name in columns}}}
+        picks |= {"verdict": VERDICTS, "column": {"": "any column", **{name: name for name in columns}}}
     return template.render(
         title=title,
         about=about,
@@ -87,7 +87,7 @@ def _thumbnail(picture: Path | Image.Image) -> str:
 
 
 def embedded(picture: Image.Image, kind: str) -> str:
-    """A data: address that holds the picture."""
+    """A data: URL with the picture."""
     kept = io.BytesIO()
     picture.save(kept, kind, quality=88)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(kept.getvalue()).decode()

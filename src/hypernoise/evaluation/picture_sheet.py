@@ -1,4 +1,4 @@
-"""Pictures side by side: each column one prompt and one noise, drawn in as many ways as there are rows."""
+"""Sheets of pictures: a column per prompt and noise, a row per method."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def before_and_after(
     rows: Sequence[Mapping[str, Any]],
     records: Sequence[Records],
 ) -> Image.Image:
-    """The first two prompts of each category (the first 12 without categories) from their first noise, a row of
-    pictures for each of `rows`, whose pictures `records` has."""
+    """The first two prompts of each category (the first 12 without categories) from their first noise, with a row of
+    pictures for each of `rows`, taken from `records`."""
     chosen = first_of_each(categories, 2) if categories else list(range(min(12, len(prompts))))
     sheet = []
     for row, own in zip(rows, records, strict=True):
         judge = "" if row["score"] is None else f"\njudge {row['score']:.2f}"
         files, verdicts = first_noise(own, chosen, len(own.files) // len(prompts))
         sheet.append((name_of(row).replace(", ", "\n") + judge, files, verdicts))
-    judged = "" if rows[0]["score"] is None else " Green frame: the judge finds what was asked for; red: it does not."
+    judged = "" if rows[0]["score"] is None else " Green frame: right by the judge; red: wrong."
     return picture_sheet([prompts[i] for i in chosen], sheet, "Same prompts, same noise." + judged)
 
 
 def picture_sheet(
     captions: Sequence[str], rows: Sequence[tuple[str, Sequence[Path], Sequence[bool | None]]], title: str
 ) -> Image.Image:
-    """A sheet of labelled rows of pictures under their captions.
+    """A sheet of labelled rows of pictures under captions.
 
     Args:
         captions: one per column.
-        rows: (label, pictures, right, wrong or not judged per picture) from top to bottom; a line break in the label
-            starts a smaller second line.
-        title: a line at the foot.
+        rows: (label, pictures, right, wrong or not judged per picture) from top to bottom; text after a line break in
+            the label is smaller.
+        title: a line at the bottom.
     """
     width = LABEL + len(captions) * (TILE + PAD)
     height = HEAD + len(rows) * (TILE + PAD) + 26
@@ -71,7 +71,7 @@ def picture_sheet(
 
 
 def first_noise(records: Records, prompts: Sequence[int], noises: int) -> tuple[list[Path], list[bool | None]]:
-    """The pictures of these prompts, by number, from the first of their noises, and the judge's verdicts on them."""
+    """The pictures of these prompts, by number, from their first noises, and the judge's verdicts on them."""
     right = records.values["right"]
     verdicts = [None if right is None else bool(right[i, 0]) for i in prompts]
     return [records.files[i * noises] for i in prompts], verdicts

@@ -1,4 +1,4 @@
-"""Pictures in files, and folders of them with their prompts."""
+"""Picture files, and folders of pictures with their prompts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from hypernoise.prompts import read_prompts
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
-MOST_PIXELS = 2**25  # of a picture: as tensors take 12 bytes for each
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for damaged files
+MOST_PIXELS = 2**25  # limit per picture: tensors take 12 bytes per pixel
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised by Pillow for damaged files
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the `number`-th prompt. `name` is its path in its folder, with slashes, and stands for its noise."""
+    """A picture of the `number`-th prompt. `name` is its path in its folder, with slashes, and identifies its noise."""
 
     name: str
     file: Path
@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Broken:
-    """A picture or folder that cannot be used, and why. It costs itself, not the run."""
+    """A picture or folder that cannot be used, and why. It does not end the run."""
 
     name: str
     why: str
@@ -53,17 +53,17 @@ def read_picture(file: Path) -> Tensor:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """An open picture. Raises InputError if the file is damaged, whether that shows at once or inside the block, or if
-    it is too large or has more than 8 bits for a value, which a conversion would cut."""
+    """Opens a picture. Raises InputError for a damaged file, detected at once or inside the block, for one that is too
+    large, and for more than 8 bits per value, which a conversion would cut."""
     check_file(file, str(file))
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             picture = Image.open(file, formats=FORMATS)
         with picture:
             if math.prod(picture.size) > MOST_PIXELS:
-                raise InputError(f"{file} has {picture.width} x {picture.height} pixels; {MOST_PIXELS} is the most")
+                raise InputError(f"{file} has {picture.width} x {picture.height} pixels; the limit is {MOST_PIXELS}")
             if picture.mode.startswith(("I", "F")):
-                raise InputError(f"{file} has more than 8 bits for a value; save it as an RGB picture of 8 bits")
+                raise InputError(f"{file} has more than 8 bits per value; save it as an 8-bit RGB picture")
             yield picture
     except UNREADABLE as error:
         raise InputError(f"{file} cannot be read as a picture") from error
@@ -72,11 +72,11 @@ def opened(file: Path) -> Iterator[Image.Image]:
 def pictures_in(folder: Path, prompts: str = "") -> list[Picture]:
     """The pictures of a folder and their prompts.
 
-    Prompts are the lines of the file `prompts`, one per picture in the order of their names; else those that
-    `hypernoise generate` (summary.json) or `hypernoise evaluate` (batch-*.json) wrote beside the pictures.
+    Prompts are the lines of the file `prompts`, one per picture in the order of their names; otherwise those written
+    by `hypernoise generate` (summary.json) or `hypernoise evaluate` (batch-*.json) next to the pictures.
 
     Raises:
-        InputError: no pictures, no prompts, not as many of one as of the other, or a name that leaves the folder.
+        InputError: no pictures, no prompts, different numbers of both, or a name that leaves the folder.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
@@ -86,7 +86,7 @@ def pictures_in(folder: Path, prompts: str = "") -> list[Picture]:
         named = _noted(folder)
         astray = [name for name, _ in named if Path(name).name != name or not os.path.exists(folder / name)]
         if astray:
-            raise InputError(f"{folder} notes {astray[0]!r}, which is not a picture in that folder")
+            raise InputError(f"{folder} lists {astray[0]!r}, which is not a picture in that folder")
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt for _, prompt in named))}
     return [Picture(name, folder / name, prompt, numbers[prompt]) for name, prompt in named]
 
@@ -97,12 +97,12 @@ def _with_lines(folder: Path, prompts: str) -> list[tuple[str, str]]:
         raise InputError(f"{folder} holds no picture ({', '.join(KINDS)})")
     lines = read_prompts(prompts)
     if len(files) != len(lines):
-        raise InputError(f"{folder} has {len(files)} pictures and {prompts} {len(lines)} prompts; one each is needed")
+        raise InputError(f"{folder} has {len(files)} pictures but {prompts} {len(lines)} prompts; give one each")
     return list(zip(files, lines, strict=True))
 
 
 def _noted(folder: Path) -> list[tuple[str, str]]:
-    """(file, prompt) of what a command of ours wrote."""
+    """(file, prompt) pairs written by one of our commands."""
     batches = sorted(folder.glob("batch-*.json"))
     parts = [kept_json(file) for file in batches or [folder / "summary.json"]]
     listed = [part.get("pictures" if batches else "results") if part else None for part in parts]
@@ -110,8 +110,8 @@ def _noted(folder: Path) -> list[tuple[str, str]]:
     named: list[Any] = [(row.get("file"), row.get("prompt")) if isinstance(row, dict) else (None, None) for row in rows]
     if not all(isinstance(part, str) for pair in named for part in pair):
         raise InputError(
-            f"{folder} has no prompts: neither hypernoise generate nor hypernoise evaluate wrote it, or their file is "
-            "damaged; give --prompts FILE, a line per picture in the order of their names"
+            f"{folder} has no prompts: it is not from hypernoise generate or evaluate, or their file is "
+            "damaged; give --prompts FILE, with a line per picture in the order of their names"
         )
     if not named:
         raise InputError(f"{folder} holds no picture")

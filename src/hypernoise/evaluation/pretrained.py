@@ -1,4 +1,4 @@
-"""A transformers model to measure with: whole, frozen, from a Hub repository or a folder, in safetensors alone."""
+"""Loads a transformers model for measuring: completely, frozen, from a Hub repository or a folder, safetensors only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def pretrained(architecture: Any, source: str, called: str, kind: str, device: t
     """`architecture.from_pretrained(source)`, from the local cache or downloaded.
 
     Args:
-        called, kind: what the model is here and what it must be, for messages.
+        called, kind: the model's role here and its expected kind, for messages.
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights that cannot be loaded or do not fit.
     """
     with no_loading_bars(), no_traceback(f"{called} {source} cannot be loaded"):
         model, told = architecture.from_pretrained(source, use_safetensors=True, output_loading_info=True)

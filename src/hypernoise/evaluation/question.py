@@ -1,4 +1,4 @@
-"""One question of a picture."""
+"""A question about a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ YES = "yes"
 
 @dataclass(frozen=True)
 class Question:
-    """`parents` are the numbers of earlier questions, from 0, without whose yes this one makes no sense."""
+    """`parents` are the numbers, from 0, of earlier questions that must be answered yes for this one to make sense."""
 
     text: str
     answer: str

@@ -1,7 +1,7 @@
-"""Benchmarks that ask questions of a picture: DPG-Bench, GenEval 2 and T2I-CompBench's attributes.
+"""Benchmarks that ask questions about a picture: DPG-Bench, GenEval 2 and T2I-CompBench's attributes.
 
-Each prompt has questions, each question the answer that would be right; an asker gives P(that answer). How answers
-make a score differs, and is a row of `KINDS`:
+Each prompt has questions, each question its right answer; an asker returns P(that answer). How answers
+combine to a score differs, and is a row of `KINDS`:
 
 - dpg (ELLA, arXiv 2403.05135): the share of yes; a question whose parents do not count as yes counts as no.
 - geneval2 (arXiv 2512.16853): Soft-TIFA, the geometric mean of the probabilities.
@@ -28,8 +28,8 @@ from hypernoise.evaluation.question import YES, Question
 from hypernoise.evaluation.records import Judgement
 from hypernoise.files import read_text
 
-MOST = 8  # noun phrases of a prompt that are asked for
-LEAST = 1e-12  # a probability below it counts as this in a geometric mean
+MOST = 8  # noun phrases per prompt that are asked about
+LEAST = 1e-12  # minimum probability in a geometric mean
 
 
 def _lines(file: Path) -> list[str]:
@@ -38,7 +38,7 @@ def _lines(file: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt, what it is called in its file, and its questions."""
+    """A prompt, its name in the file, and its questions."""
 
     name: str
     prompt: str
@@ -47,10 +47,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a benchmark's file is read, how its questions are put, and how probabilities make a picture's score.
+    """How a benchmark's file is read, its questions are phrased, and probabilities combine to a picture's score.
 
-    score: of the probabilities of an item's right answers; and what counts for each question in its category.
-    asker: the model that is asked unless another is named.
+    score: from the probabilities of an item's right answers; and each question's value in its category.
+    asker: the default model.
     """
 
     name: str
@@ -74,7 +74,7 @@ def read_dpg(file: Path) -> list[Item]:
             if any(line[name] is None for name in needed):
                 raise InputError(f"{file}, line {reader.line_num}: fewer columns than the first line names")
             groups.setdefault(line["item_id"], []).append((reader.line_num, line))
-    except csv.Error as error:  # such as a quote that is not closed
+    except csv.Error as error:  # such as an unclosed quote
         raise InputError(f"{file}, line {reader.line_num} is not CSV: {error}") from error
     return [_dpg_item(file, name, lines) for name, lines in groups.items()]
 
@@ -86,14 +86,14 @@ def _dpg_item(file: Path, name: str, lines: list[tuple[int, dict[str, str]]]) ->
         parents = [part.strip() for part in line["dependency"].split(",") if part.strip() not in ("", "0")]
         for parent in parents:
             if numbers.get(parent, place) == place:
-                raise InputError(f"{file}, line {number}: dependency {parent!r} is no other question of {name}")
+                raise InputError(f"{file}, line {number}: dependency {parent!r} is not another question of {name}")
         told = tuple(numbers[parent] for parent in parents)
         questions.append(Question(line["question_natural_language"], YES, line["category_broad"], told))
     return Item(name, lines[0][1]["text"], tuple(questions))
 
 
 def read_geneval2(file: Path) -> list[Item]:
-    """geneval2_data.jsonl: {"prompt", "vqa_list": [[question, answer], ...], "skills": [...]} a line."""
+    """geneval2_data.jsonl: {"prompt", "vqa_list": [[question, answer], ...], "skills": [...]} per line."""
     items = []
     for number, value in lines_of(file, "questions"):
         names = ("prompt", "vqa_list", "skills")
@@ -122,9 +122,9 @@ EMPTY = ("a", "an", "the", "its", "his", "her", "their")
 
 
 def phrases(prompt: str) -> list[str]:
-    """Noun phrases by rules: what stands between commas, "and", prepositions, articles and "is", article and all.
+    """Noun phrases by rules: the text between commas, "and", prepositions, articles and "is", with its article.
 
-    It is meant for prompts such as "a red book and a yellow vase"; other verbs stay where they are.
+    Meant for prompts such as "a red book and a yellow vase"; other verbs are kept.
     """
     parts = [part.strip(" .\n") for part in re.split(PARTING, prompt, flags=re.IGNORECASE)]
     kept = [part for part in parts if part and part.lower() not in EMPTY]
@@ -132,8 +132,8 @@ def phrases(prompt: str) -> list[str]:
 
 
 def read_compbench(file: Path) -> list[Item]:
-    """T2I-CompBench's *_train.txt and *_val.txt: a prompt a line. Each noun phrase is asked for, of a prompt's first
-    eight, as the official script does."""
+    """T2I-CompBench's *_train.txt and *_val.txt: a prompt per line. Asks about each of a prompt's first eight noun
+    phrases, like the official script."""
     name = file.stem.removesuffix("_val").removesuffix("_train")
     lines = [line.strip() for line in _lines(file)]
     return [
@@ -143,9 +143,9 @@ def read_compbench(file: Path) -> list[Item]:
 
 
 def score_dpg(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
-    """A yes is a probability above a half; a no is passed on to children and, in the file's order, to theirs.
+    """A yes is a probability above a half; a no also fails the children and, in the file's order, theirs.
 
-    As the official compute_dpg_bench.py. Categories count answers as given.
+    Like the official compute_dpg_bench.py. Categories count answers as given.
     """
     yes = [float(one > 0.5) for one in sure]
     held = list(yes)
@@ -162,7 +162,7 @@ def score_product(item: Item, sure: Sequence[float]) -> tuple[float, list[float]
     return math.prod(sure), list(sure)
 
 
-KINDS = {  # by the suffix of the benchmark's own file
+KINDS = {  # by the suffix of the benchmark's file
     ".csv": Kind("dpg", read_dpg, "{} Please answer yes or no.", score_dpg, "vqascore"),
     ".jsonl": Kind("geneval2", read_geneval2, "{} Answer with one word.", score_soft, "vqascore"),
     ".txt": Kind("t2i-compbench", read_compbench, "{}", score_product, "blip"),
@@ -170,7 +170,7 @@ KINDS = {  # by the suffix of the benchmark's own file
 
 
 def read_items(file: Path) -> tuple[Kind, list[Item]]:
-    """The benchmark of a file, by its ending, and its items. Raises InputError for another ending or a wrong line."""
+    """The benchmark of a file, by its suffix, and its items. Raises InputError for another suffix or a bad line."""
     if file.suffix not in KINDS:
         raise InputError(
             "--prompts questions:FILE takes dpg_bench.csv, geneval2_data.jsonl or a T2I-CompBench *_val.txt, "
@@ -179,12 +179,12 @@ def read_items(file: Path) -> tuple[Kind, list[Item]]:
     kind = KINDS[file.suffix]
     items = kind.read(file)
     if not items:
-        raise InputError(f"{file} holds no prompt of {kind.name}")
+        raise InputError(f"{file} has no prompts of {kind.name}")
     return kind, items
 
 
 def benchmark(file: str, count: int, models: Models) -> Benchmark:
-    """The first `count` prompts of a benchmark's own file, 0: all, and a model that answers its questions."""
+    """The first `count` prompts of a benchmark's file, 0: all, and a model that answers its questions."""
     kind, items = read_items(Path(file))
     items = items[: count or len(items)]
     _by_prompt(items)
@@ -202,12 +202,12 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
 
 
 def _by_prompt(items: Sequence[Item]) -> dict[str, Item]:
-    """Raises InputError if one prompt comes with two sets of questions."""
+    """Raises InputError if a prompt occurs with two sets of questions."""
     return one_per_prompt(items, "questions", "the file, with different questions")
 
 
 class QuestionJudge:
-    """Asks a model every question of a prompt; the right answers' probabilities make the picture's score."""
+    """Asks a model every question about a picture; the right answers' probabilities give its score."""
 
     def __init__(self, kind: Kind, items: Sequence[Item], asker: Any):
         self.kind, self.asker, self.items = kind, asker, _by_prompt(items)

@@ -1,4 +1,4 @@
-"""What a comparison keeps of every picture: a PNG each, and a JSON file per batch with what was measured."""
+"""Stored results of a comparison: a PNG per picture, and a JSON file with measurements per batch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Judgement:
 
     right: 0 or 1, or a degree in between.
     artefacts: a share in [0, 1]; None from judges that do not measure them.
-    note: what is wrong, in a phrase.
-    parts: scores by category, from judges that have categories of their own.
+    note: what is wrong, briefly.
+    parts: scores by category, from judges with their own categories.
     details: what the judge saw, as JSON values.
     """
 
@@ -40,20 +40,20 @@ class Judgement:
 
 
 Judge = Callable[[np.ndarray, str], Judgement]
-"""Takes one picture, floats [H, W, 3] in [0, 1], and the prompt that was asked for."""
+"""Takes one picture, floats [H, W, 3] in [0, 1], and its prompt."""
 
-COLUMNS = 1 << 16  # pixel values of every picture that are compared at once
-MEASURES = ("right", "artefacts", "reward", "validation_reward", "kl")  # of each picture, where they apply
+COLUMNS = 1 << 16  # pixel values per picture compared at once
+MEASURES = ("right", "artefacts", "reward", "validation_reward", "kl")  # per picture, where they apply
 
 
 @dataclass(frozen=True)
 class Records:
-    """All that was found of one method at one number of inference steps.
+    """All measurements of one method at one number of inference steps.
 
     values: for each of `MEASURES`, [prompts, noises], or None where it does not apply.
-    diversity: mean RMS distance between pixels of pictures of one prompt; None if there is one noise.
-    files: the pictures, prompt after prompt, noise after noise.
-    pictures: what was kept of each, in the same order.
+    diversity: mean RMS pixel distance between pictures of one prompt; None with a single noise.
+    files: the pictures, by prompt, then noise.
+    pictures: the stored record of each, in the same order.
     """
 
     values: dict[str, np.ndarray | None]
@@ -71,7 +71,7 @@ def measure(
     validation_reward: RewardFunction | None,
     judge: Judge | None,
 ) -> list[dict[str, Any]]:
-    """What is measured of each picture of a batch, whatever the method itself looked at."""
+    """The measurements of each picture of a batch, independent of what the method evaluated."""
     texts = list(prompts)
     rewards = {"reward": reward, "validation_reward": validation_reward}
     scored = {name: score(result.pixels, texts) for name, score in rewards.items() if score is not None}
@@ -94,7 +94,7 @@ def measure(
 
 
 def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], files: Sequence[str]) -> None:
-    """Writes a batch. Its JSON file comes last, so that a batch that has one is whole."""
+    """Writes a batch. Its JSON file comes last, so a batch with one is complete."""
     for pixels, name in zip(result.pixels, files, strict=True):
         picture(pixels).save(folder / name)
     pictures = [{"file": name, **row} for name, row in zip(files, rows, strict=True)]
@@ -102,7 +102,7 @@ def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], 
 
 
 def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
-    """Whether a batch was kept and can still be read, each of its pictures too."""
+    """Whether a batch is stored and readable, including its pictures."""
     part = kept_json(batch_file(folder, number))
     if part is None or not _recorded(part.get("pictures"), part.get("spent"), files):
         return False
@@ -116,7 +116,7 @@ def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
 
 
 def _recorded(rows: Any, spent: Any, files: Sequence[str]) -> bool:
-    """Whether these are the records of the batch with these files, with numbers where `read` looks for them."""
+    """Whether these are valid records of the batch with these files."""
     fields = {own.name for own in dataclasses.fields(Spent)}
     if not (isinstance(rows, list) and isinstance(spent, dict) and spent.keys() == fields):
         return False
@@ -136,18 +136,18 @@ def batch_file(folder: Path, number: int) -> Path:
 
 
 def picture_file(index: int, noises: int) -> str:
-    """The numbers of prompt and noise, from 0."""
+    """The file name of a picture, from prompt and noise numbers starting at 0."""
     return f"{index // noises:04d}-{index % noises}.png"
 
 
 def picture(pixels: Tensor) -> Image.Image:
-    """From [3, H, W] in [0, 1]."""
+    """A PIL image from [3, H, W] in [0, 1]."""
     values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
 def read(folder: Path, batches: int, noises: int) -> Records:
-    """Every batch of a method, which must all be there."""
+    """Reads every batch of a method; all must exist."""
     parts = [read_json(batch_file(folder, number), f"batch {number}") for number in range(batches)]
     pictures = [row for part in parts for row in part["pictures"]]
     values = {
@@ -167,12 +167,12 @@ def _diversity(files: Sequence[Path], noises: int) -> float:
 
 
 def mean_distance(files: Sequence[Path]) -> float:
-    """Mean RMS distance between the pixels, in [0, 1], of every two of these pictures, each read once."""
+    """Mean RMS distance between the pixels, in [0, 1], of all pairs of these pictures, each read once."""
     values = np.stack([_bytes(file) for file in files])  # [N, D]
     products = np.zeros((len(values), len(values)))
     for start in range(0, values.shape[1], COLUMNS):
         part = values[:, start : start + COLUMNS].astype(float)
-        products += part @ part.T  # whole numbers below 2^53: exact
+        products += part @ part.T  # integers below 2^53: exact
     squares = np.diag(products)
     squared = squares[:, None] + squares - 2 * products
     pairs = np.triu_indices(len(values), 1)

@@ -1,4 +1,4 @@
-"""What a comparison shows: curves, costs, and pictures from the same noise side by side."""
+"""A comparison's report: curves, costs, and pictures from the same noise side by side."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hypernoise.evaluation.page import Example, Shown
 from hypernoise.evaluation.records import Records
 from hypernoise.evaluation.tables import name_of
 
-SHOWN, SHOWN_EACH = 60, 10  # prompts with pictures, in all or per category
+SHOWN, SHOWN_EACH = 60, 10  # prompts with pictures, in total or per category
 
 
 def network_calls(row: Mapping[str, Any]) -> float:
-    """Denoiser calls per image, forwards and backwards alike."""
+    """Denoiser calls per image, forward and backward."""
     return row["denoiser_forwards"] + row["denoiser_backwards"]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (cost, value) points that no other equals or beats in both, cheapest first."""
+    """Indices of the (cost, value) points on the Pareto front, cheapest first."""
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front: list[int] = []
     for i in order:
@@ -33,8 +33,8 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def charts_of(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-    """Score over calls, over inference steps if there are several, and over strengths with reward and KL if there are;
-    reward, where nothing is judged."""
+    """Score against calls, against inference steps if there are several, and against strength with reward and KL if
+    there are several; reward instead of score without a judge."""
     field = next((field for field in ("score", "reward") if rows[0][field] is not None), None)
     if field is None or len(rows) < 2:
         return []
@@ -57,7 +57,7 @@ def charts_of(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
 
 
 def _over_strength(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-    """Score, reward and KL of the noise network at the strengths it was drawn at, from plain on."""
+    """Score, reward and KL of the noise network against strength, from plain on."""
     strengths = {"plain": 0.0, "hypernoise": 1.0} | {
         row["method"]: float(row["method"].partition("@")[2]) for row in rows if "@" in row["method"]
     }
@@ -77,7 +77,7 @@ def _over_strength(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
 
 
 def _over_calls(rows: Sequence[Mapping[str, Any]], field: str) -> Image.Image:
-    """Every row by its calls, on a log axis; the line joins those that nothing cheaper equals."""
+    """Every row by its calls, on a log axis; the line joins the Pareto front."""
     points = [(math.log10(network_calls(row)), row[field]) for row in rows]
     front = [points[i] for i in pareto_front(points)]
     lines = [Line("best for the calls", front)] if len(front) > 1 else []
@@ -105,7 +105,7 @@ def examples_of(benchmark: Benchmark, drawn: Mapping[str, Records]) -> list[Exam
         place = prompt * (len(records.files) // count)
         picture = records.pictures[place]
         right = picture.get("right")
-        verdict = bool(right) if right in (0, 1) else None  # some judges give degrees
+        verdict = bool(right) if right in (0, 1) else None  # some judges return degrees
         return Shown(name, records.files[place], verdict, picture.get("note", ""))
 
     return [

@@ -1,4 +1,4 @@
-"""Records as the rows of summary.json: means, gains over plain, and their intervals over prompts."""
+"""Rows of summary.json from records: means, gains over plain, and their intervals over prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COSTS = ("denoiser_forwards", "denoiser_backwards", "decodes", "reward_calls")
 
 
 def empty_row(method: str) -> dict[str, Any]:
-    """A row of which nothing is known but its name."""
+    """A row with only a name."""
     return {**dict.fromkeys(FIELDS), "method": method, "categories": {}}
 
 
@@ -31,11 +31,11 @@ def result_row(
     base: Records | None,
     categories: np.ndarray,
 ) -> dict[str, Any]:
-    """A row of summary.json's results, with gains over `base` prompt by prompt. What does not apply is None.
+    """A row of summary.json's results, with paired gains over `base`. What does not apply is None.
 
     Args:
         found: one method's records, or those of several training runs: the row then has their means, its intervals
-            resample runs as well as prompts, and `runs` holds each run's own row.
+            also resample runs, and `runs` has each run's own row.
         categories: [prompts]. The score is the mean over categories.
 
     Calls and seconds are per picture, `kl` is in nats.
@@ -71,13 +71,13 @@ def result_row(
 
 
 def by_prompt(runs: Sequence[Records], measure: str) -> np.ndarray | None:
-    """[runs, prompts], each the mean over its noises; None where the measure does not apply."""
+    """[runs, prompts], the means over noises; None where the measure does not apply."""
     values = [value.mean(1) for run in runs if (value := run.values[measure]) is not None]
     return np.stack(values) if len(values) == len(runs) else None
 
 
 def _categories(runs: Sequence[Records], right: np.ndarray | None, groups: np.ndarray) -> dict[str, float]:
-    """The score of each category: the judge's own categories if it has any, else the prompts'."""
+    """The score of each category: the judge's own categories if any, otherwise the prompts'."""
     parts: dict[str, list[float]] = {}
     for picture in (picture for run in runs for picture in run.pictures):
         for name, scores in picture.get("parts", {}).items():

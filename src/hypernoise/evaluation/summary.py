@@ -1,4 +1,4 @@
-"""summary.json: what a command or an experiment ran with, and what it found."""
+"""summary.json: the settings of a command or an experiment, and its results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypernoise.version import __version__
 def write_summary(
     output: Path, command: str, arguments: Any, device: Any, results: Sequence[Mapping[str, Any]], **more: Any
 ) -> None:
-    """`output`/summary.json: what was run, its result rows, and what `more` the command has to say."""
+    """Writes `output`/summary.json: the command, its settings, its result rows, and `more` entries."""
     fields = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
     computed = {}
     if "mixed_precision" in fields:
@@ -37,7 +37,7 @@ def write_summary(
 
 
 def _plain(value: Any) -> Any:
-    """As JSON takes it: a path as text, a group of fields as an object."""
+    """As a JSON value: a path as text, a dataclass as an object."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return str(value) if isinstance(value, Path) else value

@@ -1,4 +1,4 @@
-"""Tables of results, as plain text; the page draws the same ones."""
+"""Tables of results, as plain text; the page shows the same."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REWARD: list[Column] = [
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by name; columns that no row fills are left out."""
+    """Rows by name, without columns that no row fills."""
 
     heading: str
     columns: Sequence[Column]
@@ -64,13 +64,13 @@ def cell(value: Any, spec: str) -> str:
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """Method and inference steps, as tables call a row."""
+    """Method and inference steps: the name of a row."""
     steps = row["inference_steps"]
     return row["method"] if steps is None else f"{row['method']}, {steps} step{'s' * (steps > 1)}"
 
 
 def result_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Results, and the score by category if there is one. Calls and seconds are per image, gains are over plain."""
+    """Results, and the score by category if any. Calls and seconds are per image, gains are over plain."""
     named = {name_of(row): row for row in rows}
     tables = [Table("Results", RESULTS, named)]
     names = list(dict.fromkeys(name for row in rows for name in row["categories"]))
@@ -81,14 +81,14 @@ def result_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Of folders: GenEval's score if there is one, variety and drift, and a table per reward."""
+    """Of folders: GenEval's score if any, diversity and drift, and a table per reward."""
     named = {name_of(row): row for row in rows}
     judged = result_tables(rows) if any(row["score"] is not None for row in rows) else []
     rewards = [
         Table(f"Reward {name}", REWARD, {folder: row["rewards"][name] for folder, row in named.items()})
         for name in rows[0]["rewards"]
     ]
-    return [*judged, Table("Variety, and distance from the first folder", VARIETY, named), *rewards]
+    return [*judged, Table("Diversity, and distance from the first folder", VARIETY, named), *rewards]
 
 
 def as_text(table: Table) -> str:

@@ -1,4 +1,4 @@
-"""Models that answer questions about pictures: P(answer) of a LLaVA, and BLIP-VQA's yes against no."""
+"""Models that answer questions about pictures: P(answer) from a LLaVA, and yes against no from BLIP-VQA."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Asker(Protocol):
 
 
 def load(name: str, device: torch.device | str) -> Asker:
-    """A reward of `rewards.vqa` by its name, or the BLIP of a Hub repository or folder ("blip": the usual one).
+    """A reward of `rewards.vqa` by name, or the BLIP of a Hub repository or folder ("blip": the default one).
 
     Raises:
         InputError: weights that are missing or do not fit.
@@ -44,7 +44,7 @@ def load(name: str, device: torch.device | str) -> Asker:
 
 
 class LlavaAsker:
-    """The probability of the right answer among all that the model could say."""
+    """The probability of the right answer among all possible outputs."""
 
     def __init__(self, reward: VqaReward, device: torch.device | str = "cpu"):
         self.name, self.reward, self.device = reward.name, reward, device
@@ -54,7 +54,7 @@ class LlavaAsker:
     def __call__(self, picture: Tensor, questions: Sequence[Question], sentence: str) -> list[float]:
         found = []
         for question in questions:
-            key = (sentence, question.answer.capitalize())  # as the model was trained to answer
+            key = (sentence, question.answer.capitalize())  # the capitalisation that the model was trained with
             if key not in self.asking:
                 self.asking[key] = self.reward.asking(*key)
             score = self.asking[key](picture[None].to(self.device), [question.text])
@@ -63,24 +63,24 @@ class LlavaAsker:
 
 
 class BlipAsker:
-    """P(yes) / (P(yes) + P(no)) of the answer's first word, as T2I-CompBench's BLIP-VQA (its models/blip_vqa.py).
+    """P(yes) / (P(yes) + P(no)) of the answer's first token, like T2I-CompBench's BLIP-VQA (its models/blip_vqa.py).
 
-    As there, pictures are resized to the model's square without keeping their aspect, questions begin with BLIP's mark
-    [ENC] and are cut at 35 tokens.
+    As there, pictures are resized to the model's square ignoring their aspect ratio, questions begin with BLIP's token
+    [ENC] and are truncated to 35 tokens.
     """
 
     def __init__(self, model: BlipForQuestionAnswering, tokenizer: Any, name: str):
         config: Any = model.config
         self.name, self.model, self.tokenizer = name, model, tokenizer
         self.resize = Resize(config.vision_config.image_size, "squash")
-        self.begin = config.text_config.bos_token_id + 1  # [ENC] stands after [DEC], the start of answers
+        self.begin = config.text_config.bos_token_id + 1  # [ENC] follows [DEC], the start of answers
         self.yes, self.no = (tokenizer(word, add_special_tokens=False).input_ids[0] for word in (YES, "no"))
 
     @torch.no_grad()
     def __call__(self, picture: Tensor, questions: Sequence[Question], sentence: str) -> list[float]:
         odd = [question.answer for question in questions if question.answer.lower() != YES]
         if odd:
-            raise InputError(f"judge {self.name} answers yes or no only, and a right answer is {odd[0]!r}")
+            raise InputError(f"judge {self.name} only answers yes or no, but a right answer is {odd[0]!r}")
         model, device = self.model, self.model.device
         seen = model.vision_model(normalise(self.resize(picture[None].to(device)), CLIP_MEAN, CLIP_STD))[0]
         found = []

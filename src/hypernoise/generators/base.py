@@ -1,4 +1,4 @@
-"""The contract of a generator g: noise and a condition in, pixels out, differentiable, frozen."""
+"""The interface of a generator g: noise and a condition in, pixels out; differentiable and frozen."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hypernoise.errors import InputError
 
-Seed = int | Sequence[int] | None  # of a batch, or each sample's own
+Seed = int | Sequence[int] | None  # one for the batch, or one per sample
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a generator is conditioned on, one row per sample in every tensor; indexes and moves as one value."""
+    """What a generator is conditioned on, one row per sample in every tensor; supports indexing and `to`."""
 
     tensors: Mapping[str, Tensor]
 
@@ -41,29 +41,29 @@ class Generator(Protocol):
     def device(self) -> torch.device: ...
 
     def encode(self, prompts: list[str]) -> Condition:
-        """The condition of each prompt; no gradient. Raises InputError for a prompt that cannot be encoded whole."""
+        """The condition of each prompt, without gradient. Raises InputError for a prompt that would be truncated."""
         ...
 
     def encode_ahead(self, prompts: list[str]) -> None:
-        """Encodes these prompts where the generator then lets its text encoders go; else does nothing."""
+        """Encodes these prompts in advance if the generator then frees its text encoders; else does nothing."""
         ...
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         """Pixels [B, 3, H, W] in [0, 1] from noise [B, *noise_shape] ~ N(0, I), differentiable in the noise.
 
-        `seed` fixes the noise that a stochastic scheduler adds between steps: of the batch, or each sample's own.
+        `seed` fixes the noise that a stochastic scheduler adds between steps: one for the batch, or one per sample.
         """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What an adapter notes of its base, as JSON values: `name`, `noise_shape`, and what tells it from others."""
+        """What an adapter records of its base, as JSON values: `name`, `noise_shape`, and what identifies it."""
         ...
 
 
 def check_texts(prompts: Any, name: str = "prompts") -> None:
-    """Raises InputError for what is no list of texts."""
+    """Raises InputError unless it is a list of texts."""
     if isinstance(prompts, str):
-        raise InputError(f"{name} is one text; put it in a list: [{prompts!r}]")
+        raise InputError(f"{name} is a single text; put it in a list: [{prompts!r}]")
     if not (hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")) or isinstance(prompts, Mapping):
         raise InputError(f"{name} must be a list of texts, not a {type(prompts).__name__}")
     for prompt in prompts:
@@ -72,11 +72,11 @@ def check_texts(prompts: Any, name: str = "prompts") -> None:
 
 
 def checked_shape(noise_shape: Any) -> tuple[int, ...]:
-    """Raises InputError for what is no shape of one sample."""
+    """Raises InputError unless it is the shape of one sample."""
     if (
         not isinstance(noise_shape, Sequence)
         or not noise_shape
         or not all(type(n) is int and n > 0 for n in noise_shape)
     ):
-        raise InputError(f"noise_shape is of one sample, such as (8,) or (4, 8, 8), not {noise_shape!r}")
+        raise InputError(f"noise_shape must be one sample's shape, such as (8,) or (4, 8, 8), not {noise_shape!r}")
     return tuple(noise_shape)

@@ -1,4 +1,4 @@
-"""What is inside callables, the torch modules they use, and inside what they return."""
+"""Finds the torch modules that callables use, and the tensors in their results."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-DEEP, MANY = 4, 100  # steps from the callable, and things in one container, that are looked at
+DEEP, MANY = 4, 100  # search depth from the callable, and items searched per container
 
 
 def networks_of(*callables: Any) -> list[nn.Module]:
-    """The modules that these are, are bound to, hold, close over or name globally; none within another."""
+    """The modules that these are, are bound to, hold, close over or use as globals; without nested ones."""
     found: dict[int, nn.Module] = {}
 
     def look(thing: Any, deep: int) -> None:
@@ -54,7 +54,7 @@ def _filled(cell: CellType) -> bool:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Those that a function's code, and that of the functions in it, may look up globally."""
+    """The global names in a function's code and that of its inner functions."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

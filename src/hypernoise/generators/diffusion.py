@@ -1,8 +1,8 @@
 """Any diffusers pipeline as a differentiable generator, through the pipeline's own `__call__`.
 
 diffusers wraps every `__call__` in `torch.no_grad`; functools keeps the plain function as `__wrapped__`.
-Running that one gives the pipeline's own numbers with gradients, so no pipeline is copied. The same call,
-stopped when the denoiser first answers, is the evaluation of f: conditioning, input scaling and the first
+Calling that function gives the pipeline's own numbers with gradients, so no pipeline is copied. The same call,
+stopped at the denoiser's first output, evaluates f: conditioning, input scaling and the first
 timestep are the pipeline's own.
 """
 
@@ -36,15 +36,15 @@ class DiffusionGenerator:
 
     Args:
         pipeline: any pipeline whose class has a row in `families.FAMILIES`.
-        name: how the generator is called in adapters and reports.
+        name: the generator's name in adapters and reports.
         size: height and width in pixels; the pipeline's own default if None.
-        call: `__call__` arguments of this model, over its family's.
-        memory: what it does to need less of it (`quantise` and `tiny_decoder` are for loading).
-        changed: what replaces a part of the pipeline as it is published (its scheduler, its decoder), by field.
-        freeze: all parameters get requires_grad=False and all modules eval mode, as training needs
-            (a backward pass would otherwise fill every weight's gradient).
+        call: this model's `__call__` arguments, in addition to its family's.
+        memory: ways to need less memory (`quantise` and `tiny_decoder` apply at loading).
+        changed: replacements of published parts (scheduler, decoder), by field.
+        freeze: set requires_grad=False and eval mode on everything, as training needs
+            (otherwise a backward pass would fill every weight's gradient).
 
-    A pipeline that does not look like a few-step one is used with a warning that says why.
+    A pipeline that does not look like a few-step model is used with a warning that says why.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DiffusionGenerator:
             raise InputError("an adapter is attached to this pipeline; hypernoise.detach(pipe) first")
         if sibling_of(pipeline):
             raise InputError(
-                f"a {type(pipeline).__name__} is no generator of prompts alone: take {sibling_of(pipeline)}"
+                f"a {type(pipeline).__name__} does not draw from prompts alone: use {sibling_of(pipeline)}"
             )
         self.pipeline: Any = pipeline
         self._draw: Any = type(pipeline).__call__.__wrapped__  # type: ignore[attr-defined]
@@ -71,7 +71,7 @@ class DiffusionGenerator:
         self._call_of_model = dict(call)
         self.memory = memory
         self.changed = dict(changed)
-        self._ahead: dict[str, Condition] = {}  # of prompts encoded ahead, on the CPU
+        self._ahead: dict[str, Condition] = {}  # of prompts encoded in advance, on the CPU
         self._description: dict[str, Any] | None = None
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
@@ -94,7 +94,7 @@ class DiffusionGenerator:
 
     @property
     def called(self) -> nn.Module:
-        """What the pipeline calls: the denoiser, or its torch.compile wrapper."""
+        """The denoiser as the pipeline calls it, or its torch.compile wrapper."""
         return getattr(self.pipeline, self.family.denoiser)
 
     @property
@@ -103,54 +103,56 @@ class DiffusionGenerator:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; its weights may rest elsewhere, under diffusers' offloading."""
+        """The device it computes on; its weights may be elsewhere, under diffusers' offloading."""
         weight: Any = self.denoiser.get_submodule(self.family.output_layer).weight
         if weight.device.type not in ("cpu", "meta") or not _has_accelerator():
             return weight.device
-        return self.pipeline._execution_device  # which looks at every module for offloading hooks
+        return self.pipeline._execution_device  # searches every module for offloading hooks
 
     @property
     def dtype(self) -> torch.dtype:
-        """That the frozen weights compute in; they may rest in fp8, under diffusers' layerwise casting."""
+        """The dtype it computes in; weights may be stored in fp8, under diffusers' layerwise casting."""
         weight: Any = self.denoiser.get_submodule(self.family.output_layer).weight
         return weight.dtype if weight.dtype.itemsize > 1 else cast(Any, self.denoiser).dtype
 
     @property
     def least_steps(self) -> int:
-        """A number of steps that it can be drawn in: 1, or as many as the timesteps that the model fixes."""
+        """The smallest valid number of steps: 1, or the number of timesteps if the model fixes them."""
         return len(self._call_of_model.get("timesteps") or [1])
 
     def check_steps(self, steps: int) -> None:
-        """Refuses more steps than were trained on, and another number than that of timesteps which the model fixes."""
+        """Refuses more steps than training timesteps, and a number other than that of the model's fixed timesteps."""
         most = self.pipeline.scheduler.config.get("num_train_timesteps")
         if most is not None and steps > most:
-            raise InputError(f"{self.name} knows {most} timesteps, so it draws in at most as many steps, not {steps}")
+            raise InputError(
+                f"{self.name} has {most} timesteps, so it cannot take more steps than that, such as {steps}"
+            )
         fixed = self._call_of_model.get("timesteps")
         if fixed is not None and steps != len(fixed):  # they would override num_inference_steps
             at = f"timesteps {', '.join(map(str, fixed))}"
-            raise InputError(f"{self.name} draws at {at} alone, so the number of steps is {len(fixed)}, not {steps}")
+            raise InputError(f"{self.name} only draws at {at}, so the number of steps is {len(fixed)}, not {steps}")
 
     def call(self, steps: int) -> dict[str, Any]:
-        """The pipeline's `__call__` arguments for this number of inference steps. InputError if it does not take it."""
+        """The pipeline's `__call__` arguments for this number of inference steps. InputError if it is not supported."""
         self.check_steps(steps)
         return {**self.family.call, **self.family.call_at(steps), **self._call_of_model, "num_inference_steps": steps}
 
     def asked(self) -> dict[str, Any]:
-        """The arguments of its calls that an adapter notes, as JSON values; see `families.asked`."""
+        """The call's arguments that an adapter records, as JSON values; see `families.asked`."""
         defaults = {name: own.default for name, own in inspect.signature(self._draw).parameters.items()}
         return asked({**defaults, **self.call(self.least_steps), "prompt": "any"})
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Refuses prompts that are empty or that the text encoder would cut, naming what would be lost."""
+        """Refuses prompts that are empty or that the text encoder would truncate, naming the lost part."""
         with no_traceback(f"{self.name} cannot read prompts"):
             check_prompts(prompts, *self._reader())
 
     def cut_prompts(self, prompts: list[str]) -> list[str]:
-        """Each prompt's first words, as many as `check_prompts` lets pass."""
+        """Each prompt's first words, as many as `check_prompts` accepts."""
         return [cut(prompt, *self._reader()) for prompt in prompts]
 
     def _reader(self) -> tuple[Any, int]:
-        """The tokenizer that reads the longest prompts, and how many tokens its encoder takes of one."""
+        """The tokenizer with the longest prompts, and how many tokens of a prompt its encoder takes."""
         names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
         tokenizer = getattr(self.pipeline, names[0])
         own = inspect.signature(self._draw).parameters.get("max_sequence_length")
@@ -160,7 +162,7 @@ class DiffusionGenerator:
         return tokenizer, int(min(longest, tokenizer.model_max_length)) - self.family.template
 
     def encode(self, prompts: list[str]) -> Condition:
-        """The pipeline's own text conditioning: its call, with these prompts, up to what `encode_prompt` returns."""
+        """The pipeline's text conditioning: runs its call with these prompts until `encode_prompt` returns."""
         self.check_prompts(prompts)
         if self._resting is None:
             return self._encode(prompts)
@@ -170,7 +172,7 @@ class DiffusionGenerator:
         unknown = next((prompt for prompt in prompts if prompt not in self._ahead), None)
         if unknown is not None:
             raise InputError(
-                f"the text encoders were dropped, and {unknown!r} is not among the prompts encoded ahead; "
+                f"the text encoders were dropped, and {unknown!r} was not encoded in advance; "
                 "use text_encoders: offload"
             )
         return joined([self._ahead[prompt] for prompt in prompts]).to(self.device)
@@ -182,9 +184,9 @@ class DiffusionGenerator:
         return Condition(embeddings_of(self.family, encoded[0]))
 
     def encode_ahead(self, prompts: list[str], *, batch: int = 32) -> None:
-        """With text_encoders "drop": encodes these prompts and lets the encoders go; without, does nothing.
+        """With text_encoders "drop": encodes these prompts and frees the encoders; otherwise does nothing.
 
-        From then on `encode` knows these prompts alone. The results rest on the CPU.
+        From then on `encode` only knows these prompts. The results stay on the CPU.
         """
         if self.memory.text_encoders != "drop" or self._resting is None or not self._resting.encoders:
             return
@@ -203,17 +205,17 @@ class DiffusionGenerator:
     def latents(
         self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None
     ) -> Tensor:
-        """What `sample` decodes, as the pipeline's output_type "latent" gives it. Differentiable."""
+        """The latents that `sample` decodes, as with the pipeline's output_type "latent". Differentiable."""
         return self._call(noise, condition, num_inference_steps, seed, output_type="latent")
 
     def denoise_first(self, noise: Tensor, condition: Condition) -> Tensor:
-        """The denoiser's first answer to `noise`, of noise's shape: what f adapts. Differentiable."""
+        """The denoiser's first output for `noise`, in noise's shape: what f adapts. Differentiable."""
         with no_traceback(f"{self.name} cannot draw"), stop_at_first_answer(self.called) as answer:
             self._call(noise, condition, self.least_steps, None, output_type="latent")
         return self.family.answer(answer[0], tuple(noise.shape))
 
     def describe(self) -> dict[str, Any]:
-        """What an adapter notes of its base; read once."""
+        """What an adapter records of its base; computed once."""
         if self._description is None:
             noise_shape = list(self.noise_shape)
             self._description = {"name": self.name, "noise_shape": noise_shape, **identify_denoiser(self.denoiser)}
@@ -221,7 +223,7 @@ class DiffusionGenerator:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Inside the block the pipeline decodes as `memory` says, in its own calls too."""
+        """Inside the block the pipeline decodes as `memory` says, also in the user's calls."""
         vae = self.pipeline.vae
         with replaced(vae, {"decode": decoding(vae, self.memory)}):
             yield
@@ -240,7 +242,7 @@ class DiffusionGenerator:
             )[0]
 
     def _draws(self, seed: int | Sequence[int]) -> torch.Generator | list[torch.Generator]:
-        """torch's generators for a batch's seed, or for each sample's."""
+        """torch generators for a batch's seed, or for each sample's."""
         if isinstance(seed, int):
             return torch.Generator(self.device).manual_seed(seed)
         return [torch.Generator(self.device).manual_seed(own) for own in seed]
@@ -255,7 +257,7 @@ def _has_accelerator() -> bool:
 
 
 def text_to_image(pipeline: Any) -> Any:
-    """The text-to-image pipeline of the same modules, for one that draws beside a picture or a control; else itself."""
+    """The text-to-image pipeline with the same modules if this one draws from a picture or a control; else itself."""
     name = sibling_of(pipeline)
     if name is None:
         return pipeline
@@ -265,26 +267,26 @@ def text_to_image(pipeline: Any) -> Any:
 
 
 def default_size(pipeline: Any, denoiser: Any) -> tuple[int, int]:
-    """Height and width in pixels that the pipeline draws when none are given."""
+    """The pipeline's default height and width in pixels."""
     side = denoiser.config.get("sample_size") or getattr(pipeline, "default_sample_size", 128)
     return (side * pipeline.vae_scale_factor,) * 2
 
 
 def embeddings_of(family: Family, encoded: Sequence[Any]) -> dict[str, Tensor]:
-    """A condition's tensors, of what the family's `encode_prompt` returns."""
+    """A condition's tensors, from the results of the family's `encode_prompt`."""
     named = zip(family.embeddings, encoded, strict=True)
     return _tensors({name: value for name, value in named if name is not None})
 
 
 def _tensors(encoded: dict[str, Any]) -> dict[str, Tensor]:
-    """Embeddings as tensors with a row per sample: lists are padded beside a mask, and a mask left out is ones."""
+    """Embeddings as tensors with a row per sample: lists are padded with a mask, and a missing mask becomes ones."""
     tensors: dict[str, Tensor] = {}
     for name, value in encoded.items():
         if isinstance(value, list | tuple):
             lengths = torch.tensor([len(row) for row in value], device=value[0].device)
             tensors[name] = nn.utils.rnn.pad_sequence(list(value), batch_first=True)
             tensors[f"{name}_mask"] = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        elif value is None:  # Qwen-Image leaves out a mask that hides nothing
+        elif value is None:  # Qwen-Image omits a mask that hides nothing
             embeddings = tensors[name.removesuffix("_mask")]
             tensors[name] = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         else:
@@ -293,12 +295,12 @@ def _tensors(encoded: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class _Answered(Exception):
-    """Raised inside the pipeline's call to leave it once the denoiser has answered."""
+    """Raised inside the pipeline's call to leave it after the denoiser's output."""
 
 
 @contextmanager
 def stop_at_encoding(pipeline: Any) -> Iterator[list[Any]]:
-    """Runs a block up to the first return of the pipeline's `encode_prompt`, which is then the list's one element."""
+    """Runs a block until the pipeline's `encode_prompt` returns; the result becomes the list's one element."""
     encoded: list[Any] = []
     encode = pipeline.encode_prompt
 
@@ -312,7 +314,7 @@ def stop_at_encoding(pipeline: Any) -> Iterator[list[Any]]:
 
 @contextmanager
 def stop_at_first_answer(denoiser: nn.Module) -> Iterator[list[Any]]:
-    """Runs a block up to the denoiser's first answer, which is then the list's one element."""
+    """Runs a block until the denoiser's first output, which becomes the list's one element."""
     answer: list[Any] = []
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -332,14 +334,14 @@ def stop_at_first_answer(denoiser: nn.Module) -> Iterator[list[Any]]:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Inside the block what torch.compile made runs as it was written: no compiled graph can be left on its way, nor
-    sees that its layers have another `forward`."""
+    """Inside the block torch.compile's results run uncompiled: a compiled graph can neither be left halfway nor notice
+    that its layers have another `forward`."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
 def quiet(pipeline: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bar."""
+    """Disables the pipeline's progress bar."""
     before = getattr(pipeline, "_progress_bar_config", None)
     pipeline._progress_bar_config = {"disable": True}
     try:
@@ -352,7 +354,7 @@ def quiet(pipeline: Any) -> Iterator[None]:
 
 
 def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) -> None:
-    """Refuses prompts that are empty or longer than `limit` tokens (the tokenizer's own), naming what would be lost."""
+    """Refuses prompts that are empty or longer than `limit` tokens (by the tokenizer), naming the lost part."""
     limit = int(tokenizer.model_max_length if limit is None else limit)
     check_texts(prompts)
     if not prompts:
@@ -364,13 +366,13 @@ def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) 
         if len(tokens) > limit:
             lost = tokenizer.decode(tokens[limit - 1 : -1])
             raise TooLongError(
-                f"prompt {number} of {len(prompts)} has {len(tokens)} tokens and the text encoder takes {limit}: "
+                f"prompt {number} of {len(prompts)} has {len(tokens)} tokens, but the text encoder takes {limit}: "
                 f"{lost!r} would be cut; shorten it"
             )
 
 
 def cut(prompt: str, tokenizer: Any, limit: int) -> str:
-    """The prompt's first words, as many as make `limit` tokens; all of it if not even the first word does."""
+    """The prompt's first words that fit into `limit` tokens; the whole prompt if not even the first word does."""
 
     def tokens(end: int) -> int:
         return len(tokenizer(prompt[:end], truncation=False, verbose=False).input_ids)

@@ -1,8 +1,8 @@
-"""What differs between families of diffusers pipelines: one row per pipeline class, data before code.
+"""Differences between families of diffusers pipelines: one table row per pipeline class.
 
-A pipeline is driven through its own `__call__`, so a row holds no part of one: only where its denoiser is, which
-arguments few-step drawing needs, and how noise is laid out. Each row was read in diffusers 0.42.1's pipeline of
-that name and is held to it by tests/generators/test_families.py.
+A pipeline runs through its own `__call__`, so a row contains no pipeline code: only its denoiser's name, the
+arguments of few-step drawing, and the noise's layout. Each row was read from diffusers 0.42.1's pipeline of
+that name, and tests/generators/test_families.py checks it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from hypernoise.errors import InputError
 
 
 def _whole(output: Any, shape: tuple[int, ...]) -> Tensor:
-    """The answer is laid out as the noise is."""
+    """The output has the noise's layout."""
     return output
 
 
 def _first_channels(output: Any, shape: tuple[int, ...]) -> Tensor:
-    """The first of twice as many channels; the rest is a learned variance, which drawing leaves out."""
+    """The first half of the channels; the rest is a learned variance, which sampling ignores."""
     return output[:, : shape[1]]
 
 
 def _negated_list(output: Any, shape: tuple[int, ...]) -> Tensor:
-    """One [C, 1, H, W] per sample, with the sign the pipeline gives to its scheduler."""
+    """One [C, 1, H, W] per sample, with the sign that the pipeline passes to its scheduler."""
     return -torch.stack(list(output)).squeeze(2)
 
 
 def _tokens(output: Any, shape: tuple[int, ...]) -> Tensor:
-    """Tokens [B, H·W, C]; as [B, C, H, W] if that is the layout asked for. Those of input images are cut off."""
+    """Tokens [B, H·W, C], without those of input images; as [B, C, H, W] if the noise has that layout."""
     if len(shape) == 3:
         return output[:, : shape[1]]
     return output[:, : shape[2] * shape[3]].mT.reshape(shape)
@@ -44,7 +44,7 @@ def _same_at_any(steps: int) -> dict[str, Any]:
 
 
 def _scm_timesteps(steps: int) -> dict[str, Any]:
-    """SANA-Sprint has a tuned middle timestep for two steps, and refuses one for any other number."""
+    """SANA-Sprint has a tuned middle timestep for two steps, and refuses it for any other number."""
     return {} if steps == 2 else {"intermediate_timesteps": None}
 
 
@@ -53,31 +53,31 @@ def _by_row(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _lists(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """`prompt_embeds` as a list of the unpadded rows."""
+    """`prompt_embeds` as a list of unpadded rows."""
     rows = zip(tensors["prompt_embeds"], tensors["prompt_embeds_mask"], strict=True)
     return {"prompt_embeds": [row[mask.bool()] for row, mask in rows]}
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one class of pipeline is driven.
+    """How to call one class of pipeline.
 
-    denoiser: attribute that holds the network f adapts.
-    output_layer: name of the denoiser's last layer, whose base path f leaves out (paper, section 4).
-    embeddings: `__call__` arguments that take what `encode_prompt` returns, in its order; None: not passed on.
-    call: fixed `__call__` arguments of few-step drawing.
-    call_at: further ones that depend on the number of steps.
+    denoiser: attribute with the network that f adapts.
+    output_layer: name of the denoiser's last layer, whose base path f omits (paper, section 4).
+    embeddings: `__call__` arguments for the results of `encode_prompt`, in order; None: not passed on.
+    call: fixed `__call__` arguments for few-step drawing.
+    call_at: more arguments, which depend on the number of steps.
     layout, patch: noise is [C, H/p, W/p] ("grid") or [H/p · W/p, C] ("tokens"), in latent pixels.
-    answer: what the denoiser returns first, laid out as noise of this shape.
+    answer: converts the denoiser's first output to the noise's layout and shape.
     arguments: a condition's tensors as `__call__` arguments.
-    wide_noise: the pipeline keeps its noise in fp32 whatever its weights' dtype.
-    guided_first: under classifier-free guidance, the prompt's half of a batch is the first, not the second.
-    unguided: the guidance_scale up to which nothing is guided; None: it is an input of networks that take one.
-    tokenizers: of the text encoder that reads the whole prompt, the first that the pipeline has.
-    template: tokens, or a little more, that the pipeline puts around each prompt.
-    tiny_decoder: an AutoencoderTiny can take the autoencoder's place; the pipeline reads no statistics from it.
-    released: settings of the noise network that the paper's authors' training code implies, beyond its files.
-    unfinished: why a pipeline of this class is not a few-step one, or None; see `few_step_doubt`.
+    wide_noise: the pipeline keeps its noise in fp32 for any weight dtype.
+    guided_first: with classifier-free guidance, the prompt's half of a batch comes first, not second.
+    unguided: largest guidance_scale without effect; None: it is an input of networks that take one.
+    tokenizers: of the text encoder that reads the whole prompt; the first one the pipeline has is used.
+    template: an upper bound of the tokens that the pipeline adds around each prompt.
+    tiny_decoder: an AutoencoderTiny can replace the autoencoder; the pipeline reads no statistics from it.
+    released: noise network settings implied by the paper authors' training code but missing in their files.
+    unfinished: why a pipeline of this class is not a few-step model, or None; see `few_step_doubt`.
     """
 
     denoiser: str
@@ -99,7 +99,7 @@ class Family:
     unfinished: Callable[[Any], str | None] = lambda pipeline: None
 
     def noise_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """Of one sample, for latents of height × width."""
+        """One sample's shape, for latents of height × width."""
         rows, columns = height // self.patch, width // self.patch
         return (channels, rows, columns) if self.layout == "grid" else (rows * columns, channels)
 
@@ -120,7 +120,7 @@ FAMILIES: dict[str, Family] = {
         output_layer="conv_out",
         embeddings=("prompt_embeds", None),
         call={"guidance_scale": 0.0},
-        # ExplainableML/HyperNoise @1d5d3db, training/trainer.py, create_sdturbo_functions: the UNet is given the noise
+        # ExplainableML/HyperNoise @1d5d3db, training/trainer.py, create_sdturbo_functions: the UNet gets the noise
         # itself at t = 999 (earlier commits do not train SD-Turbo)
         released={"unscaled": True},
     ),
@@ -206,7 +206,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-SIBLINGS = {  # pipelines that draw noise beside a picture or a control: the one whose noise f was trained on
+SIBLINGS = {  # pipelines that draw from noise and a picture or a control: the class whose noise f was trained on
     "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
     "StableDiffusionInpaintPipeline": "StableDiffusionPipeline",
     "StableDiffusionControlNetPipeline": "StableDiffusionPipeline",
@@ -221,12 +221,12 @@ ASKED = ("guidance_scale", "true_cfg_scale", "timesteps", *OF_PROMPTS)
 
 
 def sibling_of(pipeline: Any) -> str | None:
-    """The text-to-image class of a pipeline that draws beside a picture or a control; None of another."""
+    """The text-to-image class of a pipeline that draws from a picture or a control, else None."""
     return next((SIBLINGS[cls.__name__] for cls in type(pipeline).__mro__ if cls.__name__ in SIBLINGS), None)
 
 
 def family_of(pipeline: Any) -> Family:
-    """The row of a pipeline's class, of the nearest class it derives from, or of its text-to-image sibling."""
+    """The row of a pipeline's class, its nearest base class, or its text-to-image sibling."""
     for name in (sibling_of(pipeline), *(cls.__name__ for cls in type(pipeline).__mro__)):
         if name in FAMILIES:
             return FAMILIES[name]
@@ -238,16 +238,16 @@ def family_of(pipeline: Any) -> Family:
 
 
 def asked(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a call's arguments, defaults included, those that decide what f sees or how the generator is guided, as JSON
-    values. Those of a prompt are left out where its embeddings are given."""
+    """A call's arguments, including defaults, that determine what f sees or the guidance, as JSON
+    values. Those of a prompt are omitted if its embeddings are given."""
     found = {name: call[name] for name in ASKED if name in call and (call.get("prompt") or name not in OF_PROMPTS)}
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in found.items()}
 
 
 def asked_otherwise(pipeline: Any, trained: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call asks (`asked`) with another effect than what an adapter was trained under."""
+    """A call's arguments (`asked`) whose effect differs from the adapter's training."""
     family, now = family_of(pipeline), asked(call)
-    least = {"guidance_scale": family.unguided, "true_cfg_scale": 1.0}  # where it begins to have an effect
+    least = {"guidance_scale": family.unguided, "true_cfg_scale": 1.0}  # above which it has an effect
     takes_it = getattr(getattr(pipeline, family.denoiser).config, "guidance_embeds", False)
     if pipeline.config.get("is_distilled") or (family.unguided is None and not takes_it):
         now.pop("guidance_scale", None)
@@ -266,10 +266,10 @@ def asked_otherwise(pipeline: Any, trained: Mapping[str, Any], call: Mapping[str
 
 
 def few_step_doubt(pipeline: Any) -> str | None:
-    """Why one or a few steps of this pipeline would not draw a picture, as far as its configuration shows, or None.
+    """Why this pipeline would not draw a picture in a few steps, as far as its configuration shows, or None.
 
-    A few-step model is given pure noise at the last training timestep, whatever the number of steps; a scheduler
-    that begins one step at another (the "leading" spacing: t = 1) hands noise to a network that expects a picture.
+    A few-step model gets pure noise at the last training timestep, for any number of steps; a scheduler
+    whose single step starts elsewhere ("leading" spacing: t = 1) passes noise to a network that expects a picture.
     """
     reason = family_of(pipeline).unfinished(pipeline)
     spacing = pipeline.scheduler.config.get("timestep_spacing")
@@ -279,11 +279,11 @@ def few_step_doubt(pipeline: Any) -> str | None:
     try:
         scheduler.set_timesteps(1)
     except ValueError:  # PNDM with its Runge-Kutta steps
-        return f"its {type(scheduler).__name__} takes no single step"
+        return f"its {type(scheduler).__name__} cannot take a single step"
     first, last = float(scheduler.timesteps[0]), scheduler.config.num_train_timesteps - 1
     if first >= 0.9 * last:
         return None
     return (
-        f"its {type(scheduler).__name__} begins one step at t = {first:g}, not at {last} "
+        f"its {type(scheduler).__name__} starts a single step at t = {first:g}, not at {last} "
         f"(timestep_spacing is {spacing!r}; few-step models take 'trailing')"
     )

@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub, asked for by name, with refusals that say what to do about them."""
+"""Files from the Hugging Face Hub, with error messages that say what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 
 from hypernoise.errors import InputError, first_line
 
-TRANSPORT: type[Exception] = HfHubHTTPError.__mro__[1]  # of the Hub's HTTP client, which differs between its versions
+TRANSPORT: type[Exception] = HfHubHTTPError.__mro__[1]  # the base error of the Hub's HTTP client
 UNREACHABLE = (ConnectionError, TimeoutError, TRANSPORT)
 HUB_ERRORS = (*UNREACHABLE, EntryNotFoundError, HFValidationError)
 ADAPTER_FILES = (".safetensors", ".json")
@@ -31,14 +31,14 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def fetch(repository: str, file: str, revision: str | None = None) -> Path:
-    """A repository's file, from the local Hub cache or downloaded. InputError says why not."""
+    """A repository's file, from the local Hub cache or downloaded. InputError explains a failure."""
     with explained(repository, revision, file):
         return Path(hf_hub_download(repository, file, revision=revision))
 
 
 @contextmanager
 def explained(repository: str, revision: str | None, wanted: str) -> Iterator[None]:
-    """The Hub's errors in the block as one line: gated, missing, offline and not cached, refused."""
+    """Turns the Hub's errors in the block into one line: gated, missing, offline and not cached, refused."""
     at = f" --revision {revision}" if revision else ""
     get = f"hf download {repository}{at}"
     try:
@@ -67,7 +67,7 @@ def explained(repository: str, revision: str | None, wanted: str) -> Iterator[No
 
 
 def hub_cause(error: BaseException) -> Exception | None:
-    """The Hub's own error behind one that a loading library made of it, if there is one."""
+    """The Hub's error behind a loading library's error, if any."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HUB_ERRORS):
         cause = cause.__cause__ or cause.__context__
@@ -75,12 +75,12 @@ def hub_cause(error: BaseException) -> Exception | None:
 
 
 def fetch_adapter(repository: str, revision: str | None = None) -> Path:
-    """An adapter's safetensors and JSON files, at the repository's top, as a local directory.
+    """An adapter's top-level safetensors and JSON files, as a local directory.
 
-    Downloads what is not in the local cache, after printing its size on stderr.
+    Downloads uncached files, after printing their size to stderr.
 
     Raises:
-        InputError: the repository cannot be downloaded, or holds no safetensors adapter.
+        InputError: the repository cannot be downloaded, or has no safetensors adapter.
     """
     kept = [f"*{suffix}" for suffix in ADAPTER_FILES]
     files = _listed(repository, revision)
@@ -89,7 +89,7 @@ def fetch_adapter(repository: str, revision: str | None = None) -> Path:
         wanted = {f.rfilename: f.size or 0 for f in top}
         if not any(name.endswith(".safetensors") for name in wanted):
             raise InputError(
-                f"{repository} holds no safetensors adapter; a pickled one is read from a directory alone: "
+                f"{repository} holds no safetensors adapter; a pickled one is only read from a directory: "
                 f"hf download {repository} --local-dir DIR, then name DIR"
             )
         if not all(cached(repository, name, revision) for name in wanted):
@@ -100,13 +100,13 @@ def fetch_adapter(repository: str, revision: str | None = None) -> Path:
 
 
 def _listed(repository: str, revision: str | None) -> list[Any] | None:
-    """A repository's files with their sizes; None where the Hub cannot be asked, and the cache has to do."""
+    """A repository's files with their sizes; None if the Hub is unreachable, so that the cache is used."""
     if constants.HF_HUB_OFFLINE:
         return None
     with explained(repository, revision, "an adapter"):
         try:
             return HfApi().model_info(repository, revision=revision, files_metadata=True).siblings or []
-        except HfHubHTTPError:  # it answered
+        except HfHubHTTPError:  # it responded
             raise
         except UNREACHABLE:
             return None

@@ -1,4 +1,4 @@
-"""What a frozen network is recognised by: its names and shapes, and a few of its weights or a hash of all."""
+"""Identifies a frozen network: by its names and shapes, and a few of its weights or a hash of all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PROBED = 64  # matrices of a denoiser of which one weight each is noted
+PROBED = 64  # matrices of a denoiser to sample one weight from
 
 
 def identify_module(module: nn.Module) -> dict[str, Any]:
-    """The layout and a hash of all values of a small module."""
+    """The layout of a small module and a hash of all its values."""
     state = sorted(module.state_dict().items())
     values = hashlib.sha256()
     for _, tensor in state:
@@ -25,7 +25,7 @@ def identify_module(module: nn.Module) -> dict[str, Any]:
 
 
 def identify_denoiser(denoiser: nn.Module) -> dict[str, Any]:
-    """The layout of a large network, without LoRAs that it may carry, and one weight of each of up to `PROBED`
+    """The layout of a large network, without LoRAs on it, and one weight of each of up to `PROBED`
     matrices."""
     frozen = _parameters(denoiser)
     return {
@@ -36,16 +36,16 @@ def identify_denoiser(denoiser: nn.Module) -> dict[str, Any]:
 
 
 def probe(denoiser: nn.Module, names: Sequence[str] = ()) -> dict[str, float | None]:
-    """One weight of each of up to `PROBED` matrices, or of those named; None where it cannot be read, NaN
-    where there is no such matrix."""
+    """One weight of each of up to `PROBED` matrices, or of the named ones; None if unreadable, NaN
+    if there is no such matrix."""
     parameters = _parameters(denoiser)
     names = names or list(_probed(parameters))
     return {name: _looked_at(parameters[name]) if name in parameters else math.nan for name in names}
 
 
 def layers_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """Its modules and their names, itself first: each as it stands there, and without the layers of PEFT's and the
-    wrappers of torch.compile's that may be around it. What those hold besides is left out, and so are IP-Adapters."""
+    """Its modules and their names, itself first: each as it is, and without wrappers of PEFT and
+    torch.compile. Skips other contents of the wrappers, and IP-Adapters."""
     bare = module
     while wrapped := [
         own for key, own in bare._modules.items() if key in ("base_layer", "_orig_mod") and own is not None
@@ -53,12 +53,12 @@ def layers_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Modul
         bare = wrapped[0]
     yield name, module, bare
     for key, child in bare._modules.items():
-        if child is not None and key not in ("processor", "encoder_hid_proj"):  # where IP-Adapters are
+        if child is not None and key not in ("processor", "encoder_hid_proj"):  # home of IP-Adapters
             yield from layers_of(child, f"{name}.{key}" if name else key)
 
 
 def _parameters(denoiser: nn.Module) -> dict[str, Tensor]:
-    """By name, each once."""
+    """Parameters and buffers by name, each once."""
     once: dict[int, tuple[str, Tensor]] = {}
     for name, _, bare in layers_of(denoiser):
         for key, parameter in bare._parameters.items():
@@ -78,14 +78,14 @@ def _digest(layout: Any) -> str:
 
 
 def _quantised(weight: Tensor) -> bool:
-    """Whether its numbers cannot be read: packed in fewer bits, by torchao (a class of its own), bitsandbytes (as
-    integers) or diffusers' layerwise casting (fp8), or offloaded."""
+    """Whether its numbers are unreadable: quantised by torchao (its own class), bitsandbytes (integers)
+    or diffusers' layerwise casting (fp8), or offloaded."""
     whole = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.itemsize > 1
     return weight.is_meta or not whole
 
 
 def _shape(weight: Tensor) -> torch.Size:
-    """As it was before bitsandbytes packed it; torchao's keep their shape."""
+    """Its shape before bitsandbytes packed it; torchao's keep their shape."""
     packed = getattr(weight, "quant_state", None)
     return weight.shape if packed is None else packed.shape
 

@@ -1,5 +1,5 @@
-"""What a generator may do to need less memory, each option on its own. None changes its numbers but `tiny_decoder`
-and `quantise`, which swap a network for a smaller one.
+"""Options for generators to need less memory. Only `tiny_decoder` and `quantise`, which swap a network for a
+smaller one, change the numbers.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ NO_SAVING = Memory()
 
 
 def checkpoint_blocks(denoiser: nn.Module) -> None:
-    """The denoiser's blocks keep only their inputs and run again for the gradient, with the layers of the first run.
+    """The denoiser's blocks keep only their inputs and are recomputed for the gradient, with the first run's layers.
 
-    A block that f ran with its LoRA would otherwise run again without it, as it is between two calls of f.
+    Otherwise a block that ran for f with its LoRA would be recomputed without it.
     """
     blocks: Any = denoiser
     if not getattr(denoiser, "_supports_gradient_checkpointing", False):
-        raise InputError(f"{type(denoiser).__name__} has no gradient checkpointing; leave gradient_checkpointing out")
+        raise InputError(f"{type(denoiser).__name__} has no gradient checkpointing; remove gradient_checkpointing")
 
     def run(block: nn.Module, *arguments: Any) -> Any:
         return checkpoint(block, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), _AsNow(block)))
@@ -39,7 +39,7 @@ def checkpoint_blocks(denoiser: nn.Module) -> None:
 
 
 class _AsNow(AbstractContextManager):
-    """Gives a block's layers the `forward` they have now; may be entered many times (a kept graph runs its blocks
+    """Gives a block's layers their current `forward`; reentrant (a retained graph runs its blocks
     again)."""
 
     def __init__(self, block: nn.Module):
@@ -64,9 +64,9 @@ class _AsNow(AbstractContextManager):
 
 
 def decoding(vae: Any, memory: Memory) -> Callable[..., Any]:
-    """An autoencoder's `decode` in slices, computed again for the gradient block by block if asked for.
+    """An autoencoder's `decode` in slices, recomputed block by block for the gradient if requested.
 
-    Running out of memory raises here: SANA-Sprint's pipeline would only warn and go on without a picture.
+    Raises when memory runs out: SANA-Sprint's pipeline would only warn and continue without a picture.
     """
     decode = vae.decode
 
@@ -95,8 +95,8 @@ def decoding(vae: Any, memory: Memory) -> Callable[..., Any]:
 
 
 def _blocks(decoder: nn.Module) -> list[nn.Module]:
-    """What a decoder may compute again by itself: its upward blocks, unless they hand each other more than tensors."""
-    cached = "feat_cache" in inspect.signature(decoder.forward).parameters  # of a video's frames
+    """Parts of a decoder that can be recomputed: its upward blocks, if they pass each other only tensors."""
+    cached = "feat_cache" in inspect.signature(decoder.forward).parameters  # for video frames
     return [] if cached else list(getattr(decoder, "up_blocks", []))
 
 
@@ -106,7 +106,7 @@ def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def replaced(owner: Any, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Inside the block the object's own methods are these; afterwards it has exactly the attributes it had."""
+    """Overrides the object's methods inside the block; restores its attributes afterwards."""
     before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
     for name, method in methods.items():
         setattr(owner, name, method)
@@ -120,20 +120,20 @@ def replaced(owner: Any, methods: Mapping[str, Callable[..., Any]]) -> Iterator[
 
 
 def take_tiny_decoder(pipeline: Any, source: str) -> None:
-    """Puts an AutoencoderTiny in the place of the pipeline's autoencoder."""
+    """Replaces the pipeline's autoencoder by an AutoencoderTiny."""
     from diffusers import AutoencoderTiny
 
     own = pipeline.vae
     if not family_of(pipeline).tiny_decoder:
         raise InputError(
-            f"tiny_decoder cannot take the place of a {type(pipeline).__name__}'s autoencoder, whose statistics the "
-            "pipeline reads; leave it out (decode_slice: 1 and checkpointing: true save memory)"
+            f"tiny_decoder cannot replace a {type(pipeline).__name__}'s autoencoder, whose statistics the "
+            "pipeline reads; remove it (decode_slice: 1 and gradient_checkpointing: true save memory)"
         )
     if not Path(source).is_dir():
         if not HUB_ID.fullmatch(source):
             raise InputError(f"no tiny_decoder at {source}: it is not a directory, nor a Hub repository")
         for file in ("config.json", "diffusion_pytorch_model.safetensors"):
-            fetch(source, file)  # its refusals are clearer than the loader's
+            fetch(source, file)  # its errors are clearer than the loader's
     try:
         tiny: Any = AutoencoderTiny.from_pretrained(source, torch_dtype=own.dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
@@ -141,7 +141,7 @@ def take_tiny_decoder(pipeline: Any, source: str) -> None:
     channels = own.config.latent_channels if "latent_channels" in own.config else own.config.get("z_dim")
     if tiny.config.latent_channels != channels:
         raise InputError(
-            f"tiny_decoder {source!r} decodes {tiny.config.latent_channels} channels; these latents have {channels}"
+            f"tiny_decoder {source!r} decodes {tiny.config.latent_channels} channels, but these latents have {channels}"
         )
     pipeline.vae = tiny.to(own.device).requires_grad_(False).eval()
 
@@ -156,9 +156,9 @@ def check_can_quantise(kind: str) -> None:
 
 
 def quantise_linears(denoiser: nn.Module, kind: str, output_layer: str) -> None:
-    """The denoiser's linear layers in 8 bits a weight (torchao) or 4 (bitsandbytes), but for the layer f replaces.
+    """Quantises the denoiser's linear layers to 8 bits (torchao) or 4 (bitsandbytes), except f's output layer.
 
-    The 4-bit ones are packed when they are moved to their device.
+    The 4-bit ones are packed when moved to their device.
     """
     layers = [(n, m) for n, m in denoiser.named_modules() if isinstance(m, nn.Linear) and n != output_layer]
     if kind == "int8":
@@ -182,5 +182,5 @@ def _nf4(layer: nn.Linear) -> nn.Module:
     )
     packed.weight = Params4bit(weight.data, requires_grad=False, quant_type="nf4", module=packed)
     packed.bias = layer.bias
-    packed.support_avx512bf16_for_cpu = False  # its kernel repacks the weights, which a gradient needs as they were
+    packed.support_avx512bf16_for_cpu = False  # its kernel repacks the weights, which breaks the gradient
     return packed

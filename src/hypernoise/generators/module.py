@@ -1,4 +1,4 @@
-"""Any torch callable that maps noise to images (a GAN, a decoder, a function under study) as a generator."""
+"""Any torch callable that maps noise to images (a GAN, a decoder, a test function) as a generator."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from hypernoise.generators.base import Condition, Seed, check_texts, checked_sha
 from hypernoise.generators.callables import networks_of, parts_of
 from hypernoise.generators.identity import identify_module
 
-LEVEL = 1 / 255  # of a picture in 8 bits: how far pixels may lie outside [0, 1]
+LEVEL = 1 / 255  # one level of 8 bits: tolerance of the range [0, 1]
 
 
 class ModuleGenerator:
     """A module, a function or a bound method as a frozen generator.
 
-    The torch modules that it is, is bound to, closes over or names globally get requires_grad=False, and are in eval
-    mode whenever it draws. Noise and embeddings reach it in the dtype of its weights.
+    The torch modules that it is, is bound to, closes over or uses as globals get requires_grad=False, and are put into
+    eval mode for every call. It receives noise and embeddings in its weights' dtype.
 
     Args:
         module: maps noise [B, *noise_shape], and a condition if there is `embed`, to an output.
-        noise_shape: of one sample; of any number of dimensions.
-        to_pixels: maps the output to pixels [B, 3, H, W] in [0, 1]; the identity if None. Of a tuple, list or mapping
-            of outputs it takes the whole, or, where it cannot, the one picture in it.
-        embed: the condition of a list of prompts: class labels [B], or embeddings [B, ...]. The noise network sees it,
-            and so does a module that takes a second argument. None: prompts are only counted.
-        pictures: False for a function under study, whose outputs are no pictures and are not checked.
+        noise_shape: one sample's shape, with any number of dimensions.
+        to_pixels: maps the output to pixels [B, 3, H, W] in [0, 1]; the identity if None. For a tuple, list or mapping
+            of outputs it receives all of them or, if that fails, the only picture among them.
+        embed: maps a list of prompts to class labels [B] or embeddings [B, ...]. The noise network receives them, and
+            so does a module with a second argument. None: prompts are only counted.
+        pictures: False for functions whose outputs are not pictures and are not checked.
 
     Raises:
         InputError: something that cannot be called with these arguments, or BatchNorm without running statistics.
-            `encode` and `sample` raise it too, with what the module or `embed` raised, and for pictures of another
-            shape or range, or without a gradient in the noise.
+            `encode` and `sample` also raise it, for errors in the module or `embed`, and for pictures of another
+            shape or range, or without a gradient to the noise.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ModuleGenerator:
         for what, part in (("module", module), ("to_pixels", to_pixels), ("embed", embed)):
             if isinstance(part, type) or not ((part is None and what != "module") or callable(part)):
                 kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
-                raise InputError(f"{what} is {kind}; it must be something to call, such as a torch module")
+                raise InputError(f"{what} is {kind}; it must be callable, such as a torch module")
         self.noise_shape = checked_shape(noise_shape)
         self.embed, self.name = embed, name
         self._conditional = _takes_condition(module, embed is not None)
@@ -66,7 +66,7 @@ class ModuleGenerator:
         for layer, part in (named for network in self._networks for named in network.named_modules()):
             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
                 raise InputError(
-                    f"{layer or name!r} of {name!r} is a {type(part).__name__} without running statistics, so that a "
+                    f"{layer or name!r} of {name!r} is a {type(part).__name__} without running statistics, so a "
                     "picture depends on the others of its batch; it needs track_running_stats=True"
                 )
         self._unseen = pictures  # no picture has been checked yet
@@ -89,13 +89,13 @@ class ModuleGenerator:
             embedded = self._embedded(list(prompts))
         if not isinstance(embedded, Tensor) or embedded.ndim == 0 or len(embedded) != len(prompts):
             given = f"shape {list(embedded.shape)}" if isinstance(embedded, Tensor) else f"a {type(embedded).__name__}"
-            raise InputError(f"embed must give a tensor with a row for each of {len(prompts)} prompts, not {given}")
+            raise InputError(f"embed must return a tensor with a row for each of {len(prompts)} prompts, not {given}")
         bad = ~embedded.isfinite() if embedded.is_floating_point() else embedded < 0
         if bad.any():
             row = int(bad.flatten(1).any(1).nonzero()[0]) if bad.ndim > 1 else int(bad.nonzero()[0])
             what = "NaN or inf" if embedded.is_floating_point() else "a negative number (labels begin at 0)"
-            raise InputError(f"embed gives {what} for {prompts[row]!r}")
-        embedded = embedded.clone() if embedded.is_inference() else embedded  # which autograd would refuse
+            raise InputError(f"embed returns {what} for {prompts[row]!r}")
+        embedded = embedded.clone() if embedded.is_inference() else embedded  # autograd would refuse it
         return Condition({"embedding": embedded.to(self.device)})
 
     def _embedded(self, prompts: list[str]) -> Any:
@@ -103,21 +103,21 @@ class ModuleGenerator:
         try:
             return self.embed(prompts)
         except Exception:
-            for prompt in prompts:  # the first that it does not take
+            for prompt in prompts:  # find the first that fails
                 with no_traceback(f"embed fails for {prompt!r}"):
                     self.embed([prompt])
             with no_traceback(f"embed fails for {len(prompts)} prompts at once"):
                 return self.embed(prompts)
 
     def encode_ahead(self, prompts: list[str]) -> None:
-        pass  # there are no text encoders to let go
+        pass  # there are no text encoders to free
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         self._rest()
         given = [noise, *([condition.tensors["embedding"]] if self._conditional else [])]
         own = next((weight.dtype for weight in self._weights() if weight.is_floating_point()), None)
         cast = [part.to(own) if own is not None and part.is_floating_point() else part for part in given]
-        narrow = own not in (None, torch.float32)  # such weights say themselves what is computed in
+        narrow = own not in (None, torch.float32)  # such weights determine the precision themselves
         whole = torch.autocast(noise.device.type, enabled=False) if narrow else nullcontext()
         with whole, no_traceback(f"{self.name!r} fails when given {' and '.join(map(_described, given))}"):
             pixels = self._pixels(self.module(*cast))
@@ -137,18 +137,18 @@ class ModuleGenerator:
         return pixels if isinstance(pixels, Tensor) else self.to_pixels(_picture(output))
 
     def _rest(self) -> None:
-        """Dropout and BatchNorm would make a picture depend on chance and on its batch."""
+        """Dropout and BatchNorm would make a picture depend on chance and its batch."""
         for network in self._networks:
             if any(part.training for part in network.modules()):
                 network.eval()
 
     def _check(self, noise: Tensor, pixels: Any) -> None:
-        """Shape and gradient of every batch; values of the first alone, since reading them waits for the device."""
+        """Checks every batch's shape and gradient, and the first one's values, since reading them synchronises."""
         who = "to_pixels" if self.to_pixels is not None else repr(self.name)
         if not isinstance(pixels, Tensor):
-            raise InputError(f"{who} gives {_outline(pixels)}; it must give pixels [B, 3, H, W]")
+            raise InputError(f"{who} returns {_outline(pixels)}; it must return pixels [B, 3, H, W]")
         if not pixels.is_floating_point():
-            raise InputError(f"{who} gives {pixels.dtype} pixels, which have no gradient; give floats in [0, 1]")
+            raise InputError(f"{who} returns {pixels.dtype} pixels, which have no gradient; return floats in [0, 1]")
         if pixels.ndim != 4 or pixels.shape[:2] != (len(noise), 3):
             hint = "lambda y: y.unflatten(1, (3, H, W))"
             if pixels.ndim == 4 and pixels.shape[1] == 1:
@@ -156,13 +156,13 @@ class ModuleGenerator:
             elif pixels.ndim == 4 and pixels.shape[3] == 3:
                 hint = "lambda y: y.permute(0, 3, 1, 2)"
             raise InputError(
-                f"{who} gives shape {list(pixels.shape)}, not [{len(noise)}, 3, H, W]; such as to_pixels={hint}, or "
-                "pictures=False for what is no picture"
+                f"{who} returns shape {list(pixels.shape)}, not [{len(noise)}, 3, H, W]; try to_pixels={hint}, or "
+                "pictures=False if these are not pictures"
             )
         if torch.is_grad_enabled() and noise.requires_grad and not pixels.requires_grad:
             raise InputError(
-                f"no gradient reaches the noise of {self.name!r}: it runs under torch.no_grad or inference_mode, or "
-                "detaches what it is given"
+                f"no gradient reaches the noise of {self.name!r}: it uses torch.no_grad or inference_mode, or "
+                "detaches its input"
             )
         if self._unseen:
             low, high = (value.item() for value in pixels.detach().float().aminmax())
@@ -170,8 +170,8 @@ class ModuleGenerator:
                 signed, bytes_ = low < 0 and max(-low, high) <= 1 + LEVEL, low >= -LEVEL and 2 < high <= 256
                 hint = "(y + 1) / 2" if signed else "y / 255" if bytes_ else "y.clamp(0, 1)"
                 raise InputError(
-                    f"{who} gives pixels from {low:.4g} to {high:.4g}; they must be finite and in [0, 1], such as by "
-                    f"to_pixels=lambda y: {hint}, or pictures=False for what is no picture"
+                    f"{who} returns pixels from {low:.4g} to {high:.4g}; they must be finite and in [0, 1]; try "
+                    f"to_pixels=lambda y: {hint}, or pictures=False if these are not pictures"
                 )
             self._unseen = False
 
@@ -191,10 +191,10 @@ class Function(nn.Module):
 
 
 def _takes_condition(module: Callable[..., Any], embeds: bool) -> bool:
-    """Whether the module is given what `embed` gives. InputError if it takes neither noise and that nor noise alone."""
+    """Whether the module receives `embed`'s result. InputError if it accepts neither noise and that, nor only noise."""
     try:
         signature = inspect.signature(module.forward if isinstance(module, nn.Module) else module)
-    except (TypeError, ValueError):  # of some scripted or built-in functions nobody knows it
+    except (TypeError, ValueError):  # some scripted or built-in functions have no signature
         return embeds
 
     def takes(count: int) -> bool:
@@ -207,26 +207,26 @@ def _takes_condition(module: Callable[..., Any], embeds: bool) -> bool:
     if embeds and takes(2):
         return True
     if not takes(1):
-        needed = "give embed, which makes the second of the prompts" if takes(2) else "wrap it in a function of these"
-        raise InputError(f"the module must take noise, or noise and a condition, and takes {signature}; {needed}")
+        needed = "give embed, which computes the second" if takes(2) else "wrap it in a function of these"
+        raise InputError(f"the module must take noise, or noise and a condition, but takes {signature}; {needed}")
     return False
 
 
 def _picture(output: Any) -> Any:
-    """The one picture among several outputs; the output itself if it is a tensor."""
+    """The only picture among several outputs; the output itself if it is a tensor."""
     if isinstance(output, Tensor):
         return output
     found = [part for part in parts_of(output) if isinstance(part, Tensor) and part.ndim == 4]
     colour = [part for part in found if part.shape[1] == 3]
     if not found:
-        raise InputError(f"it gives {_outline(output)}, and no picture [B, 3, H, W]")
+        raise InputError(f"it returns {_outline(output)} without a picture [B, 3, H, W]")
     if len(colour or found) != 1:
-        raise InputError(f"it gives {_outline(output)}; name the picture by to_pixels, such as lambda y: y[0]")
+        raise InputError(f"it returns {_outline(output)}; pick the picture with to_pixels, such as lambda y: y[0]")
     return (colour or found)[0]
 
 
 def _outline(output: Any) -> str:
-    """Its type and the shapes in it."""
+    """An output's type and the shapes in it."""
     shapes = [str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts_of(output)]
     return f"a {type(output).__name__}" + (f" of {', '.join(shapes[:8])}" if shapes else "")
 

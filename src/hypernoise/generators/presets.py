@@ -1,9 +1,9 @@
-"""Generators known by name: where their weights are and how they are drawn, data only.
+"""Generators by name: their weights and settings, data only.
 
-Sizes, steps and guidance are those of each model's card; conventions of the first step are the family's. A revision is
-pinned where at least two unrelated public repositories on GitHub name the same commit for the same model (searched on
-22 November 2026; nothing was downloaded here); of the others the newest is taken. `revision` of `load_generator` takes
-another, such as "main". An adapter recognises its base by the weights themselves.
+Sizes, steps and guidance are from each model's card; the first step's conventions from its family. A revision is
+pinned if at least two unrelated public repositories on GitHub name the same commit for the same model (searched on
+22 November 2026; nothing was downloaded); otherwise the newest is used. `revision` of `load_generator` overrides
+it, with "main" for example. An adapter recognises its base by the weights themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """A component that comes from another repository than the pipeline: its diffusers class and folder there."""
+    """A component from another repository than the pipeline's: its diffusers class and folder there."""
 
     cls: str
     repository: str
@@ -27,17 +27,17 @@ class Part:
 class Preset:
     """A named generator.
 
-    repository: on the Hub; packaged: a folder inside this package instead, and adapter: one with an adapter for it.
-    family: class of its pipeline, a row of `families.FAMILIES`.
-    revision: the commit that is loaded; None: the newest.
-    size: height and width in pixels it is drawn at; None: the pipeline's own.
-    steps: denoiser calls it was distilled for.
+    repository: on the Hub; or packaged: a folder inside this package, and adapter: one with an adapter for it.
+    family: its pipeline's class, a row of `families.FAMILIES`.
+    revision: the commit to load; None: the newest.
+    size: drawn height and width in pixels; None: the pipeline's default.
+    steps: denoiser calls it was distilled to.
     variant: of the weight files.
-    parts: components from elsewhere; lora: a few-step LoRA ("owner/name/file") that is fused into the base.
-    scheduler: settings over those of the pipeline's own.
-    call: `__call__` arguments over the family's.
-    tiny_decoder: repository of a TAESD for its latents, if there is one.
-    gated: a licence has to be accepted on its page first.
+    parts: components from elsewhere; lora: a few-step LoRA ("owner/name/file") fused into the base.
+    scheduler: settings that override the pipeline's.
+    call: `__call__` arguments that override the family's.
+    tiny_decoder: repository of a TAESD for its latents, if any.
+    gated: a licence must first be accepted on its page.
     """
 
     family: str
@@ -97,7 +97,7 @@ PRESETS: dict[str, Preset] = {
         "FluxPipeline",
         "black-forest-labs/FLUX.1-schnell",
         revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
-        size=(512, 512),  # the paper's; the model draws up to 1024
+        size=(512, 512),  # as in the paper; the model draws up to 1024
         steps=4,
         call={"max_sequence_length": 256},
         tiny_decoder="madebyollin/taef1",
@@ -158,7 +158,7 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-SCHEDULERS: dict[str, tuple[str, Mapping[str, Any]]] = {  # for few-step LoRAs on SD and SDXL, as their cards say
+SCHEDULERS: dict[str, tuple[str, Mapping[str, Any]]] = {  # for few-step LoRAs on SD and SDXL, from their model cards
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
     "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),

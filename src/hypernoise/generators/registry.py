@@ -1,4 +1,4 @@
-"""Names of generators and how each is loaded."""
+"""Loads generators by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hypernoise.precision import resolve
 from hypernoise.quiet import no_loading_bars
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
-SCHEDULED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # that published few-step LoRAs are for
+SCHEDULED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # for which few-step LoRAs are published
 
 
 def load_generator(
@@ -47,26 +47,26 @@ def load_generator(
 
     Args:
         source: a name in `PRESETS`, a directory written by `save_pretrained`, or a diffusers pipeline
-            (used as it is, where it is: of the rest only size and memory are then looked at).
+            (used as it is; only size and memory apply to it).
         device: "auto" (CUDA, then MPS, then CPU) or a torch device.
         dtype: of the frozen weights.
-        variant: of the weight files, such as "fp16"; the preset's, or the plain ones of a directory, if None.
-        revision: of the preset's repository; the one it is pinned to, or the newest, if None.
-        size: height and width in pixels; the preset's, or the pipeline's own, if None.
+        variant: of the weight files, such as "fp16"; if None, the preset's, or a directory's plain files.
+        revision: of the preset's repository; if None, the pinned one, or the newest.
+        size: height and width in pixels; if None, the preset's, or the pipeline's default.
         lora: a few-step LoRA (LCM, Hyper-SD, Lightning ...) to fuse into the base: a safetensors file, or
             "owner/name/file" on the Hub.
-        scheduler: a name in `SCHEDULERS`, as the LoRA's card asks for; the pipeline's own if None.
-        memory: what it does to need less of it.
+        scheduler: a name in `SCHEDULERS`, from the LoRA's model card; the pipeline's if None.
+        memory: ways to need less memory.
 
     Raises:
-        InputError: unknown name, a directory that is no pipeline, a device that does not exist, or files that
-            cannot be loaded, with what to do about it.
+        InputError: unknown name, a directory without a pipeline, a device that does not exist, or files that
+            cannot be loaded, with the fix.
     """
     if isinstance(source, DiffusionPipeline):
         for field, none in (("quantise", "none"), ("tiny_decoder", "")):
             if getattr(memory, field) != none:
                 raise InputError(
-                    f"{field} is for a generator that is loaded by name or directory; this pipeline is used as it is"
+                    f"{field} applies to a generator loaded by name or directory; this pipeline is used as it is"
                 )
         name = str(source.config.get("_name_or_path", "pipeline"))
         return DiffusionGenerator(source, name=name, size=size, memory=memory)
@@ -89,7 +89,7 @@ def load_generator(
     family = FAMILIES[preset.family]
     at = revision or preset.revision if preset.repository else None
     if preset.repository:
-        fetch(location, "model_index.json", at)  # its refusals are clearer than the pipeline's
+        fetch(location, "model_index.json", at)  # its errors are clearer than the pipeline's
     with no_loading_bars(), no_traceback(f"generator {name!r} cannot be used"):
         pipeline = _pipeline(name, preset, location, at, dtype, variant or preset.variant)
         if lora or preset.lora:
@@ -119,7 +119,7 @@ def load_generator(
 
 
 def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
-    """The generator that a recipe or a command's flags describe. Raises InputError as `load_generator` does."""
+    """The generator of a recipe or a command's flags. Raises the InputErrors of `load_generator`."""
     return load_generator(
         loading.generator,
         device=device,
@@ -135,7 +135,7 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
 
 @contextmanager
 def _loading(name: str, location: str, revision: str | None, wanted: str, *, on_hub: bool) -> Iterator[None]:
-    """What goes wrong in the block, as one line: the Hub's error if it is behind it, else the files'."""
+    """Turns errors in the block into one line: the Hub's error if there is one behind, else the files'."""
     with explained(location, revision, wanted):
         try:
             yield
@@ -178,14 +178,14 @@ def _pipeline(
 
 
 def fuse_lora(pipeline: Any, source: str) -> None:
-    """Adds a LoRA to the pipeline's weights for good: a safetensors file, or "owner/name/file" on the Hub.
+    """Fuses a LoRA into the pipeline's weights: a safetensors file, or "owner/name/file" on the Hub.
 
     Raises:
-        InputError: no such file, no safetensors, or a LoRA that changes none of the pipeline's weights.
+        InputError: no such file, not safetensors, or a LoRA that changes none of the pipeline's weights.
     """
     file = Path(source)
     if not source.endswith(".safetensors"):
-        raise InputError(f"lora {source!r} is no safetensors file; give a path, or owner/name/file.safetensors")
+        raise InputError(f"lora {source!r} is not a safetensors file; give a path, or owner/name/file.safetensors")
     if not file.is_file():
         owner, _, rest = source.partition("/")
         repository, _, path = rest.partition("/")
@@ -197,7 +197,7 @@ def fuse_lora(pipeline: Any, source: str) -> None:
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"lora {source!r} does not fit a {type(pipeline).__name__}: {first_line(error)}") from error
     if not pipeline.get_active_adapters():
-        raise InputError(f"lora {source!r} changes no weight of this {type(pipeline).__name__}: another architecture's")
+        raise InputError(f"lora {source!r} changes no weight of this {type(pipeline).__name__}: wrong architecture")
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 
@@ -219,13 +219,13 @@ def _check_directory(folder: Path) -> str:
     if not hasattr(diffusers, pipeline_class):
         raise InputError(
             f"diffusers {diffusers.__version__} has no {pipeline_class}, so it cannot load {folder}: load the pipeline "
-            "by your own class, and hand the object to load_generator"
+            "with your own class, and pass the object to load_generator"
         )
     return pipeline_class
 
 
 def pick_device(device: str) -> torch.device:
-    """A torch device that exists here; "auto" takes CUDA, then MPS, then the CPU."""
+    """An existing torch device; "auto" prefers CUDA, then MPS, then the CPU."""
     if device == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,6 +1,6 @@
-"""The one place where encoded prompts are kept.
+"""Caches of encoded prompts.
 
-A prompt's embedding is a function of its text and the text encoder alone, whatever batch it is asked for in.
+A prompt's embedding depends only on its text and the text encoder, not on its batch.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hypernoise.generators.base import Condition, Generator
 
-REMEMBERED = 100_000  # prompts; 400 MB of fp32 features at 1024 numbers and a window each
-MEMORY = 2**30  # bytes of embeddings that are kept in memory
+REMEMBERED = 100_000  # prompts; 400 MB of fp32 features of size 1024, one window each
+MEMORY = 2**30  # bytes of embeddings kept in memory
 
 Encode = Callable[[list[str]], Condition]  # one row per prompt, on the generator's device
 Made = TypeVar("Made")
 
 
 class Remembered(Generic[Made]):
-    """What `encode` makes of each prompt, made once; the oldest of more than `REMEMBERED` are forgotten."""
+    """Caches the result of `encode` for each prompt; forgets the oldest of more than `REMEMBERED`."""
 
     def __init__(self, encode: Callable[[list[str]], Sequence[Made]]):
         self.encode = encode
@@ -43,9 +43,9 @@ class Remembered(Generic[Made]):
 
 
 class KeptInMemory:
-    """Encodes each prompt when it is first seen and keeps it, as long as all of them fit into `limit` bytes.
+    """Encodes each prompt when it is first seen and caches it, as long as all of them fit into `limit` bytes.
 
-    Prompts whose embeddings differ in length are not kept.
+    Prompts with embeddings of different lengths are not cached.
     """
 
     def __init__(self, generator: Generator, prompts: Sequence[str], limit: int = MEMORY):
@@ -73,9 +73,9 @@ def size_of(condition: Condition) -> int:
 
 
 class RestingEncoders:
-    """A pipeline's text encoders, on the CPU and out of the pipeline while they are not needed.
+    """A pipeline's text encoders, kept on the CPU and out of the pipeline while not needed.
 
-    The pipeline's own attributes are None meanwhile, as diffusers has it for encoders that were never loaded.
+    Meanwhile the pipeline's attributes are None, as in diffusers for encoders that were never loaded.
     """
 
     def __init__(self, pipeline: Any):
@@ -99,13 +99,13 @@ class RestingEncoders:
 
 
 def separate(condition: Condition) -> list[Condition]:
-    """Each row by itself, on the CPU and in memory of its own."""
+    """Each row separately, on the CPU in its own memory."""
     rows = [condition[row : row + 1] for row in range(len(condition))]
     return [Condition({name: tensor.to("cpu", copy=True) for name, tensor in row.tensors.items()}) for row in rows]
 
 
 def joined(rows: Sequence[Condition]) -> Condition:
-    """Conditions of one prompt each as one; rows that differ in length are padded with 0."""
+    """Conditions of one prompt each as one; rows of different lengths are padded with 0."""
     names = rows[0].tensors
     if _alike(rows):
         return Condition({name: torch.cat([row.tensors[name] for row in rows]) for name in names})
@@ -113,7 +113,7 @@ def joined(rows: Sequence[Condition]) -> Condition:
 
 
 def text_encoders(pipeline: Any) -> dict[str, nn.Module]:
-    """The pipeline's text encoders, by their names in it."""
+    """The pipeline's text encoders, by attribute name."""
     parts = pipeline.components.items()
     return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
 

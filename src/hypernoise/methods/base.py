@@ -1,7 +1,7 @@
-"""The contract of a method: a way of spending compute on a prompt and a noise, and the meter of what it spends.
+"""The interface of a method, a way to spend compute on a prompt and a noise, and the count of its calls.
 
-A method gets a `Problem` (generator, reward, inference steps), prompts and noises, and gives a `Result`. Calls are
-counted where they happen, by hooks on the denoiser and the decoder, so that no method reports on itself.
+A method gets a `Problem` (generator, reward, inference steps), prompts and noises, and returns a `Result`. Hooks on
+the denoiser and the decoder count the calls, so no method reports its own.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from hypernoise.rewards.base import RewardFunction
 
 @dataclass(frozen=True)
 class Problem:
-    """What every method is given alike: the generator, its inference steps, and the reward to raise."""
+    """The input common to all methods: the generator, its inference steps, and the reward to maximise."""
 
     generator: Generator
     reward: RewardFunction
     num_inference_steps: int = 1  # denoiser calls per picture
-    seed: int = 0  # of the noise that a stochastic scheduler adds between steps
+    seed: int = 0  # for the noise that a stochastic scheduler adds between steps
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a batch took in all. Calls count samples: a denoiser call on a batch of 8 is 8 forwards.
+    """The cost of a batch. Calls count samples: a denoiser call on a batch of 8 is 8 forwards.
 
     seconds: from prompts and noise to pictures, text encoding included.
-    peak_bytes: the most accelerator memory held at once; None on devices that do not tell.
+    peak_bytes: peak accelerator memory; None on devices that do not report it.
     """
 
     denoiser_forwards: int = 0
@@ -49,7 +49,7 @@ class Spent:
     peak_bytes: int | None = None
 
     def __add__(self, other: Spent) -> Spent:
-        """Both, one after the other: calls and seconds add up, the peak is the higher one."""
+        """The sum of both, one after the other; the peak is the higher one."""
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(Spent)[:-1]}
         peaks = [peak for peak in (self.peak_bytes, other.peak_bytes) if peak is not None]
         return Spent(**sums, peak_bytes=max(peaks, default=None))
@@ -57,15 +57,15 @@ class Spent:
 
 @dataclass(frozen=True)
 class Result:
-    """What a method made of a batch.
+    """A method's result for a batch.
 
-    pixels: [B, 3, H, W] in [0, 1], fp32 or better, without a graph.
-    noise: [B, *noise_shape] they were drawn from.
-    prompts: they were drawn with.
-    kl: [B] in nats, how far the noise's law has moved, as far as the method knows it; None where the noise
-        is not what the method changes.
-    scores: [B, candidates] every reward the method looked at, in order, NaN where a sample had stopped; None
-        if it looked at none.
+    pixels: [B, 3, H, W] in [0, 1], fp32 or better, detached.
+    noise: [B, *noise_shape], from which they were drawn.
+    prompts: with which they were drawn.
+    kl: [B] in nats, how far the noise's distribution moved, as far as the method knows it; None if it does
+        not change the noise.
+    scores: [B, candidates] every reward the method evaluated, in order, NaN where a sample had stopped; None
+        if it evaluated none.
     """
 
     pixels: Tensor
@@ -82,24 +82,24 @@ class Method(Protocol):
 
     @property
     def name(self) -> str:
-        """As in tables and on the command line, such as best-of-8."""
+        """The name in tables and on the command line, such as best-of-8."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """All that decides its numbers, as JSON values: what a cached result is recognised by."""
+        """All settings that determine its numbers, as JSON values: the key of cached results."""
         ...
 
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
-        """Pictures of `prompts` from `noise` [B, *noise_shape] ~ N(0, I), or from what it makes of them.
+        """Pictures of `prompts` from `noise` [B, *noise_shape] ~ N(0, I), or from noise derived from it.
 
-        A sample's outcome depends on its own prompt and noise alone, not on its batch, as far as the generator's
-        does: a stochastic scheduler draws the noise between steps for the batch at once.
+        A sample's result depends only on its own prompt and noise, not on its batch, as far as the generator's
+        does: a stochastic scheduler draws the noise between steps for the whole batch.
         """
         ...
 
 
 class Meter:
-    """Draws and scores for one method, while it counts; made by `metered`."""
+    """Draws and scores for one method, and counts; created by `metered`."""
 
     def __init__(self, problem: Problem):
         self.problem = problem
@@ -114,7 +114,7 @@ class Meter:
         return pixels if pixels.dtype == torch.float64 else pixels.float()
 
     def score(self, pixels: Tensor, prompts: list[str], hint: str = "") -> Tensor:
-        """Rewards [B], differentiable in the pixels. InputError, with the hint, for one that no choice can go by."""
+        """Rewards [B], differentiable in the pixels. InputError, with the hint, for one that is not finite."""
         self.reward_calls += len(pixels)
         scores = self.problem.reward(pixels, prompts)
         finite = torch.isfinite(scores)
@@ -129,7 +129,7 @@ class Meter:
     def _on_denoiser(self, module: nn.Module, arguments: Any, output: Any) -> None:
         answer = output if isinstance(output, Tensor) else next(filter(_counts, parts_of(output)))
         self.forwards += len(answer)
-        alone = not isinstance(answer, Tensor)  # Z-Image's denoiser answers with a list, a tensor for each sample
+        alone = not isinstance(answer, Tensor)  # Z-Image's denoiser returns a list with a tensor per sample
         for part in answer if alone else [answer]:
             if part.requires_grad:
                 part.register_hook(lambda gradient: self._on_backward(1 if alone else len(gradient)))
@@ -142,7 +142,7 @@ class Meter:
 
 
 class BestSoFar:
-    """Draws candidates for each sample and keeps the best: its noise, its pixels, and every score in order."""
+    """Draws candidates for each sample and keeps the best one's noise and pixels, and all scores in order."""
 
     def __init__(self, meter: Meter, prompts: list[str], noise: Tensor):
         self.meter, self.prompts = meter, prompts
@@ -152,7 +152,7 @@ class BestSoFar:
         self.scores = [self.score]
 
     def offer(self, noise: Tensor) -> None:
-        """Keeps a candidate [B, *noise_shape] where it scores higher than all before it."""
+        """Keeps a candidate [B, *noise_shape] where it scores higher than all before."""
         pixels = self.meter.draw(noise, self.condition)
         score = self.meter.score(pixels, self.prompts)
         better = score > self.score
@@ -164,7 +164,7 @@ class BestSoFar:
 
 @contextmanager
 def metered(problem: Problem) -> Iterator[Meter]:
-    """Inside the block every call of the generator's networks is counted, and the time taken."""
+    """Inside the block, counts all calls of the generator's networks and measures the time."""
     meter, generator = Meter(problem), problem.generator
     cuda = generator.device.type == "cuda"
     hooks = [_denoiser(generator).register_forward_hook(meter._on_denoiser)]
@@ -187,7 +187,7 @@ def metered(problem: Problem) -> Iterator[Meter]:
 
 
 def _denoiser(generator: Generator) -> nn.Module:
-    """The network whose calls are counted: a diffusion generator's denoiser, a module generator's module."""
+    """The network whose calls are counted: a diffusion generator's denoiser, or a module generator's module."""
     network = getattr(generator, "denoiser", None) or getattr(generator, "module", None)
     if network is None:
         raise InputError(
@@ -202,9 +202,9 @@ def _counts(part: Any) -> bool:
 
 
 def fresh_noise(noise: Tensor, number: int) -> Tensor:
-    """The `number`-th further draw from N(0, I) for each noise [B, ...], seeded by that noise itself.
+    """The `number`-th additional draw from N(0, I) for each noise [B, ...], seeded by that noise.
 
-    So a sample's candidates are the same whatever batch, process or machine draws them.
+    So a sample's candidates are the same in any batch, process or machine.
     """
     draws = []
     for own in noise.detach().float().cpu():

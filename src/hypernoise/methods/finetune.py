@@ -1,9 +1,9 @@
-"""The baseline that changes the generator: a LoRA on its denoiser, trained by the reward alone.
+"""The baseline that changes the generator: a LoRA on its denoiser, trained only by the reward.
 
-Direct reward fine-tuning (DRaFT, Clark et al. 2023, arXiv 2309.17400): the reward's gradient goes through the
-whole of few-step drawing into an ordinary LoRA. There is no KL term, as the pictures' law has none that could
-be computed. It is made and trained by the same code as the noise network, at the same rank, so that the two
-differ only in what the LoRA is: f, or a change to g.
+Direct reward fine-tuning (DRaFT, Clark et al. 2023, arXiv 2309.17400): the reward's gradient goes through all
+few-step sampling into an ordinary LoRA. There is no KL term, as the pictures' distribution has no computable
+one. It shares the noise network's code and rank, so the two differ only in what the LoRA
+is: f, or a change to g.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hypernoise.training.loop import TrainResult, train
 class LoRATune(LoRANoise):
     """An ordinary LoRA on every Linear and Conv layer of the denoiser, off except inside `adapted()`.
 
-    Arguments and errors are `LoRANoise`'s. As a noise network its residual is 0: it leaves the noise alone.
+    Arguments and errors are those of `LoRANoise`. As a noise network its residual is 0.
     """
 
     kind: ClassVar[str] = "finetune"
@@ -51,10 +51,10 @@ def finetune(
     resume_from_checkpoint: bool = True,
     progress: bool = True,
 ) -> TrainResult:
-    """Trains `network` in place to raise E[reward(g_LoRA(x))]; arguments and errors are `train`'s.
+    """Trains `network` in place to maximise E[reward(g_LoRA(x))]; arguments and errors are those of `train`.
 
-    It is `train` with the LoRA on in the generator: noises, prompts, optimiser and checkpoints are those of a
-    noise network of the same configuration. `kl_weight` plays no part, as the residual is 0.
+    It is `train` with the LoRA active in the generator: noises, prompts, optimiser and checkpoints equal those of a
+    noise network with the same configuration. `kl_weight` has no effect, as the residual is 0.
     """
     with network.adapted():
         where = {"output_dir": output_dir, "resume_from_checkpoint": resume_from_checkpoint}
@@ -62,7 +62,7 @@ def finetune(
 
 
 def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:
-    """The LoRA that was saved in `folder` with `save_adapter`.
+    """The LoRA that `save_adapter` saved in `folder`.
 
     Raises:
         InputError: no such adapter there, or another base.
@@ -81,10 +81,10 @@ def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:
 
 
 class FineTune:
-    """One picture of the given noise from the fine-tuned generator.
+    """Draws one picture of the given noise with the fine-tuned generator.
 
     Args:
-        network: a trained `LoRATune`, or the directory it is saved in.
+        network: a trained `LoRATune`, or the directory it was saved in.
     """
 
     def __init__(self, network: LoRATune | str | Path, *, name: str = "finetune"):

@@ -21,7 +21,7 @@ Load = Callable[[Generator, Path], NoiseNetwork]
 
 
 class Adapter:
-    """A noise network, or the directory it is saved in, to be read when it is needed. `load` reads the directory."""
+    """A noise network, or the directory it was saved in, read on first use. `load` reads the directory."""
 
     def __init__(self, source: NoiseNetwork | str | Path, load: Load = load_adapter):
         self._load = load
@@ -29,7 +29,7 @@ class Adapter:
         self._network = None if isinstance(source, str | Path) else source
 
     def on(self, generator: Generator) -> NoiseNetwork:
-        """Raises InputError for a directory that holds no adapter of this generator, or a LoRA made on another."""
+        """Raises InputError for a directory without an adapter of this generator, or a LoRA made on another."""
         network = self._network
         own = network is not None and getattr(network, "generator", generator) is generator
         if not own and self._folder is not None:
@@ -40,7 +40,7 @@ class Adapter:
         return network
 
     def digest(self) -> str:
-        """SHA-256 of the weights and of the settings that scale them."""
+        """SHA-256 of the weights and the settings that scale them."""
         if self._folder is not None:
             settings, state = read_about(self._folder)["settings"], read_weights(self._folder)
         else:
@@ -57,10 +57,10 @@ class HyperNoise:
 
     Args:
         network: a trained noise network, or an adapter directory.
-        strength: s from 0 to 1.5. At another than 1 the KL is ½‖s·f‖², and none where the network knows its exact one.
+        strength: s from 0 to 1.5. Unless it is 1, the KL is ½‖s·f‖², or None if the network has an exact KL.
 
     Raises:
-        InputError: another strength.
+        InputError: strength out of range.
     """
 
     def __init__(self, network: NoiseNetwork | str | Path, *, strength: float = 1.0, name: str = "hypernoise"):

@@ -1,4 +1,4 @@
-"""The generator as it is: what every other method is measured against."""
+"""The unchanged generator, the baseline of every other method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypernoise.methods.base import Problem, Result, metered
 
 @dataclass(frozen=True)
 class Plain:
-    """One picture from the noise that was given."""
+    """One picture from the given noise."""
 
     @property
     def name(self) -> str:

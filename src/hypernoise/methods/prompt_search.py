@@ -1,7 +1,7 @@
-"""The best of several wordings of a prompt by the reward, all drawn from the same noise.
+"""Best of several wordings of a prompt by the reward, all drawn from the same noise.
 
-Wordings come from any function, such as a language model behind an OpenAI-compatible endpoint; nothing is contacted
-unless its address is given.
+Wordings come from any function, such as a language model behind an OpenAI-compatible endpoint; only an
+endpoint whose URL is given is contacted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.settings import MOST_AT_ONCE, whole
 
 Rewriter = Callable[[str, int], list[str]]
-"""Of a prompt, and how many rewrites are wanted; fewer may come. Deterministic ones make results repeatable."""
+"""From a prompt and the number of rewrites to rewrites, maybe fewer. Repeatable results need a deterministic one."""
 
 REQUEST = (
     "Rewrite the following prompt of a text-to-image model in {number} different ways that say more clearly what is to "
@@ -35,13 +35,13 @@ TIMEOUT = 60.0  # seconds
 
 @dataclass(frozen=True, eq=False)
 class PromptSearch:
-    """Draws the prompt and n − 1 rewrites of it; the reward scores each picture for the prompt that was asked.
+    """Draws the prompt and n − 1 rewrites of it; the reward scores each picture for the original prompt.
 
-    Rewrites that the text encoder would cut are left out. The generator's calls and the seconds are counted, the
+    Rewrites that the text encoder would truncate are dropped. The generator's calls and the seconds are counted, the
     rewriter's calls are not.
 
     Args:
-        rewriter: such as `EndpointRewriter`; its `name`, if it has one, tells its results apart from another's.
+        rewriter: such as `EndpointRewriter`; its `name`, if any, is part of the key of cached results.
     """
 
     rewriter: Rewriter
@@ -95,7 +95,7 @@ def _fits(generator: Generator, text: str) -> bool:
 
 
 def parse_lines(answer: str, number: int) -> list[str]:
-    """The first `number` lines that are not empty, without list marks and quotation marks around them."""
+    """The first `number` non-empty lines, without list markers and enclosing quotation marks."""
     lines = [
         re.sub(r"^\s*(?:\d+[.):]|[-*•])\s*", "", line).strip().strip("\"'“”").strip() for line in answer.splitlines()
     ]
@@ -103,25 +103,25 @@ def parse_lines(answer: str, number: int) -> list[str]:
 
 
 class EndpointRewriter:
-    """Asks `POST url/chat/completions`, at temperature 0.
+    """Calls `POST url/chat/completions`, at temperature 0.
 
     Args:
         url: such as http://localhost:8000/v1.
         model: the model's name there.
-        key: sent as a bearer token if not empty; by default what the environment has in OPENAI_API_KEY.
+        key: sent as a bearer token if not empty; by default OPENAI_API_KEY from the environment.
     """
 
     def __init__(self, url: str, model: str, *, key: str | None = None):
         if not re.match(r"https?://", url):
-            raise InputError(f"a rewriter's address starts with http:// or https://, not {url!r}")
+            raise InputError(f"a rewriter's URL starts with http:// or https://, not {url!r}")
         if not model:
-            raise InputError("--rewriter-model names the model at the endpoint")
+            raise InputError("name the endpoint's model with --rewriter-model")
         self.url, self.model = url.rstrip("/"), model
         self.key = os.environ.get("OPENAI_API_KEY", "") if key is None else key
         self.name = f"{self.url} {model}"
 
     def __call__(self, prompt: str, number: int) -> list[str]:
-        """Raises InputError if the endpoint does not answer, or not in this form."""
+        """Raises InputError if the endpoint does not respond in this format."""
         message = {"role": "user", "content": REQUEST.format(number=number, prompt=prompt)}
         body = {"model": self.model, "temperature": 0, "messages": [message]}
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}

@@ -1,4 +1,4 @@
-"""Names of methods, as on the command line, and how each is made."""
+"""Creates methods from their names on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypernoise.methods.search import BestOfN, Search
 
 @dataclass(frozen=True)
 class Given:
-    """What methods may need besides their name: directories of trained networks, and a rewriter of prompts."""
+    """What methods may need in addition to their name: directories of trained networks, and a prompt rewriter."""
 
     adapters: Sequence[str] = ()
     finetuned: Sequence[str] = ()
@@ -26,7 +26,7 @@ class Given:
 
 
 def _trained(kind: str, folders: Sequence[str], flag: str) -> list[tuple[str, str]]:
-    """A name and a directory for each training run; the name alone if there is one."""
+    """A name and a directory for each training run; the plain name if there is only one."""
     if not folders:
         raise InputError(f"method {kind!r} needs {flag} DIR, the directory it was saved in")
     return [(kind if len(folders) == 1 else f"{kind}-{number}", folder) for number, folder in enumerate(folders, 1)]
@@ -72,9 +72,9 @@ EXAMPLES = [*(example for _, example, _ in METHODS), "hypernoise-reno-50"]
 
 
 def make_methods(names: Sequence[str], given: Given) -> list[Method]:
-    """The methods of these names; `hypernoise` and `finetune` give one per training run.
+    """The methods with these names; `hypernoise` and `finetune` give one per training run.
 
-    Raises InputError, with the nearest name, for one that is not known, or lacks what it needs.
+    Raises InputError for an unknown name, with the nearest one, or for one that lacks what it needs.
     """
     made: list[Method] = []
     for name in names:

@@ -1,6 +1,6 @@
 """Gradient search for the noise: ReNO (Eyring et al. 2024, arXiv 2406.04312).
 
-Each iteration draws, scores, and moves the noise up the reward's gradient; the best picture seen is kept.
+Each iteration draws, scores, and moves the noise along the reward's gradient; the best picture is kept.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ STEP, MOMENTUM, CLIP, NORM_WEIGHT = 5.0, 0.9, 0.1, 0.01  # ExplainableML/ReNO, a
 
 @dataclass(frozen=True, eq=False)
 class ReNO:
-    """Searches the noise by the reward's gradient, each sample on its own.
+    """Searches the noise by the reward's gradient, each sample separately.
 
     Args:
-        iterations: pictures drawn; one fewer gradient steps, as published.
-        lr: step of the optimiser, SGD with Nesterov momentum.
-        start: a hypernoise method whose noise the search begins from.
+        iterations: pictures drawn, one more than gradient steps, as published.
+        lr: step size of the optimiser, SGD with Nesterov momentum.
+        start: a hypernoise method that provides the initial noise.
     """
 
     iterations: int = 50
@@ -75,9 +75,7 @@ class ReNO:
                 hint = f" at iteration {iteration}; lower lr" if iteration else ""
                 score = meter.score(pixels, prompts, hint)
             if not last and not score.requires_grad:
-                raise InputError(
-                    "the reward has no gradient in the pixels, which reno climbs; search and best-of do without"
-                )
+                raise InputError("reno needs a reward with a gradient in the pixels; search and best-of do not")
             seen = pixels.detach(), x.detach().clone(), score.detach()
             scores.append(seen[2])
             if found is None:
@@ -95,7 +93,7 @@ class ReNO:
 
 
 def norm_penalty(noise: Tensor, weight: float) -> Tensor:
-    """weight · (½‖x‖² − (d − 1) log‖x‖) of each sample [B], least where ‖x‖² = d − 1; in fp32 or better.
+    """weight · (½‖x‖² − (d − 1) log‖x‖) of each sample [B], minimal at ‖x‖² = d − 1; in fp32 or better.
 
     That is minus the log-density of ‖x‖ under N(0, I), up to a constant (ReNO, section 3).
     """

@@ -1,4 +1,4 @@
-"""Search without gradients: the best of n pictures, or of a few neighbours again and again."""
+"""Gradient-free search: the best of n pictures, or rounds of a few neighbours."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hypernoise.settings import MOST_AT_ONCE, whole
 
 @dataclass(frozen=True)
 class BestOfN:
-    """Draws n pictures of each prompt, the first from the given noise, and keeps the one of highest reward.
+    """Draws n pictures of each prompt, the first from the given noise, and keeps the one with the highest reward.
 
-    Its KL is log n − (n − 1)/n nats, exact where no two pictures score the same (Beirami et al. 2024,
+    Its KL is log n − (n − 1)/n nats, exact if no two pictures have equal scores (Beirami et al. 2024,
     arXiv 2401.01879; with ties it is an upper bound).
     """
 
@@ -49,12 +49,12 @@ class Search:
     """Zero-order search (Ma et al. 2025, arXiv 2501.09732): each round scores `neighbours` of the best noise so far.
 
     A neighbour is √(1 − radius²)·x + radius·ε, so that from x ~ N(0, I) each is N(0, I) too: the paper's
-    sphere around x would grow the norm. The first picture, from the given noise, is a candidate as well, and
+    sphere around x would grow the norm. The first picture, from the given noise, is also a candidate, and
     rewards need no gradient.
 
     Args:
         rounds, neighbours: 1 + rounds · neighbours pictures in all.
-        radius: in (0, 1]; 1 draws afresh, as best-of-n does.
+        radius: in (0, 1]; 1 draws independent noises, as best-of-n does.
     """
 
     rounds: int = 7
@@ -81,7 +81,7 @@ class Search:
             for turn in range(self.rounds):
                 pivot = best.noise
                 for number in range(self.neighbours):
-                    # seeded by the given noise, not the pivot, so that every candidate's share is a new draw
+                    # seeded by the given noise, not the pivot, so that every candidate is a new draw
                     step = fresh_noise(noise, 1 + turn * self.neighbours + number)
                     best.offer(kept * pivot + self.radius * step)
         return Result(best.pixels, best.noise, prompts, None, torch.stack(best.scores, 1), meter.spent())

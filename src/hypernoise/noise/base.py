@@ -1,4 +1,4 @@
-"""The contract of a noise network f: the residual it adds to the noise."""
+"""The interface of a noise network f: the residual it adds to the noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypernoise.generators.base import Condition
 from hypernoise.objective import l2_kl
 from hypernoise.settings import finite
 
-STRENGTHS = (0.0, 1.5)  # that f may be added at; it is trained at 1
+STRENGTHS = (0.0, 1.5)  # allowed multiples of f; it is trained at 1
 
 
 @runtime_checkable
@@ -21,8 +21,8 @@ class NoiseNetwork(Protocol):
     kind: the network's name in an adapter's metadata.
     settings: the keyword arguments that rebuild it, as JSON values.
 
-    A network that knows its KL also has `kl(noise, condition) -> [B]`: terms in nats whose mean over noise ~ N(0, I)
-    is KL(x + f ‖ N(0, I)), with a gradient whose mean is the KL's. ½‖f‖² stands for it where there is none.
+    A network with a known KL also has `kl(noise, condition) -> [B]`: terms in nats whose mean over noise ~ N(0, I) is
+    KL(x + f ‖ N(0, I)), with a gradient whose mean is the KL's. Otherwise ½‖f‖² is used.
     """
 
     kind: ClassVar[str]
@@ -35,7 +35,7 @@ class NoiseNetwork(Protocol):
     def trainable_parameters(self) -> list[nn.Parameter]: ...
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What is saved: names and values of everything that trains."""
+        """The trained tensors by name, which are saved."""
         ...
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
@@ -44,17 +44,17 @@ class NoiseNetwork(Protocol):
 
 
 def knows_kl(network: NoiseNetwork) -> bool:
-    """Whether the network gives its own exact KL."""
+    """Whether the network computes its own exact KL."""
     return hasattr(network, "kl")
 
 
 def kl_of(network: NoiseNetwork, noise: Tensor, condition: Condition, residual: Tensor) -> Tensor:
-    """The KL term of each sample [B], in nats: the network's own, exact in the mean, or the paper's ½‖f‖²."""
+    """The KL term of each sample [B], in nats: the network's own, exact on average, or the paper's ½‖f‖²."""
     own: Any = network
     return own.kl(noise, condition) if knows_kl(network) else l2_kl(residual)
 
 
 def check_strength(strength: float) -> None:
-    """Raises InputError for what is no number from 0 to 1.5."""
+    """Raises InputError unless it is a number from 0 to 1.5."""
     if not (finite(strength) and STRENGTHS[0] <= strength <= STRENGTHS[1]):
         raise InputError(f"strength must be a number from 0 to {STRENGTHS[1]}, not {shown(strength)}")

@@ -1,8 +1,8 @@
 """An invertible map of a few Gaussian coefficients, T(u; e) = u + h(u, e), with its exact KL.
 
-RealNVP's affine couplings (Dinh et al., arXiv 1605.08803): half of the coefficients get a scale and a shift that the
-other half and the prompt decide, so the Jacobian is triangular up to order and its log-determinant is the sum of
-the log-scales. A scale and a shift that the prompt alone decides come last.
+RealNVP's affine couplings (Dinh et al., arXiv 1605.08803): half of the coefficients get a scale and a shift that depend
+on the other half and the prompt, so the Jacobian is triangular up to order and its log-determinant is the sum of the
+log-scales. Last come a scale and a shift that depend only on the prompt.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ MOST = 2.0  # a layer scales by exp(-2) to exp(2): well conditioned both ways in
 
 
 class CouplingFlow(nn.Module):
-    """T(u; e) of coefficients u [B, size] and embedded prompts e [B, width]; the identity until it is trained.
+    """T(u; e) of coefficients u [B, size] and embedded prompts e [B, width]; the identity before training.
 
     Args:
-        size: coefficients.
-        width: of the embedding and of the hidden layers.
-        depth: couplings; successive ones move complementary halves. A single coefficient has none.
+        size: number of coefficients.
+        width: width of the embedding and the hidden layers.
+        depth: number of couplings; successive ones change complementary halves. A single coefficient has none.
     """
 
     def __init__(self, size: int, *, width: int, depth: int):
@@ -33,13 +33,13 @@ class CouplingFlow(nn.Module):
     def forward(self, u: Tensor, e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h [B, size], log det(I + J_h) [B], and a term [B] whose mean over u ~ N(0, I) is that of u·h.
 
-        The last layer's share of u·h has a known mean, which stands in its place: E[u·(s·u + t)] = Σ s. Only the
-        couplings' share is sampled.
+        The last layer's share of u·h is replaced by its known mean: E[u·(s·u + t)] = Σ s. Only the couplings'
+        share is sampled.
         """
         moved, volume = torch.zeros_like(u), u.new_zeros(len(u))
         for coupling in self.couplings:
             now = u + moved
-            log_scale, shift = coupling(now, e)  # 0 where the coupling keeps a coefficient
+            log_scale, shift = coupling(now, e)  # 0 for coefficients that the coupling keeps
             moved = moved + torch.expm1(log_scale) * now + shift
             volume = volume + log_scale.sum(1)
         log_scale, shift = _scale_and_shift(self.last(e))
@@ -52,12 +52,12 @@ class CouplingFlow(nn.Module):
         log_scale, shift = _scale_and_shift(self.last(e))
         u, volume = (z - shift) * torch.exp(-log_scale), log_scale.sum(1)
         for coupling in reversed(self.couplings):
-            log_scale, shift = coupling(u, e)  # sees the coefficients that it keeps, which are as they were
+            log_scale, shift = coupling(u, e)  # depends on the coefficients that it keeps
             u, volume = (u - shift) * torch.exp(-log_scale), volume + log_scale.sum(1)
         return u, volume
 
     def score(self, z: Tensor, e: Tensor) -> Tensor:
-        """∇ log q(z) [B, size] of the law q of T(u; e), u ~ N(0, I); a constant for autograd."""
+        """∇ log q(z) [B, size] for the density q of T(u; e), u ~ N(0, I); a constant for autograd."""
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
             u, volume = self.inverse(z, e.detach())
@@ -66,10 +66,10 @@ class CouplingFlow(nn.Module):
     def kl(self, u: Tensor, e: Tensor) -> Tensor:
         """½‖h‖² + u·h − log det(I + J_h) [B] at u ~ N(0, I), in nats: its mean is KL(law of T(u; e) ‖ N(0, I)).
 
-        The value has `forward`'s mean of u·h in the place of its last layer's share, and so no variance at all for a
-        map of the prompt's shift alone. The gradient is the path gradient (Roeder et al., arXiv 1703.09194): along
-        z = T(u) through log q(z) − log φ(z) with q held, which leaves out the score ∇_θ log q, of mean 0. It is
-        unbiased, and where T is optimal for a reward, the objective's gradient is 0 at every u, not only on average.
+        The value uses `forward`'s mean of u·h for the last layer's share, so it has no variance for a map that is only
+        the prompt's shift. The gradient is the path gradient (Roeder et al., arXiv 1703.09194): along z = T(u) through
+        log q(z) − log φ(z) with q held fixed, without the score ∇_θ log q, whose mean is 0. It is unbiased, and where T
+        is optimal for a reward, the objective's gradient is 0 at every u, not only on average.
         """
         h, volume, stein = self(u, e)
         value = 0.5 * h.square().sum(1) + stein - volume
@@ -81,7 +81,7 @@ class CouplingFlow(nn.Module):
 
 
 class _Coupling(nn.Module):
-    """The log-scale and the shift [B, size] each of the coefficients `moved`, as the others and e say; 0 elsewhere."""
+    """The log-scale and the shift [B, size] of the coefficients `moved`, from the others and e; 0 elsewhere."""
 
     def __init__(self, size: int, moved: list[int], width: int):
         super().__init__()
@@ -107,7 +107,7 @@ def _scale_and_shift(raw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _half(size: int, layer: int) -> list[int]:
-    """The coefficients that a layer moves: a shuffled half, and the other half in the next layer."""
+    """The coefficients that a layer changes: a shuffled half, and the other half in the next layer."""
     order = sorted(range(size), key=lambda index: key_of(layer // 2, index))
     return sorted(order[size // 2 :] if layer % 2 == 0 else order[: size // 2])
 

@@ -1,4 +1,4 @@
-"""LoRAs that PEFT or diffusers saved by themselves, as the paper's authors release theirs: settings and weights."""
+"""LoRAs saved by PEFT or diffusers, such as those the paper's authors release: settings and weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hypernoise.errors import InputError, first_line
 from hypernoise.files import parse_json, read_json
 
 CONFIG = "adapter_config.json"  # PEFT's
-DIFFUSERS = "pytorch_lora_weights.safetensors"  # of save_lora_adapter and save_lora_weights
+DIFFUSERS = "pytorch_lora_weights.safetensors"  # written by save_lora_adapter and save_lora_weights
 NOTED = "lora_adapter_metadata"  # PEFT's fields, in that file's metadata
-COMPONENTS = ("unet.", "transformer.")  # what save_lora_weights puts before every name
+COMPONENTS = ("unet.", "transformer.")  # prefixes of every name that save_lora_weights writes
 
-FREE = {  # PEFT's fields that change nothing of what trained weights do
+FREE = {  # PEFT's fields that do not change the effect of trained weights
     *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "auto_mapping"),
     *("megatron_core", "qalora_group_size", "runtime_config", "eva_config"),
 }
-STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # that leave the base weights as they are
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # initialisations that leave the base weights unchanged
 
 
 def is_foreign(folder: Path) -> bool:
@@ -30,7 +30,7 @@ def is_foreign(folder: Path) -> bool:
 
 
 def foreign_settings(folder: Path) -> dict[str, Any]:
-    """Rank and alpha. InputError for fields that cannot be read, or that a plain LoRA has not, all of them."""
+    """Rank and alpha. InputError for invalid fields, or for fields that a plain LoRA lacks."""
     fields, file = _fields(folder)
     usual: dict[str, Any] = {**LoraConfig().to_dict(), "peft_type": "LORA"}
     other = []
@@ -57,7 +57,7 @@ def _fields(folder: Path) -> tuple[Mapping[str, Any], Path]:
                 noted = (opened.metadata() or {}).get(NOTED)
             if noted is None:
                 raise InputError(
-                    f"{file} does not say its rank and alpha; write them beside it, as r and lora_alpha in {CONFIG}"
+                    f"{file} does not record its rank and alpha; add them as r and lora_alpha in {CONFIG} next to it"
                 )
             fields = {without_component(name): value for name, value in dict(parse_json(noted, "its metadata")).items()}
     except (ValueError, TypeError, SafetensorError) as error:
@@ -68,5 +68,5 @@ def _fields(folder: Path) -> tuple[Mapping[str, Any], Path]:
 
 
 def without_component(name: str) -> str:
-    """A name of a pipeline's file as its denoiser has it."""
+    """A name in a pipeline's file as its denoiser names it."""
     return next((name.removeprefix(part) for part in COMPONENTS if name.startswith(part)), name)

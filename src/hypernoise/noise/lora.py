@@ -1,8 +1,8 @@
 """The paper's noise network: a LoRA on the frozen denoiser, evaluated at the first timestep.
 
-Every Linear and Conv layer gets a low-rank update; the output layer, while f is evaluated, answers with
-its update alone (its base path and bias are left out). With B = 0 at the start, f is exactly 0 (paper,
-section 4; arXiv 2508.09968). The same weights, with the updates off, stay the generator.
+Every Linear and Conv layer gets a low-rank update; while f is evaluated, the output layer returns only
+its update (without base path and bias). With B = 0 at the start, f is exactly 0 (paper,
+section 4; arXiv 2508.09968). The same weights, with the updates off, are the generator.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 class LoRANoise(nn.Module):
     """f as a LoRA on a generator's denoiser.
 
-    The LoRA is kept beside the denoiser, whose layers answer with it only while f is evaluated. Between two
-    evaluations the denoiser carries nothing: several networks may share one, and LoRAs of the user's own come and go.
+    The LoRA is kept outside the denoiser, whose layers apply it only while f is evaluated. Between evaluations the
+    denoiser is unchanged: several networks may share one, and the user's own LoRAs may come and go.
 
     Args:
         generator: the frozen generator.
-        rank, alpha: of the LoRA; the update is scaled by alpha / rank.
-        seed: of the LoRA's initial A (B starts at 0).
-        layers: names of the layers to adapt, the output layer among them, or of a set of them (`LAYER_SETS`); every
+        rank, alpha: the LoRA's; the update is scaled by alpha / rank.
+        seed: for the LoRA's initial A (B starts at 0).
+        layers: names of the layers to adapt, including the output layer, or of a set of them (`LAYER_SETS`); every
             Linear and Conv layer if None.
-        init: of A: PEFT's own, or N(0, 1/rank²), which PEFT calls gaussian.
-        unscaled: f is given the noise itself, not what the pipeline's scheduler makes of it for the generator, as
-            the paper's authors train SD-Turbo's (0.2 % apart; see `Family.released`).
+        init: of A: PEFT's default, or N(0, 1/rank²), PEFT's "gaussian".
+        unscaled: f receives the noise itself, not the scheduler's scaled input of the generator, as in the paper
+            authors' training of SD-Turbo (0.2 % apart; see `Family.released`).
 
     Raises:
-        InputError: rank < 1, alpha not a positive number, or layers that are not there.
+        InputError: rank < 1, alpha not a positive number, or missing layers.
     """
 
     kind: ClassVar[str] = "lora"
@@ -64,7 +64,7 @@ class LoRANoise(nn.Module):
         if not (finite(alpha) and alpha > 0):
             raise InputError(f"alpha must be a positive number, not {shown(alpha)}")
         if not hasattr(generator, "denoiser"):
-            raise InputError(f"{generator.name!r} has no denoiser to put a LoRA on: take ResidualNoise")
+            raise InputError(f"{generator.name!r} has no denoiser to put a LoRA on: use ResidualNoise")
         self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
         self.output_layer = generator.family.output_layer
         there = adaptable_layers(generator.denoiser)
@@ -75,16 +75,16 @@ class LoRANoise(nn.Module):
         if unscaled:
             self.settings["unscaled"] = True
         self._unscaled = unscaled
-        self._generator = (generator,)  # a tuple, so that the frozen weights are no part of this module
+        self._generator = (generator,)  # a tuple, so that the frozen weights are not part of this module
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the user's accelerators too
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the user's accelerators
             self.lora = nn.ModuleList([Update(there[name][1], rank, alpha / rank, init) for name in names])
         self.lora.to(torch.float64 if generator.dtype == torch.float64 else torch.float32)
         place: Any = there[self.output_layer][1].weight.device
-        if place.type != "meta":  # those are offloaded, or planned
+        if place.type != "meta":  # offloaded, or only planned
             self.lora.to(place)
         self.layers: dict[str, Update] = dict(zip(names, self.lora, strict=True))  # type: ignore[arg-type]
-        self.active = False  # whether the denoiser is f at the moment, and not the generator
+        self.active = False  # whether the denoiser currently computes f
 
     @property
     def generator(self) -> DiffusionGenerator:
@@ -97,15 +97,15 @@ class LoRANoise(nn.Module):
 
     @contextmanager
     def adapted(self, pipeline: Any = None) -> Iterator[None]:
-        """The pipeline's denoiser is f inside the block, and the frozen generator again after it.
+        """The pipeline's denoiser computes f inside the block, and is the frozen generator again after it.
 
-        LoRAs that the user has loaded are off in the block, unless they are fused.
+        The user's LoRAs are off in the block, unless they are fused.
 
         Args:
-            pipeline: the generator's own if None.
+            pipeline: by default the generator's own.
 
         Raises:
-            InputError: a denoiser that does not have the layers this network was made for.
+            InputError: a denoiser without the layers this network was made for.
         """
         if self.active:
             yield
@@ -131,12 +131,12 @@ class LoRANoise(nn.Module):
             if name not in there or update.sizes != _sizes(there[name][1]):
                 raise InputError(
                     f"the denoiser is not the one that this noise network was made for: its layer {name!r} is "
-                    f"{'of another size' if name in there else 'not there'}; put that denoiser back, or make or load "
+                    f"{'of another size' if name in there else 'not there'}; restore that denoiser, or create or load "
                     "the network on this one"
                 )
 
     def _input(self, scheduler: Any) -> AbstractContextManager[None]:
-        """What the scheduler hands to the denoiser inside the block: the noise itself, if f takes it unscaled."""
+        """The scheduler's scaling of the denoiser's input inside the block: none if f is unscaled."""
         if not self._unscaled or not hasattr(scheduler, "scale_model_input"):
             return nullcontext()
         return replaced(scheduler, {"scale_model_input": lambda latents, step: latents / scheduler.init_noise_sigma})
@@ -156,17 +156,17 @@ class LoRANoise(nn.Module):
         copy_state(self.trainable_state(), state)
 
     def scale_output(self, factor: float) -> None:
-        """Multiplies the residual by `factor`, for good: it is linear in the output layer's B."""
+        """Scales the residual by `factor` permanently: it is linear in the output layer's B."""
         self.trainable_state()[f"{self.output_layer}.lora_B.weight"].mul_(factor)
 
     def remove(self) -> None:
-        """There is nothing to take off: outside an evaluation of f the denoiser is as it was."""
+        """Does nothing: outside an evaluation of f the denoiser is unchanged."""
 
 
 class Update(nn.Module):
-    """scale · B(A(x)), what the LoRA adds to one layer. A convolution's groups are left out: B·A is full.
+    """scale · B(A(x)), the LoRA's contribution to one layer. Ignores a convolution's groups: B·A is full.
 
-    (SANA's depthwise convolutions need that: the adapters that the paper's authors released are full on them.)
+    (SANA's depthwise convolutions need that: the paper authors' released adapters are full on them.)
     """
 
     def __init__(self, layer: Any, rank: int, scale: float, init: Literal["kaiming", "gaussian"]):
@@ -182,11 +182,11 @@ class Update(nn.Module):
         if init == "gaussian":
             nn.init.normal_(self.lora_A.weight, std=1 / rank)
         else:
-            nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))  # a second draw, as PEFT makes it
+            nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))  # a second draw, as in PEFT
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.lora_A.weight.device != x.device:  # the pipeline was moved, or is offloaded
+        if self.lora_A.weight.device != x.device:  # the pipeline was moved or is offloaded
             self.to(x.device)
         return self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))) * self.scale
 
@@ -194,11 +194,11 @@ class Update(nn.Module):
 LAYER_SETS: dict[str, Callable[[nn.Module], bool]] = {
     "without-depthwise": lambda layer: getattr(layer, "groups", 1) == 1,
 }
-"""Layers by the name of their set. On a depthwise convolution, whose own weights are few, a LoRA is a whole one."""
+"""Sets of layers by name. A depthwise convolution has so few weights that a LoRA on it is no smaller than full rank."""
 
 
 def _named(layers: Sequence[str], there: dict[str, tuple[nn.Module, nn.Module]]) -> list[str]:
-    """`layers`, with the layers of a set in the place of its name."""
+    """`layers`, with names of sets expanded."""
     found: list[str] = []
     for name in layers:
         belongs = LAYER_SETS.get(name)
@@ -207,7 +207,7 @@ def _named(layers: Sequence[str], there: dict[str, tuple[nn.Module, nn.Module]])
 
 
 class _Adapted:
-    """The `forward` of a layer while f is evaluated: its own, without what wraps it, plus the update."""
+    """A layer's `forward` while f is evaluated: its own, unwrapped, plus the update."""
 
     def __init__(self, layer: nn.Module, bare: nn.Module, update: Update | None, alone: bool):
         own = layer.forward
@@ -223,7 +223,7 @@ class _Adapted:
 
 
 def _put(layer: nn.Module, forward: Any) -> Any:
-    """Makes this the layer's own `forward`, or takes its own away if None; returns the one before, or None."""
+    """Sets the layer's instance `forward`, or removes it for None; returns the previous one, or None."""
     before = vars(layer).pop("forward", None)
     if forward is not None:
         vars(layer)["forward"] = forward
@@ -231,14 +231,14 @@ def _put(layer: nn.Module, forward: Any) -> Any:
 
 
 def adaptable_layers(denoiser: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Its Linear and Conv layers by name, in its own order: each as it stands there, and without what wraps it.
+    """The denoiser's Linear and Conv layers by name, in order: each as it is, and unwrapped.
 
     Raises:
-        InputError: attention layers are fused, so that calls pass by the layers that an adapter knows.
+        InputError: attention projections are fused, so that calls bypass the layers that an adapter targets.
     """
     kinds, found = nn.Linear | nn.modules.conv._ConvNd, {}
     for name, layer, bare in layers_of(denoiser):
-        if vars(bare).get("fused_projections") and (  # the older classes only change their processor back
+        if vars(bare).get("fused_projections") and (  # the older classes only restore their processor
             hasattr(bare, "unfuse_projections") or "Fused" in type(vars(bare).get("processor")).__name__
         ):
             raise InputError(

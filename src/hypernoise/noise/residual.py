@@ -1,4 +1,4 @@
-"""A stand-alone residual network for generators that are any module: noise in, residual out."""
+"""A stand-alone residual network for any module as generator: noise in, residual out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator, checked_shape
 from hypernoise.noise.state import TrainedWhole
 
-ENCODED = 1024  # prompts at once, where their labels are looked through
+ENCODED = 1024  # prompts per batch when searching their labels
 
 
 class ResidualNoise(TrainedWhole):
-    """A perceptron on the flattened noise and the condition's embedding, whose last layer starts at zero.
+    """An MLP on the flattened noise and the condition's embedding, whose last layer starts at zero.
 
     Args:
-        noise_shape: of one sample.
-        condition_size: numbers in a sample's embedding, or how many classes there are where conditions are labels;
-            0: f looks at the noise alone. None: what the generator's conditions have when training begins (`suit`).
-        width, depth: of the hidden layers; depth 0 is a plain affine map.
-        seed: of the initial hidden weights.
+        noise_shape: one sample's shape.
+        condition_size: size of a sample's embedding, or the number of classes if conditions are labels;
+            0: f sees only the noise. None: taken from the generator's conditions when training begins (`suit`).
+        width, depth: the hidden layers'; depth 0 is a plain affine map.
+        seed: for the initial hidden weights.
     """
 
     kind: ClassVar[str] = "residual"
@@ -65,14 +65,14 @@ class ResidualNoise(TrainedWhole):
         self.network = nn.Sequential(*hidden, last)
 
     def suit(self, generator: Generator, prompts: Sequence[str]) -> None:
-        """Before training: takes the size of this generator's conditions, unless one was given.
+        """Before training: takes the size of the generator's conditions, unless given.
 
         Raises:
             InputError: the generator's noise has another shape.
         """
         if self.noise_shape != tuple(generator.noise_shape):
             raise InputError(
-                f"this network takes noise of {self.noise_shape}, and {generator.name!r} of {generator.noise_shape}"
+                f"this network takes noise of {self.noise_shape}, but {generator.name!r} takes {generator.noise_shape}"
             )
         if self.settings["condition_size"] is not None:
             return
@@ -97,7 +97,7 @@ class ResidualNoise(TrainedWhole):
         return self.network(seen).unflatten(1, self.noise_shape)
 
     def scale_output(self, factor: float) -> None:
-        """Multiplies what depends on the noise by `factor`, for good; the shift, the last layer's bias, stays."""
+        """Scales what depends on the noise by `factor` permanently; the shift, the last layer's bias, stays."""
         weight, _ = list(self.parameters())[-2:]
         with torch.no_grad():
             weight.mul_(factor)

@@ -1,4 +1,4 @@
-"""What a recipe says of a spectral noise network. Imports no torch."""
+"""Settings of a spectral noise network. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Spectral:
     """Settings of `noise_network: spectral`."""
 
     k: int = 4
-    """Frequencies of the latent grid that f changes, each way, in each channel."""
+    """f changes the k x k lowest frequencies of the latent grid in each channel."""
     width: int = 128
-    """Of the network's hidden layers."""
+    """Width of the network's hidden layers."""
     depth: int = 4
-    """Couplings of its invertible map; 0: a scale and a shift that the prompt alone decides."""
+    """Number of couplings in its invertible map; 0: only a scale and a shift that depend on the prompt."""
 
     def __post_init__(self) -> None:
         typed(self, Spectral, "spectral.")

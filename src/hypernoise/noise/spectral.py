@@ -1,11 +1,11 @@
-"""A stand-alone noise network on the noise's low frequencies, with the exact KL.
+"""A stand-alone noise network on the noise's low frequencies, with an exact KL.
 
     f(x, c) = Pᵀ h(P x, c)
 
 P is an orthonormal basis of the latent grid's low frequencies (DCT-II), k × k per channel, and T(u; c) = u + h(u, c)
-an invertible map of its coefficients (`coupling`). With x ~ N(0, I) so is u = P x, the rest of x stays as it is, and
-so KL(x + f ‖ N(0, I)) is exactly KL(T(u) ‖ N(0, I)). That a small network on these frequencies can replace a LoRA
-on the whole denoiser is a finding of LENS (arXiv 2605.07253); the flow and its KL are ours.
+an invertible map of its coefficients (`coupling`). With x ~ N(0, I) so is u = P x, and the rest of x is unchanged, so
+KL(x + f ‖ N(0, I)) is exactly KL(T(u) ‖ N(0, I)). That a small network on these frequencies can replace a LoRA on
+the whole denoiser is a finding of LENS (arXiv 2605.07253); the flow and its KL are ours.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class SpectralNoise(TrainedWhole):
     """f on k × k frequencies of each latent channel, for a grid of any size.
 
     Args:
-        channels: of the latent grid, unpacked; of noise that is a vector [B, n], n (a grid of one cell: k is 1).
-        text_width: numbers that `described` gives of a prompt. For a module: its embedding's numbers, how many classes
-            its labels have, or 1 where it has no condition.
-        k: frequencies kept each way; the map has channels · k² coefficients.
+        channels: of the unpacked latent grid; for vector noise [B, n], n (a grid of one cell: k is 1).
+        text_width: size of `described` prompts. For a module: its embedding's size, the number of classes if
+            conditions are labels, or 1 without conditions.
+        k: lowest frequencies in each direction; the map has channels · k² coefficients.
         width: of the hidden layers.
-        depth: couplings of the map.
-        patch: latent pixels that the noise packs into one cell each way: it is [B, C·p², H/p, W/p], or
+        depth: number of couplings.
+        patch: side in latent pixels of a cell that the noise packs: it is [B, C·p², H/p, W/p], or
             [B, H/p · W/p, C·p²] in tokens.
-        grid: cells of noise in tokens, (H/p, W/p), where a call names none.
-        seed: of the initial hidden weights; the last layers start at 0, and so does f.
+        grid: default size of noise in tokens in cells, (H/p, W/p).
+        seed: for the initial hidden weights; the last layers start at 0, so f does too.
 
     Raises:
         InputError: a setting that is not a whole number of at least 1 (depth: 0).
@@ -77,17 +77,17 @@ class SpectralNoise(TrainedWhole):
             self.map = CouplingFlow(channels * k * k, width=width, depth=depth)
 
     def forward(self, noise: Tensor, condition: Condition, *, grid: tuple[int, int] | None = None) -> Tensor:
-        """The residual, in the weights' dtype and laid out as the noise.
+        """The residual, in the weights' dtype and the noise's layout.
 
         Args:
             noise: [B, C·p², H/p, W/p], [B, H/p · W/p, C·p²] in tokens, or a vector [B, C].
-            grid: (H/p, W/p) of tokens; the network's own if None.
+            grid: (H/p, W/p) of tokens; by default the network's.
 
         Raises:
-            InputError: other channels or another text width than the network's, a grid smaller than k, or tokens
-                that do not fill theirs.
+            InputError: channels or text width differ from the network's, a grid smaller than k, or tokens
+                that do not fill the grid.
         """
-        with torch.autocast(noise.device.type, enabled=False):  # small, and what it adds to should not be rounded
+        with torch.autocast(noise.device.type, enabled=False):  # small, and the sum should not be rounded
             u, e, (rows, columns) = self._seen(noise, condition, grid)
             h, _, _ = self.map(u, e)
             residual = rows.T @ h.unflatten(1, (self.channels, self.k, self.k)) @ columns
@@ -137,16 +137,16 @@ def unpacked(noise: Tensor, patch: int, grid: tuple[int, int] | None) -> Tensor:
 
 
 def described(condition: Condition, width: int | None = None) -> Tensor:
-    """What the pipeline's own encoder says of each prompt [B, text width]: the mean of its tokens' embeddings, those
-    that a mask hides left out, and its pooled embedding where there is one, each layer-normalised. Of a module's
-    condition: its embedding, or its labels as one-hot rows of `width`; where there is none, ones [B, 1]."""
+    """An embedding of each prompt [B, text width]: the mean of the pipeline's unmasked token embeddings, and the pooled
+    embedding if there is one, each layer-normalised. For a module: its embedding, or its labels as one-hot rows of
+    `width`; without conditions, ones [B, 1]."""
     tensors = condition.tensors
     if width is not None and "embedding" in tensors:
         return embedded(condition, width)
     if list(tensors) == ["index"]:
         return torch.ones(len(condition), 1)
     if "prompt_embeds" not in tensors:
-        raise InputError(f"a spectral noise network needs prompt_embeds; here are {', '.join(tensors)}")
+        raise InputError(f"a spectral noise network needs prompt_embeds; this generator has {', '.join(tensors)}")
     tokens = tensors["prompt_embeds"].float()  # [B, L, D]
     mask = tensors.get("prompt_attention_mask", tensors.get("prompt_embeds_mask"))
     weights = torch.ones_like(tokens[..., 0]) if mask is None else mask.to(tokens)
@@ -165,7 +165,7 @@ def cosine_basis(size: int) -> Tensor:
 
 
 def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: int = 0) -> SpectralNoise:
-    """A new spectral noise network for a generator; one prompt is encoded to see how wide its embeddings are.
+    """A new spectral noise network for a generator; encodes one prompt to find the embedding's size.
 
     Raises:
         InputError: more frequencies than the generator's latent grid has.
@@ -177,7 +177,7 @@ def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: i
 def untrained(
     generator: DiffusionGenerator, settings: Spectral, condition: Condition, *, seed: int = 0
 ) -> SpectralNoise:
-    """As `spectral_noise`, on the CPU and in fp32, for prompts that are embedded like `condition`."""
+    """Like `spectral_noise`, on the CPU in fp32, for prompts embedded like `condition`."""
     patch, grid = generator.family.patch, grid_of(generator)
     if settings.k > min(grid) * patch:
         raise InputError(
@@ -197,11 +197,11 @@ def untrained(
 
 
 def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:
-    """The network of an adapter's settings for a generator, whose own size it takes; its weights are to be loaded.
+    """A network from an adapter's settings, at the generator's size; its weights are loaded later.
 
     Raises:
-        InputError: the generator has other latent channels, or packs them otherwise.
-        TypeError: settings that the network does not take.
+        InputError: the generator has other latent channels, or packs them differently.
+        TypeError: settings that the network does not accept.
     """
     if not hasattr(generator, "family"):  # a module's
         network, (channels, patch) = SpectralNoise(**settings), (generator.noise_shape[0], 1)
@@ -211,14 +211,14 @@ def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:
         channels, patch = channels_of(generator), generator.family.patch
     if (network.channels, network.patch) != (channels, patch):
         raise InputError(
-            f"this noise network is for {network.channels} latent channels in patches of {network.patch}, and "
+            f"this noise network is for {network.channels} latent channels in patches of {network.patch}, but "
             f"{generator.name!r} has {channels} in patches of {patch}"
         )
     return network if generator.device.type == "meta" else network.to(generator.device)  # offloaded weights are there
 
 
 def channels_of(generator: DiffusionGenerator) -> int:
-    """Channels of the generator's latent grid, unpacked."""
+    """Channels of the generator's unpacked latent grid."""
     packed = generator.noise_shape[0 if generator.family.layout == "grid" else 1]
     return packed // generator.family.patch**2
 

@@ -1,4 +1,4 @@
-"""What a network has trained, read and copied strictly (every name and shape, or a clear refusal)."""
+"""A network's trained tensors, read and copied strictly (every name and shape, or a clear error)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypernoise.errors import InputError
 
 
 def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Copies `state` into the tensors of `own`, or raises InputError and changes nothing."""
+    """Copies `state` into the tensors of `own`, or raises InputError without changing anything."""
     matching = own.keys() & state.keys()
     if not matching:
         raise InputError("the adapter matches no weight of this generator: it was made for another architecture")
@@ -32,7 +32,7 @@ def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
 
 
 class TrainedWhole(nn.Module):
-    """A network all of whose parameters train: the part of `base.NoiseNetwork` that follows from that."""
+    """A network with only trainable parameters: the part of `base.NoiseNetwork` that follows from that."""
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.parameters())

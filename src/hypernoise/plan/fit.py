@@ -1,7 +1,7 @@
-"""A recipe made to fit into a device's memory, by its plan: the settings of `memory: {fit: ...}`.
+"""Adapts a recipe to a device's memory by its plan: `memory: {fit: ...}`.
 
-What costs the least time is tried first: more rounds per batch, then besides them activations computed again, pictures
-decoded one by one, rewards in bf16, and text encoders on the CPU.
+The settings cheapest in time are tried first: more accumulation steps, then in addition recomputed activations,
+decoding one picture at a time, rewards in bf16, and text encoders on the CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hypernoise.plan.plan import plan
 from hypernoise.training.config import Recipe
 from hypernoise.training.processes import launched, own_device
 
-ROOM = 15 / 16  # of the memory may be planned; the rest is for what a plan leaves out
+ROOM = 15 / 16  # share of the memory to plan for; the rest is for what a plan omits
 
 
 def _memory(recipe: Recipe, **changes: Any) -> Recipe:
@@ -38,14 +38,14 @@ SAVINGS: tuple[Callable[[Recipe], Recipe], ...] = (
 
 
 def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | None = None) -> tuple[Recipe, str]:
-    """The recipe with the first settings whose plan fits, and a line that names them; nothing changes without a `fit`.
+    """The recipe with the first settings whose plan fits, and a line that names them; unchanged without a `fit`.
 
     Args:
-        device: whose memory `fit: auto` means.
-        planned_for: decides what a mixed_precision of auto comes to; `device` if None.
+        device: the one that `fit: auto` refers to.
+        planned_for: resolves a mixed_precision of auto; `device` if None.
 
     Raises:
-        InputError: a `fit` that is neither auto nor a size, or that nothing here reaches.
+        InputError: a `fit` that is neither auto nor a size, or that no settings reach.
     """
     if not recipe.memory.fit:
         return recipe, ""
@@ -55,7 +55,7 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
     own, least = recipe, float("inf")
     for saving in SAVINGS:
         own = saving(own)
-        batch = own.train_batch_size // processes  # pictures of a process, over its rounds
+        batch = own.train_batch_size // processes  # pictures per process, over its accumulation steps
         for rounds in range(own.gradient_accumulation_steps, batch + 1):
             if batch % rounds:
                 continue
@@ -66,14 +66,14 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
                 chosen = dataclasses.replace(own, gradient_accumulation_steps=rounds)
                 return chosen, _line(recipe, chosen, peak, limit)
     raise InputError(
-        f"memory.fit: {recipe.memory.fit} leaves {limit / 1e9:.1f} GB for what is planned, and {recipe.generator} "
-        f"needs {least / 1e9:.1f} GB, one picture at a time with every saving; lower lora.rank, set "
-        "memory.quantise: nf4, or put the rewards elsewhere with reward_device"
+        f"memory.fit: {recipe.memory.fit} leaves {limit / 1e9:.1f} GB for the plan, but {recipe.generator} "
+        f"needs {least / 1e9:.1f} GB, even one picture at a time with all savings; lower lora.rank, set "
+        "memory.quantise: nf4, or move the rewards to another device with reward_device"
     )
 
 
 def memory_of(fit: str, device: torch.device) -> float:
-    """Bytes of a `fit`: auto is the whole of the device's memory."""
+    """Bytes of a `fit`: auto is the device's whole memory."""
     if fit == "auto":
         if device.type == "cuda":
             return torch.cuda.get_device_properties(device).total_memory
@@ -85,7 +85,7 @@ def memory_of(fit: str, device: torch.device) -> float:
 
 
 def _line(asked: Recipe, chosen: Recipe, peak: int, limit: float) -> str:
-    """What was changed, and what the plan comes to."""
+    """What was changed, and the planned memory."""
     names = ("gradient_accumulation_steps", "reward_dtype")
     pairs = [(name, getattr(asked, name), getattr(chosen, name)) for name in names]
     before, after = vars(asked.memory), vars(chosen.memory)

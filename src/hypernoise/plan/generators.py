@@ -1,4 +1,4 @@
-"""Published generators without data: their real classes on the meta device, driven through the pipeline's own call."""
+"""Published generators without data: their real classes on the meta device, called through the pipeline's own call."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from hypernoise.generators.presets import PRESETS, Preset
 from hypernoise.plan.trace import moved
 
 META = torch.device("meta")
-PROMPT_TOKENS = 128  # assumed of prompts that are not padded to a fixed length
+PROMPT_TOKENS = 128  # assumed length of prompts that are not padded to a fixed length
 
 
 Place = Callable[[], AbstractContextManager[Any]]
-"""Inside such a block, networks are made with their weights in a place."""
+"""Inside such a block, networks are built with their weights in one place."""
 
 
 def on_meta() -> torch.device:
@@ -46,8 +46,8 @@ Conditions = Callable[[int], Condition]
 class Published:
     """A generator's classes and configurations, without weights.
 
-    configuration: denoiser, vae, scheduler (each with its class) and the numbers of parameters of each text encoder.
-    words: the length that prompts are padded to, where the tokenizer says one.
+    configuration: denoiser, vae, scheduler (each with its class) and each text encoder's number of parameters.
+    words: the length that prompts are padded to, if the tokenizer has one.
     """
 
     name: str
@@ -72,14 +72,14 @@ class Planned:
 
 @cache
 def configurations() -> dict[str, dict[str, Any]]:
-    """By preset from the Hub: denoiser, vae and scheduler, and the number of parameters of each text encoder."""
+    """Presets from the Hub: denoiser, vae and scheduler, and each text encoder's number of parameters."""
     found = yaml.safe_load(files("hypernoise").joinpath("plan/configurations.yaml").read_text())
     del found["shared"]
     return found
 
 
 def published(source: str) -> Published:
-    """Of a preset's name or of a pipeline directory.
+    """The configuration of a preset's name or a pipeline directory.
 
     Raises:
         InputError: neither a preset nor a directory of one of diffusers' own pipelines.
@@ -100,11 +100,11 @@ def published(source: str) -> Published:
 def planned_generator(
     source: str, *, dtype: torch.dtype, size: tuple[int, int] | None = None, memory: Memory = NO_SAVING
 ) -> Planned:
-    """A generator without data. Raises InputError as `published` does."""
+    """A generator without data. Raises the InputErrors of `published`."""
     found = published(source)
     pipeline = assembled(found, dtype, memory.tiny_decoder)
     _without_data(pipeline)
-    memory = Memory(gradient_checkpointing=memory.gradient_checkpointing)  # the rest is worked out from a trace
+    memory = Memory(gradient_checkpointing=memory.gradient_checkpointing)  # the rest is computed from a trace
     generator = generator_of(found, pipeline, size, memory)
     return Planned(generator, conditions(found, generator, dtype), found.text_parameters, found.preset)
 
@@ -125,7 +125,7 @@ def conditions(found: Published, generator: DiffusionGenerator, dtype: torch.dty
 
 
 def _read_folder(folder: Path) -> tuple[str, dict[str, Any], int | None]:
-    """A saved pipeline's class, its configurations, and its prompts' padded length if its tokenizer says one."""
+    """A saved pipeline's class, its configurations, and its prompts' padded length if its tokenizer has one."""
 
     def read(file: str) -> dict[str, Any]:
         try:
@@ -153,14 +153,14 @@ def _encoder_parameters(config: dict[str, Any]) -> int:
 
 
 def build(config: Mapping[str, Any], dtype: torch.dtype, place: Place = on_meta) -> nn.Module:
-    """A class of diffusers and its configuration, as a module whose weights are where `place` puts them."""
+    """A diffusers class and its configuration, as a module with weights in `place`."""
     with place():
         module = getattr(diffusers, config["class"]).from_config({k: v for k, v in config.items() if k != "class"})
-    return nn.Module.to(module, dtype=dtype)  # diffusers' own warns of what may be kept in fp32
+    return nn.Module.to(module, dtype=dtype)  # diffusers' own warns about parts kept in fp32
 
 
 def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", place: Place = on_meta) -> Any:
-    """The pipeline without its text encoders, its networks' weights where `place` puts them."""
+    """The pipeline without text encoders, with its networks' weights in `place`."""
     family, configuration = found.preset.family, found.configuration
     cls = getattr(diffusers, family)
     names = set(cls.__init__.__annotations__)
@@ -176,31 +176,31 @@ def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", plac
 
 
 def _without_data(pipeline: Any) -> None:
-    """Makes the pipeline's own call run with networks on the meta device; its schedule is computed on the CPU."""
+    """Lets the pipeline's own call run with networks on the meta device; its schedule is computed on the CPU."""
     pipeline.__class__ = type(type(pipeline).__name__, (_OnTheCPU, type(pipeline)), {})
     network, own = getattr(pipeline, family_of(pipeline).denoiser), pipeline.vae.decode
     network.register_forward_pre_hook(lambda module, a, k: moved((a, k), "meta"), with_kwargs=True)
     network.register_forward_hook(lambda module, arguments, output: moved(output, "cpu"))
     if hasattr(pipeline.vae, "bn"):  # FLUX.2 un-normalises its latents with these statistics, outside the network
         pipeline.vae.bn.to_empty(device="cpu")
-    pipeline.vae.decoder._hf_hook = SimpleNamespace(execution_device="cpu")  # what pipelines bring its latents to
+    pipeline.vae.decoder._hf_hook = SimpleNamespace(execution_device="cpu")  # the device that pipelines move latents to
     pipeline.vae.decode = lambda latents, **keywords: own(moved(latents, "meta"), **keywords)
 
 
 def _tiny(source: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """A tiny decoder's configuration: a directory's, else TAESD's for the same number of latent channels."""
+    """A tiny decoder's configuration: a directory's, otherwise TAESD's for the same number of latent channels."""
     file = Path(source) / "config.json"
     config = json.loads(file.read_text()) if file.is_file() else {"latent_channels": own.get("latent_channels", 4)}
     return {"class": "AutoencoderTiny", **{k: v for k, v in config.items() if not k.startswith("_")}}
 
 
 class _OnTheCPU:
-    """A pipeline whose networks have no data computes its schedule, a few numbers, on the CPU."""
+    """A pipeline whose networks have no data, and which computes its schedule, a few numbers, on the CPU."""
 
     _execution_device = torch.device("cpu")
 
 
-# What each family's text encoders give a prompt, by the lengths its pipeline pads to: (the denoiser's configuration,
+# The outputs of each family's text encoders for a prompt, at the padded lengths: (the denoiser's configuration,
 # its tokenizer's length) -> shapes by name
 _CONDITIONS: dict[str, Callable[[Any, int], dict[str, tuple[int, ...]]]] = {
     "StableDiffusionPipeline": lambda c, words: {"prompt_embeds": (words, c.cross_attention_dim)},

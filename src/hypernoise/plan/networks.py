@@ -1,8 +1,8 @@
-"""Noise networks and rewards without data, as a plan runs them."""
+"""Noise networks and rewards without data, for plans."""
 
 from __future__ import annotations
 
-# transformers' configurations are built from keywords that its stubs do not name
+# transformers' configurations accept keywords that its stubs do not name
 # pyright: reportCallIssue=false
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def meta_network(planned: Planned, settings: LoRA | Spectral) -> LoRANoise | Spe
 
 
 def parameters_by_kind(network: LoRANoise | SpectralNoise) -> dict[str, int]:
-    """Parameters that train, by kind of layer: linear, conv, depthwise conv."""
+    """Trained parameters, by kind of layer: linear, conv, depthwise conv."""
     if isinstance(network, SpectralNoise):
         return {"linear": count(network)}
     counts: dict[str, int] = {}
@@ -50,8 +50,8 @@ def parameters_by_kind(network: LoRANoise | SpectralNoise) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class PlannedRewards:
-    """parameters: of each network, None where it is not counted; networks: those that are; score: the trained ones'
-    sum [B] of pixels [B, 3, H, W], None if none is counted."""
+    """parameters: of each network, None if not counted; networks: the counted ones; score: the sum [B] of the trained
+    ones for pixels [B, 3, H, W], None if none is counted."""
 
     parameters: dict[str, int | None]
     networks: list[nn.Module]
@@ -64,9 +64,9 @@ def planned_rewards(
     settings: RewardSettings,
     place: Place = on_meta,
 ) -> PlannedRewards:
-    """The networks of these rewards, their weights where `place` puts them.
+    """The networks of these rewards, with weights in `place`.
 
-    Prompts are encoded once, so what they take is left out.
+    Prompts are encoded once, so their encoding is not counted.
     """
     parameters: dict[str, int | None] = {}
     networks: list[nn.Module] = []
@@ -102,13 +102,13 @@ def _image_reward_scores(name: str, settings: RewardSettings) -> tuple[nn.Module
         shown = normalise(reward.resize(pixels), CLIP_MEAN, CLIP_STD).to(reward.dtype)
         states = network.vision_model(pixel_values=shown).last_hidden_state
         words = torch.zeros(len(pixels), LIMIT, dtype=torch.long, device=pixels.device)
-        return network(states, words, None).float()  # BLIP would read a mask's values, and there are none
+        return network(states, words, None).float()  # BLIP would read a mask's values, which do not exist
 
     return network, score
 
 
 def packed_parameters(generator: DiffusionGenerator) -> int:
-    """How many of the denoiser's weights quantising packs: those of linear layers but for the output layer."""
+    """How many of the denoiser's weights are quantised: those of linear layers except the output layer."""
     return sum(
         module.weight.numel()
         for name, module in generator.denoiser.named_modules()

@@ -1,10 +1,10 @@
-"""What a recipe will take: parameters, memory and arithmetic, before anything is downloaded.
+"""What a recipe needs: parameters, memory and arithmetic, without downloading anything.
 
     print(table(plan(read_recipe("recipes/sd-turbo.yaml"))))
 
 The real classes are built from their configurations on the meta device, and the training step itself runs on them,
-through the pipeline's own call: memory and arithmetic are counted, not modelled. Left out are rewards that are not
-counted, kernels' workspaces and the framework's own few hundred MB.
+through the pipeline's own call: memory and arithmetic are counted, not modelled. Not included are rewards that are not
+counted, kernel workspaces and the framework's own few hundred MB.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.training.config import LoRA, Recipe
 
 WEIGHT_BITS = {"none": None, "int8": 8, "nf4": 4}
-OPTIMIZER_BYTES = {"sgd": 4, "adamw": 8}  # of its state, per parameter in fp32
+OPTIMIZER_BYTES = {"sgd": 4, "adamw": 8}  # of state, per fp32 parameter
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One round of a training step. Memory in bytes.
+    """One accumulation step. Memory in bytes.
 
-    parts: weights by network, what trains (weights, gradients, optimiser), and the activations at the peak.
-    kept: what the backward pass needs, by the part that left it.
+    parts: weights by network, the trained part (weights, gradients, optimiser), and the activations at the peak.
+    kept: tensors for the backward pass, by the part that keeps them.
     """
 
     parts: dict[str, int]
@@ -47,7 +47,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Plan:
-    """frozen, trained, rewards: parameters, by network, by kind of layer, and by name (None where not counted)."""
+    """frozen, trained, rewards: parameters, by network, by kind of layer, and by name (None if not counted)."""
 
     recipe: Recipe
     preset: Preset
@@ -60,24 +60,24 @@ class Plan:
 
     @property
     def batch(self) -> int:
-        """Pictures at once."""
+        """Pictures per accumulation step and process."""
         return self.recipe.train_batch_size // self.recipe.gradient_accumulation_steps
 
     @property
     def overhead(self) -> dict[int, float]:
-        """What the noise network adds to a drawing's arithmetic, by the number of inference steps."""
+        """The relative cost that the noise network adds to drawing, by number of inference steps."""
         f, g, d = (self.training.flops[name] for name in ("noise network", "generator", "decoder"))
         return {n: f / (n * g / max(self.recipe.inference_steps) + d) for n in sorted({1, 4, self.preset.steps})}
 
     @property
     def revision(self) -> str:
-        """What will be loaded: the revision asked for, the pinned one, or the newest."""
+        """The revision to load: the requested one, the pinned one, or the newest."""
         return self.recipe.revision or self.preset.revision or "main (the newest; none is pinned)"
 
 
 @dataclass(frozen=True)
 class _Generator:
-    """What a trace found of a generator and its noise network; `weights` are the bytes of the frozen ones."""
+    """A trace of a generator and its noise network; `weights` are the bytes of the frozen ones."""
 
     preset: Preset
     size: tuple[int, int]
@@ -113,14 +113,14 @@ def _generator(
 def _rewards(
     trained: tuple[str, ...], measured: tuple[str, ...], settings: RewardSettings, size: tuple[int, int]
 ) -> tuple[dict[str, int | None], int, dict[str, Part]]:
-    """Parameters by network, bytes of their weights, and what scoring takes."""
+    """Parameters by network, bytes of their weights, and the cost of scoring."""
     found = planned_rewards(trained, measured, settings)
     size_of = sum(weight.nbytes for network in found.networks for weight in network.parameters())
     return found.parameters, size_of, reward_parts(found.score, size) if found.score else {}
 
 
 def plan(recipe: Recipe, device: torch.device = META) -> Plan:
-    """Runs a recipe's training step without data; `device` decides what a mixed_precision of auto comes to.
+    """Runs a recipe's training step without data; `device` resolves a mixed_precision of auto.
 
     Raises:
         InputError: a generator that is neither a preset nor a directory of one of diffusers' own pipelines.
@@ -139,7 +139,7 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
         weights["denoiser"] -= found.packed * (8 * precision.dtype.itemsize - bits) // 8
     if memory.text_encoders != "stay":
         weights["text encoders"] = 0
-    if reward_bytes and not recipe.reward_device:  # else none of their memory is here
+    if reward_bytes and not recipe.reward_device:  # otherwise their memory is elsewhere
         weights["rewards"] = reward_bytes
         parts |= scoring
     trained = {f"trained: {name}": size for name, size in found.trained_bytes.items()}
@@ -157,7 +157,7 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
 
 
 def table(found: Plan) -> str:
-    """A plan for people to read."""
+    """A plan as text."""
     recipe, preset = found.recipe, found.preset
     kinds = sorted(found.trained.items(), key=lambda item: -item[1])
     rewards = [f"{name} {_millions(count) if count else 'not counted'}" for name, count in found.rewards.items()]

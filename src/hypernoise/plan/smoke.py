@@ -1,7 +1,7 @@
-"""A recipe at its full size on the device at hand, with random weights: what it takes before anything is downloaded.
+"""Runs a recipe at full size with random weights on the current device, without downloading anything.
 
 Its networks are built from the published configurations, two steps are trained and a picture is drawn through `attach`.
-Text encoders are not run: a tensor of their size stands in for their weights, and random numbers for what they give.
+Text encoders are not run: a tensor of their size replaces their weights, and random numbers their outputs.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from hypernoise.training.observers import peak_memory
 
 STEPS = 2
 PROMPTS = ["a red ring", "two blue crosses"]
-BLOCK = 2**20  # random numbers, which are repeated: drawing billions of them would take minutes
+BLOCK = 2**20  # random numbers, which are repeated: drawing billions would take minutes
 
-empty = partial(init_empty_weights, include_buffers=False)  # buffers hold positions and the like
+empty = partial(init_empty_weights, include_buffers=False)  # buffers hold positions etc.
 
 
 class WithoutText(DiffusionGenerator):
-    """A generator whose prompts are random numbers in the shape of encoded ones."""
+    """A generator whose encoded prompts are random numbers of the right shape."""
 
     like: Conditions
 
@@ -57,14 +57,14 @@ class WithoutText(DiffusionGenerator):
         return Condition(random).to(self.device)
 
     def check_prompts(self, prompts: list[str]) -> None:
-        """Any prompt will do."""
+        """Accepts any prompt."""
 
 
 def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
-    """Trains and draws; prints a line per part, and returns what was measured.
+    """Trains and draws; prints a line per part, and returns the measurements.
 
     Raises:
-        InputError: what fails, and where.
+        InputError: the error, and the part that failed.
     """
     place = pick_device(device)
     planned = plan(recipe, place)
@@ -84,7 +84,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         if memory.quantise != "none":
             check_can_quantise(memory.quantise)
             quantise_linears(generator.denoiser, memory.quantise, generator.family.output_layer)
-            pipeline.to(place)  # which packs them
+            pipeline.to(place)  # this packs them
         generator.like = conditions(found, generator, dtype)
         network = build(recipe, generator)
         rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)
@@ -103,7 +103,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
 
     with _part(f"{STEPS} training steps"):
         rows = train(generator, network, score, PROMPTS, config, progress=False).history
-    peak = (peak_memory(place) or before) - before  # 0 on Windows, which does not say it
+    peak = (peak_memory(place) or before) - before  # 0 on Windows, where it is unknown
     seconds = [row["seconds"] for row in rows]
     print(f"trained  {STEPS} steps in {', '.join(f'{took:.1f}' for took in seconds)} s")
     print(f"memory   {_gigabytes(peak)} at the peak, planned {_gigabytes(expected)}: {peak / expected - 1:+.0%}")
@@ -119,7 +119,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
     finite = bool(pictures.isfinite().all())
     print(f"drew     {tuple(pictures.shape)[1:]} in {drawing:.1f} s{'' if finite else ', not finite'}")
     print(f"pace     {recipe.train_batch_size / seconds[-1]:.3g} images/s in training")
-    print("\n".join(f"then     {doubt}" for doubt in doubts) or "then     nothing else that would fail was found")
+    print("\n".join(f"then     {doubt}" for doubt in doubts) or "then     no other problem was found")
     del standing_in
     return {
         "peak_bytes": peak,
@@ -132,7 +132,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
 
 
 def fill(network: nn.Module, device: torch.device) -> None:
-    """Random weights on a device, for a network that was built without: matrices keep their inputs' scale."""
+    """Random weights on a device, for a network built without: matrices preserve their inputs' scale."""
     block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).to(device)
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
@@ -148,7 +148,7 @@ def fill(network: nn.Module, device: torch.device) -> None:
 
 
 def _doubts(recipe: Recipe) -> list[str]:
-    """What would fail of the recipe itself, which random weights do not show."""
+    """Problems of the recipe itself that random weights do not show."""
     doubts = []
     try:
         read_mix(recipe.prompts)
@@ -170,7 +170,7 @@ def _part(name: str) -> Iterator[None]:
 
 
 def _held(device: torch.device) -> int:
-    """Bytes in use: on a GPU by torch, else by this process."""
+    """Bytes in use: on a GPU from torch, otherwise of this process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     statm = Path("/proc/self/statm")

@@ -1,7 +1,7 @@
-"""A training step's memory and arithmetic, found by running its parts on tensors without data.
+"""A training step's memory and arithmetic, from running its parts on tensors without data.
 
-A few pictures are traced, part by part (noise network, generator, decoder, rewards; then back), and what a part takes
-grows with the number of pictures: so one trace answers for any batch, and for pictures that are decoded in slices.
+A few pictures are traced, part by part (noise network, generator, decoder, rewards; then backwards), and a part's cost
+grows with the number of pictures: so one trace covers any batch, also with decoding in slices.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ TRACED = 2  # pictures: with one, torch would skip copies that a batch needs
 
 @dataclass(frozen=True)
 class Part:
-    """Of a step with `TRACED` pictures. Memory in bytes.
+    """The cost of a part in a step with `TRACED` pictures. Memory in bytes.
 
-    kept: what it leaves for the gradient.
-    forward, backward: the most it has beside that, and beside what the parts before it left, on each way.
-    flops, flops_back: floating point operations on each way.
+    kept: what it keeps for the gradient.
+    forward, backward: its peak in addition to that, and to what earlier parts keep, in each pass.
+    flops, flops_back: floating-point operations in each pass.
     """
 
     kept: int
@@ -40,7 +40,7 @@ class Part:
 
 
 def activations(parts: Mapping[str, Part], batch: int, decode_slice: int = 0) -> int:
-    """The most bytes of activations at once in a round of `batch` pictures, of parts in their order."""
+    """Peak bytes of activations in an accumulation step of `batch` pictures, with parts in order."""
     most = held = 0
     for name, part in parts.items():
         at_once = min(decode_slice or batch, batch) if name == "decoder" else batch
@@ -50,11 +50,11 @@ def activations(parts: Mapping[str, Part], batch: int, decode_slice: int = 0) ->
 
 
 class _Parts:
-    """Watches a step; `end` closes a part on the way forward, `ended_back` on the way back."""
+    """Watches a step; `end` closes a part in the forward pass, `ended_back` in the backward pass."""
 
     def __init__(self, live: Live):
         self.live = live
-        self.forward: dict[str, tuple[int, int, int, int]] = {}  # bytes kept, more on the way, flops, bytes at its end
+        self.forward: dict[str, tuple[int, int, int, int]] = {}  # bytes kept, more at the peak, flops, bytes at its end
         self.backward: dict[str, tuple[int, int]] = {}
         self._next()
 
@@ -80,13 +80,13 @@ class _Parts:
 
 
 def generator_parts(planned: Planned, network: LoRANoise | SpectralNoise, *, steps: int = 1) -> dict[str, Part]:
-    """Noise network, generator and decoder, of a step with this many denoiser calls per picture.
+    """Noise network, generator and decoder, in a step with this many denoiser calls per picture.
 
     Args:
         network: on the planned generator; a LoRA in the dtype that its layers compute in (under autocast, bf16).
     """
     generator, trained = planned.generator, network.trainable_parameters()
-    for parameter in trained:  # their gradients count as what trains: made beforehand, in the layers' dtype
+    for parameter in trained:  # their gradients count as trained memory: allocated in advance, in the layers' dtype
         parameter.grad = torch.empty_like(parameter)
     dtype = torch.float32 if trained[0].dtype.itemsize < 4 else trained[0].dtype
     noise = torch.zeros(TRACED, *generator.noise_shape, dtype=dtype)
@@ -114,7 +114,7 @@ def generator_parts(planned: Planned, network: LoRANoise | SpectralNoise, *, ste
 
 
 def reward_parts(score: Callable[[Tensor], Tensor], size: tuple[int, int]) -> dict[str, Part]:
-    """Scoring pictures of this size, and back to them."""
+    """Scoring pictures of this size, forward and backward."""
     live = Live()
     pixels = torch.empty(TRACED, 3, *size, device="meta", requires_grad=True)
     with torch.enable_grad(), live, fused_attention(live):
@@ -128,7 +128,7 @@ def reward_parts(score: Callable[[Tensor], Tensor], size: tuple[int, int]) -> di
 
 @contextmanager
 def _at_first_call(module: nn.Module, act: Callable[[Tensor], None]) -> Iterator[None]:
-    """Inside the block, `act` is given the module's input when it is first called."""
+    """Inside the block, `act` receives the module's input when it is first called."""
     waiting = [act]
 
     def begin(module: nn.Module, arguments: Any) -> None:

@@ -1,8 +1,8 @@
-"""How much memory and arithmetic a computation takes, found by running it on tensors without data.
+"""The memory and arithmetic of a computation, from running it on tensors without data.
 
-`Live` follows every storage that an operation makes until nothing holds it any more, so its peak is what an exact
-allocator would reach; autograd on the meta device keeps and frees what it would elsewhere. Left out are a kernel's own
-workspace and an allocator's rounding.
+`Live` tracks every storage that an operation creates until it is freed, so its peak is that of an ideal
+allocator; autograd on the meta device keeps and frees the same tensors as elsewhere. Not included are kernel
+workspaces and the allocator's rounding.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the storages made inside the block that are still held: `bytes` now, `peak` at most.
+    """Bytes of storages created inside the block that are still alive: `bytes` now, `peak` at most.
 
-    `flops` are the floating point operations done, a multiply-add being two: of products and convolutions, as
-    torch's own counter has them. (That counter as a mode of its own would hold on to tensors.)
+    `flops` are floating-point operations, a multiply-add being two: of matrix products and convolutions, as in
+    torch's own counter. (As a mode of its own, that counter would keep tensors alive.)
 
-    On the meta device torch works out an answer's shape in Python, which takes far longer than making a tensor of that
-    shape. Networks repeat themselves, so each operation runs once for every kind of input and is remembered.
+    On the meta device torch infers output shapes in Python, which takes far longer than creating a tensor of that
+    shape. Networks repeat themselves, so each operation runs once per kind of input and is cached.
     """
 
     def __init__(self) -> None:
@@ -74,14 +74,14 @@ class Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Shape:
-    """What an operation's answer is made like."""
+    """The properties of an operation's output."""
 
     size: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
 
 
-_SEEN: dict[Any, tuple[Any, int]] = {}  # by operation and inputs: its answer (None: the first input) and its flops
+_SEEN: dict[Any, tuple[Any, int]] = {}  # by operation and inputs: its output (None: the first input) and its flops
 
 
 def _shape(value: Any) -> Any:
@@ -96,12 +96,12 @@ def _made(value: Any) -> Any:
 
 @cache
 def _is_view(function: Any) -> bool:
-    """Whether its answer shares the first input's storage, unchanged."""
+    """Whether its output shares the first input's storage, unchanged."""
     return not function._schema.is_mutable and any(value.alias_info for value in function._schema.returns)
 
 
 def _kind(function: Any, arguments: Any, keywords: Any) -> Any:
-    """What decides the shape of an operation's answer; None where it is not on meta tensors alone."""
+    """A key for the shape of an operation's output; None unless all tensors are on meta."""
     kinds: list[Any] = [function]
     for value in (*tree_leaves(arguments), *tree_leaves(keywords)):
         if not isinstance(value, Tensor):
@@ -114,7 +114,7 @@ def _kind(function: Any, arguments: Any, keywords: Any) -> Any:
 
 
 class _Attention(torch.autograd.Function):
-    """What fused attention allocates: its output and a log-sum per query; their gradients' sizes backwards."""
+    """What fused attention allocates: its output and a log-sum per query; backwards, their gradients' sizes."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, live: Live) -> Tensor:
@@ -128,7 +128,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         q, k, v, *_ = ctx.saved_tensors
-        ctx.live.flops += 5 * _attention_flops(q, k, v) // 2  # five products for two, one of them done again
+        ctx.live.flops += 5 * _attention_flops(q, k, v) // 2  # five products instead of two, one of them recomputed
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
 
 
@@ -138,9 +138,9 @@ def _attention_flops(q: Tensor, k: Tensor, v: Tensor) -> int:
 
 @contextmanager
 def fused_attention(live: Live) -> Iterator[None]:
-    """`scaled_dot_product_attention` on meta tensors as a fused kernel, which does not hold the whole matrix.
+    """`scaled_dot_product_attention` on meta tensors as a fused kernel, which does not store the whole matrix.
 
-    torch's function mode would do, were it on when a checkpointed block runs again.
+    torch's function mode would suffice if it were active when a checkpointed block is recomputed.
     """
     own = nn.functional.scaled_dot_product_attention
 
@@ -157,7 +157,7 @@ def fused_attention(live: Live) -> Iterator[None]:
 
 
 class _Move(torch.autograd.Function):
-    """Shape and dtype without the values, as zeros on the CPU or nothing on the meta device; gradients move back."""
+    """Shape and dtype without values, as zeros on the CPU or nothing on the meta device; gradients move back."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, device: str) -> Tensor:
@@ -171,7 +171,7 @@ class _Move(torch.autograd.Function):
 
 
 def moved(nest: Any, device: str) -> Any:
-    """Every tensor of a nest on the meta device, or as zeros on the CPU (a scheduler's arithmetic needs data)."""
+    """Every tensor of a nested structure on the meta device, or as zeros on the CPU (for a scheduler's arithmetic)."""
 
     def one(value: Any) -> Any:
         return _Move.apply(value, device) if isinstance(value, Tensor) and value.device.type != device else value

@@ -1,6 +1,6 @@
 """LAION's improved aesthetic predictor (v2): linear layers on CLIP ViT-L/14, trained on people's ratings from 1 to 10.
 
-It ignores the prompt, so it is for watching, or for a small weight beside rewards that read it.
+It ignores the prompt, so use it for validation, or with a small weight next to rewards that read the prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEAD = Released("camenduru/improved-aesthetic-predictor", ("sac+logos+ava1-l14-l
 
 
 class AestheticNetwork(nn.Module):
-    """Ratings [B] of normalised pictures: the head on unit features."""
+    """Ratings [B] of normalised pictures, from unit features."""
 
     def __init__(self, vision: Mapping[str, Any] = L14["vision_config"]):
         super().__init__()
@@ -38,7 +38,7 @@ class AestheticNetwork(nn.Module):
 
 
 def from_released(tower: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict for `AestheticNetwork` from the two files; the tower's other half, for words, is left out."""
+    """A state dict for `AestheticNetwork` from the two files, without the text tower."""
     seen = ("vision_model.", "visual_projection.")
     return {
         **{f"tower.{name}": tensor for name, tensor in tower.items() if name.startswith(seen)},
@@ -47,7 +47,7 @@ def from_released(tower: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> di
 
 
 def load(name: str, settings: RewardSettings, weights: tuple[Path, Path] | None = None) -> AestheticReward:
-    """The predictor, from (tower, head) files or from where they are published.
+    """The predictor, from (tower, head) files or from its published location.
 
     Raises:
         InputError: weights that cannot be loaded or do not fit.
@@ -58,7 +58,7 @@ def load(name: str, settings: RewardSettings, weights: tuple[Path, Path] | None 
 
 
 class AestheticReward(NetworkReward):
-    """The rating of an `AestheticNetwork`, whatever the prompt."""
+    """The rating by an `AestheticNetwork`, ignoring the prompt."""
 
     def __init__(self, name: str, network: AestheticNetwork, settings: RewardSettings | None = None):
         self.name, self.settings = name, settings or RewardSettings()

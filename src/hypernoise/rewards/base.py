@@ -1,4 +1,4 @@
-"""The contract of a reward r, per-sample scores of pictures for their prompts, and the checks that it is kept."""
+"""The interface of a reward r, per-sample scores of pictures for their prompts, and its checks."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ class Reward(Protocol):
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor: ...
 
     def member_scores(self) -> dict[str, Tensor]:
-        """Each member's scores [B] of the last call, by name; of a reward without members none."""
+        """Each member's scores [B] of the last call, by name; empty for a reward without members."""
         return {}
 
 
 RewardFunction = Callable[[Tensor, list[str]], Tensor]
-"""What training and methods take: a `Reward`, or any function of one's own."""
+"""What training and methods accept: a `Reward`, or any function."""
 
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """How the rewards that are networks run; functions of pixels alone ignore it."""
+    """Settings of reward networks; rewards computed from pixels ignore them."""
 
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts beyond a reward's text encoder: cut them (warned once, counted), or score windows that fit and take
-    the mean or the soft minimum."""
+    """Prompts longer than a reward's text encoder: truncate them (warned once, counted), or score windows that fit and
+    take the mean or the soft minimum."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks' weights; scores are fp32."""
+    """Precision of the networks' weights; scores are fp32."""
     device: str = ""
-    """Where the networks are; empty: with the pictures."""
+    """The networks' device; empty: the pictures'."""
     checkpointing: bool = False
-    """Keep no activations inside the networks and compute them again for the gradient: less memory, more time."""
+    """Recompute the networks' activations for the gradient: less memory, more time."""
 
     def __post_init__(self) -> None:
         typed(self, RewardSettings)
@@ -53,40 +53,40 @@ class RewardSettings:
 
 
 TAKES = "a reward takes pixels [B, 3, H, W], floats in [0, 1]"
-SLACK = 0.01  # that values may lie outside [0, 1]
-SHAPES = (  # that pictures are handed in by mistake (0: any size), and what to hand in instead
-    ((3, 0, 0), "of one picture give pixels[None]"),
-    ((0, 0, 3), "of one picture give pixels.permute(2, 0, 1)[None]"),
-    ((0, 0, 0, 3), "give pixels.permute(0, 3, 1, 2)"),
-    ((0, 1, 0, 0), "of grey ones give pixels.expand(-1, 3, -1, -1)"),
-    ((0, 4, 0, 0), "without alpha give pixels[:, :3]"),
+SLACK = 0.01  # tolerance of the range [0, 1]
+SHAPES = (  # common wrong shapes (0: any size), and the fix
+    ((3, 0, 0), "for one picture pass pixels[None]"),
+    ((0, 0, 3), "for one picture pass pixels.permute(2, 0, 1)[None]"),
+    ((0, 0, 0, 3), "pass pixels.permute(0, 3, 1, 2)"),
+    ((0, 1, 0, 0), "for grey pictures pass pixels.expand(-1, 3, -1, -1)"),
+    ((0, 4, 0, 0), "to drop alpha pass pixels[:, :3]"),
 )
 
 
 def check_pictures(pixels: Any) -> None:
-    """Raises InputError, with the fix, for what is not pictures.
+    """Raises InputError, with the fix, for anything but pictures.
 
-    Values are looked at where no gradient is followed: what a generator has just drawn is in [0, 1], and a device need
-    not be waited for.
+    Values are only checked without a gradient: a generator's pixels are in [0, 1], and reading them would
+    synchronise the device.
     """
     if not isinstance(pixels, Tensor) or pixels.layout != torch.strided:
         raise InputError(f"{TAKES}, not a {type(pixels).__name__}")
     if not pixels.is_floating_point():
-        raise InputError(f"{TAKES}, not {pixels.dtype}; of bytes give pixels.float() / 255")
+        raise InputError(f"{TAKES}, not {pixels.dtype}; for bytes pass pixels.float() / 255")
     if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape:
         raise InputError(f"{TAKES}, not {list(pixels.shape)}{_fix(pixels.shape)}")
     if not pixels.requires_grad and not pixels.is_meta:
         least, most = (bound.item() for bound in pixels.detach().aminmax())
         if not (least >= -SLACK and most <= 1 + SLACK):
-            fix = " (give (pixels + 1) / 2)" if -1 - SLACK <= least < 0 and most <= 1 + SLACK else ""
+            fix = " (pass (pixels + 1) / 2)" if -1 - SLACK <= least < 0 and most <= 1 + SLACK else ""
             raise InputError(f"{TAKES}; these go from {least:.4g} to {most:.4g}{fix}")
 
 
 def check_pairs(pixels: Any, prompts: Any) -> None:
-    """Raises InputError for what is not pictures and a prompt for each."""
+    """Raises InputError unless these are pictures with a prompt each."""
     check_pictures(pixels)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) != len(pixels):
-        raise InputError(f"one prompt for each of {len(pixels)} pictures is needed, in a list")
+        raise InputError(f"prompts must be a list with one prompt for each of {len(pixels)} pictures")
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError(f"prompts must be texts, not {shown(list(prompts))}")
 
@@ -99,35 +99,33 @@ def _fix(shape: Sequence[int]) -> str:
 
 
 def check_callable(reward: object, name: str = "the reward") -> None:
-    """Raises InputError for what cannot be called as reward(pixels, prompts)."""
+    """Raises InputError for anything that cannot be called as reward(pixels, prompts)."""
     if isinstance(reward, str):
-        raise InputError(
-            f"{name} is the word {reward!r}; hypernoise.load_reward({reward!r}) gives the reward of a name"
-        )
+        raise InputError(f"{name} is the text {reward!r}; hypernoise.load_reward({reward!r}) loads a reward by name")
     if isinstance(reward, type):
-        raise InputError(f"{name} is the class {reward.__name__}; hand in one made of it")
+        raise InputError(f"{name} is the class {reward.__name__}; pass an instance of it")
     if not callable(reward):
-        raise InputError(f"{name} is a {type(reward).__name__}; it must take (pixels, prompts) and give [B]")
+        raise InputError(f"{name} is a {type(reward).__name__}; it must take (pixels, prompts) and return [B]")
     try:
         signature = inspect.signature(reward)
-    except ValueError:  # of some built-in functions nobody knows it
+    except ValueError:  # some built-in functions have no signature
         return
     try:
         signature.bind(None, None)
     except TypeError as error:
-        raise InputError(f"{name} must take (pixels, prompts), and takes {signature}") from error
+        raise InputError(f"{name} must take (pixels, prompts), but takes {signature}") from error
 
 
 def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str = "the reward") -> Tensor:
-    """What `reward` gives, which must be a tensor of one score per picture. InputError, with `name`, if not."""
+    """The result of `reward`, which must be a tensor with one score per picture. InputError, with `name`, if not."""
     try:
         scores = reward(pixels, prompts)
     except RuntimeError as error:
         if "numpy() on Tensor that requires grad" not in str(error):
             raise
-        raise InputError(f"{name} hands the pixels to numpy, where no gradient follows; compute with torch") from error
+        raise InputError(f"{name} passes the pixels to numpy, which has no gradient; compute with torch") from error
     if not isinstance(scores, Tensor):
-        raise InputError(f"{name} gave a {type(scores).__name__}, not a tensor of one score per picture")
+        raise InputError(f"{name} returned a {type(scores).__name__}, not a tensor of one score per picture")
     if scores.shape != (len(pixels),):
-        raise InputError(f"{name} gave shape {list(scores.shape)}; it must give one score per picture")
+        raise InputError(f"{name} returned shape {list(scores.shape)}; it must return one score per picture")
     return scores

@@ -1,4 +1,4 @@
-"""Whether a reward is one: a score per picture, with a gradient that reaches the pixels, whole."""
+"""Checks a reward: one score per picture, with a correct gradient to the pixels."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from hypernoise.generators.base import check_texts
 from hypernoise.rewards.base import RewardFunction, check_callable, scored
 from hypernoise.rewards.ensemble import WeightedSum
 
-STEPS = (1e-2, 1e-3)  # of the differences, as a change of pixels' root mean square; the first that is sure counts
-REACH = 10.0  # times its root mean square that a direction's greatest change may be
+STEPS = (1e-2, 1e-3)  # finite differences, in root mean square of the pixel change; the first precise one counts
+REACH = 10.0  # largest value of a direction, relative to its root mean square
 CUT = "the scores do not depend differentiably on the pixels (a detach, a no_grad, rounding, numpy, or a constant)"
-OTHERS = "one picture's score depends on the other pictures; it must be each picture's own"
+OTHERS = "one picture's score depends on the other pictures; score each picture separately"
 
 
 def check_reward(
     reward: RewardFunction, *, size: tuple[int, int] = (64, 64), prompts: Sequence[str] = ("a red ring", "two cats")
 ) -> None:
-    """Tries a reward on noise pictures, one per prompt; of a weighted sum every member that has a weight.
+    """Tries a reward on noise pictures, one per prompt; for a weighted sum, every member with a weight.
 
     Args:
         size: of the pictures.
-        prompts: that the reward knows; of a reward of classes, some of their names.
+        prompts: ones that the reward accepts; for a reward of classes, some of their names.
 
-    A reward that draws random numbers is given the same ones at every try. What is cut is seen along four changes
-    of the pixels (`_directions`); a term that none of them moves is not.
+    A random reward gets the same random numbers at every try. A cut gradient shows along four changes of the
+    pixels (`_directions`); a term that depends on none of them is missed.
 
     Raises:
-        InputError: it does not take (pixels, prompts), or these; the scores' shape is not [B]; they are not finite; a
-            picture's score depends on another picture; or the gradient is cut, wholly or in part: the scores do
-            not change with the pixels as it promises.
+        InputError: it does not accept (pixels, prompts); the scores' shape is not [B]; they are not finite; a
+            picture's score depends on another picture; or the gradient is cut, wholly or in part: finite
+            differences disagree with it.
     """
     check_callable(reward)
     check_texts(prompts)
@@ -41,15 +41,15 @@ def check_reward(
     if not sizes or not prompts:
         raise InputError(f"check_reward needs a prompt and a size such as (64, 64), not {prompts!r} and {size!r}")
     draw = torch.Generator().manual_seed(0)
-    pixels = 0.1 + 0.8 * torch.rand(len(prompts), 3, *size, generator=draw)  # room for a step
+    pixels = 0.1 + 0.8 * torch.rand(len(prompts), 3, *size, generator=draw)  # leaves room for a step
     for name, part in _parts(reward).items():
         _check(name, part, pixels, list(prompts))
 
 
 def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> None:
-    """Silence here would train nothing: the scores, and those of each member of a sum, must depend on the pixels.
+    """Raises for missing gradients: the scores, and those of each member of a sum, must depend on the pixels.
 
-    `scores` are what `reward` has just given for `pixels`, with their graph.
+    `scores` are the result of `reward` for `pixels`, with their graph.
 
     Raises:
         InputError: a gradient is missing or zero everywhere; it names the member.
@@ -74,7 +74,7 @@ def _parts(reward: RewardFunction) -> dict[str, RewardFunction]:
 def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> None:
     def call(pixels: Tensor) -> Tensor:
         tried = f"pictures [{len(pixels)}, 3, {pixels.shape[2]}, {pixels.shape[3]}] and prompts {prompts!r}"
-        what = f"{name} fails for {tried} (give check_reward others by size and prompts)"
+        what = f"{name} fails for {tried} (set size and prompts of check_reward)"
         with torch.random.fork_rng(devices=[]), no_traceback(what):
             torch.manual_seed(0)
             return scored(reward, pixels, prompts, name)
@@ -82,7 +82,7 @@ def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]
     pixels.requires_grad_()
     scores = call(pixels)
     if not scores.isfinite().all():
-        raise InputError(f"{name} gave {scores.tolist()} for pictures of noise; scores must be finite")
+        raise InputError(f"{name} returned {scores.tolist()} for noise pictures; scores must be finite")
     if _gradient(scores[0], pixels)[1:].any():
         raise InputError(f"{name}: {OTHERS}")
     gradient = _gradient(scores.sum(), pixels)
@@ -99,7 +99,7 @@ def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]
 
 
 def _gradient(score: Tensor, pixels: Tensor) -> Tensor:
-    """Of one number in the pixels; zero where it does not reach them."""
+    """The gradient of a number in the pixels; zero if it does not depend on them."""
     found = None
     if score.requires_grad:
         (found,) = torch.autograd.grad(score, pixels, retain_graph=True, allow_unused=True)
@@ -107,15 +107,15 @@ def _gradient(score: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _rounding(call: Callable[[Tensor], Tensor], pixels: Tensor, scores: Tensor) -> Tensor:
-    """The greatest change of a score that says nothing: 5 times what a grain too faint to matter does."""
+    """The largest insignificant change of a score: 5 times the effect of an invisible grain."""
     draw = torch.Generator().manual_seed(2)
     grain = torch.randn(4, *pixels.shape, generator=draw) * STEPS[-1]
     return 5 * torch.stack([(call(pixels + part) - scores).abs().max() for part in grain]).max()
 
 
 def _directions(pixels: Tensor, gradient: Tensor) -> Iterator[Tensor]:
-    """Changes [B, 3, H, W] of root mean square 1: up the gradient, and those that a part of a reward that the
-    gradient does not show may depend on: of contrast, of colours, and of coarse patches."""
+    """Changes [B, 3, H, W] of root mean square 1: along the gradient, and along contrast, colours and coarse
+    patches, which a part of the reward missing in the gradient may depend on."""
     draw = torch.Generator().manual_seed(1)
     colors = torch.randn(len(pixels), 3, 1, 1, generator=draw)
     patches = torch.randn(len(pixels), 3, 4, 4, generator=draw)
@@ -135,13 +135,13 @@ def _compare(
     gradient: Tensor,
     direction: Tensor,
 ) -> None:
-    """Raises InputError if the scores do not change along a direction as their gradient promises."""
+    """Raises InputError if finite differences along a direction disagree with the gradient."""
     promised = (gradient * direction).flatten(1).sum(1)  # [B], scores per step
     steepest = gradient.flatten(1).norm(dim=1) * direction.flatten(1).norm(dim=1)
     for step in STEPS:
         far_down, down, up, far_up = (call(pixels + share * step * direction) for share in (-1, -0.5, 0.5, 1))
         rise, near, bend = (far_up - far_down) / 2, up - down, (far_up + far_down) / 2 - scores
-        sure = (rise - near).abs() < 0.1 * rise.abs()  # neither bent nor rounding
+        sure = (rise - near).abs() < 0.1 * rise.abs()  # neither curved nor rounded off
         sure &= (bend.abs() < 0.25 * rise.abs()) & (rise.abs() > torch.maximum(faint, 1e-5 * scores.abs()))
         found = rise / step
         off = (found - promised).abs()
@@ -149,9 +149,9 @@ def _compare(
         if wrong.any():
             first = int(wrong.nonzero()[0])
             raise InputError(
-                f"{name}: the gradient is not the scores': a change of the pixels moves a score by "
-                f"{rise[first].item():.4g} and should by {step * promised[first].item():.4g} (a part of it is cut "
-                "by a detach, a no_grad, rounding or numpy, or has a backward of its own)"
+                f"{name}: the gradient disagrees with the scores: a change of the pixels moves a score by "
+                f"{rise[first].item():.4g} instead of {step * promised[first].item():.4g} (a part of it is cut "
+                "by a detach, a no_grad, rounding or numpy, or has a custom backward)"
             )
         if sure.all():
             return

@@ -1,13 +1,13 @@
-"""Cosines of pictures and prompts: CLIP ViT-H/14, PickScore v1, HPSv2.1 and Long-CLIP are rows of one table.
+"""Cosine rewards: CLIP ViT-H/14, PickScore v1, HPSv2.1 and Long-CLIP are rows of one table.
 
     score = scale · cos(picture's features, prompt's features)
 
-with the checkpoint's own learned scale (CLIP and PickScore: about 100), or 1 where the reference has none (HPSv2).
+with the checkpoint's learned scale (CLIP and PickScore: about 100), or 1 if the reference has none (HPSv2).
 """
 
 from __future__ import annotations
 
-# transformers' configurations are built from keywords that its stubs do not name
+# transformers' configurations accept keywords that its stubs do not name
 # pyright: reportCallIssue=false
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
 from hypernoise.rewards.text import ENCODED_TOGETHER, Windows, combined, load_tokenizer, tokens
 from hypernoise.rewards.weights import Released, filled, read_state
 
-SOFTNESS = 0.01  # of the soft minimum over windows, in cosines: what tells good from bad is a few hundredths
+SOFTNESS = 0.01  # soft minimum over windows, in cosines: good and bad differ by a few hundredths
 
 H14: dict[str, Any] = {
     "projection_dim": 1024,
@@ -71,10 +71,10 @@ L14_LONG = {**L14, "text_config": {**L14["text_config"], "max_position_embedding
 
 @dataclass(frozen=True)
 class Clip:
-    """How one CLIP is built, where its weights are, and how its reference scores.
+    """One CLIP: its architecture, its weights, and its reference's scoring.
 
-    scale: what multiplies the cosine; None: the checkpoint's exp(logit_scale).
-    convert: from the names the weights are published under to transformers'.
+    scale: factor of the cosine; None: the checkpoint's exp(logit_scale).
+    convert: from the published weight names to transformers'.
     """
 
     config: Mapping[str, Any]
@@ -97,7 +97,7 @@ CLIPS = {
 
 
 def load(name: str, settings: RewardSettings, weights: Path | None = None) -> ClipReward:
-    """The reward of a row of `CLIPS`, from `weights` or from where it is published.
+    """The reward of a row of `CLIPS`, from `weights` or its published location.
 
     Raises:
         InputError: weights that cannot be loaded or do not fit.
@@ -112,9 +112,9 @@ class ClipReward(NetworkReward):
     """scale · cosine of any `transformers.CLIPModel`.
 
     Args:
-        model, tokenizer: the tokenizer's end mark must be the model's `eos_token_id`, whose state is the text's.
+        model, tokenizer: the tokenizer's end token must be the model's `eos_token_id`, whose state represents the text.
         fit: how pictures become square, see `Resize`.
-        scale: what multiplies the cosine; None: the model's exp(logit_scale).
+        scale: factor of the cosine; None: the model's exp(logit_scale).
     """
 
     def __init__(

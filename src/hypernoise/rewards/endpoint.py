@@ -1,8 +1,8 @@
-"""A reward behind an HTTP endpoint: it scores, and gives no gradient, so that it validates and never trains.
+"""A reward behind an HTTP endpoint: scores without a gradient, for validation only.
 
     POST {"prompts": [...], "images": [PNG in base64, ...]}  ->  {"scores": [...]}
 
-A request without pictures, whose answer is an empty list, asks whether anyone is there.
+A request without pictures, answered by an empty list, checks that the server is up.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SECONDS = 120
 
 
 class EndpointReward:
-    """Scores from a server of one's own.
+    """Scores from a user's server.
 
     Args:
-        name: its address, http:// or https://.
+        name: its URL, http:// or https://.
 
     Raises:
-        InputError: nobody answers there, or not with one finite score per picture; or pictures that need a gradient.
+        InputError: no response, or not one finite score per picture; or pictures that need a gradient.
     """
 
     def __init__(self, name: str):

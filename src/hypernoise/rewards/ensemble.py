@@ -39,7 +39,7 @@ ENSEMBLES: dict[str, dict[str, float]] = {
 }
 
 
-ALSO = {  # names as people write them, without signs
+ALSO = {  # common spellings, without punctuation
     **dict.fromkeys(("hps", "hpsv2", "hpsv21", "hpscore"), "hpsv2.1"),
     **dict.fromkeys(("pickscorev1", "pick"), "pickscore"),
     **dict.fromkeys(("imagerewardv1", "imagerewardv10"), "imagereward"),
@@ -50,9 +50,9 @@ ALSO = {  # names as people write them, without signs
 
 
 def named(name: Any) -> str:
-    """A reward's name as the tables have it: PickScore_v1, ImageReward and hpsv2 are understood; others stay."""
+    """A reward's name in the tables: PickScore_v1, ImageReward and hpsv2 are understood; unknown names stay."""
     if not isinstance(name, str):
-        raise InputError(f"a reward is named by a text, not by {shown(name)}")
+        raise InputError(f"a reward's name must be text, not {shown(name)}")
     tables = (ENSEMBLES, NETWORKS, PIXEL_REWARDS)
     known = {_plain(own): own for table in tables for own in table} | ALSO
     return name if ":" in name else known.get(_plain(name.rpartition("/")[2]), name)
@@ -63,11 +63,11 @@ def _plain(name: str) -> str:
 
 
 def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunction:
-    """The reward, or the weighted ensemble, of a name, or the user's own of an import path "module:name" or behind an
-    address "http://...".
+    """The reward or weighted ensemble of a name, the user's own from an import path "module:name", or one behind a
+    URL "http://...".
 
     Raises:
-        InputError: a name that is not known (with the nearest), a path that cannot be imported, or weights
+        InputError: an unknown name (with the nearest), a path that cannot be imported, or weights
             that cannot be loaded.
     """
     name = named(name)
@@ -81,16 +81,14 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
         return EndpointReward(name)
     module, colon, rest = name.partition(":")
     if module in {*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS}:
-        raise InputError(
-            f"unknown reward {name!r}; a weight is given as {module}={rest}, in a recipe as {module}: {rest}"
-        )
+        raise InputError(f"unknown reward {name!r}; write a weight as {module}={rest}, in a recipe as {module}: {rest}")
     if colon:
         return imported(name)
     raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS])
 
 
 def members_of(weights: Mapping[str, float], own: Container[str] = ()) -> dict[str, float]:
-    """Weights under the tables' names, but for a user's `own`, and every ensemble's replaced by its members'."""
+    """Weights under the tables' names, except the user's `own`, with every ensemble replaced by its members."""
     flat: dict[str, float] = {}
     for given, weight in weights.items():
         name = given if given in own else named(given)
@@ -100,11 +98,11 @@ def members_of(weights: Mapping[str, float], own: Container[str] = ()) -> dict[s
 
 
 class WeightedSum:
-    """Σ weight · reward over named members, which share one resize; the name of an ensemble stands for its members.
+    """Σ weight · reward over named members, which share one resize; an ensemble's name is expanded to its members.
 
     Args:
         weights: by name.
-        members: rewards of one's own, by name; the others are loaded with `settings`.
+        members: user rewards by name; the others are loaded with `settings`.
     """
 
     def __init__(
@@ -138,7 +136,7 @@ class WeightedSum:
 
     @property
     def described(self) -> dict[str, Any] | None:
-        """What changes its numbers beside the weights; None if nothing does."""
+        """What else changes its numbers, besides the weights; None if nothing does."""
         numbers = {"long_prompts": self.settings.long_prompts, "dtype": self.settings.dtype}
         usual = RewardSettings()
         changed = {name: value for name, value in numbers.items() if value != getattr(usual, name)}
@@ -146,7 +144,7 @@ class WeightedSum:
 
     @property
     def truncated(self) -> dict[str, int]:
-        """How many different prompts each member that reads them has cut."""
+        """How many distinct prompts each prompt-reading member truncated."""
         windows: dict[str, Any] = {name: getattr(member, "windows", None) for name, member in self.members.items()}
         return {name: found.truncated for name, found in windows.items() if found is not None}
 

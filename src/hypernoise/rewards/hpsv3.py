@@ -1,7 +1,7 @@
 """HPSv3 (Ma et al. 2025, arXiv 2508.03789): a Qwen2-VL with a head on the state of one token, <|Reward|>.
 
 The head gives the mean and the spread of a preference; the mean is the score. The wording that the model was trained
-with is part of its input, and is read from the authors' package, of which nothing is run.
+with is part of its input and is read from the authors' package, none of which is run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hypernoise.rewards.vqa import with_places
 from hypernoise.rewards.weights import Released, filled, read_state
 
 RELEASED = Released("MizzenAI/HPSv3", ("HPSv3.safetensors",))
-BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"  # configuration and tokenizer alone
+BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"  # only configuration and tokenizer
 MARK = "<|Reward|>"
 CHAT = (  # Qwen2-VL's own template, with its system prompt
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -37,7 +37,7 @@ WORDING = "dataset/data_collator_qwen.py", ("INSTRUCTION", "prompt_with_special_
 
 
 class Network(nn.Module):
-    """The released checkpoint's parts that count: its backbone without the word head, and the reward's head."""
+    """The used parts of the released checkpoint: the backbone without its language head, and the reward head."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -53,7 +53,7 @@ class Network(nn.Module):
 
 
 def load(name: str, settings: RewardSettings) -> HpsV3:
-    """From the local Hub cache or downloaded, in the settings' precision.
+    """The reward, from the local Hub cache or downloaded, in the settings' precision.
 
     Raises:
         InputError: the authors' wording is not installed, or weights that cannot be loaded or do not fit.
@@ -69,14 +69,14 @@ def load(name: str, settings: RewardSettings) -> HpsV3:
     state = renamed(read_state(RELEASED.fetch()))
     words = state.get("model.language_model.embed_tokens.weight")
     if words is not None:
-        config.text_config.vocab_size = len(words)  # the authors cut it to the tokenizer's
+        config.text_config.vocab_size = len(words)  # the authors shrink it to the tokenizer's
     network = filled(lambda: Network(config), state, f"reward {name!r}: {RELEASED.repository}")
     return HpsV3(network, load_tokenizer(BACKBONE), text, settings)
 
 
 def wording() -> str:
-    """The text that the model is asked with, {text_prompt} in the prompt's place, from the authors' package."""
-    package: Any = find_spec("hpsv3")  # which finds a package without running it
+    """The prompt text from the authors' package, with {text_prompt} for the prompt."""
+    package: Any = find_spec("hpsv3")  # finds a package without running it
     file, names = WORDING
     try:
         tree = ast.parse((Path(package.submodule_search_locations[0]) / file).read_text())
@@ -91,7 +91,7 @@ def wording() -> str:
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint under the names of current transformers; the word head, which no score needs, is left out."""
+    """The checkpoint under current transformers' names, without the language head."""
     places = {"visual.": "model.visual."} | {
         f"model.{part}": f"model.language_model.{part}" for part in ("embed_tokens.", "layers.", "norm.")
     }
@@ -103,7 +103,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class HpsV3(NetworkReward):
-    """The mean of HPSv3's preference, without a bound: higher is better."""
+    """The mean of HPSv3's preference, unbounded: higher is better."""
 
     name = "hpsv3"
 
@@ -111,7 +111,7 @@ class HpsV3(NetworkReward):
         self.settings = settings or RewardSettings()
         self.resize = AreaResize(unit_of(network.config))  # type: ignore[assignment]
         self.network = prepared(network, self.settings)
-        self.network.rm_head.to(torch.float32)  # as the authors run it
+        self.network.rm_head.to(torch.float32)  # as in the authors' code
         tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
         self.mark: int = tokenizer.convert_tokens_to_ids(MARK)
         self.tokenizer, self.wording = tokenizer, wording

@@ -1,12 +1,12 @@
 """ImageReward v1.0 (Xu et al. 2023, arXiv 2304.05977) on transformers' BLIP.
 
-The prompt's words look at the picture's patches (BLIP-large's ITM encoder); five linear layers turn the state
-of the first word into a score, which is normalised by the mean and deviation of the authors' training set.
+The prompt's tokens attend to the picture's patches (BLIP-large's ITM encoder); five linear layers turn the first
+token's state into a score, normalised by the mean and standard deviation of the authors' training set.
 """
 
 from __future__ import annotations
 
-# transformers' configurations are built from keywords that its stubs do not name
+# transformers' configurations accept keywords that its stubs do not name
 # pyright: reportCallIssue=false
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ WEIGHTS = Released("zai-org/ImageReward", ("ImageReward.pt",))
 TOKENIZER = "google-bert/bert-base-uncased"
 LIMIT = 35  # tokens
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # ImageReward/ImageReward.py
-SOFTNESS = 0.5  # of the soft minimum over windows; scores have a deviation of about 1
+SOFTNESS = 0.5  # soft minimum over windows; scores have a standard deviation of about 1
 
 VISION: dict[str, Any] = {
     "hidden_size": 1024,
@@ -38,11 +38,11 @@ VISION: dict[str, Any] = {
     "num_attention_heads": 16,
     "image_size": 224,
     "patch_size": 16,
-    "layer_norm_eps": 1e-6,  # BLIP's models/vit.py; transformers' default is another
+    "layer_norm_eps": 1e-6,  # BLIP's models/vit.py; transformers' default differs
 }
 TEXT: dict[str, Any] = {"num_attention_heads": 12, "encoder_hidden_size": 1024}  # med_config.json; the rest: defaults
 
-NAMES = (  # the released names, as patterns, and transformers'
+NAMES = (  # patterns of released names, and transformers'
     (r"blip\.visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
     (r"blip\.visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
     (r"blip\.visual_encoder\.patch_embed\.proj\.(\w+)", r"vision_model.embeddings.patch_embedding.\1"),
@@ -57,16 +57,16 @@ NAMES = (  # the released names, as patterns, and transformers'
     (r"blip\.text_encoder\.(.+)", r"text_encoder.\1"),
     (r"mlp\.layers\.(.+)", r"mlp.\1"),
 )
-UNUSED = re.compile(r"blip\.(vision|text)_proj\.\w+")  # of BLIP's contrastive loss
+UNUSED = re.compile(r"blip\.(vision|text)_proj\.\w+")  # BLIP's contrastive loss
 
 
 class ImageRewardNetwork(nn.Module):
-    """Scores before the normalisation, of pictures [B, 3, size, size] and tokens [B, words]."""
+    """Scores before normalisation, of pictures [B, 3, size, size] and tokens [B, words]."""
 
     def __init__(self, vision: Mapping[str, Any] = VISION, text: Mapping[str, Any] = TEXT):
         super().__init__()
         self.vision_model = BlipVisionModel(BlipVisionConfig(**vision))
-        config: Any = BlipTextConfig(is_decoder=True, **text)  # a decoder's layers look at the picture
+        config: Any = BlipTextConfig(is_decoder=True, **text)  # a decoder's layers attend to the picture
         self.text_encoder = BlipTextModel(config, add_pooling_layer=False)
         self.mlp = linear_head(config.hidden_size)
 
@@ -78,7 +78,7 @@ class ImageRewardNetwork(nn.Module):
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict for `ImageRewardNetwork`; unknown names stay as they are, to be refused."""
+    """A state dict for `ImageRewardNetwork`; unknown names stay and are refused later."""
     return {_renamed(name): tensor for name, tensor in state.items() if not UNUSED.fullmatch(name)}
 
 
@@ -90,7 +90,7 @@ def _renamed(name: str) -> str:
 
 
 def load(name: str, settings: RewardSettings, weights: Path | None = None) -> ImageReward:
-    """ImageReward v1.0, from `weights` or from where it is published.
+    """ImageReward v1.0, from `weights` or its published location.
 
     Raises:
         InputError: weights that cannot be loaded or do not fit.
@@ -101,7 +101,7 @@ def load(name: str, settings: RewardSettings, weights: Path | None = None) -> Im
 
 
 class ImageReward(NetworkReward):
-    """(score − mean) / deviation of an `ImageRewardNetwork`; about 0 for a usual picture, 1 for a good one."""
+    """(score − mean) / std of an `ImageRewardNetwork`; about 0 for an average picture, 1 for a good one."""
 
     def __init__(self, name: str, network: ImageRewardNetwork, tokenizer: Any, settings: RewardSettings | None = None):
         self.name, self.settings = name, settings or RewardSettings()

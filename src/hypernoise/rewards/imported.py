@@ -1,4 +1,4 @@
-"""A user's own reward by its import path, "module:name": a function, or a class made without arguments."""
+"""A user's reward by its import path, "module:name": a function, or a class constructed without arguments."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypernoise.rewards.base import RewardFunction, check_callable
 
 
 def imported(path: str) -> RewardFunction:
-    """The reward at "module:name"; the working directory is looked in first, as `python -m` does.
+    """The reward at "module:name"; searches the working directory first, as `python -m` does.
 
-    Importing a module runs it: name only modules that you would run.
+    Importing a module runs it: only name modules that you would run.
 
     Raises:
-        InputError: no such module or name, or something that cannot be called.
+        InputError: no such module or name, or something that is not callable.
     """
     module_name, _, name = path.partition(":")
     here = os.getcwd()
@@ -29,7 +29,7 @@ def imported(path: str) -> RewardFunction:
         raise unknown(f"name in {module_name}", name, [known for known in vars(module) if not known.startswith("_")])
     found = getattr(module, name)
     if isinstance(found, type):
-        with no_traceback(f"reward {path!r}: the class must be made without arguments"):
+        with no_traceback(f"reward {path!r}: the class cannot be constructed without arguments"):
             found = found()
     check_callable(found, f"reward {path!r}")
     return cast("RewardFunction", found)

@@ -1,4 +1,4 @@
-"""What rewards that are frozen networks share: a resize that others may share too, a device, a precision."""
+"""Shared by rewards that are frozen networks: a resize that several may share, a device, a precision."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypernoise.rewards.preprocess import Resize
 class NetworkReward:
     """A reward whose scores are a frozen network's.
 
-    A subclass gives `score` and, if it keeps anything on the device, `forget`. The network moves to the first
-    pictures' device, or to the one in `settings`, where scores are computed; they come back to the pictures'.
+    A subclass implements `score` and, if it caches anything on the device, `forget`. The network moves to the first
+    pictures' device, or to the one in `settings`, where scores are computed; they return to the pictures' device.
     """
 
     name: str
@@ -31,10 +31,10 @@ class NetworkReward:
         return self.seen(self.resize(pixels), prompts)
 
     def seen(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] of pictures that `self.resize` has already resized."""
+        """Scores [B] of pictures already resized by `self.resize`."""
         device = resized.device
         if self.settings.device:
-            device = torch.empty(0, device=self.settings.device).device  # "cuda" is "cuda:0", say
+            device = torch.empty(0, device=self.settings.device).device  # "cuda" becomes "cuda:0"
         if self.device != device:
             self.network.to(device)
             self.forget()
@@ -47,7 +47,7 @@ class NetworkReward:
         return {}
 
     def forget(self) -> None:
-        """Drops what was computed on another device."""
+        """Drops results computed on another device."""
 
     @property
     def device(self) -> torch.device:
@@ -59,9 +59,9 @@ class NetworkReward:
 
 
 def prepared(network: nn.Module, settings: RewardSettings) -> Any:
-    """A filled network in the precision of `settings`; checkpointed block by block if they say so.
+    """A loaded network in the precision of `settings`; checkpointed block by block if requested.
 
-    transformers checkpoints in training mode only, which changes nothing else in networks without dropout.
+    transformers checkpoints only in training mode, which has no other effect on networks without dropout.
     """
     network.to(getattr(torch, settings.dtype))
     if settings.checkpointing:
@@ -72,7 +72,7 @@ def prepared(network: nn.Module, settings: RewardSettings) -> Any:
             if getattr(part, "supports_gradient_checkpointing", False):
                 newer = getattr(part, "activation_checkpointing_enable", None)
                 (newer or part.gradient_checkpointing_enable)({"use_reentrant": False})
-                if hasattr(part, "_require_grads_hook"):  # for adapters: it makes the words' embeddings leaves
+                if hasattr(part, "_require_grads_hook"):  # for adapters: it makes the token embeddings leaves
                     part.disable_input_require_grads()
         network.train()
     return network
@@ -84,9 +84,9 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def linear_head(width: int) -> nn.Sequential:
-    """The head of ImageReward and of the aesthetic predictor: linear layers from `width` numbers to a score.
+    """The head of ImageReward and the aesthetic predictor: linear layers from `width` features to a score.
 
-    Both are published with dropout between the layers, which counts for their numbers alone.
+    Both are published with dropout between the layers, which only affects their numbering.
     """
     sizes = pairwise((width, 1024, 128, 64, 16, 1))
     layers = {number: nn.Linear(into, out) for number, (into, out) in zip("02467", sizes, strict=True)}

@@ -1,7 +1,7 @@
-"""OpenCLIP's names of a CLIP's weights to transformers' (HPSv2.1 is published under OpenCLIP's).
+"""Maps OpenCLIP's weight names to transformers' (HPSv2.1 is published under OpenCLIP's).
 
-OpenCLIP keeps query, key and value in one matrix, and its projections the other way round; everything else
-differs in its name alone (github.com/mlfoundations/open_clip, src/open_clip/model.py and transformer.py).
+OpenCLIP keeps query, key and value in one matrix, and its projections transposed; everything else
+differs only in its name (github.com/mlfoundations/open_clip, src/open_clip/model.py and transformer.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNUSED = {"attn_mask"}  # the causal mask, which older versions save
 
 
 def from_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict for `transformers.CLIPModel`; names that are not OpenCLIP's stay as they are, to be refused."""
+    """A state dict for `transformers.CLIPModel`; names that are not OpenCLIP's stay and are refused later."""
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
         block = BLOCK.fullmatch(name)

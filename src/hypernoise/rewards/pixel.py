@@ -1,6 +1,6 @@
-"""Rewards computed from pixels alone: no model, no download, differentiable by construction.
+"""Rewards computed from pixels only: no model, no download, differentiable by construction.
 
-Each takes pixels [B, 3, H, W] in [0, 1] and the prompts, which it ignores, and gives scores [B].
+Each takes pixels [B, 3, H, W] in [0, 1] and the prompts, which it ignores, and returns scores [B].
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hypernoise.rewards.base import RewardFunction, check_pairs, check_pictures
 
 
 def checked(reward: RewardFunction) -> RewardFunction:
-    """A reward of pixels alone that says what it takes; prompts may be left empty."""
+    """A pixel-only reward that checks its input; prompts may be empty."""
 
     @wraps(reward)
     def of_pictures(pixels: Tensor, prompts: list[str]) -> Tensor:
@@ -63,12 +63,12 @@ def saturation(pixels: Tensor, prompts: list[str]) -> Tensor:
 
 @checked
 def smoothness(pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Minus the total variation: the mean absolute step between neighbouring pixels, in [-2, 0]."""
+    """Minus the total variation: the mean absolute difference of neighbouring pixels, in [-2, 0]."""
     return -(_mean_step(pixels, -1) + _mean_step(pixels, -2))
 
 
 def _mean_step(pixels: Tensor, dim: int) -> Tensor:
-    """0 where a picture is a single pixel wide."""
+    """0 if a picture is a single pixel wide."""
     steps = pixels.diff(dim=dim).abs().flatten(1)
     return steps.sum(1) / max(1, steps.shape[1])
 

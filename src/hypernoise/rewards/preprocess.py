@@ -1,7 +1,7 @@
-"""What a scoring network is shown: one differentiable resize per square size, without torchvision.
+"""Input of scoring networks: one differentiable resize per square size, without torchvision.
 
 The same bicubic, antialiased resize as torchvision's on tensors and as Pillow's on floating-point pictures.
-Values may overshoot [0, 1] a little, as they do there; clamping them would cut the gradient.
+Values may overshoot [0, 1] slightly, as they do there; clamping would cut the gradient.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP: pixels in [-1, 1]
 class Resize:
     """Pictures of any size to `size` x `size`.
 
-    fit: "crop" makes the short side `size` and cuts the middle out (CLIP, ImageReward); "pad" makes the long
-        side `size` and sets the picture on black (HPSv2); "squash" ignores the aspect ratio (SigLIP).
+    fit: "crop" resizes the short side to `size` and crops the centre (CLIP, ImageReward); "pad" resizes the long
+        side to `size` and pads with black (HPSv2); "squash" ignores the aspect ratio (SigLIP).
     """
 
     size: int
     fit: Literal["crop", "pad", "squash"] = "crop"
 
     def of(self, pixels: Tensor) -> Resize:
-        """The same resize under one name for all that do the same to these pictures: fits differ only off square."""
+        """A key equal for all resizes with the same result on these pictures: fits differ only off square."""
         return Resize(self.size) if pixels.shape[-2] == pixels.shape[-1] else self
 
     def __call__(self, pixels: Tensor) -> Tensor:

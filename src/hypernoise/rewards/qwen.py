@@ -1,8 +1,8 @@
-"""What rewards on Qwen's vision-language models share: pictures of any shape, cut into patches differentiably.
+"""Shared by rewards on Qwen's vision-language models: pictures of any shape, cut into patches differentiably.
 
-Qwen2-VL, Qwen2.5-VL and Qwen3-VL keep a picture's shape and take it as a row of patches, those that are merged into
-one token next to each other, each twice, as a film of two frames. transformers' processors do this in numpy or with
-torchvision; `patches` gives their numbers, with a gradient.
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL keep a picture's aspect ratio and take it as a sequence of patches, with those
+merged into one token adjacent, each twice, like a film of two frames. transformers' processors use numpy or
+torchvision; `patches` gives the same numbers with a gradient.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.nn.functional import interpolate
 from hypernoise.rewards.preprocess import normalise
 from hypernoise.rewards.vqa import VqaReward
 
-AREA = 256  # tokens that a picture becomes, or about as many: 448 x 448 pixels of Qwen2-VL
+AREA = 256  # approximate tokens per picture: 448 x 448 pixels for Qwen2-VL
 
 
 @dataclass(frozen=True)
 class AreaResize:
-    """Pictures to sides that are multiples of `unit`, nearest to their own shape, and to `AREA` units of area."""
+    """Resizes pictures to sides that are multiples of `unit`, close to their aspect ratio and to an area of `AREA`."""
 
     unit: int
 
@@ -40,7 +40,7 @@ class AreaResize:
         return interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
 
     def scaled(self, height: int, width: int) -> tuple[int, int]:
-        """As Qwen's processors round with min_pixels and max_pixels at this area, operation by operation."""
+        """Rounds like Qwen's processors with min_pixels and max_pixels at this area, operation by operation."""
         unit, area = self.unit, AREA * self.unit**2
         rows, columns = round(height / unit) * unit, round(width / unit) * unit
         if rows * columns > area:
@@ -53,7 +53,7 @@ class AreaResize:
 
 
 def patches(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
-    """Patches [B·h·w, 3·frames·patch²] of pixels [B, 3, h·patch, w·patch]; those that are merged stand in a row."""
+    """Patches [B·h·w, 3·frames·patch²] of pixels [B, 3, h·patch, w·patch]; merged patches are adjacent."""
     count, channels, height, width = pixels.shape
     cells = (height // patch // merge, merge, patch, width // patch // merge, merge, patch)
     cut = pixels.reshape(count, channels, *cells)  # [B, C, h/m, m, p, w/m, m, p]
@@ -62,7 +62,7 @@ def patches(pixels: Tensor, patch: int, merge: int, frames: int) -> Tensor:
 
 
 def shown(network: Any, config: Any, normalised: Tensor, ids: Tensor) -> dict[str, Any]:
-    """How a Qwen is shown pictures [B, 3, H, W], one per row of token ids [B, L]."""
+    """How a Qwen receives pictures [B, 3, H, W], one per row of token ids [B, L]."""
     eye = config.vision_config
     patch, merge, frames = eye.patch_size, eye.spatial_merge_size, eye.temporal_patch_size
     grid = [1, normalised.shape[-2] // patch, normalised.shape[-1] // patch]
@@ -76,12 +76,12 @@ def shown(network: Any, config: Any, normalised: Tensor, ids: Tensor) -> dict[st
 
 
 def unit_of(config: Any) -> int:
-    """Pixels each way that become one token."""
+    """Side in pixels of one token."""
     return config.vision_config.patch_size * config.vision_config.spatial_merge_size
 
 
 def places_of(config: Any, resized: Tensor) -> int:
-    """Tokens that a picture becomes."""
+    """Tokens per picture."""
     return (resized.shape[-2] // unit_of(config)) * (resized.shape[-1] // unit_of(config))
 
 

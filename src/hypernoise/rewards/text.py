@@ -1,4 +1,4 @@
-"""Prompts for a text encoder of limited length: never cut silently."""
+"""Prompts for a text encoder of limited length: never truncated silently."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ENCODED_TOGETHER = 256  # windows
 
 
 class Windows:
-    """Splits a prompt into texts that an encoder of `limit` tokens, marks included, takes whole.
+    """Splits a prompt into texts that fit an encoder of `limit` tokens, special tokens included.
 
-    policy "truncate" gives the prompt as it is, counts it in `truncated` if it does not fit, and warns at the
-    first; the chunk policies split at the ends of clauses, or at words inside a clause that is too long itself,
+    policy "truncate" returns the prompt as it is, counts it in `truncated` if it does not fit, and warns at the
+    first; the chunk policies split at clause ends, or between words in a clause that is too long itself,
     and fill each window from the left.
     """
 
@@ -53,8 +53,8 @@ class Windows:
         if self.truncated == 1:
             tokens = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
             warnings.warn(
-                f"reward {self.reward!r} reads {self.limit} tokens and a prompt has {tokens}: what is beyond is not "
-                "scored (this and later ones are counted; long_prompts: chunk-mean or chunk-min scores it all)",
+                f"reward {self.reward!r} reads {self.limit} tokens but a prompt has {tokens}: the rest is not "
+                "scored (such prompts are counted; long_prompts: chunk-mean or chunk-min scores all of it)",
                 stacklevel=2,
             )
 
@@ -67,16 +67,16 @@ def load_tokenizer(repository: str) -> Any:
 
 
 def tokens(tokenizer: Any, texts: list[str], limit: int, device: torch.device) -> dict[str, Tensor]:
-    """Token ids and mask [texts, longest], cut at `limit` tokens."""
+    """Token ids and mask [texts, longest], truncated to `limit` tokens."""
     given = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
     return {"input_ids": given["input_ids"].to(device), "attention_mask": given["attention_mask"].to(device)}
 
 
 def combined(scores: Tensor, counts: list[int], policy: str, softness: float) -> Tensor:
-    """One score per prompt [B] of its windows' scores [sum of counts].
+    """One score per prompt [B] from its windows' scores [sum of counts].
 
     The mean, or with policy "chunk-min" the soft minimum −s·log(mean(exp(−score / s))) with `softness` s, which
-    lies between the smallest score and the mean, so that no window is made up for by the others.
+    lies between the smallest score and the mean, so that other windows cannot make up for a bad one.
     """
     parts = scores.split(counts)
     if policy == "chunk-min":

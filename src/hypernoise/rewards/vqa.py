@@ -1,9 +1,9 @@
-"""VQAScore (Lin et al. 2024, arXiv 2404.01291): how sure a vision-language model is that a picture shows a prompt.
+"""VQAScore (Lin et al. 2024, arXiv 2404.01291): a vision-language model's confidence that a picture shows a prompt.
 
     score = log P("Yes" | picture, "Does this figure show "PROMPT"? Please answer yes or no.")      in nats
 
-The paper reports P itself; its logarithm keeps a gradient where the model is sure that the answer is no. The
-model reads prompts of thousands of tokens, so that nothing is cut. LLaVA's class in transformers covers the
+The paper reports P itself; its logarithm keeps a gradient where the model is sure of a no. The
+model reads prompts of thousands of tokens, so nothing is truncated. LLaVA's class in transformers covers the
 paper's LLaVA-1.5 and a small Qwen-based one; pictures are resized as their processors do. Qwen2.5-VL and Qwen3-VL
 answer the same question (`qwen`).
 """
@@ -33,11 +33,11 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
 
 @dataclass(frozen=True)
 class Vlm:
-    """A vision-language model on the Hub: how a question is put to it, and what it is shown.
+    """A vision-language model on the Hub: its prompt format and its picture input.
 
-    chat: the whole text, with <image> or <|image_pad|> where the picture goes and {question}: the model card's of
-        LLaVA-1.5, and ChatML for those on Qwen.
-    fit: of LLaVA's square pictures.
+    chat: the whole text, with <image> or <|image_pad|> for the picture and {question}: from LLaVA-1.5's model card,
+        and ChatML for those on Qwen.
+    fit: for LLaVA's square pictures.
     model, reward: their classes.
     """
 
@@ -95,7 +95,7 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
                 row.repository,
                 dtype=getattr(torch, settings.dtype),
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # the refusal below names them
+                ignore_mismatched_sizes=True,  # the error below names them
                 output_loading_info=True,
             )
     except (OSError, ValueError, SafetensorError) as error:
@@ -146,18 +146,18 @@ class VqaReward(NetworkReward):
         self.resize = Resize(config.vision_config.image_size, self.row.fit)  # type: ignore[arg-type]
 
     def places(self, resized: Tensor) -> int:
-        """Of a picture among the tokens."""
+        """The picture's place among the tokens."""
         config: Any = self.network.config
         seen = config.vision_config
         with_class = config.vision_feature_select_strategy == "full" and seen.model_type == "clip_vision_model"
         return (seen.image_size // seen.patch_size) ** 2 + with_class
 
     def shown(self, resized: Tensor, ids: Tensor) -> dict[str, Any]:
-        """How the model is shown the pictures of texts with these token ids."""
+        """The model's inputs for the pictures of texts with these token ids."""
         return {"pixel_values": normalise(resized, self.row.mean, self.row.std).to(self.dtype)}
 
     def asking(self, question: str, answer: str) -> VqaReward:
-        """The same model asked otherwise: "prompts" fill the {} of `question`, and P(answer) is scored."""
+        """The same model with another question: "prompts" fill the {} of `question`, and P(answer) is scored."""
         other = copy.copy(self)
         other.question, other.row = question, replace(self.row, answer=answer)
         other.answer = torch.tensor(self.tokenizer(answer, add_special_tokens=False).input_ids)
@@ -169,11 +169,11 @@ class VqaReward(NetworkReward):
         texts = [with_places(text, self.picture_token, places) for text in self.texts(prompts)]
         for text in texts:
             if len(text) > self.longest:
-                raise InputError(f"reward {self.name!r} reads {self.longest} tokens and a prompt makes {len(text)}")
+                raise InputError(f"reward {self.name!r} reads {self.longest} tokens, but a prompt has {len(text)}")
         longest = max(len(ids) for ids in texts)
         ids = torch.zeros(len(texts), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):  # padded in front, where positions are relative: all answers end together
+        for row, text in enumerate(texts):  # left-padded, as positions are relative: all answers end together
             ids[row, longest - len(text) :], mask[row, longest - len(text) :] = text, 1
         ids, mask, answer = ids.to(self.device), mask.to(self.device), self.answer.to(self.device)
         network: Any = self.network
@@ -187,12 +187,12 @@ class VqaReward(NetworkReward):
         return wide(logits).log_softmax(-1).gather(-1, answer.expand(len(ids), -1)[..., None]).sum((1, 2))
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
-        """Token ids of each question with its answer; the picture has one place."""
+        """Token ids of each question with its answer, with one token for the picture."""
         asked = [self.row.chat.replace("{question}", self.question.format(prompt)) for prompt in prompts]
         return [torch.tensor([*self.tokenizer(text).input_ids, *self.answer.tolist()]) for text in asked]
 
 
 def with_places(ids: Tensor, picture_token: int, places: int) -> Tensor:
-    """Token ids [L] with the picture's one place made as many as it has."""
+    """Token ids [L] with the picture's one token repeated as often as needed."""
     place = int((ids == picture_token).nonzero()[0, 0])
     return torch.cat([ids[:place], ids.new_full((places,), picture_token), ids[place + 1 :]])

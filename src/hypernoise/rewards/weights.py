@@ -1,6 +1,6 @@
-"""Released weights into transformers' models: strictly, from the Hub only when named, and without running their code.
+"""Loads released weights into transformers' models: strictly, from the Hub only when named, without running their code.
 
-A file is safetensors or is read by `torch.load(weights_only=True)`. Every key must find its place: a checkpoint
+A file is safetensors or is read by `torch.load(weights_only=True)`. Every key must match: a checkpoint
 with missing, unexpected or misshapen tensors is refused with their names.
 """
 
@@ -25,12 +25,12 @@ from hypernoise.errors import InputError, first_line
 from hypernoise.generators.hub import explained
 
 Model = TypeVar("Model", bound=nn.Module)
-NAMED = 5  # keys that a refusal names
+NAMED = 5  # keys that an error names
 
 
 @dataclass(frozen=True)
 class Released:
-    """Where weights are published: a Hub repository and the first of `files` that it has."""
+    """The published location of weights: a Hub repository and the first of `files` that it has."""
 
     repository: str
     files: tuple[str, ...]
@@ -39,13 +39,13 @@ class Released:
         """The file, from the local Hub cache or downloaded. InputError if it is in neither."""
         with explained(self.repository, None, " or ".join(self.files)):
             for name in self.files[:-1]:
-                with suppress(EntryNotFoundError):  # also where it is not in the cache and the Hub is out of reach
+                with suppress(EntryNotFoundError):  # also if it is not cached and the Hub is unreachable
                     return Path(hf_hub_download(self.repository, name))
             return Path(hf_hub_download(self.repository, self.files[-1]))
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """A state dict from a safetensors file or a torch file of tensors alone, on the CPU, as it was saved."""
+    """A state dict from a safetensors file or a torch file with only tensors, on the CPU, unchanged."""
     if not file.is_file():
         raise InputError(f"there is no weights file {file}")
     try:
@@ -53,7 +53,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{file} is not a whole file of tensors: {first_line(error)}") from error
+        raise InputError(f"{file} is not a complete file of tensors: {first_line(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # as training scripts save it
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -62,14 +62,14 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
 
 def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -> Model:
-    """The model that `build` makes with exactly the tensors of `state`, frozen, in eval mode.
+    """The model that `build` constructs, with exactly the tensors of `state`, frozen, in eval mode.
 
-    It is built without memory first, so loading costs one copy of the weights.
+    It is built without allocating memory first, so loading costs one copy of the weights.
 
     Raises:
         InputError: keys are missing, unexpected, or of another shape; the first few are named.
     """
-    with init_empty_weights():  # of buffers, which are constants, it makes the values
+    with init_empty_weights():  # buffers, which are constants, get their values
         model = build()
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     given = {name: tensor.shape for name, tensor in state.items() if not name.endswith("position_ids")}

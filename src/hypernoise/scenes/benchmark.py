@@ -26,7 +26,7 @@ def benchmark(file: str = "", count: int = 0, models: Models | None = None) -> B
 
 
 def benchmark_of(requests: Sequence[Request], about: Mapping[str, Any]) -> Benchmark:
-    """These requests' captions, judged without a trained part."""
+    """These requests' captions, judged without a trained model."""
     by_caption = {request.caption: request for request in requests}
 
     def scenes_judge(picture: np.ndarray, prompt: str) -> Judgement:

@@ -1,9 +1,9 @@
-"""Judges a picture of the scenes world against its request, with no trained part.
+"""Judges a picture of the scenes world against its request, without a trained model.
 
-Pixels are compared with the ground and named by the nearest palette colour; connected pixels of one colour
+Pixels that differ from the background are named by the nearest palette colour; connected pixels of one colour
 are a *core*, and cores grow over their own soft edges. Each grown region is then compared with the world's
-shapes, drawn at its place and size: the best fit names the object, or none does. What no object explains is
-counted as artefacts. Requests are judged as GenEval judges its own (Ghosh et al. 2023, arXiv 2310.11513;
+shapes, drawn at its position and size: the best fit, if good enough, names the object. Pixels that no object explains
+count as artefacts. Requests are judged like GenEval's (Ghosh et al. 2023, arXiv 2310.11513;
 djghosh13/geneval, evaluation/evaluate_images.py).
 """
 
@@ -18,14 +18,14 @@ from hypernoise.scenes.world import COLORS, RADII, SHAPES, Request, plural, rela
 
 # Distances between colours are Euclidean in RGB, each channel in [0, 1]; the two nearest in the palette are 0.30 apart.
 LIGHT = 0.7  # a pixel is light if its darkest channel exceeds this (no palette colour's exceeds 0.24)
-FOREGROUND = 0.2  # from the ground; the palette lies 0.7 to 1.5 from it, so an edge covered by about a fifth counts
-NEAR = 0.22  # farthest a pixel may be from the colour it is named by; the edges of black pass brown at 0.23
-MIXED = 0.25  # farthest an edge pixel may be from the line between ground and object
+FOREGROUND = 0.2  # from the background; the palette lies 0.7 to 1.5 from it, so an edge covered by about a fifth counts
+NEAR = 0.22  # largest distance of a pixel from its colour; the edges of black pass brown at 0.23
+MIXED = 0.25  # largest distance of an edge pixel from the line between background and object
 LEAST_CORE = 8  # 2 x 2 blocks; fewer are a speck, or the thin mixture along the seam of two touching objects
 GROWTH = 3  # px, from a core to the outer end of its soft edge
-MARGIN = 3  # px of surroundings that are compared with the shapes too
+MARGIN = 3  # px of surroundings also compared with the shapes
 EDGE = 1.5  # px outside the fitted outline that still belong to the object
-SHARPEN = 3.0  # contrast given to soft edges before they are compared, so that a little blur costs little
+SHARPEN = 3.0  # contrast added to soft edges before comparison, so that slight blur costs little
 LEAST_FIT, LEAST_LEAD = 0.85, 0.05  # intersection over union: at least this, and this much over the next shape
 SCALES = np.array([0.94, 0.97, 1.0, 1.03, 1.06], np.float32)[:, None, None]  # radii tried, around that of equal area
 RADIUS = (0.75 * min(low for low, _ in RADII.values()), 1.25 * max(high for _, high in RADII.values()))  # px
@@ -46,7 +46,7 @@ _MEASURES = {shape: _measure(shape) for shape in SHAPES}
 
 @dataclass(frozen=True)
 class Found:
-    """One recognised object: its centre, the size of the box around it, and its area, all in pixels."""
+    """One recognised object: its centre, the size of its box, and its area, all in pixels."""
 
     shape: str
     color: str
@@ -59,7 +59,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge says of one picture; `reason` is empty when it is correct."""
+    """The judge's verdict on one picture; `reason` is empty when it is correct."""
 
     correct: bool
     reason: str
@@ -106,7 +106,7 @@ def detect(pixels: np.ndarray) -> tuple[tuple[Found, ...], float]:
 
 
 def _ground(pixels: np.ndarray) -> np.ndarray:
-    """The ground's colour [3]: the median of the light pixels, or a plain one where there are hardly any."""
+    """The background colour [3]: the median of the light pixels, or a default if there are hardly any."""
     sparse = pixels[::2, ::2]
     light = sparse[sparse.min(-1) > LIGHT]
     if len(light) < 0.05 * sparse[..., 0].size:
@@ -135,7 +135,7 @@ def _cores(pixels: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, list
 
 
 def _grow(cores: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cores spread over the foreground next to them; and where two met, which may show both colours mixed."""
+    """Cores spread over the adjacent foreground; and where two meet, which may show both colours mixed."""
     owner, seam = cores.copy(), np.zeros_like(foreground)
     for _ in range(GROWTH):
         highest = ndimage.maximum_filter(owner, 3)
@@ -147,9 +147,9 @@ def _grow(cores: np.ndarray, foreground: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _fit(cover: np.ndarray) -> tuple[str, float, float, np.ndarray] | None:
-    """The shape that one object's cover [h, w] in [0, 1] shows: name, centre, signed distance; None if unclear.
+    """The shape shown by one object's cover [h, w] in [0, 1]: name, centre, signed distance; None if unclear.
 
-    Every shape is drawn with its centroid on the cover's and with its area, give or take a few per cent.
+    Every shape is drawn with the cover's centroid and area, give or take a few per cent.
     """
     area = float(cover.sum())
     y, x = np.ogrid[: cover.shape[0], : cover.shape[1]]
@@ -179,10 +179,10 @@ def _sharpened(cover: np.ndarray) -> np.ndarray:
 
 
 def judge(pixels: np.ndarray, request: Request) -> Verdict:
-    """Whether one picture, floats [H, W, 3] in [0, 1], shows what is asked.
+    """Whether one picture, floats [H, W, 3] in [0, 1], shows the request.
 
-    Only counting minds more objects than asked for; where several objects could stand for one that the
-    caption names, one suitable pair is enough for a relation.
+    Only counting forbids extra objects; if several objects match one in the
+    caption, one suitable pair is enough for a relation.
     """
     found, artefacts = detect(pixels)
     reason = _first_fault(found, request)
@@ -190,7 +190,7 @@ def judge(pixels: np.ndarray, request: Request) -> Verdict:
 
 
 def _first_fault(found: tuple[Found, ...], request: Request) -> str:
-    """Why these objects are not what is asked for, in a phrase; empty if they are."""
+    """Why these objects do not satisfy the request, in a phrase; empty if they do."""
     for thing in request.things:
         same = [f for f in found if f.shape == thing.shape]
         if request.category == "counting":

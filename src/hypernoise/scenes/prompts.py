@@ -1,9 +1,9 @@
-"""The scenes world's prompts, split so that no combination trained on is ever evaluated on.
+"""The scenes world's prompts, split so that no combination is in both training and evaluation.
 
-A combination is what is asked, however it is worded: "a circle and a square" is "a square and a circle",
-and "left of" turned round is "right of". The split is fixed by a hash, the same on every machine. The lessons
-of rewards and generator also dress training counts and relations in colours, and so may show two coloured shapes
-side by side whose pair is an evaluation caption, under a caption that says something else of them (docs/scenes.md).
+A combination is the content, in any wording: "a circle and a square" equals "a square and a circle",
+and "left of" reversed is "right of". The split is fixed by a hash, the same on every machine. The training pictures
+of rewards and generator also give colours to counts and relations, and so may show two coloured shapes
+side by side whose pair is an evaluation caption, under a different caption (docs/scenes.md).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def split(category: str) -> tuple[list[Request], list[Request]]:
 
 
 def combination(request: Request) -> str:
-    """The same text for every wording of the same request."""
+    """A key equal for all wordings of a request."""
     things = [f"{t.count} {t.color} {t.shape}" for t in request.things]
     if request.relation in TURNED_ROUND:
         return f" {TURNED_ROUND[request.relation]} ".join(reversed(things))
@@ -41,17 +41,17 @@ def combination(request: Request) -> str:
 
 
 def training_prompts(per_category: int = 400, seed: int = 0) -> list[str]:
-    """Training captions, the six categories equally often."""
+    """Training captions, with the six categories equally often."""
     return [request.caption for request in _balanced([split(c)[0] for c in CATEGORIES], per_category, seed)]
 
 
 def evaluation_requests(per_category: int = 50, seed: int = 0) -> list[Request]:
-    """Evaluation requests, the six categories equally often; never trained on."""
+    """Evaluation requests, with the six categories equally often; never trained on."""
     return _balanced([split(c)[1] for c in CATEGORIES], per_category, seed)
 
 
 def digest(requests: Sequence[Request]) -> str:
-    """SHA-256 of the captions, one a line: what a result names its prompts by."""
+    """SHA-256 of the captions, one per line: identifies a result's prompts."""
     return hashlib.sha256("\n".join(request.caption for request in requests).encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Other wordings of the scenes world's captions, without a language model.
+"""Rewrites of the scenes world's captions, without a language model.
 
-A caption says as much when its two things change places, and more when things that have no colour are given
-one, which is what a language model's rewrites add too.
+A caption keeps its meaning when its two objects swap places, and becomes more specific when objects without a
+colour get one, as a language model's rewrites do too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TURNED = {"left of": "right of", "right of": "left of", "above": "below", "below
 
 
 class ScenesRewriter:
-    """Rewrites of a caption, in an order fixed by the caption; none for a text that is no caption of this world."""
+    """Rewrites of a caption, in an order fixed by the caption; none for a text that is not a caption of this world."""
 
     name = "scenes"
 
@@ -25,7 +25,7 @@ class ScenesRewriter:
         self.requests = {request.caption: request for category in CATEGORIES for request in all_requests(category)}
 
     def __call__(self, prompt: str, number: int) -> list[str]:
-        """At most `number`, the turned-round wording first; a picture of any of them is right for `prompt`."""
+        """At most `number`, the swapped wording first; a picture of any of them is right for `prompt`."""
         request = self.requests.get(prompt)
         if request is None:
             return []
@@ -42,7 +42,7 @@ def _turned(request: Request) -> Request:
 
 
 def _colorings(request: Request) -> list[tuple[str, ...]]:
-    """Colours for the things of `request`, two never alike, those that are asked kept."""
+    """Colours for the objects of `request`, all different, keeping requested ones."""
     options = [[thing.color] if thing.color else list(COLORS) for thing in request.things]
     return [colors for colors in product(*options) if len(set(colors)) == len(colors)]
 

@@ -1,6 +1,6 @@
-"""The scenes reward: a matcher in which words look at the picture, BLIP's image-text matching at miniature size.
+"""The scenes reward: a matcher whose tokens attend to the picture, BLIP's image-text matching in miniature.
 
-Its weights come with the package; `dev/scenes/` has how it was built and trained on drawn pictures. It reads pictures
+Its weights come with the package; `dev/scenes/` built and trained it on drawn pictures. It takes pictures
 of the world's size.
 """
 
@@ -22,9 +22,9 @@ from hypernoise.rewards.network import prepared
 from hypernoise.rewards.text import Windows, combined
 from hypernoise.scenes.world import SIZE
 
-LONGEST = 24  # tokens, start and end marks included
-SOFTNESS = 0.1  # of the soft minimum over a long prompt's windows, in scores
-TEMPERATURE = 3  # of P(matches): the log-odds are sure enough that a wrong picture would have no slope left to climb
+LONGEST = 24  # tokens, including start and end tokens
+SOFTNESS = 0.1  # soft minimum over a long prompt's windows, in scores
+TEMPERATURE = 3  # of P(matches): otherwise the log-odds are so large that a wrong picture has no gradient
 WEIGHTS = Path(str(files("hypernoise").joinpath("scenes/weights")))
 
 
@@ -34,7 +34,7 @@ def matcher_pictures(model: BlipForImageTextRetrieval, pixels: Tensor) -> Tensor
 
 
 def matcher_words(model: BlipForImageTextRetrieval, pictures: Tensor, tokens: Any) -> tuple[Tensor, ...]:
-    """States [B, words, width] of captions that look at their pictures, whose states are `pictures`, layer by layer."""
+    """States [B, words, width] of captions that attend to their pictures' states `pictures`, layer by layer."""
     seen = torch.ones(pictures.shape[:2], dtype=torch.long, device=pictures.device)
     return model.text_encoder(
         **tokens, encoder_hidden_states=pictures, encoder_attention_mask=seen, output_hidden_states=True
@@ -53,7 +53,7 @@ def load(name: str, settings: RewardSettings) -> Scorer:
 
 
 class Scorer:
-    """A matcher as a reward; loads its weights, frozen, on first use, to the pictures' device."""
+    """A matcher as a reward; loads its frozen weights on first use, to the pictures' device."""
 
     def __init__(self, name: str, folder: Path | None = None, settings: RewardSettings | None = None):
         self.name, self.settings = name, settings or RewardSettings()

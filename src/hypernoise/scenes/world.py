@@ -1,4 +1,4 @@
-"""The scenes world: what a caption can ask for (category, shapes, colours, count, relation), and what shapes look like.
+"""The scenes world: what a caption can request (category, shapes, colours, count, relation), and the shapes' outlines.
 
 `dev/scenes/drawing.py` draws scenes that satisfy a request, for training the world's weights.
 """
@@ -32,7 +32,7 @@ def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) ->
 
 
 def _triangle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
-    """Equilateral, pointing up, its circumscribed circle of radius r (y grows downwards)."""
+    """Equilateral, pointing up, with circumradius r (y grows downwards)."""
     return np.maximum(y - r / 2, np.abs(x) * (np.sqrt(3) / 2) - y / 2 - r / 2)
 
 
@@ -50,7 +50,7 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One kind of object that a caption names: `count` of `shape`, in `color` or in any."""
+    """One kind of object in a caption: `count` of `shape`, in `color` or any colour."""
 
     shape: str
     color: str | None = None
@@ -59,7 +59,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caption asks for. `relation` reads: things[0] is `relation` things[1]."""
+    """A caption's content. `relation` reads: things[0] is `relation` things[1]."""
 
     category: str
     things: tuple[Thing, ...]
@@ -116,8 +116,8 @@ def relation_between(
     """Where A lies relative to B, by GenEval's margin, from their boxes' centres and sizes (px).
 
     Offsets are first shrunk by a tenth of the summed sizes; a direction holds if it makes up more than half of
-    the shrunken offset's length. GenEval (djghosh13/geneval, evaluation/evaluate_images.py) asks for half of the
-    whole offset's, which few pictures tell apart (docs/yardsticks.md).
+    the shrunken offset's length. GenEval (djghosh13/geneval, evaluation/evaluate_images.py) requires half of the
+    whole offset's, which rarely matters (docs/yardsticks.md).
     """
     offset = np.array([ax - bx, ay - by])
     margin = 0.1 * np.array([aw + bw, ah + bh])

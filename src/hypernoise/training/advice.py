@@ -1,4 +1,4 @@
-"""What a finished run's rows say of its settings: which way more of them, or less, would take it."""
+"""Advice from a finished run's rows: which settings to change, and in which direction."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.lipschitz import MOST_DIMENSIONS
 
-FEWEST = 40  # rows that something can be said from
+FEWEST = 40  # rows needed for advice
 SURE = 2.0  # standard errors
-WORTH = 0.02  # of the whole fall of the objective
+WORTH = 0.02  # as a share of the objective's whole fall
 MANY = 0.5  # as a share of updates
-BEST_OF = 8  # whose KL, log n − (n − 1)/n, is little to spend
+BEST_OF = 8  # its KL, log n − (n − 1)/n, is little to spend
 
 
 def advice(rows: Sequence[Mapping[str, Any]], config: TrainConfig, dimensions: int, *, exact: bool) -> str:
-    """One line of a finished run; empty where it was too short to tell.
+    """One line of advice on a finished run; empty if it was too short.
 
     Args:
-        rows: of metrics.jsonl, the whole run's.
-        dimensions: of the noise.
-        exact: the KL that the rows tell is the whole, not ½‖f‖².
+        rows: the whole run's rows of metrics.jsonl.
+        dimensions: the noise's.
+        exact: whether the rows' KL is the whole KL rather than ½‖f‖².
     """
     columns = ("loss", "kl", "gradient_norm")
     seen = [row for row in rows if all(_finite(row.get(name)) for name in columns)]
@@ -41,14 +41,14 @@ def advice(rows: Sequence[Mapping[str, Any]], config: TrainConfig, dimensions: i
         rate = " (and max_grad_norm)" if clipped > MANY and config.optimizer == "sgd" else ""
         pace = f"raise max_train_steps, or learning_rate{rate}"
     elif config.lr_scheduler == "constant":
-        pace = "more updates alone bring little; a learning_rate that falls (lr_scheduler: cosine) settles what is left"
+        pace = "more updates alone bring little; a decaying learning_rate (lr_scheduler: cosine) may help"
     else:
-        pace = "its rate has run out, and a longer run (max_train_steps) says whether there is more to get"
+        pace = "its learning rate has decayed to 0; a longer run (max_train_steps) shows if there is more to gain"
     how = f"{'still' if improving else 'no longer'} improving ({now:.3g}, {fallen:+.2g} better than a quarter before)"
     parts = [f"after {seen[-1]['step']} updates the objective was {how}; {share}: {pace}"]
     parts.append(_of_kl(statistics.fmean(float(row["kl"]) for row in seen[-quarter:]), config, dimensions))
     if not exact and dimensions <= MOST_DIMENSIONS:
-        parts.append(f"½‖f‖² is only a part of the KL: in {dimensions} dimensions kl_term: exact counts the whole")
+        parts.append(f"½‖f‖² is only a part of the KL: in {dimensions} dimensions kl_term: exact counts all of it")
     return "; ".join(parts)
 
 
@@ -60,7 +60,7 @@ def _of_kl(nats: float, config: TrainConfig, dimensions: int) -> str:
         return f"{spent}, a quarter of kl_limit or more: raise kl_weight if the pictures suffer"
     if nats < little:
         return f"{spent}, less than best-of-{BEST_OF} spends ({little:.2f}): a lower kl_weight lets f go further"
-    return f"{spent}: a lower kl_weight buys reward with more of it, a higher one the reverse"
+    return f"{spent}: a lower kl_weight trades more of it for reward, a higher one the reverse"
 
 
 def _finite(value: Any) -> bool:

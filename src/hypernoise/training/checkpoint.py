@@ -1,4 +1,4 @@
-"""Training checkpoints: an adapter with the rest of a run's state beside it, and the SHA-256 of every file.
+"""Training checkpoints: an adapter, the rest of a run's state, and the SHA-256 of every file.
 
 Noise, prompt order and torch's global random state are functions of the seed and the step, so nothing else is needed to
 resume to the same numbers.
@@ -25,7 +25,7 @@ ABOUT, STATE, SUMS = "state.json", "training_state.pt", "sha256.json"
 
 
 class Stateful(Protocol):
-    """A part of a run that a checkpoint holds, in tensors and plain values: the optimiser, the running average ..."""
+    """A part of a run's state, in tensors and plain values: the optimiser, the running average ..."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -45,10 +45,10 @@ def save_checkpoint(
     """Writes `output`/checkpoint-STEP, complete or not at all, and deletes all but the last `keep`.
 
     Args:
-        fixed: the settings that a resumed run must share to reach the same numbers.
+        fixed: the settings that must be the same on resume to reach the same numbers.
 
     Raises:
-        InputError: it cannot be written, such as on a full disk; the earlier ones are intact.
+        InputError: it cannot be written, for example on a full disk; earlier ones are intact.
     """
     folder = output / f"checkpoint-{step:06d}"
     with writing(f"checkpoint at step {step}", "the earlier checkpoints are intact"), _replacing(folder) as temporary:
@@ -58,24 +58,24 @@ def save_checkpoint(
         write_json(temporary / ABOUT, {"step": step, "fixed": dict(fixed)})
         write_json(temporary / SUMS, {file.name: _sum(file) for file in sorted(temporary.iterdir())})
     for old in checkpoints(output)[:-keep]:
-        gone = old.replace(old.with_name(f".{old.name}.gone"))  # `tidied` finds it if it is not deleted to the end
+        gone = old.replace(old.with_name(f".{old.name}.gone"))  # `tidied` removes it if deletion is interrupted
         shutil.rmtree(gone)
     return folder
 
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that takes `folder`'s place, if there is one, only once it is whole."""
+    """A new folder that replaces `folder`, if it exists, only once complete."""
     old = folder.with_name(f".{folder.name}.old")
     with atomic_folder(folder) as temporary:
         yield temporary
-        if folder.exists():  # the same step, saved before
+        if folder.exists():  # the same step, saved earlier
             folder.replace(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def tidied(output: Path) -> None:
-    """Removes what a killed save has left, and puts back a checkpoint that it was about to replace."""
+    """Removes what a killed save left behind, and restores a checkpoint that it was about to replace."""
     for old in output.glob(".checkpoint-*.old"):
         folder = output / old.name.removeprefix(".").removesuffix(".old")
         if not folder.exists():
@@ -88,17 +88,17 @@ def tidied(output: Path) -> None:
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; other folders are ignored."""
+    """A run's checkpoints, oldest first; ignores other folders."""
     named = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
     whole = [folder for folder in named if (folder / ABOUT).is_file()]
     return sorted(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
 
 def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
-    """The newest undamaged checkpoint, and what is wrong with the later ones.
+    """The newest undamaged checkpoint, and the faults of newer ones.
 
     Raises:
-        InputError: there are checkpoints, and all are damaged.
+        InputError: all existing checkpoints are damaged.
     """
     broken: list[str] = []
     for folder in reversed(checkpoints(output)):
@@ -114,7 +114,7 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage(folder: Path) -> str | None:
-    """Which file of a checkpoint is missing or is not what was written; None if all are intact."""
+    """Which file of a checkpoint is missing or changed; None if all are intact."""
     try:
         sums = read_json(folder / SUMS, SUMS)
     except InputError as error:
@@ -146,7 +146,7 @@ def load_checkpoint(
     *,
     fixed: Mapping[str, Any],
 ) -> int:
-    """Restores a run's state and returns its step. Raises InputError if settings or base are not the saved ones."""
+    """Restores a run's state and returns its step. Raises InputError if settings or base differ from the saved ones."""
     about = read_json(folder / ABOUT, f"{folder / ABOUT}")
     saved = about["fixed"]
     for name, value in fixed.items():

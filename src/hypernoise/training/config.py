@@ -1,4 +1,4 @@
-"""What a training run is: the loop's settings, and a recipe that adds what it trains. Imports no torch."""
+"""Settings of a training run: the loop's, and a recipe that adds what is trained. Imports no torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _weights_from_words(words: list[str]) -> dict[str, float]:
             weight = float(number)
         except ValueError:
             weight = None
-        if not name or weight is None:  # no weight; a path may hold a = of its own
+        if not name or weight is None:  # no weight; a path may contain a =
             name, weight = word, 1.0
         if name in weights:
             raise InputError(f"{name!r} is named twice; give it one weight")
@@ -70,14 +70,14 @@ LONGEST = 2**18  # bytes of a recipe
 
 @dataclass(frozen=True)
 class Lipschitz:
-    """Whether the Lipschitz constant of the residual is held down, so that ½‖f‖² stands for the whole KL."""
+    """Limits the Lipschitz constant of the residual, so that ½‖f‖² approximates the whole KL."""
 
     mode: Literal["free", "penalty", "clamp"] = "free"
-    """penalty keeps it near the bound, clamp under it."""
+    """free: no limit; penalty: keeps the residual's Lipschitz constant near the bound; clamp: below it."""
     bound: float = 0.5
-    """Below 1 the KL term can be trusted."""
+    """The limit of the Lipschitz constant; below 1 the KL term can be trusted."""
     weight: float = 100.0
-    """Of the penalty, on the squared excess over the bound."""
+    """Weight of the penalty on the squared excess over the bound."""
 
     def __post_init__(self) -> None:
         typed(self, Lipschitz, "lipschitz.")
@@ -90,58 +90,58 @@ class TrainConfig:
     """Settings of the training loop. One step is one optimiser update."""
 
     learning_rate: float = 1e-3
-    """After warm-up."""
+    """Learning rate after warm-up."""
     max_train_steps: int = 1000
-    """Updates."""
+    """Number of optimiser updates."""
     train_batch_size: int = 16
-    """Samples per update, over all processes and accumulation rounds."""
+    """Samples per update, over all processes and accumulation steps."""
     gradient_accumulation_steps: int = 1
-    """Rounds that a batch is split into to save memory; must divide train_batch_size."""
+    """Micro-batches that a batch is split into to save memory; must divide train_batch_size."""
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
-    """cosine and linear fall to 0 over the run."""
+    """cosine and linear decay to 0 over the run."""
     lr_warmup_steps: int = 20
     """Updates over which the learning rate rises from 0."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """sgd has momentum 0.9, as published for SD-Turbo and SANA-Sprint."""
+    """sgd uses momentum 0.9, as published for SD-Turbo and SANA-Sprint."""
     adam_weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     sample_clip: float = 0.0
-    """Greatest norm of one sample's reward gradient at its improved noise, for rewards with a few huge gradients; 0:
-    unlimited. The objective is then no longer the paper's, but followed in its direction."""
+    """Clips the norm of each sample's reward gradient at its improved noise, for rewards with a few huge gradients; 0:
+    no clipping. Clipping changes the paper's objective, but not the direction of a sample's gradient."""
     one_noise_per_step: bool = False
-    """All samples of an update, of all processes, start from one noise, as the paper's authors train."""
+    """All samples of an update, in all processes, start from one noise, as in the paper authors' training."""
     kl_weight: float = 1.0
-    """Multiplies ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
+    """Weight of ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
     kl_term: Literal["l2", "exact"] = "l2"
-    """l2: ½‖f‖², as published. exact: the whole KL, from each sample's whole Jacobian: a backward pass per dimension,
-    for noise of up to 256. A spectral noise network's is exact either way."""
+    """l2: ½‖f‖², as published. exact: the whole KL from each sample's Jacobian, one backward pass per dimension, for
+    noise of up to 256 dimensions. A spectral noise network's KL is always exact."""
     kl_limit: float = 0.5
-    """The run stops when ½‖f‖² is over this many nats per dimension of the noise; at 0.5 the residual is as long as
-    the noise. Noises of fewer than 64 dimensions count as 64. 0: never."""
+    """The run stops when ½‖f‖² exceeds this many nats per noise dimension; at 0.5 the residual is as long as the
+    noise. Noises of fewer than 64 dimensions count as 64. 0: never."""
     clipping_limit: float = 0.5
     """The run stops when the share of pixel values that are exactly 0 or 1 has risen by this much; 0: never."""
     num_inference_steps: int | tuple[int, ...] = 1
-    """Denoiser calls per training picture; of several numbers each update draws one."""
+    """Denoiser calls per training picture; given several numbers, each update picks one."""
     checkpointing_steps: int = 100
     """Updates between checkpoints."""
     checkpoints_total_limit: int = 2
-    """Checkpoints kept, the newest ones."""
+    """Number of newest checkpoints to keep."""
     validation_steps: int = 10
-    """Updates between readings of the validation reward, and between pictures of validation_prompts."""
+    """Updates between measurements of the validation reward, and between pictures of validation_prompts."""
     validation_prompts: tuple[str, ...] = ()
-    """Drawn every validation_steps from the same noises, plain above, improved below."""
+    """Prompts drawn every validation_steps from the same noises, plain above improved."""
     patience: int = 0
-    """Readings in a stretch: training stops early when over a stretch the validation reward has fallen from its best
-    while the trained one has not. 0: never."""
+    """Stop early when the validation reward's mean over this many readings has fallen from its best while the trained
+    reward's has not. 0: never."""
     diagnostics: tuple[str, ...] = ()
-    """lipschitz, kl: measured at a few fixed noises every diagnostics_steps, into metrics.jsonl."""
+    """lipschitz, kl: measured at a few fixed noises every diagnostics_steps, written to metrics.jsonl."""
     diagnostics_steps: int = 50
     report_to: tuple[str, ...] = ()
-    """tensorboard, trackio, wandb: where metrics go besides metrics.jsonl."""
+    """tensorboard, trackio, wandb: trackers that receive the metrics in addition to metrics.jsonl."""
     seed: int = 0
     mixed_precision: MixedPrecision = "auto"
-    """Of the frozen weights and of autocast; what trains is always fp32. auto: bf16 where the device has units for it,
-    else no, which is fp32."""
+    """Precision of the frozen weights and autocast; trained weights are always fp32. no: fp32. auto: bf16 if the device
+    has native bf16 units, else fp32."""
     lipschitz: Lipschitz = field(default_factory=Lipschitz)
 
     def __post_init__(self) -> None:
@@ -180,14 +180,14 @@ class TrainConfig:
         return (steps,) if isinstance(steps, int) else tuple(steps)
 
 
-FREE = {  # fields that change no number of the run: a resumed one may have others
+FREE = {  # fields that do not affect a run's numbers: they may change on resume
     *("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "validation_prompts", "patience"),
     *("diagnostics", "diagnostics_steps", "report_to", "kl_limit", "clipping_limit"),
 }
 
 
 def recognised(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide a run's numbers."""
+    """The settings that determine a run's numbers."""
     values = {own.name: getattr(config, own.name) for own in dataclasses.fields(TrainConfig) if own.name not in FREE}
     return {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}  # type: ignore[arg-type]
 
@@ -198,12 +198,12 @@ class LoRA:
 
     rank: Annotated[int, tyro.conf.arg(aliases=["--rank"])] = 16
     alpha: Annotated[float, tyro.conf.arg(aliases=["--lora-alpha"])] = 32.0
-    """The update is scaled by alpha / rank."""
+    """The LoRA update is scaled by alpha / rank."""
     layers: tuple[str, ...] = ()
-    """Of the denoiser, that get a LoRA, the output layer among them; without-depthwise: all Linear and Conv layers but
-    depthwise convolutions; none: every Linear and Conv layer."""
+    """Layers of the denoiser that get a LoRA, including the output layer; without-depthwise: every Linear and Conv
+    layer except depthwise convolutions; none named: every Linear and Conv layer."""
     init: Literal["kaiming", "gaussian"] = "kaiming"
-    """Of the LoRA's A. gaussian: N(0, 1/rank²), as the paper's authors have it."""
+    """Initialisation of the LoRA's A matrices. gaussian: N(0, 1/rank²), as in the paper authors' code."""
 
     def __post_init__(self) -> None:
         typed(self, LoRA, "lora.")
@@ -213,33 +213,33 @@ class LoRA:
 
 @dataclass(frozen=True)
 class Recipe(TrainConfig, Loading):
-    """A whole training run, as a YAML file holds it: every field here may stand there."""
+    """A complete training run; a recipe file may set any of these fields."""
 
     prompts: Weights = field(default_factory=lambda: {"scenes": 1.0})
-    """Files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's training
-    captions; of several, each gives prompts in proportion to its weight."""
+    """Prompt files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's
+    training captions; several are sampled in proportion to their weights."""
     rewards: Weights = field(default_factory=lambda: {"redness": 1.0})
-    """Names of rewards or ensembles, and their weights in the sum."""
+    """Rewards or ensembles to train on, and their weights in the sum."""
     validation_reward: Weights = field(default_factory=dict)
-    """Rewards that are not trained on, only measured, to see whether the trained ones are being hacked."""
+    """Rewards that are measured but not trained on, to detect reward hacking."""
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts beyond a reward's text encoder: cut them (and say how many), or score windows that fit and take the mean
-    or the soft minimum."""
+    """Prompts longer than a reward's text encoder: truncate them (the number is reported), or score windows that fit
+    and take the mean or the soft minimum."""
     reward_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of rewards that are networks; their scores are fp32."""
+    """Weight precision of reward networks; their scores are fp32."""
     reward_device: str = ""
-    """Where rewards that are networks run; empty: with the pictures."""
+    """Device of the reward networks; empty: the pictures' device."""
     reward_checkpointing: bool = False
     """Recompute the rewards' activations for the gradient: less memory, more time."""
     noise_network: Literal["lora", "spectral"] = "lora"
-    """lora: the paper's, on every layer of the denoiser. spectral: a small network of its own on the noise's low
-    frequencies, whose KL is exact."""
+    """lora: the paper's, on every layer of the denoiser. spectral: a small separate network on the noise's low
+    frequencies, with an exact KL."""
     spectral: Spectral = field(default_factory=Spectral)
     lora: LoRA = field(default_factory=LoRA)
     push_to_hub: bool = False
-    """Upload the adapter at the end, with a model card of what was measured."""
+    """Upload the adapter at the end, with a model card of measured results."""
     hub_model_id: str = ""
-    """Where to: owner/name."""
+    """Hub repository to upload to: owner/name."""
 
     def __post_init__(self) -> None:
         typed(self, Recipe)
@@ -263,7 +263,7 @@ class Recipe(TrainConfig, Loading):
             raise InputError("patience needs a validation reward; for example validation_reward: {pickscore: 1.0}")
 
     def reward_settings(self) -> RewardSettings:
-        """How the rewards run."""
+        """The settings that rewards run with."""
         from hypernoise.rewards.base import RewardSettings
 
         return RewardSettings(
@@ -272,18 +272,18 @@ class Recipe(TrainConfig, Loading):
 
 
 class _Reader(yaml.BaseLoader):
-    """Reads scalars as the words that stand there (`typed` makes numbers of them), and no key twice."""
+    """Reads scalars as text (`typed` converts them to numbers), and refuses duplicate keys."""
 
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
-        value.encode()  # half a character is a ValueError
+        value.encode()  # a lone surrogate is a ValueError
         return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         found = super().construct_mapping(node, deep)
         if len(found) < len(node.value):
             ((twice, _),) = Counter(key.value for key, _ in node.value).most_common(1)
-            raise yaml.MarkedYAMLError(problem=f"{shown(twice)} stands there twice", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"duplicate key {shown(twice)}", problem_mark=node.start_mark)
         return found
 
 

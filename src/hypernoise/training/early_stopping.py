@@ -1,7 +1,6 @@
-"""Early stopping: a run ends when a reward that is only measured falls while the trained one does not.
+"""Early stopping: a run ends when the validation reward falls while the trained one does not.
 
-A reward that is optimised too far keeps rising while people, or a reward that was not trained on, like the pictures
-less.
+An over-optimised reward keeps rising while people, or a reward that was not trained on, like the pictures less.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SURE = 3.0  # standard errors
-STRETCHES = 12  # at most, in a table
+STRETCHES = 12  # maximum rows of the table
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Reading:
 
 
 def reading_of(row: Mapping[str, Any]) -> Reading | None:
-    """The reading in a row of metrics.jsonl, if it has one and both rewards are finite."""
+    """The reading in a row of metrics.jsonl, if both rewards are there and finite."""
     rewards = [row.get(name, math.nan) for name in ("reward", "validation_reward")]
     return Reading(row["step"], *rewards) if all(map(math.isfinite, rewards)) else None
 
@@ -37,7 +36,7 @@ def readings(rows: Sequence[Mapping[str, Any]], until: int) -> list[Reading]:
 
 
 def early_stop(seen: list[Reading], row: Mapping[str, Any], patience: int) -> bool:
-    """Adds a row's reading to those `seen`, if it has one; whether the run should stop."""
+    """Adds a row's reading, if any, to those `seen`; returns whether the run should stop."""
     reading = reading_of(row)
     if reading is None:
         return False
@@ -48,8 +47,8 @@ def early_stop(seen: list[Reading], row: Mapping[str, Any], patience: int) -> bo
 def should_stop(seen: Sequence[Reading], patience: int) -> bool:
     """Whether the validation reward has fallen while the trained one has not.
 
-    Compares the last `patience` readings with the earlier stretch of as many in which the validation reward was best:
-    True if it is lower now by more than 3 standard errors and the trained reward is at least as high.
+    Compares the last `patience` readings with the earlier `patience` readings in a row with the best validation reward:
+    True if it is now lower by more than 3 standard errors and the trained reward is at least as high.
     """
     stretches = _stretches(seen, patience)[:-patience] if patience > 1 else []
     if not stretches:
@@ -61,16 +60,16 @@ def should_stop(seen: Sequence[Reading], patience: int) -> bool:
 
 
 def stopped_line(seen: Sequence[Reading], step: int, patience: int) -> str:
-    """Says why a run stopped early, and since when."""
+    """The message on why a run stopped early, and since when."""
     best = max(_stretches(seen, patience), key=_validation)[patience // 2]
     return (
         f"stopped early at step {step}: the validation reward has fallen since about step {best.step} while the "
-        "trained one has not; the pictures please the trained reward alone"
+        "trained one has not; the pictures improve by the trained reward only"
     )
 
 
 def table(seen: Sequence[Reading]) -> str:
-    """The trained and the validation reward over training, in at most `STRETCHES` lines of means."""
+    """A table of the trained and the validation reward over training, in at most `STRETCHES` rows of means."""
     length = max(1, math.ceil(len(seen) / STRETCHES))
     lines = [f"{'step':>14}{'trained reward':>18}{'validation reward':>18}"]
     for start in range(0, len(seen), length):

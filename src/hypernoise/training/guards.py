@@ -1,4 +1,4 @@
-"""What ends a run or skips a step: rewards and gradients that are not finite, a KL or pictures that blow up."""
+"""Guards that end a run or skip a step: non-finite rewards and gradients, a KL or pictures that blow up."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
 
 NAMED = 3  # faults that a message names
-SKIP_LIMIT, WINDOW = 5, 100  # steps that may be skipped, out of the last so many
-FEWEST = 64  # dimensions that a noise counts as at least: with few, the true optimum may lie many deviations away
+SKIP_LIMIT, WINDOW = 5, 100  # steps that may be skipped, within the last 100
+FEWEST = 64  # minimum dimensions to count: with few, the true optimum may be many standard deviations away
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of a step drew from noise [B, ...]: pixels [B, 3, H, W] without a graph, and their rewards [B].
+    """Results of one accumulation step on noise [B, ...]: detached pixels [B, 3, H, W], and their rewards [B].
 
-    means: of the loss and everything else that is logged, by column.
+    means: the loss and all other logged means, by column.
     """
 
     prompts: list[str]
@@ -46,7 +46,7 @@ class Skipped:
         self.recent: deque[bool] = deque(maxlen=WINDOW)
 
     def note(self, skipped: bool, step: int, faults: list[str]) -> None:
-        """Raises InputError, naming the faults, once more than `limit` of the last hundred steps were skipped."""
+        """Raises InputError, naming the faults, if more than `limit` of the last hundred steps were skipped."""
         self.recent.append(skipped)
         self.count += skipped
         if sum(self.recent) > self.limit:
@@ -63,10 +63,10 @@ def shortened(faults: list[str]) -> str:
 
 
 class BlowUp:
-    """Ends a run whose f has left the noises that the generator knows, or whose pictures are clipped.
+    """Ends a run whose f has left the noises that the generator was trained on, or whose pictures are clipped.
 
-    It remembers the share of clipped pixel values of the first step, which is that of the untrained network; a
-    checkpoint keeps it.
+    The share of clipped pixel values at the first step, with the untrained network, is the reference; a checkpoint
+    keeps it.
     """
 
     def __init__(self, config: TrainConfig, noise_shape: Sequence[int]):
@@ -74,7 +74,7 @@ class BlowUp:
         self.first_clipped: float | None = None
 
     def check(self, step: int, row: Mapping[str, float]) -> None:
-        """Raises InputError with advice, by a step's mean `kl` and share of values `clipped`."""
+        """Raises InputError with advice, from a step's mean `kl` and share of `clipped` values."""
         if self.first_clipped is None:
             self.first_clipped = row["clipped"]
         config, risen, counted = self.config, row["clipped"] - self.first_clipped, max(self.dimensions, FEWEST)
@@ -84,7 +84,7 @@ class BlowUp:
             name = "the KL" if config.kl_term == "exact" else "½‖f‖²"
             raise InputError(
                 f"blown up at step {step}: {name} is {row['kl']:.4g} nats, over kl_limit {config.kl_limit:g} x "
-                f"{counted} dimensions{few}; a noise itself has {self.dimensions / 2:g}; {advice}"
+                f"{counted} dimensions{few}; the noise itself has {self.dimensions / 2:g}; {advice}"
             )
         if config.clipping_limit and risen > config.clipping_limit:
             raise InputError(
@@ -100,9 +100,9 @@ class BlowUp:
 
 
 def faults_of(reward: RewardFunction, rounds: list[Round]) -> list[str]:
-    """Which rewards, or gradients of rewards, are not finite for which prompts of this process's rounds.
+    """Which rewards or reward gradients are not finite, and for which prompts of this process.
 
-    Each member of the reward scores the pictures again, with a gradient.
+    Scores the pictures again with each member of the reward, with a gradient.
     """
     return list(dict.fromkeys(fault for seen in rounds for fault in _faulty(reward, seen)))
 
@@ -134,19 +134,19 @@ def scored(
     step: int,
     called: str = "the reward",
 ) -> Tensor:
-    """The rewards [B]. Whatever a reward raises becomes an InputError that names the reward and the prompt."""
+    """The rewards [B]. An exception in a reward becomes an InputError that names the reward and the prompt."""
     try:
         return base.scored(reward, pixels, prompts, called)
     except (InputError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a user's own function may raise
+    except Exception as error:  # anything that a user's function may raise
         name, prompt, cause = _culprit(reward, pixels.detach(), prompts) or (called, None, error)
-        whose = f"for {prompt!r}" if prompt is not None else f"for its batch, which begins with {prompts[0]!r}"
+        whose = f"for {prompt!r}" if prompt is not None else f"for the batch that begins with {prompts[0]!r}"
         raise InputError(f"{name} raised {type(cause).__name__} at step {step} {whose}: {located(cause)}") from error
 
 
 def _culprit(reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> tuple[str, str, Exception] | None:
-    """The first member and prompt that raise on their own."""
+    """The first member and prompt that raise when scored alone."""
     for name, member in _members(reward).items():
         for number, prompt in enumerate(prompts):
             try:
@@ -163,5 +163,5 @@ def _members(reward: RewardFunction) -> dict[str, RewardFunction]:
 
 
 def clipped_share(pixels: Tensor) -> Tensor:
-    """The share of values that are exactly 0 or 1, where clamping has cut the gradient."""
+    """The share of values that are exactly 0 or 1, where clamping cuts the gradient."""
     return ((pixels <= 0) | (pixels >= 1)).float().mean()

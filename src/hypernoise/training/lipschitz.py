@@ -1,4 +1,4 @@
-"""Holding the Lipschitz constant of f down, so that ½‖f‖² stands for the KL; or training on the whole KL instead."""
+"""Limits the Lipschitz constant of f, so that ½‖f‖² approximates the KL; or trains on the exact KL instead."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 
-NOISES = 4  # of each round's batch that are measured
-ITERATIONS = 3  # of the power method, from a new start at every step: no state to resume
-MOST_DIMENSIONS = 256  # of noise whose whole Jacobian is built at every step
+NOISES = 4  # measured per batch part
+ITERATIONS = 3  # power iterations, from a new start at every step: no state to resume
+MOST_DIMENSIONS = 256  # for which the whole Jacobian is built at every step
 
 
 def check_exact(noise_shape: Sequence[int]) -> None:
@@ -25,15 +25,15 @@ def check_exact(noise_shape: Sequence[int]) -> None:
     dimensions = math.prod(noise_shape)
     if dimensions > MOST_DIMENSIONS:
         raise InputError(
-            f"kl_term: exact takes a backward pass per dimension of the noise, {MOST_DIMENSIONS} at most; this noise "
+            f"kl_term: exact needs a backward pass per dimension of the noise, {MOST_DIMENSIONS} at most; this noise "
             f"has {dimensions}: use kl_term: l2, with lipschitz: penalty or clamp"
         )
 
 
 def exact_gap(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Tensor:
-    """Tr J − log|det(I + J)| of each sample [B], what ½‖f‖² leaves out of the KL; differentiable in f's weights.
+    """Tr J − log|det(I + J)| of each sample [B], the terms missing from ½‖f‖²; differentiable in f's weights.
 
-    d backward passes, each kept for the gradient.
+    Takes d backward passes, all kept for the gradient.
     """
     x = noise.detach().requires_grad_(True)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
@@ -48,15 +48,15 @@ def exact_gap(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Ten
 
 
 def scalable(network: NoiseNetwork) -> bool:
-    """Whether its residual can be scaled down in its weights."""
+    """Whether its weights can be rescaled to scale the residual down."""
     return hasattr(network, "scale_output")
 
 
 def squared_excess(network: NoiseNetwork, noise: Tensor, condition: Condition, bound: float) -> Tensor:
-    """max(0, ‖f(x + v/2) − f(x − v/2)‖ − bound)², averaged over noises; v is the direction most stretched at x.
+    """max(0, ‖f(x + v/2) − f(x − v/2)‖ − bound)², averaged over noises; v is the most stretched direction at x.
 
-    The stretch is a finite difference over ‖v‖ = 1, not a derivative of a derivative: its gradient needs no second
-    backward pass, so any attention kernel and checkpointing will do, and it is itself a lower bound of Lip(f).
+    The norm is a finite difference over ‖v‖ = 1, not a second derivative: its gradient needs no double backward, so
+    any attention kernel and checkpointing work, and it is itself a lower bound of Lip(f).
     """
     x, c = noise[:NOISES].detach(), condition[:NOISES]
     _, direction = most_stretched(network, x, c, iterations=ITERATIONS)
@@ -65,7 +65,7 @@ def squared_excess(network: NoiseNetwork, noise: Tensor, condition: Condition, b
 
 
 def lipschitz_seen(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Tensor:
-    """What `clamp` holds under its bound [n]: the bound of the layers if they have one, else ‖J‖₂ at some noises."""
+    """What `clamp` limits [n]: the product of layer norms if the network has one, else ‖J‖₂ at some noises."""
     certain = lipschitz_bound(network)
     if math.isfinite(certain):
         return torch.tensor([certain], device=noise.device)
@@ -73,6 +73,6 @@ def lipschitz_seen(network: NoiseNetwork, noise: Tensor, condition: Condition) -
 
 
 def clamp(network: Any, seen: float, bound: float) -> None:
-    """Scales the residual down to the bound, in its weights, if the constant `seen` is above it."""
+    """Scales the residual's weights down to the bound if the constant `seen` exceeds it."""
     if seen > bound:
         network.scale_output(bound / seen)

@@ -19,9 +19,9 @@ from hypernoise.training.step import batch_of, commit, forward_backward, measure
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did: the step it reached, its rows (one per step of this call, the last 10,000), its last checkpoint.
+    """The result of a run: the step reached, its rows (of this call's steps, the last 10,000), its last checkpoint.
 
-    `finished` is False if a signal interrupted the run; the same call then goes on from the checkpoint.
+    `finished` is False if a signal interrupted the run; the same call then resumes from the checkpoint.
     """
 
     step: int
@@ -30,8 +30,8 @@ class TrainResult:
     checkpoint: Path | None
     stopped_early: bool = False  # the validation reward fell while the trained one did not
     signal: int = 0
-    advice: str = ""  # of a run that is over: which way its settings point
-    skipped: int = 0  # steps of this call whose reward or gradient was not finite
+    advice: str = ""  # on the settings, once the run is over
+    skipped: int = 0  # steps of this call with a non-finite reward or gradient
 
 
 def train(
@@ -46,26 +46,26 @@ def train(
     resume_from_checkpoint: bool = True,
     progress: bool = True,
 ) -> TrainResult:
-    """Trains `network` in place to lower E[kl_weight·½‖f‖² − reward(g(x + f))]; the generator stays as it is.
+    """Trains `network` in place to minimise E[kl_weight·½‖f‖² − reward(g(x + f))]; the generator stays frozen.
 
-    Noise, prompt order and torch's global random state are functions of (seed, step, sample), so a resumed run gives
-    the numbers of an uninterrupted one, and several processes (see `processes`) those of one.
+    Noise, prompt order and torch's global random state are functions of (seed, step, sample), so a resumed run, or one
+    in several processes (see `processes`), gives the numbers of an uninterrupted run in one process.
 
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
-        validation_reward: only measured, on the same pictures; with `patience` it can end the run
+        validation_reward: measured on the same pictures but not trained on; with `patience` it can end the run
             (`early_stopping.should_stop`).
-        output_dir: where metrics.jsonl and checkpoints go; nothing is written if None.
-        resume_from_checkpoint: continue from the newest undamaged checkpoint in `output_dir`; if False, checkpoints
-            there are deleted.
+        output_dir: receives metrics.jsonl and checkpoints; if None, nothing is written.
+        resume_from_checkpoint: continue from the newest undamaged checkpoint in `output_dir`; if False, delete existing
+            checkpoints.
 
-    With an `output_dir` Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint, and a second Ctrl-C
-    at once; without one they do what they do elsewhere. An error leaves a checkpoint of the last completed step.
+    With an `output_dir`, Ctrl-C or SIGTERM ends the run after the current step with a checkpoint, and a second Ctrl-C
+    at once; without one, signals act as usual. An error leaves a checkpoint of the last completed step.
 
     Raises:
-        InputError: no prompts, a batch that processes and accumulation do not divide, a reward that raises or has no
-            gradient, too many steps that are not finite, a KL or pictures that blow up, a checkpoint with other
-            settings or of a later step, a full disk, or a clamp on a network that cannot be scaled.
+        InputError: no prompts, a batch that is no multiple of processes × accumulation, a reward that raises or has no
+            gradient, too many non-finite steps, a KL or pictures that blow up, a checkpoint with other settings or of a
+            later step, a full disk, or a clamp on a network that cannot be rescaled.
     """
     run = open_run(
         generator,

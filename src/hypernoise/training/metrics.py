@@ -1,4 +1,4 @@
-"""metrics.jsonl: a row per step, with the columns that the step had. Imports no torch."""
+"""metrics.jsonl: one row per step, with that step's columns. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hypernoise.settings import MOST, finite
 from hypernoise.training.config import TrainConfig
 
 METRICS = "metrics.jsonl"
-KEPT = 10_000  # rows in memory, the newest
-PROJECT = "hypernoise"  # in a tracker
+KEPT = 10_000  # newest rows kept in memory
+PROJECT = "hypernoise"  # its name in trackers
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run, oldest first. What is damaged is left out: lines that are no rows, values beyond fp32."""
+    """The rows of a run, oldest first, without damaged lines and values beyond fp32."""
     file = folder / METRICS
     if not file.exists():
         return []
@@ -35,7 +35,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = parse_json(line.decode(), METRICS)
-    except (InputError, UnicodeDecodeError):  # cut short
+    except (InputError, UnicodeDecodeError):  # truncated
         return None
     if not (isinstance(row, dict) and type(row.get("step")) is int and 0 < row["step"] <= MOST):
         return None
@@ -43,15 +43,15 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def mean_of(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
-    """The mean of a column over the rows that have it; None if none has."""
+    """The mean of a column over the rows that have it; None without such rows."""
     values = [row[column] for row in rows if column in row]
     return sum(values) / len(values) if values else None
 
 
 class Log:
-    """Where a step's row goes: the history, metrics.jsonl, the trackers and the progress bar.
+    """Writes each step's row to the history, metrics.jsonl, the trackers and the progress bar.
 
-    Of an older metrics.jsonl in `folder` only the steps up to `start` are kept. Only the first process writes files.
+    Keeps only the steps up to `start` of an existing metrics.jsonl. Only the first process writes files.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Log:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Shows the bar inside the block, and closes the trackers after it."""
+        """Shows the progress bar inside the block, and closes the trackers after it."""
         with self.bar:
             yield
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Numbers that are not finite are left out."""
+        """Omits non-finite numbers."""
         row = {k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)}
         self.history.append(row)
         if self.file is not None:
@@ -94,7 +94,7 @@ class Log:
 
 
 def check_trackers(names: Sequence[str], folder: Path | None) -> None:
-    """Raises InputError for a tracker that is not installed, or that has nowhere to write."""
+    """Raises InputError for a tracker that is not installed, or has no directory to write to."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"tracker {name} is not installed: pip install 'hypernoise[{name}]'")

@@ -9,7 +9,7 @@ from hypernoise.training.config import Recipe
 
 
 def build(recipe: Recipe, generator: DiffusionGenerator) -> LoRANoise | SpectralNoise:
-    """A new noise network on `generator`; f is 0."""
+    """A new noise network on `generator`, with f = 0."""
     if recipe.noise_network == "spectral":
         return spectral_noise(generator, recipe.spectral, seed=recipe.seed)
     lora = recipe.lora

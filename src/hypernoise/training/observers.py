@@ -1,7 +1,7 @@
-"""What is measured beside training, each as columns of the step's row: pace, KL and Lipschitz constant, sample grids.
+"""Measurements during training, as columns of the step's row: speed, KL and Lipschitz constant, sample grids.
 
-Always on the same few noises and prompts, so that a curve over the steps shows the network's change and not the
-noises'. Nothing here touches torch's global random state, so an observed run trains to the same weights.
+Always on the same few noises and prompts, so that curves show changes of the network and not of the
+noises. Nothing here uses torch's global random state, so observed runs train to the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GAP = 4  # px between the pictures of a grid
 
 
 def pace(run: Run, batch: Batch) -> dict[str, float]:
-    """Seconds and pictures per second of the step, peak memory so far, and the time left."""
+    """Seconds and pictures per second of the step, peak memory so far, and remaining time."""
     now = time.perf_counter()
     seconds, per_step = now - batch.began, (now - run.began) / (run.step - run.log.start)
     row = {
@@ -42,7 +42,7 @@ def pace(run: Run, batch: Batch) -> dict[str, float]:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes in use at the highest point so far: of the GPU, else of this process; None on Windows."""
+    """Peak bytes in use so far: the GPU's, otherwise this process's; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -54,7 +54,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
-    """The columns that `config.diagnostics` names, every `diagnostics_steps` and at the last step."""
+    """The columns for `config.diagnostics`, every `diagnostics_steps` and at the last step."""
     config = run.config
     due = run.step % config.diagnostics_steps == 0 or run.step == config.max_train_steps
     if not (config.diagnostics and due and run.accelerator.is_main_process):
@@ -65,9 +65,9 @@ def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
 
 
 def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condition: Condition) -> dict[str, float]:
-    """Columns by name. lipschitz: the greatest ‖J‖₂ at the noises, a lower bound of Lip(f), and gap_bound, the most
-    that the KL's dropped terms can be if it is the constant everywhere (infinite from 1 on). kl: kl_gap, these terms
-    in nats, and kl_gap_error, their standard error."""
+    """Columns by name. lipschitz: the greatest ‖J‖₂ at the noises, a lower bound of Lip(f), and gap_bound, the largest
+    possible sum of the dropped KL terms if Lip(f) equals it (infinite from 1 on). kl: kl_gap, these terms in nats, and
+    kl_gap_error, their standard error."""
     row: dict[str, float] = {}
     if "lipschitz" in names:
         row["lipschitz"] = spectral_norm(network, noise, condition).max().item()
@@ -79,7 +79,7 @@ def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condit
 
 
 def sample_grid(run: Run, batch: Batch) -> dict[str, Any]:
-    """Every `validation_steps` the validation prompts from the same noises, plain above, improved below, as a PNG."""
+    """Draws the validation prompts every `validation_steps` from the same noises, plain above improved, as a PNG."""
     config = run.config
     if run.folder is None or not (config.validation_prompts and run.accelerator.is_main_process):
         return {}
@@ -98,7 +98,7 @@ def _samples(run: Run, inference_steps: int) -> list[list[Tensor]]:
     noise = keyed_noise(generator.noise_shape, seed=seed, step=VALIDATION_STEP, samples=range(len(texts)))
     noise = noise.to(generator.device, run.network.trainable_parameters()[0].dtype)
     rows: list[list[Tensor]] = [[], []]
-    for i, text in enumerate(texts):  # one by one: least memory
+    for i, text in enumerate(texts):  # one by one, to save memory
         x, c = noise[i : i + 1], run.encode([text])
         for row, z in zip(rows, (x, x + run.network(x, c)), strict=True):
             row.append(generator.sample(z, c, num_inference_steps=inference_steps, seed=seed)[0].float().cpu())

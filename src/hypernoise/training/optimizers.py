@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate over the run, and the precision of products."""
+"""The optimiser, its learning-rate schedule, and the precision of matrix products."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optim
 
 
 def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> None:
-    """The rate of one step: warm-up, then constant or falling to 0. A function of the step alone."""
+    """The learning-rate factor of a step: warm-up, then constant or decaying to 0. Depends only on the step."""
     warm = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
     done = min(1.0, step / config.max_train_steps)
     left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.lr_scheduler]
@@ -28,7 +28,7 @@ def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> N
 
 
 def autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
-    """Inside the block matrix products are in the run's mixed precision, if any."""
+    """Matrix products inside the block use the run's mixed precision, if any."""
     precision = resolve(config.mixed_precision, device)
     mixed = precision.name != "no"
     return torch.autocast(device.type, precision.dtype if mixed else None, enabled=mixed)

@@ -21,48 +21,48 @@ from accelerate.utils import GradientAccumulationPlugin
 from hypernoise.errors import InputError, shown
 from hypernoise.training.config import TrainConfig
 
-LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # what launchers set, and without one
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # what launchers set, and the values without one
 
 
 def launched() -> tuple[int, int]:
-    """This process's number and their count, as the launcher has set them; (0, 1) without one.
+    """This process's rank and the world size, as set by the launcher; (0, 1) without one.
 
     Raises:
-        InputError: RANK, WORLD_SIZE or LOCAL_RANK is no number, or the number is not below the count.
+        InputError: RANK, WORLD_SIZE or LOCAL_RANK is not a number, or the rank is not below the world size.
     """
     found = {name: os.environ.get(name) or usual for name, usual in LAUNCHED.items()}
     numbers = [int(number) for number in found.values() if re.fullmatch(r"\d{1,6}", number)]
     if len(numbers) < len(found) or numbers[0] >= numbers[1]:
-        raise InputError(f"no launcher has set {shown(found)} in the environment; unset them")
+        raise InputError(f"{shown(found)} in the environment is not a launcher's; unset these variables")
     return numbers[0], numbers[1]
 
 
 def own_device(device: str) -> str:
-    """Each process's own GPU where several ask for "auto" or "cuda"; else `device` itself."""
+    """Each process's own GPU for "auto" or "cuda" with several processes; otherwise `device` itself."""
     if launched()[1] > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return device
 
 
 def say(line: str) -> None:
-    """A line on stderr, from the first process only; nothing if it is empty."""
+    """Prints a line to stderr from the first process only; nothing if it is empty."""
     if line and launched()[0] == 0:
         print(line, file=sys.stderr)
 
 
 @cache
 def say_once(line: str) -> None:
-    """As `say`, but each line only once."""
+    """Like `say`, but prints each line only once."""
     say(line)
 
 
 def start(device: torch.device, trackers: tuple[str, ...], folder: Path | None) -> Accelerator:
-    """Joins the other processes, if any. The recipe alone decides precision and accumulation: what `accelerate launch`
-    puts into the environment is overridden."""
+    """Joins the other processes, if any. Precision and accumulation come from the recipe; it overrides those that
+    `accelerate launch` puts into the environment."""
     several = launched()[1] > 1
     return Accelerator(
         mixed_precision="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the number alone would yield to it
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a number would not override it
         dynamo_backend="no",
         device_placement=False,
         cpu=several and device.type == "cpu",
@@ -78,7 +78,7 @@ def leave() -> None:
 
 
 def samples_per_round(config: TrainConfig, processes: int) -> int:
-    """Samples that a process draws at once. Raises InputError naming the multiple that train_batch_size must be."""
+    """Samples per process and forward pass. Raises InputError naming the next valid train_batch_size."""
     parts = processes * config.gradient_accumulation_steps
     if config.train_batch_size % parts:
         raise InputError(
@@ -90,7 +90,7 @@ def samples_per_round(config: TrainConfig, processes: int) -> int:
 
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:
-    """The first process's value, in all of them."""
+    """The first process's value, in all processes."""
     if accelerator.num_processes == 1:
         return value
     values = [value]
@@ -99,7 +99,7 @@ def broadcast(accelerator: Accelerator, value: Any) -> Any:
 
 
 def gathered(accelerator: Accelerator, values: list[Any]) -> list[Any]:
-    """The values of all processes, in their order."""
+    """The values of all processes, by rank."""
     if accelerator.num_processes == 1:
         return values
     parts: list[list[Any]] = [[] for _ in range(accelerator.num_processes)]

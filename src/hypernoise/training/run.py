@@ -1,4 +1,4 @@
-"""What a training run holds, and how it opens and ends."""
+"""The state of a training run, and how it opens and ends."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ from hypernoise.training.processes import broadcast, samples_per_round, say, say
 from hypernoise.training.signals import stop_requested
 
 PROCESS = "process.json"
-NOISES = 4  # that the KL and the Lipschitz constant are measured at
+NOISES = 4  # at which the KL and the Lipschitz constant are measured
 
 
 class Run:
-    """A run in progress. `state` names everything a checkpoint holds beside the network: see `Stateful`."""
+    """A run in progress. `state` names everything that checkpoints hold besides the network: see `Stateful`."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class Run:
         self.state: dict[str, Stateful] = {"optimizer": self.optimizer, "scaler": self.scaler, "blow_up": self.blow_up}
         self.fixed = _fixed_settings(config, generator, network, reward, prompts)
         self.step = 0  # completed updates
-        self.checkpoint: Path | None = None  # the last one
+        self.checkpoint: Path | None = None  # the newest
         self.readings: list[Reading] = []  # of the validation reward
         self.row: dict[str, Any] | None = None  # of the current step, until it is written
-        self.committing = False  # inside an update, where a checkpoint would hold neither the old nor the new step
+        self.committing = False  # inside an update, where the state is neither the old nor the new step's
         self.signal, self.stopped_early = 0, False
         self.advice = ""  # once it is over
         self.began = time.perf_counter()
-        self.model: Any = network  # inside DDP's wrapper where there are several processes
+        self.model: Any = network  # wrapped in DDP with several processes
         self.encode = KeptInMemory(generator, prompts)
         self.log: Log
 
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def ended(self) -> str:
-        """How the run has ended; empty while it goes on."""
+        """How the run ended; empty while it goes on."""
         if self.signal:
             return f"stopped by signal {self.signal}"
         return "stopped early" if self.stopped_early else "done" if self.finished else ""
@@ -101,24 +101,24 @@ class Run:
     def opened(self) -> Iterator[Callable[[], int]]:
         """Opens the status file, the log and the signal handlers, and closes them after the block.
 
-        Yields a function that returns the signal received so far, 0 if none. If the block raises, the row of the
-        current step and the last completed step are saved.
+        Yields a function that returns the signal received so far, or 0. If the block raises, saves the row of the
+        current step and the last completed step.
         """
         main = self.accelerator.is_main_process
         with run_status(self.folder if main else None) as status, self.log.opened():
-            # without a checkpoint to end with, a signal ends the run as it ends any other program
+            # without checkpoints, a signal ends the run like any other program
             with stop_requested() if self.folder is not None else nullcontext(lambda: 0) as stop:
                 try:
                     yield stop
                 except Exception:
                     for keep in (self.write_row, self._save_last_good):
-                        with suppress(InputError):  # a full disk: the error itself says so, or is the one to report
+                        with suppress(InputError):  # a full disk: the error itself reports it
                             keep()
                     raise
             status["ended"] = self.ended
 
     def clamp(self, noise: Tensor, condition: Condition) -> None:
-        """Scales the residual down until the Lipschitz constant seen at some noises is within the bound."""
+        """Scales the residual down until its Lipschitz constant at some noises is within the bound."""
         with autocast(self.generator.device, self.config):
             seen = self.accelerator.gather(lipschitz_seen(self.network, noise, condition))
         clamp(self.network, seen.max().item(), self.config.lipschitz.bound)  # type: ignore[union-attr]
@@ -159,7 +159,7 @@ def open_run(
     resume: bool,
     progress: bool,
 ) -> Run:
-    """Checks the input, joins the other processes and restores the newest checkpoint. Raises `train`'s errors."""
+    """Checks the input, joins the other processes and restores the newest checkpoint. Raises the errors of `train`."""
     precision = resolve(config.mixed_precision, generator.device)
     if precision.slow:
         say_once(precision.line)
@@ -185,12 +185,12 @@ def open_run(
     if isinstance(network, nn.Module):
         run.model = accelerator.prepare_model(network, device_placement=False)
     run.readings = readings(rows_of(folder), run.step) if folder is not None and run.step else []
-    run.stopped_early = should_stop(run.readings, config.patience)  # such a run does not go on
+    run.stopped_early = should_stop(run.readings, config.patience)  # such a run does not continue
     return run
 
 
 def finish(run: Run) -> None:
-    """Every process learns of the last checkpoint; a run that is over says where its settings point."""
+    """Tells every process the last checkpoint; a finished run gets advice on its settings."""
     run.checkpoint = broadcast(run.accelerator, run.checkpoint)
     if run.finished:
         rows = rows_of(run.folder) if run.folder is not None else run.log.history
@@ -206,7 +206,7 @@ def fixed_noises(
     encode: Callable[[list[str]], Condition],
     seed: int,
 ) -> tuple[Tensor, Condition]:
-    """The noises [4, *noise_shape] that diagnostics measure at, and their conditions."""
+    """The noises [4, *noise_shape] for diagnostics, and their conditions."""
     noise = keyed_noise(generator.noise_shape, seed=seed, step=OBSERVED_STEP, samples=range(NOISES))
     noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
     return noise, encode(spread(prompts, NOISES))
@@ -214,12 +214,12 @@ def fixed_noises(
 
 @contextmanager
 def run_status(folder: Path | None) -> Iterator[dict[str, Any]]:
-    """Keeps process.json in `folder`: which process trains, and after the block how it ended."""
+    """Keeps process.json in `folder`: which process trains, and after the block, how it ended."""
     about: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "ended": ""}
 
     def write() -> None:
         if folder is not None:
-            with suppress(OSError):  # a full disk is reported by what must be written
+            with suppress(OSError):  # a full disk is reported by required writes
                 write_json(folder / PROCESS, about)
 
     write()
@@ -251,7 +251,7 @@ def _check(
     if config.patience and validation_reward is None:
         raise InputError("patience needs a validation reward")
     if config.lipschitz.mode == "clamp" and not scalable(network):
-        raise InputError(f"lipschitz: clamp needs a network with scale_output; a {network.kind!r} network has none")
+        raise InputError(f"lipschitz: clamp needs a network with scale_output, which a {network.kind!r} network lacks")
     if config.kl_term == "exact" and not knows_kl(network):
         check_exact(generator.noise_shape)
     check_trackers(config.report_to, folder)
@@ -287,7 +287,7 @@ def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
 def _fixed_settings(
     config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """What a resumed run must share with the interrupted one to reach the same numbers."""
+    """The settings that must be the same on resume to reach the same numbers."""
     settings = recognised(config)
     if config.lr_scheduler == "constant":
         del settings["max_train_steps"]
@@ -303,4 +303,4 @@ def _fixed_settings(
         "reward_settings": how,
         "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
     }
-    return json.loads(json.dumps(fixed))  # as it will be read back
+    return json.loads(json.dumps(fixed))  # as it is read back

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the SIGTERM by which clusters announce that time is up."""
+"""Ctrl-C, and SIGTERM, with which clusters end a job."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
-AT_ONCE = 1.0  # seconds within which another Ctrl-C is the same one, passed on by a launcher
+AT_ONCE = 1.0  # seconds within which another Ctrl-C counts as the same, passed on by a launcher
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], int]]:
-    """Inside the block SIGINT and SIGTERM end nothing; the function it yields returns the first one's number, or 0.
+    """Inside the block SIGINT and SIGTERM do not end the process; the yielded function returns the first one, or 0.
 
     Later SIGTERMs are ignored, since a cluster may signal every process and the launcher pass it on. A second Ctrl-C
     acts as usual, unless it arrives within a second of the first signal.

@@ -1,4 +1,4 @@
-"""One training step: its batch, forward and backward, the row it is measured by, and the update."""
+"""One training step: batch, forward and backward, the measured row, and the update."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from hypernoise.training.optimizers import autocast, set_learning_rate
 from hypernoise.training.processes import gathered, samples_per_round, say
 from hypernoise.training.run import Run
 
-DRAW = -1  # the sample number in the key of a step's inference steps: no sample has it
+DRAW = -1  # the sample number in the key of a step's inference steps: no sample uses it
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on, a function of (seed, step) alone.
+    """The data of a step, a function of (seed, step) alone.
 
-    prompts: of all processes and rounds. parts: the numbers of the rounds.
+    prompts: of all processes and accumulation steps. parts: the accumulation steps' numbers.
     """
 
     prompts: list[str]
     inference_steps: int
-    validated: bool  # the validation reward scores its pictures too
+    validated: bool  # whether the validation reward also scores its pictures
     parts: range
-    began: float  # seconds of the clock
+    began: float  # start time in seconds
 
 
 def batch_of(run: Run) -> Batch:
@@ -56,13 +56,13 @@ def batch_of(run: Run) -> Batch:
 
 
 def inference_steps_of(config: TrainConfig, step: int) -> int:
-    """The denoiser calls per picture of an update: one of `num_inference_steps`, keyed by (seed, step)."""
+    """Denoiser calls per picture of an update: one of `num_inference_steps`, keyed by (seed, step)."""
     counts = config.inference_steps
     return counts[key_of(config.seed, step, DRAW) % len(counts)]
 
 
 def forward_backward(run: Run, batch: Batch, part: int) -> Round:
-    """Draws this process's samples of a round, scores them, and adds their gradient to that of the rounds before."""
+    """Draws this process's samples of an accumulation step, scores them, and accumulates their gradient."""
     config, generator, accelerator, device = run.config, run.generator, run.accelerator, run.generator.device
     count = samples_per_round(config, accelerator.num_processes)
     first = (part * accelerator.num_processes + accelerator.process_index) * count
@@ -96,11 +96,11 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             loss = loss + config.lipschitz.weight * excess
         if not run.log.history:  # the first step of this call
             check_gradients(run.reward, rewards, pixels)
-            checks = isinstance(run.reward, WeightedSum) or run.reward in PIXEL_REWARDS.values()  # their number
+            checks = isinstance(run.reward, WeightedSum) or run.reward in PIXEL_REWARDS.values()  # they count them
             if not checks and watched.read and set(condition.tensors) == {"index"} and len(set(prompts)) > 1:
                 say(
-                    "the reward reads the prompt, and the noise network is not told it: an `embed` of the generator "
-                    "would (a module that takes noise alone is not given what it gives)"
+                    "the reward reads the prompt, which the noise network does not see: give the generator an `embed` "
+                    "(a module that takes only noise is not passed its result)"
                 )
         accelerator.backward(run.scaler.scale(loss / config.gradient_accumulation_steps))
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
@@ -108,7 +108,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
         means |= {f"reward/{name}": scores.mean() for name, scores in run.reward.member_scores().items()}
     if run.validation_reward is not None and batch.validated:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            pictures = drawn.nan_to_num(0.0, 1.0, 0.0)  # what is not finite is `commit`'s to report
+            pictures = drawn.nan_to_num(0.0, 1.0, 0.0)  # `commit` reports non-finite values
             scores = scored(run.validation_reward, pictures, prompts, run.step, "the validation reward")
             means["validation_reward"] = scores.mean()
     means = {name: mean.detach().float().to(device) for name, mean in means.items()}
@@ -116,7 +116,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
 
 
 class _Watched(list[str]):
-    """Prompts that note whether anybody reads them."""
+    """Prompts that record whether they are read."""
 
     read = False
 
@@ -130,9 +130,9 @@ class _Watched(list[str]):
 
 
 def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], int]:
-    """The step's row over all processes, the norm of its gradient before clipping, and the signal that any of them got.
+    """The step's row over all processes, its gradient norm before clipping, and the signal any process received.
 
-    One exchange between processes and one read from the device per step.
+    One exchange between processes and one device read per step.
 
     Raises:
         InputError: the first step has no gradient at all.
@@ -147,15 +147,15 @@ def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], 
     *values, signal, gradient = torch.cat([shared, norm.detach().float()[None].to(own)]).tolist()  # type: ignore[list-item]
     if run.step == 0 and gradient == 0:
         raise InputError(
-            "no gradient reaches the noise network: the pictures do not depend on the noise through what is "
-            "differentiated"
+            "no gradient reaches the noise network: the pictures do not depend on the noise differentiably "
+            "(a detach, a no_grad, rounding or numpy)"
         )
     run.row = {"step": run.step + 1, **dict(zip(names, values, strict=True)), "gradient_norm": gradient}
     return run.row, asked or (15 if signal else 0)
 
 
 def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
-    """Ends the step: the optimiser's update, or, where a number is not finite, none and the names of what is at fault.
+    """Ends the step: the optimiser's update, or, if a number is not finite, none and a report of the faults.
 
     Raises:
         InputError: too many of the last steps were skipped.
@@ -171,7 +171,7 @@ def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
     else:
         row["skipped"] = 1
         narrow = math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1
-        if not narrow:  # else it is fp16's range: the loss is scaled less from now on
+        if not narrow:  # in fp16 it may be the range: the loss scale is lowered
             faults = gathered(run.accelerator, faults_of(run.reward, rounds)) or [NOT_THE_REWARDS]
             row["faults"] = faults
     scaler.update()

@@ -221,7 +221,7 @@ def test_the_rules_agree_with_a_second_derivation_on_random_detections():
     ("change", "message"),
     [
         ({"tag": None}, "'tag' must name a category such as two_object, not None"),
-        ({"prompt": " "}, "'prompt' must be the text that is drawn"),
+        ({"prompt": " "}, "'prompt' must be the text to draw"),
         ({"include": []}, "no metadata to judge by"),
         ({"include": "dog"}, "'include' must be a list"),
         ({"include": [{"count": 1}]}, r"include\[0\] must have a 'class'"),
@@ -247,7 +247,7 @@ def test_metadata_files_that_are_none(tmp_path):
     (tmp_path / "words").write_text("a photo of a dog\n")
     (tmp_path / "list").write_text("[1]\n")
     for name, message in (
-        ("none", "cannot be read"), ("empty", "holds no prompt"), ("words", "line 1 is not JSON"),
+        ("none", "cannot be read"), ("empty", "has no prompts"), ("words", "line 1 is not JSON"),
         ("list", "line 1: a prompt's metadata must be an object"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):

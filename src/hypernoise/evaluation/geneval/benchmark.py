@@ -1,4 +1,4 @@
-"""GenEval's prompts to draw, judged by its rules; and its official files, written from what was drawn."""
+"""GenEval's prompts, judged by its rules; and its official files, written from the pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
     """The official 553 prompts, or those of a metadata file; the first `count` of each category, 0: all.
 
     Raises:
-        InputError: metadata that cannot be read, or a prompt that stands there with two meanings.
+        InputError: unreadable metadata, or a prompt that occurs with two meanings.
     """
     found = read_requests(Path(file)) if file else parse_lines(metadata(), "geneval")
     chosen = first_of_each([request.tag for request in found], count or len(found))
@@ -42,12 +42,12 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
 
 
 def by_prompt(requests: Sequence[Request]) -> dict[str, Request]:
-    """Raises InputError if one prompt asks for two things."""
+    """Raises InputError if a prompt occurs with two meanings."""
     return one_per_prompt(requests, "source", "the metadata, with different meanings")
 
 
 class GenEvalJudge:
-    """A detector and the benchmark's rules. It sees pictures as their files have them, in 8 bits."""
+    """A detector and the benchmark's rules. It sees pictures in 8 bits, like those in files."""
 
     def __init__(self, detector: Detector, requests: Sequence[Request]):
         check_classes(detector, requests)
@@ -69,7 +69,7 @@ class GenEvalJudge:
 
 
 def write_official(requests: Sequence[Request], folder: Path, name: str, records: Records) -> None:
-    """Pictures in the official layout under `folder`/pictures/`name` and, if they were judged, results-`name`.jsonl."""
+    """Pictures in the official layout under `folder`/pictures/`name` and, if judged, results-`name`.jsonl."""
     noises = len(records.files) // len(requests)
     files = [records.files[i : i + noises] for i in range(0, len(records.files), noises)]
     samples = write_album(folder / "pictures" / name, requests, files, records.files[0].parent.name)

@@ -1,7 +1,7 @@
-"""The colour of an object by CLIP: zero-shot over ten colours, on its mask, cut out, on grey.
+"""The colour of an object by CLIP: zero-shot over ten colours, on its crop, masked with grey.
 
-As the benchmark does it (github.com/djghosh13/geneval, evaluate_images.py): what is not the object is #999, the crop
-is the object's box, and a colour's text feature is the mean of three sentences' unit features, made unit again.
+As in the benchmark (github.com/djghosh13/geneval, evaluate_images.py): everything but the object is #999, the crop
+is the object's box, and a colour's text feature is the normalised mean of three sentences' unit features.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ GREY = 0x99 / 255
 
 
 def load(source: str, device: torch.device | str) -> ClipColors:
-    """From a Hub repository (the local cache, or downloaded) or a folder.
+    """From a Hub repository (the local cache or downloaded) or a folder.
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights that cannot be loaded or do not fit.
     """
     model = pretrained(CLIPModel, source, "CLIP", "the model", device)
     return ClipColors(model, load_tokenizer(source), source)
@@ -42,7 +42,7 @@ class ClipColors:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, detection: Detection, mask: Tensor) -> str:
-        """Of pixels [3, H, W] in [0, 1] and the object's mask [H, W]."""
+        """The colour, from pixels [3, H, W] in [0, 1] and the object's mask [H, W]."""
         left, top, right, bottom = (round(side) for side in detection.box)
         alone = torch.where(mask, pixels, GREY)[None, :, top:bottom, left:right]
         seen = self.clip.pictures(self.clip.resize(alone.to(self.clip.device)))

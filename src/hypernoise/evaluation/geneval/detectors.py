@@ -1,4 +1,4 @@
-"""The contract of a detector: what a picture shows, for a request. And the one made of transformers' models."""
+"""The interface of a detector of objects in pictures, and its implementation with transformers' models."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/cli
 
 
 class Detector(Protocol):
-    """`name` stands for all that decides what is found."""
+    """`name` identifies everything that determines the results."""
 
     name: str
 
     @property
     def classes(self) -> Collection[str]:
-        """The objects that it can find."""
+        """The classes that it can detect."""
         ...
 
     def __call__(self, pixels: Tensor, request: Request) -> list[Detection]:
-        """Everything found in pixels [3, H, W] in [0, 1], with colours where they decide."""
+        """All detections in pixels [3, H, W] in [0, 1], with colours where the request needs them."""
         ...
 
 
 def check_classes(detector: Detector, requests: Iterable[Request]) -> None:
-    """Raises InputError if a request asks for a class that the detector does not know."""
+    """Raises InputError if a request needs a class that the detector does not know."""
     lacking = sorted({name for request in requests for name in request.names} - set(detector.classes))
     if lacking:
         some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise InputError(
-            f"detector {detector.name} does not know {some} ({len(lacking)} of the classes that the prompts ask for); "
+            f"detector {detector.name} does not know {some} ({len(lacking)} of the classes in the prompts); "
             f"it knows {len(detector.classes)}, such as {', '.join(sorted(detector.classes)[:5])}"
         )
 
@@ -62,7 +62,7 @@ class HfDetector:
 
 
 def load(objects: str, painter: str, device: torch.device | str) -> HfDetector:
-    """From Hub repositories or folders; empty names stand for the usual models.
+    """From Hub repositories or folders; empty names mean the default models.
 
     Raises:
         InputError: weights that are missing or do not fit.

@@ -1,9 +1,9 @@
-"""Objects by transformers' Mask2Former, prepared and post-processed as the benchmark's own detector is.
+"""Objects by transformers' Mask2Former, with the preprocessing and postprocessing of the benchmark's detector.
 
-That is mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco: the short side is 800 pixels (the long one 1333 at
-most), sides are padded to multiples of 32, masks are judged at the picture's own size, the 100 best pairs of query and
-class are kept whatever their score, and nothing is suppressed for overlapping. transformers' own post-processing
-shrinks masks to 384 x 384 first, so boxes would be coarser.
+That is mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco: the short side is 800 pixels (the long one at most
+1333), sides are padded to multiples of 32, masks are judged at the picture's own size, the 100 best pairs of query and
+class are kept at any score, and overlaps are not suppressed. transformers' own postprocessing shrinks masks
+to 384 x 384 first, so boxes would be coarser.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
 BEST = 100  # pairs of query and class
-RENAMED = {  # what detectors call a class that the benchmark calls otherwise
+RENAMED = {  # names of detectors that differ from the benchmark's
     "mouse": "computer mouse",
     "remote": "tv remote",
     "keyboard": "computer keyboard",
-    "motorbike": "motorcycle",  # from here on VOC's words, which many COCO detectors kept
+    "motorbike": "motorcycle",  # from here on VOC's names, which many COCO detectors keep
     "aeroplane": "airplane",
     "sofa": "couch",
     "pottedplant": "potted plant",
@@ -37,20 +37,20 @@ RENAMED = {  # what detectors call a class that the benchmark calls otherwise
 
 
 def load(source: str, device: torch.device | str) -> Mask2Former:
-    """The detector of a Hub repository (from the local cache, or downloaded) or of a folder.
+    """The detector of a Hub repository (from the local cache or downloaded) or a folder.
 
     Raises:
-        InputError: weights that cannot be had or do not fit.
+        InputError: weights that cannot be loaded or do not fit.
     """
     model = pretrained(Mask2FormerForUniversalSegmentation, source, "detector", "Mask2Former", device)
     return Mask2Former(model, source)
 
 
 class Mask2Former:
-    """Every object that a model finds in a picture, with its mask.
+    """Detects all objects in a picture, with masks.
 
     Args:
-        model: whose `config.id2label` names the classes; those that the benchmark calls otherwise are renamed.
+        model: its `config.id2label` names the classes, which are mapped to the benchmark's names.
         short, long: sides in pixels that pictures are resized to.
     """
 
@@ -62,7 +62,7 @@ class Mask2Former:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> list[tuple[Detection, Tensor]]:
-        """Detections of pixels [3, H, W] in [0, 1], the surest first, with their masks [H, W], on the CPU."""
+        """Detections in pixels [3, H, W] in [0, 1], the most confident first, with masks [H, W], on the CPU."""
         height, width = pixels.shape[-2:]
         scale = min(self.long / max(height, width), self.short / min(height, width))
         rows, columns = int(height * scale + 0.5), int(width * scale + 0.5)
@@ -86,7 +86,7 @@ class Mask2Former:
 
 
 def box_of(mask: Tensor) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) in pixels around what is True in [H, W]; right and bottom lie outside."""
+    """The box (left, top, right, bottom) in pixels around the True values in [H, W]; right and bottom are exclusive."""
     rows, columns = torch.nonzero(mask.any(1)), torch.nonzero(mask.any(0))
     return (
         float(columns[0].item()),
@@ -97,6 +97,6 @@ def box_of(mask: Tensor) -> tuple[float, float, float, float]:
 
 
 def benchmark_name(name: str, among: Collection[str]) -> str:
-    """The benchmark's name of a detector's class; its own if `among` the detector's classes stands the benchmark's."""
+    """The benchmark's name of a detector's class; unchanged if `among` already has the benchmark's name."""
     renamed = RENAMED.get(name, name)
     return name if renamed in among else renamed

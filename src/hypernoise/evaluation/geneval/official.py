@@ -1,8 +1,8 @@
-"""The benchmark's own 553 prompts, made here: their file is the outcome of a published recipe with a fixed seed.
+"""The benchmark's 553 prompts, generated here: their file is the output of a published recipe with a fixed seed.
 
 github.com/djghosh13/geneval, prompts/create_prompts.py: numpy's default generator from seed 43 draws 100 prompts per
-category out of the 80 COCO classes (single objects: each class once), and duplicates are dropped. What comes out is
-held against `SHA256`, so that a numpy that draws otherwise is noticed.
+category from the 80 COCO classes (single objects: each class once), and duplicates are dropped. The result is
+checked against `SHA256`, to detect a numpy that draws other numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hypernoise.evaluation.geneval.requests import COLORS, RELATIONS
 SEED, EACH = 43, 100
 SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-CLASSES = (  # COCO's 80 in their order; mouse, remote and keyboard under the benchmark's own names
+CLASSES = (  # COCO's 80 in order; mouse, remote and keyboard under the benchmark's names
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
     "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
@@ -32,7 +32,7 @@ CLASSES = (  # COCO's 80 in their order; mouse, remote and keyboard under the be
 
 
 def metadata() -> str:
-    """evaluation_metadata.jsonl, byte for byte as the recipe writes it.
+    """evaluation_metadata.jsonl, byte for byte like the recipe's.
 
     Raises:
         InputError: this numpy draws other numbers from the seed.
@@ -40,14 +40,14 @@ def metadata() -> str:
     text = "".join(json.dumps(line) + "\n" for line in _distinct(_drawn(np.random.default_rng(SEED))))
     if hashlib.sha256(text.encode()).hexdigest() != SHA256:
         raise InputError(
-            f"numpy {np.__version__} does not draw the benchmark's prompts from its seed; take "
+            f"numpy {np.__version__} does not draw the benchmark's prompts from its seed; use "
             "prompts/evaluation_metadata.jsonl of the benchmark's repository instead"
         )
     return text
 
 
 def _drawn(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """All prompts in the benchmark's order, each drawing from `rng` what its recipe draws, in that order."""
+    """All prompts in the benchmark's order, with the recipe's draws from `rng` in the same order."""
     lines = [_line("single_object", [_object(i)], _a(CLASSES[i])) for i in rng.choice(len(CLASSES), 80, replace=False)]
     for _ in range(EACH):
         a, b = rng.choice(len(CLASSES), 2, replace=False)
@@ -88,7 +88,7 @@ def _object(index: int, count: int = 1, **more: Any) -> dict[str, Any]:
 
 
 def _no_person(index: int) -> int:
-    """Of the 79 classes that are given colours: all but the first."""
+    """One of the 79 classes that get colours: all but the first."""
     return index + 1
 
 

@@ -1,4 +1,4 @@
-"""Pictures in the benchmark's own folder layout, so that its official scorer can read them too.
+"""Pictures in the benchmark's folder layout, so that its official scorer can read them too.
 
 00000/metadata.jsonl          the prompt's line of metadata
 00000/samples/00000.png ...   its pictures
@@ -22,7 +22,7 @@ from hypernoise.files import write_text
 
 @dataclass(frozen=True)
 class Sample(Picture):
-    """A picture with what its prompt asks for."""
+    """A picture and its prompt's request."""
 
     request: Request
 
@@ -30,18 +30,18 @@ class Sample(Picture):
 def write_album(
     folder: Path, requests: Sequence[Request], pictures: Sequence[Sequence[Path]], source: str
 ) -> list[Sample]:
-    """Lays out each request's pictures, as hard links where the file system has them, else as copies.
+    """Arranges each request's pictures, as hard links if the file system supports them, otherwise as copies.
 
-    `source` names what drew them and is noted in source.txt: an album of another source in this place is removed.
+    `source` names their method and is noted in source.txt: a folder from another source is replaced.
 
     Raises:
-        InputError: the folder holds something that this function did not write.
+        InputError: the folder has other contents.
     """
     mark = folder / "source.txt"
     if mark.exists() and mark.read_text() != source:
         shutil.rmtree(folder)
     if folder.exists() and not mark.exists():
-        raise InputError(f"{folder} holds something else; choose another --output-dir")
+        raise InputError(f"{folder} has other contents; choose another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(mark, source)
     samples = []
@@ -70,7 +70,7 @@ def _link(file: Path, name: Path) -> None:
 
 
 def is_album(folder: Path) -> bool:
-    """Whether a folder is laid out so: it has folders with numbers for names."""
+    """Whether a folder has this layout: folders with numbers as names."""
     return any(_places(folder))
 
 
@@ -80,12 +80,12 @@ def _places(folder: Path) -> list[Path]:
 
 
 def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
-    """The pictures of a folder, prompt by prompt, and what is half-finished there.
+    """The pictures of a folder, by prompt, and its incomplete prompts.
 
-    Prompts with fewer pictures than most are reported, and judged by those they have.
+    Prompts with fewer pictures than most are reported, and judged by the existing ones.
 
     Raises:
-        InputError: no folder, or none with a number for a name.
+        InputError: no folder, or none with a number as its name.
     """
     places = _places(folder)
     if not places:
@@ -93,7 +93,7 @@ def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
     samples: list[Sample] = []
     broken: list[Broken] = []
     counts: dict[str, int] = {}
-    others: dict[str, list[str]] = {}  # files that are no samples
+    others: dict[str, list[str]] = {}  # files that are not samples
     for place in places:
         try:
             request = _request(place)
@@ -111,15 +111,15 @@ def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
     for name, count in counts.items():
         if count < usual or count == 0:
             hint = f"; only names such as 00000.png count, not {others[name][0]}" if others[name] else ""
-            broken.append(Broken(name, f"{count} of {max(usual, 1)} pictures are there{hint}"))
+            broken.append(Broken(name, f"{count} of {max(usual, 1)} pictures exist{hint}"))
     return samples, broken
 
 
 def read_flat(folder: Path, prompts: str, requests: Mapping[str, Request]) -> tuple[list[Sample], list[Broken]]:
-    """The pictures of a folder of another layout, such as `hypernoise generate` writes, by their prompts' requests.
+    """The pictures of a folder in another layout, such as from `hypernoise generate`, by their prompts' requests.
 
     Raises:
-        InputError: `pictures_in`'s, or none of the prompts has a request.
+        InputError: errors of `pictures_in`, or no prompt with a request.
     """
     pictures = pictures_in(folder, prompts)
     samples = [Sample(**vars(one), request=requests[one.prompt]) for one in pictures if one.prompt in requests]
@@ -129,16 +129,16 @@ def read_flat(folder: Path, prompts: str, requests: Mapping[str, Request]) -> tu
             "GenEval's prompts"
         )
     others = [one for one in pictures if one.prompt not in requests]
-    return samples, [Broken(one.name, f"{one.prompt!r} is none of GenEval's prompts") for one in others]
+    return samples, [Broken(one.name, f"{one.prompt!r} is not one of GenEval's prompts") for one in others]
 
 
 def _request(place: Path) -> Request:
     file = place / "metadata.jsonl"
     if not file.is_file():
-        raise InputError(f"{file} is missing: without their metadata the pictures cannot be judged")
+        raise InputError(f"{file} is missing: the pictures cannot be judged without their metadata")
     requests = read_requests(file)
     if len(requests) != 1:
-        raise InputError(f"{file} holds {len(requests)} prompts instead of one")
+        raise InputError(f"{file} has {len(requests)} prompts instead of one")
     return requests[0]
 
 

@@ -1,4 +1,4 @@
-"""What a GenEval prompt asks for, read from the benchmark's metadata: a JSON object per line.
+"""GenEval's requests, parsed from the benchmark's metadata: a JSON object per line.
 
     {"tag": "position", "include": [{"class": "dog", "count": 1},
      {"class": "cat", "count": 1, "position": ["left of", 0]}], "prompt": "a photo of a cat left of a dog"}
@@ -24,7 +24,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 class Clause:
     """At least `count` objects called `name`, each in `color`, each `relation` all objects of clause `target`.
 
-    Among what is excluded: fewer than `count`.
+    In an exclude clause: fewer than `count`.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt. `source` is its line of metadata, which goes beside its pictures."""
+    """One prompt. `source` is its line of metadata, which is stored with its pictures."""
 
     tag: str
     prompt: str
@@ -50,14 +50,14 @@ class Request:
 
 
 def parse(source: Any, where: str) -> Request:
-    """A request of one line's JSON value; `where` begins the message of an InputError."""
+    """A request from one line's JSON value; `where` begins the message of an InputError."""
     if not isinstance(source, dict):
         raise InputError(f"{where}: a prompt's metadata must be an object with tag, include and prompt")
     tag, prompt = source.get("tag"), source.get("prompt")
     if not (isinstance(tag, str) and tag):
         raise InputError(f"{where}: 'tag' must name a category such as two_object, not {tag!r}")
     if not (isinstance(prompt, str) and prompt.strip()):
-        raise InputError(f"{where}: 'prompt' must be the text that is drawn, not {prompt!r}")
+        raise InputError(f"{where}: 'prompt' must be the text to draw, not {prompt!r}")
     include = [_clause(part, f"{where}: include[{i}]", i) for i, part in enumerate(_parts(source, "include", where))]
     exclude = [_clause(part, f"{where}: exclude[{i}]", 0) for i, part in enumerate(_parts(source, "exclude", where))]
     if not include and not exclude:
@@ -74,7 +74,7 @@ def parse_lines(text: str, where: str) -> list[Request]:
     """Every prompt of a metadata file's text."""
     requests = [parse(value, f"{where}, line {number}") for number, value in _json_lines(text, where)]
     if not requests:
-        raise InputError(f"metadata {where} holds no prompt; it needs a JSON object a line")
+        raise InputError(f"metadata {where} has no prompts; it needs a JSON object per line")
     return requests
 
 
@@ -96,9 +96,9 @@ def _parts(source: dict[str, Any], name: str, where: str) -> list[Any]:
 
 
 def _clause(part: Any, where: str, earlier: int) -> Clause:
-    """`earlier`: how many clauses stand before it, which a position may refer to."""
+    """`earlier`: the number of clauses before it, which a position may refer to."""
     if not (isinstance(part, dict) and isinstance(part.get("class"), str)):
-        raise InputError(f"{where} must have a 'class', the name of what is looked for")
+        raise InputError(f"{where} must have a 'class', the object's name")
     name, count, color, position = part["class"], part.get("count"), part.get("color"), part.get("position")
     if type(count) is not int or count < 1:
         raise InputError(f"{where}: 'count' of {name} must be a whole number from 1, not {count!r}")

@@ -1,7 +1,7 @@
-"""GenEval's verdict on what a detector found, as pure functions: no picture, no model.
+"""GenEval's verdict on detections, as pure functions: no picture, no model.
 
 The rules are those of evaluation/evaluate_images.py in github.com/djghosh13/geneval (arXiv 2310.11513, section 3):
-a clause looks at its most confident objects alone, colours and positions included.
+a clause considers only its most confident objects, also for colours and positions.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval.requests import COLORS, Request
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score must exceed it; the second for the tag "counting"
-MOST = 16  # objects of a class that are looked at, the most confident
-MARGIN = 0.1  # of the summed sizes, by which an offset is shortened before it is a position
-HALF = 0.5  # of the offset's length: how much of it must point in a direction
+MOST = 16  # objects considered per class, the most confident first
+MARGIN = 0.1  # share of the summed sizes by which an offset is shortened
+HALF = 0.5  # share of the offset's length that must point in a direction
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One object: its class, its box (left, top, right, bottom) in pixels, how sure the detector is, its colour."""
+    """One object: its class, box (left, top, right, bottom) in pixels, confidence and colour."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -31,7 +31,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`reasons` has a phrase for each clause that does not hold; none if the picture is right."""
+    """`reasons` has a phrase for each clause that fails; empty if the picture is right."""
 
     reasons: tuple[str, ...]
 
@@ -41,7 +41,7 @@ class Verdict:
 
 
 Objects = Mapping[str, Sequence[Detection]]
-"""What counts as found, by class, the most confident first."""
+"""Detections by class, the most confident first."""
 
 
 def kept(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]]:
@@ -55,13 +55,13 @@ def kept(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]
 
 
 def judge(request: Request, objects: Objects) -> Verdict:
-    """Whether these objects are what is asked for.
+    """Whether these objects satisfy the request.
 
     Raises:
-        InputError: the colour of an object decides, and it has none.
+        InputError: an object whose colour decides has none.
     """
     reasons: list[str] = []
-    matched: list[Sequence[Detection] | None] = []  # of each clause, its objects if it holds
+    matched: list[Sequence[Detection] | None] = []  # for each clause, its objects if it holds
     for clause in request.include:
         found = list(objects.get(clause.name, []))[: clause.count]
         reason = ""
@@ -81,7 +81,7 @@ def judge(request: Request, objects: Objects) -> Verdict:
 
 
 def deciding_colors(request: Request, objects: Objects) -> list[Detection]:
-    """The objects whose colour `judge` will ask for."""
+    """The objects whose colour `judge` needs."""
     asked: list[Detection] = []
     for clause in request.include:
         found = list(objects.get(clause.name, []))[: clause.count]
@@ -91,10 +91,10 @@ def deciding_colors(request: Request, objects: Objects) -> list[Detection]:
 
 
 def relations(a: Detection, b: Detection) -> set[str]:
-    """Where a lies relative to b: one direction, two on a diagonal, or none if they are too close to tell.
+    """Where a lies relative to b: one direction, two on a diagonal, or none if they are too close.
 
     The offset between the boxes' centres is shortened on each axis by a tenth of the summed sizes; a direction
-    holds if what is left of it exceeds half of the whole offset's length.
+    holds if its part of the rest exceeds half of the whole offset's length.
     """
     (ax, ay, aw, ah), (bx, by, bw, bh) = _centre_and_size(a), _centre_and_size(b)
     dx, dy = ax - bx, ay - by

@@ -1,7 +1,7 @@
-"""Pictures that are there, judged by the benchmark's rules: the verdicts, the score, and the official results file.
+"""Existing pictures judged by the benchmark's rules: verdicts, score, and the official results file.
 
-The score is the benchmark's: the unweighted mean over categories of the share of right pictures. It is taken prompt by
-prompt, which is the same where every prompt has as many pictures.
+The score is the benchmark's: the unweighted mean over categories of the share of right pictures. It is computed by
+prompt, which is the same if all prompts have equally many pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hypernoise.files import write_text
 
 @dataclass(frozen=True)
 class Judged:
-    """The verdicts on a folder, and what could not be judged."""
+    """The verdicts on a folder, and the pictures that could not be judged."""
 
     found: list[tuple[Sample, list[Detection], Verdict]]
     broken: list[Broken]
@@ -34,7 +34,7 @@ class Judged:
 def judge_album(
     samples: Sequence[Sample], detector: Detector, *, progress: Callable[[int], object] = lambda done: None
 ) -> Judged:
-    """Judges every picture by what is found in it; one that cannot be read costs itself alone.
+    """Judges every picture by its detections; an unreadable one is skipped and reported.
 
     `progress` is called with the number of pictures just done.
     """
@@ -50,7 +50,7 @@ def judge_album(
 
 
 def score_row(judged: Judged, base: Judged | None = None) -> dict[str, Any]:
-    """The fields of a result row that verdicts decide, with the gain over `base` on the prompts that both have.
+    """The result row's fields from verdicts, with the gain over `base` on common prompts.
 
     Raises:
         InputError: no picture could be judged.
@@ -85,7 +85,7 @@ def _by_prompt(judged: Judged) -> tuple[dict[int, float], dict[int, str]]:
 
 
 def write_results(file: Path, found: Sequence[tuple[Sample, list[Detection], Verdict]]) -> None:
-    """A line of JSON per picture, in the fields of the official results.jsonl, which its summary_scores.py reads."""
+    """Writes a line of JSON per picture, in the fields of the official results.jsonl, for its summary_scores.py."""
     lines = []
     for sample, objects, verdict in found:
         details = {name: [[*d.box, d.score] for d in same] for name, same in kept(objects, sample.request.tag).items()}
