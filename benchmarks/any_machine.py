@@ -1,14 +1,14 @@
-"""`hypernoise quickstart` on two cores that have AVX2 alone, as most CPUs: by itself, and beside other work.
+"""`hypernoise quickstart` on two cores with only AVX2, like most CPUs: alone, and next to other work.
 
     python benchmarks/any_machine.py                                     # the targets: 5 minutes, and 2.5 times that
     python benchmarks/any_machine.py -- --judged 2                       # anything after -- goes to quickstart
     python benchmarks/any_machine.py --waiting 5                         # what sleeping threads cost and gain, a minute
 
-ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2 make any x86 machine one with AVX2 alone. The work beside is one
+ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2 restrict any x86 machine to AVX2. The other work is one
 process that never waits. Prints the seconds, their ratio, and PASS or FAIL; exits with 1 on FAIL.
 
-`--waiting` measures a torch job of its own, six convolutions on two threads for so many seconds, with libgomp's own way
-of waiting, with OMP_WAIT_POLICY=PASSIVE, and on one thread, each by itself and beside the work.
+`--waiting` measures a separate torch job, six convolutions on two threads for so many seconds, with libgomp's default
+waiting, with OMP_WAIT_POLICY=PASSIVE, and on one thread, each alone and next to the other work.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WAYS = {
 
 @contextmanager
 def busy(cores: set[int]) -> Iterator[None]:
-    """One process on these cores that never waits."""
+    """A process on these cores that never waits."""
     process = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {cores})\nwhile True: pass"])
     try:
         yield
@@ -57,13 +57,13 @@ def busy(cores: set[int]) -> Iterator[None]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The user's, on AVX2 alone, without their word on threads."""
+    """The user's environment with only AVX2, without their thread settings."""
     words = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
     return {**{name: value for name, value in os.environ.items() if name not in words}, **AVX2, **more}
 
 
 def quickstart(arguments: list[str]) -> float:
-    """Seconds of the command from nothing, in a folder of its own."""
+    """Seconds of the command from scratch, in its own folder."""
     with tempfile.TemporaryDirectory() as folder:
         call = [sys.executable, "-m", "hypernoise.cli", "quickstart", "--device", "cpu", *arguments]
         began = time.perf_counter()
@@ -77,7 +77,7 @@ def calls_per_second(seconds: float, settings: dict[str, str]) -> float:
 
 
 def waiting(seconds: float, cores: set[int]) -> None:
-    """Prints a row per way of waiting: calls a second alone, and beside the work."""
+    """Prints a row per way of waiting: calls per second alone, and next to the other work."""
     print(f"{'calls a second':<32}{'alone':>8}{'beside':>8}")
     for name, settings in WAYS.items():
         alone = calls_per_second(seconds, settings)
@@ -86,7 +86,7 @@ def waiting(seconds: float, cores: set[int]) -> None:
 
 
 def verdict(alone: float, beside: float, most: float, ratio: float) -> str:
-    """PASS, or FAIL with what is over its limit."""
+    """PASS, or FAIL with the exceeded limits."""
     over = [f"{alone:.0f} s alone is over {most:.0f} s"] if alone > most else []
     over += [f"{beside / alone:.2f} times beside is over {ratio:g}"] if beside > ratio * alone else []
     return "FAIL: " + "; ".join(over) if over else "PASS"
@@ -96,9 +96,9 @@ def main(arguments: list[str]) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     own, passed = arguments[:end], arguments[end + 1 :]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--most", type=float, default=300, help="seconds that it may take alone (default: 300)")
-    parser.add_argument("--ratio", type=float, default=2.5, help="times as long that it may take beside (default: 2.5)")
-    parser.add_argument("--waiting", type=float, default=0, metavar="SECONDS", help="measure only how threads wait")
+    parser.add_argument("--most", type=float, default=300, help="most seconds alone (default: 300)")
+    parser.add_argument("--ratio", type=float, default=2.5, help="most times as long next to other work (default: 2.5)")
+    parser.add_argument("--waiting", type=float, default=0, metavar="SECONDS", help="only measure how threads wait")
     config = parser.parse_args(own)
     cores = set(sorted(os.sched_getaffinity(0))[:CORES])
     os.sched_setaffinity(0, cores)

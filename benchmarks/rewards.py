@@ -1,11 +1,11 @@
-"""The human-preference ensemble against its members run one after the other, each on its own: time and memory.
+"""The human-preference ensemble against its members run one after the other, each separately: time and memory.
 
     python benchmarks/rewards.py --size small --output runs/benchmark-rewards     # a CPU, a minute
     python benchmarks/rewards.py --size full --dtype bfloat16                     # a GPU with 12 GB free
 
 Weights are random, so nothing is downloaded; sizes, layers and pictures are the released ones at `full`, and a
 fraction at `small`. One after the other, every member resizes the pictures itself and encodes the prompts at
-every call, as separate packages do. Both must give the same scores and the same gradient, or nothing is printed.
+every call, like separate packages. Both must give the same scores and the same gradient.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Benchmark:
     picture: int = 512
     """Height and width of the pictures."""
     rounds: int = 5
-    """Timed calls of each, in turn."""
+    """Timed calls of each, alternating."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     output: Path | None = None
-    """Where summary.json goes."""
+    """Folder for summary.json."""
 
 
 def main(config: Benchmark) -> None:
@@ -83,7 +83,7 @@ def main(config: Benchmark) -> None:
 
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(config.rounds):
-        for name, way in ways.items():  # in turn, so that all meet the same load
+        for name, way in ways.items():  # alternating, so that all see the same load
             seconds[name].append(timed(way, pictures, device))
     kept_bytes = {
         "one after the other": max(activations(member, pictures, prompts) for member in members.values()),
@@ -153,7 +153,7 @@ def shrunk(width: int, layers: int) -> dict[str, int]:
 
 
 def checkpointed(member: Any) -> Any:
-    """The same weights, whose activations are computed again for the gradient."""
+    """The same weights, with activations recomputed for the gradient."""
     ours = copy.copy(member)
     ours.network = copy.deepcopy(member.network)
     prepared(ours.network, RewardSettings(dtype=member.settings.dtype, checkpointing=True))
@@ -184,7 +184,7 @@ def hit(members: dict[str, Any], prompts: list[str]) -> float:
 
 
 def timed(way: Callable[[torch.Tensor], object], pictures: torch.Tensor, device: torch.device) -> float:
-    """Seconds; on a CPU those that this process computed, so that others on the machine do not count."""
+    """Seconds; on a CPU those of this process, so that other processes do not count."""
     pixels = pictures.clone().requires_grad_()
     if device.type != "cuda":
         began = time.process_time()
@@ -198,7 +198,7 @@ def timed(way: Callable[[torch.Tensor], object], pictures: torch.Tensor, device:
 
 
 def activations(reward: Any, pictures: torch.Tensor, prompts: list[str]) -> int:
-    """Bytes that a forward pass keeps for the backward, weights aside."""
+    """Bytes that a forward pass keeps for the backward, without weights."""
     networks = [m.network for m in getattr(reward, "members", {"": reward}).values()]
     weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
     held: dict[int, torch.UntypedStorage] = {}
@@ -206,7 +206,7 @@ def activations(reward: Any, pictures: torch.Tensor, prompts: list[str]) -> int:
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage  # held on to, so that no address is used twice
+            held[storage.data_ptr()] = storage  # kept alive, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -3,15 +3,15 @@
     python benchmarks/train_step.py --size tiny --rounds 2 --output runs/benchmark-train-step   # seconds
     python benchmarks/train_step.py --size small --rewards clip                                 # minutes on a CPU
 
-Random weights, so nothing is downloaded. `ours` is `hypernoise.train` itself; `ours, saving` with checkpointing and the
-pictures decoded one by one, `ours, bf16` with the frozen weights and the products in bfloat16. `bare` makes the same
+Random weights, so nothing is downloaded. `ours` is `hypernoise.train` itself; `ours, saving` uses checkpointing and
+decodes pictures one by one, `ours, bf16` keeps the frozen weights and products in bfloat16. `bare` makes the same
 network calls in a minimal loop: noise network forward and backward, generator, decoder, reward, one optimiser step.
-`published` is the released procedure written plainly: prompts encoded every step, for the generator and for the reward,
-adapters toggled through PEFT's layers, two passes for the gradient's norm, a scan of every gradient for what is not
-finite, metrics read back one by one. `attach / plain` compares an attached pipeline's call with a plain one's.
+`published` follows the released procedure: prompts encoded every step, for the generator and for the reward,
+adapters toggled through PEFT's layers, two passes for the gradient norm, a scan of every gradient for non-finite
+values, metrics read back one by one. `attach / plain` compares an attached pipeline's call with a plain one's.
 
-A step is timed between one picture and the next, once every prompt was seen: as in any epoch but the first. Memory is
-the highest resident size of a process that does nothing else, and what of it came after the networks were built.
+Steps are timed after the first epoch, when every prompt was seen. Memory is
+the peak resident size of a process that does nothing else, and the part allocated after the networks were built.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ from hypernoise.training.loop import train
 PROMPTS = [
     f"{count} {color} {shape}" for count in ("a", "two") for color in ("red", "blue") for shape in ("ring", "cross")
 ]
-SEEN = 3  # pictures after which a step is timed: by then every prompt was encoded
+SEEN = 3  # pictures after which steps are timed: by then every prompt is encoded
 SAVING = Memory(gradient_checkpointing=True, decode_slice=1)
 REWARD = {"redness": 20.0, "clip": 1.0}  # weights
 
@@ -76,17 +76,17 @@ class Benchmark:
     """tiny: Stable Diffusion's classes; small: SANA-Sprint's, of 7 M parameters and 256 px; both with random weights.
     scenes: the embedded generator."""
     rewards: Literal["redness", "clip"] = "redness"
-    """clip: a CLIP of random weights, ViT-B/32's layout at a third of its width."""
+    """clip: a CLIP with random weights, ViT-B/32's layout at a third of its width."""
     batch_size: int = 4
     rank: int = 16
     steps: int = 4
-    """Timed steps of one turn."""
+    """Timed steps per turn."""
     rounds: int = 5
-    """Turns of each way, in turn."""
+    """Turns of each variant, alternating."""
     parts: bool = False
-    """Say what a step is made of instead: seconds of each part alone, of `ours` and of what `published` adds."""
+    """Print the parts of a step instead: seconds of each part alone, of `ours` and of what `published` adds."""
     output: Path | None = None
-    """Where summary.json goes."""
+    """Folder for summary.json."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def main(config: Benchmark) -> None:
 
 
 def attached_over_plain(config: Benchmark) -> dict[int, float]:
-    """By inference steps, how much longer an attached pipeline's call takes than the plain one's, drawn in turn."""
+    """By inference steps, how much longer an attached pipeline's call takes than the plain one's, alternating."""
     ratios: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         plain, attached = (build(config.size, Path(folder), Way(ours)) for _ in range(2))
@@ -157,7 +157,7 @@ def attached_over_plain(config: Benchmark) -> dict[int, float]:
                     draw: Any = generator.pipeline
                     size = {"height": generator.size[0], "width": generator.size[1], "output_type": "pt"}
                     draw(PROMPTS[: config.batch_size], **size, **generator.call(steps))
-                    seconds[name] += [time.process_time() - began] if turn else []  # the first is the kernels' own
+                    seconds[name] += [time.process_time() - began] if turn else []  # the first warms up the kernels
             ratios[steps] = statistics.median(seconds["attached"]) / statistics.median(seconds["plain"])
     return ratios
 
@@ -172,7 +172,7 @@ def parts(config: Benchmark) -> None:
         pixels = torch.rand(config.batch_size, 3, *generator.size)
 
         def back(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> Callable[[], object]:
-            """Forward, and back to the input."""
+            """Forward, and backward to the input."""
             return lambda: function(values.clone().requires_grad_()).sum().backward()
 
         def rewarded(seen: torch.Tensor) -> torch.Tensor:
@@ -205,10 +205,10 @@ def parts(config: Benchmark) -> None:
 def turn(
     config: Benchmark, way: Way, generator: DiffusionGenerator, reward: WeightedSum
 ) -> tuple[list[float], torch.Tensor]:
-    """A short run: seconds of each timed step, and by how much the weights have moved."""
+    """A short run: seconds of each timed step, and the change of the weights."""
     network = LoRANoise(generator, rank=config.rank)
     start = torch.cat([p.detach().flatten().clone() for p in network.trainable_parameters()])
-    times: list[float] = []  # the processor's own, so that others on the machine count less
+    times: list[float] = []  # CPU seconds, so that other processes count less
     sample = generator.sample
 
     def timed(*arguments: Any, **keywords: Any) -> torch.Tensor:
@@ -222,7 +222,7 @@ def turn(
 
 
 def alone(config: Benchmark, way: Way) -> tuple[float, float]:
-    """The highest resident size of a process that goes this way, in MiB, and its rise over that with the networks."""
+    """Peak resident size in MiB of a process that runs this variant, and the rise after building the networks."""
     fork = multiprocessing.get_context("fork")
     receive, send = fork.Pipe(duplex=False)
 
@@ -307,14 +307,14 @@ def scan(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def norms(parameters: list[torch.nn.Parameter]) -> float:
-    """Of all gradients, once to tell it and once to clip them."""
+    """The norm of all gradients, once to report and once to clip."""
     told = sum(p.grad.norm().item() ** 2 for p in parameters if p.grad is not None) ** 0.5
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     return told
 
 
 def forget(reward: WeightedSum) -> None:
-    """What the reward remembers of its prompts."""
+    """The reward's cache of prompts."""
     for member in reward.members.values():
         if isinstance(member, ClipReward):
             member.forget()
@@ -322,13 +322,13 @@ def forget(reward: WeightedSum) -> None:
 
 @contextmanager
 def in_peft(network: LoRANoise) -> Iterator[Callable[[bool], None]]:
-    """The same weights in PEFT's layers, and what turns them on and off: PEFT's own call on each, which also sets
+    """The same weights in PEFT's layers, and the function that toggles them: PEFT's call on each, which also sets
     requires_grad."""
     denoiser: Any = network.generator.denoiser
     bare: dict[str, Any] = {name: denoiser.get_submodule(name) for name in network.layers}
     grouped = [(layer, layer.groups) for layer in bare.values() if getattr(layer, "groups", 1) > 1]
     for layer, _ in grouped:
-        layer.groups = 1  # PEFT refuses a rank that they do not divide
+        layer.groups = 1  # PEFT refuses a rank not divisible by the groups
     rank, alpha = network.settings["rank"], network.settings["alpha"]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(bare)), denoiser, "f")
     for layer, groups in grouped:
@@ -379,7 +379,7 @@ def reward_of(config: Benchmark, folder: Path) -> WeightedSum:
 
 
 def build(size: str, folder: Path, way: Way) -> DiffusionGenerator:
-    """A frozen generator, the same for every way but for its memory options and precision."""
+    """A frozen generator, the same for every variant except memory options and precision."""
     if size == "scenes":
         return load_generator("scenes", device="cpu", memory=way.memory, dtype=way.dtype)
     torch.manual_seed(0)
@@ -391,8 +391,8 @@ def build(size: str, folder: Path, way: Way) -> DiffusionGenerator:
 
 
 def sana(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """SANA-Sprint's layout at 256 px. The text encoder is to the transformer as Gemma-2-2B is to the 0.6 B one, and the
-    prompt's tokens to the picture's as 300 to 1024."""
+    """SANA-Sprint's layout at 256 px. The text encoder relates to the transformer like Gemma-2-2B to the 0.6 B one, and
+    the prompt's tokens to the picture's like 300 to 1024."""
     tokenizer = build_tokenizer(folder / "tokenizer")
     tokenizer.model_max_length = 600
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"

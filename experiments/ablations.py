@@ -1,4 +1,4 @@
-"""The LoRA's rank, and whether f starts at zero, all else as in the recipe.
+"""The LoRA's rank, and whether f starts at zero, with everything else as in the recipe.
 
 python -m experiments.ablations --output-dir runs/ablations
 """
@@ -16,7 +16,7 @@ from experiments.base import Bench, Seeded, main, pooled
 from hypernoise.evaluation.bootstrap import grouped_mean, interval
 from hypernoise.evaluation.result_rows import by_prompt
 
-OFF_ZERO = 0.02  # the deviation of B's first entries
+OFF_ZERO = 0.02  # standard deviation of B's initial entries
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Ablations(Seeded):
     """
 
     ranks: tuple[int, ...] = (2, 4, 8, 16, 32)
-    """Of the largest starts the one that is not at zero, too."""
+    """LoRA ranks; the largest is also trained from a start that is not zero."""
     pictures: int = 16384
-    """Pictures seen in each training run; 0: as many as in the recipe's."""
+    """Pictures per training run; 0: as many as in the recipe's."""
 
     def run(self) -> int:
         if not self.ranks or min(self.ranks) < 1:
@@ -57,7 +57,7 @@ class Ablations(Seeded):
 
 
 def compared(bench: Bench, found: hn.Comparison, runs: dict[str, list[str]], ours: str, other: str) -> str:
-    """What one variant gains over another, and whether chance alone would explain it."""
+    """The gain of one variant over another, and whether it is within chance."""
     groups = np.array(bench.asked.categories)
     told = []
     for measure, name, by in (("right", "judge", groups), ("reward", "reward", np.zeros(len(groups)))):

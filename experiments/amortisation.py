@@ -1,9 +1,9 @@
-"""How much of a search's gain one call of f recovers, over the pictures that f was trained on.
+"""How much of a search's gain one call of f recovers, against the number of training pictures.
 
     python -m experiments.amortisation --output-dir runs/amortisation
 
-The loop is the paper's: a LoRA that is zero at the start, optimiser steps on ½‖f‖² − reward, as the recipe has them.
-Each size is a run of its own, whose learning rate falls to 0 within it. Beside the noise networks stand plain,
+Training is the paper's: a LoRA initialised to zero, optimiser steps on ½‖f‖² − reward, with the recipe's settings.
+Each size is its own run with a decaying learning rate. The noise networks are compared with plain,
 best-of-2, best-of-8, best-of-50, ReNO-10 and ReNO-50, on the same captions and noises.
 """
 
@@ -34,17 +34,17 @@ MEASURES = {"right": "by the judge", "reward": "in reward"}
 
 @dataclass(frozen=True)
 class Amortisation(Seeded):
-    """Gains of noise networks over the pictures they were trained on, beside searches on the same noises.
+    """Gains of noise networks by training size, compared with searches on the same noises.
 
     The goals: at least 0.6 of ReNO-50's gain for one extra call, the judge's score +0.08 at one step, artefacts no
     worse, diversity at least 95 % of plain's.
     """
 
     pictures: tuple[int, ...] = (4096, 16384, 65536, 262144)
-    """Pictures seen in training, a size of the curve each. The largest is trained with every seed of --seeds, the
+    """Training sizes in pictures. The largest is trained with every seed of --seeds, the
     others with the first."""
     searched: int = 0
-    """Captions per category that best-of-50 and hn.ReNO draw, and so all rows beside them; 0: all."""
+    """Captions per category for best-of-50, ReNO and the rows compared with them; 0: all."""
 
     def run(self) -> int:
         if not self.pictures:
@@ -83,9 +83,9 @@ class Amortisation(Seeded):
         )
 
     def _networks(self, bench: Bench) -> dict[int, list[hn.HyperNoise]]:
-        """The noise networks of each size, the smallest first."""
+        """The noise networks of each size, smallest first."""
         sizes = sorted(set(self.pictures))
-        updates = {size: bench.updates(size) for size in sizes}  # all are looked at before the first trains
+        updates = {size: bench.updates(size) for size in sizes}  # checks all sizes before training
         ours: dict[int, list[hn.HyperNoise]] = {}
         for size in sizes:
             for seed in self.seeds if size == sizes[-1] else self.seeds[:1]:
@@ -115,7 +115,7 @@ def told_size(pictures: int) -> str:
 def shares_of(
     found: hn.Comparison, size: int, ours: Sequence[Any], search: str, categories: Sequence[str] | None
 ) -> dict[str, Any]:
-    """A size's gain over a search's, each over plain, by judge and by reward; None where the search gained nothing.
+    """A size's gain as a share of a search's, both over plain, by judge and reward; None if the search gained nothing.
 
     The 95 % intervals resample prompts and training runs, in pairs.
     """
@@ -138,7 +138,7 @@ def shares_of(
 def artefacts_over_plain(
     found: hn.Comparison, ours: Sequence[Any], categories: Sequence[str] | None
 ) -> dict[str, Any] | None:
-    """The rise of the share of unexplained pixels, and its paired 95 % interval over prompts and runs."""
+    """The rise in artefacts, and its paired 95 % interval over prompts and runs."""
     groups = np.array(categories)
     rise = np.stack([_by_prompt(found, method.name, "artefacts") for method in ours])
     rise = rise - _by_prompt(found, "plain", "artefacts")
@@ -154,7 +154,7 @@ def _by_prompt(found: hn.Comparison, name: str, measure: str) -> np.ndarray:
 def goals(
     plain: Mapping[str, Any], ours: Mapping[str, Any], share: Mapping[str, Any], rise: Mapping[str, Any] | None
 ) -> list[str]:
-    """A line for each goal, whether the largest size reaches it."""
+    """A line per goal: whether the largest size reaches it."""
     calls = network_calls(ours) - network_calls(plain)  # type: ignore[arg-type]
     lines = []
     for measure, told in MEASURES.items():
@@ -180,7 +180,7 @@ def _told(reached: bool, value: str, goal: str) -> str:
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Gains by the judge and in reward over the pictures seen, with the searches' as level lines."""
+    """Gains by judge and in reward against training pictures, with the searches' as horizontal lines."""
     trained = [row for row in rows if row.get("pictures")]
     sizes = {math.log2(row["pictures"]): told_size(row["pictures"]) for row in trained}
     low, high = min(sizes), max(sizes)

@@ -1,7 +1,7 @@
-"""What the experiments share: a recipe, training runs that are found again, the comparison they end in, and its table.
+"""Shared by the experiments: a recipe, reusable training runs, the final comparison, and its table.
 
 Everything is kept under --output-dir: a folder per training run with its checkpoints and adapters, and the
-comparison's pictures. The same command goes on from what is there.
+comparison's pictures. The same command resumes from there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hypernoise.training.metrics import rows_of
 RECIPES = Path(__file__).parents[1] / "recipes"
 KINDS = {"hypernoise": (hn.LoRANoise, hn.train), "finetune": (hn.LoRATune, hn.finetune)}
 
-# heading: the field, and how it is written; a column no row has anything in is left out
+# heading: field and format; columns without any value are omitted
 COLUMNS = {
     "steps": ("inference_steps", "d"),
     "pictures": ("pictures", ",d"),
@@ -62,12 +62,12 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """Flags of every experiment. The recipe says what is trained and how; the held-out captions of the scenes world are
+    """Flags of every experiment. The recipe defines the training; the held-out captions of the scenes world are
     drawn and judged."""
 
     recipe: Path = RECIPES / "scenes.yaml"
-    """What is trained, and how. How long, and with which seeds, the experiment says; the learning rate falls to 0
-    within each run's own length."""
+    """The training recipe. The experiment sets its length and seeds; the learning rate decays to 0
+    within each run's length."""
     judged: int = 50
     """Held-out captions per category; 50 are the benchmark."""
     noises: int = 4
@@ -80,10 +80,10 @@ class Experiment:
         raise NotImplementedError
 
     def bench(self, validation_rewards: Mapping[str, float] | None = None) -> Bench:
-        """Loads all that is named; nothing is trained for the `validation_rewards`, which are reported beside.
+        """Loads everything named; `validation_rewards` are reported but not trained on.
 
         Raises:
-            InputError: what does not exist or does not fit.
+            InputError: something that does not exist or does not fit.
         """
         whole(self, "judged", "noises", flags=True)
         recipe = hn.read_recipe(self.recipe)
@@ -111,7 +111,7 @@ class Seeded(Experiment):
 
 @dataclass(frozen=True)
 class Bench:
-    """What an experiment works with, loaded once."""
+    """The loaded objects that an experiment works with."""
 
     settings: Experiment
     recipe: hn.Recipe
@@ -121,14 +121,14 @@ class Bench:
     asked: Benchmark  # held-out captions, with their judge
 
     def updates(self, pictures: int) -> int:
-        """The updates in which the recipe's batches see so many pictures; 0: those of the recipe's own run."""
+        """The updates in which the recipe's batches see so many pictures; 0: the recipe's own number."""
         batch = self.recipe.train_batch_size
         if pictures and pictures < batch:
             raise hn.InputError(f"--pictures must be at least a batch of the recipe, {batch}, not {pictures}")
         return pictures // batch or self.recipe.max_train_steps
 
     def config(self, updates: int, seed: int, **changes: Any) -> hn.TrainConfig:
-        """The recipe's loop for so many updates; it warms up in at most a tenth of them, and decays to 0 by the end."""
+        """The recipe's settings for so many updates, with warm-up in at most a tenth and decay to 0."""
         own = {f.name: getattr(self.recipe, f.name) for f in dataclasses.fields(hn.TrainConfig)}
         warmup = min(self.recipe.lr_warmup_steps, updates // 10)
         length = {"max_train_steps": updates, "lr_warmup_steps": warmup, "lr_scheduler": "cosine", "patience": 0}
@@ -147,17 +147,17 @@ class Bench:
     ) -> dict[int, Path]:
         """The adapter directories of a training run after each number of updates in `at` (or at its end).
 
-        Trains what is not there: the recipe's LoRA, B = 0 at the start. A run that is looked `at` on its way must not
-        decay: its learning rate would be another at each look.
+        Trains if missing: the recipe's LoRA, with B = 0 initially. A run with looks `at` several points must not
+        decay: its learning rate would differ at each look.
 
         Args:
             kind: hypernoise or finetune.
             rank: instead of the recipe's, with alpha / rank as there.
-            start: the deviation of B's first entries.
+            start: standard deviation of B's initial entries.
             spectral: settings of a spectral noise network, trained instead of the LoRA.
 
         Raises:
-            InputError: the run that is there had other settings.
+            InputError: the existing run had other settings.
             KeyboardInterrupt: the run was stopped; its checkpoint is saved.
         """
         folder, recipe = self.folder(run), self.recipe
@@ -192,13 +192,13 @@ class Bench:
         return self.settings.output_dir / "training" / run
 
     def seconds(self, run: str) -> float:
-        """That a training run took, over all the calls that it was made in."""
+        """Seconds that a training run took, over all its calls."""
         return sum(row["seconds"] for row in rows_of(self.folder(run)))
 
     def compare(
         self, methods: Sequence[Method], *, steps: Sequence[int] = (1,), asked: Benchmark | None = None
     ) -> hn.Comparison:
-        """The methods on the held-out captions, judged."""
+        """Compares the methods on the held-out captions, judged."""
         asked = asked or self.asked
         assert asked.load_judge is not None
         total = len(methods) * len(steps) * len(asked.prompts) * self.settings.noises
@@ -221,7 +221,7 @@ class Bench:
     def finish(
         self, rows: Sequence[dict[str, Any]], verdict: Sequence[str], *, said: Sequence[str] = (), **more: Any
     ) -> int:
-        """Writes summary.json with the rows, and what `more` there is to keep; prints the table, what else is `said`,
+        """Writes summary.json with the rows and `more` entries; prints the table, what else is `said`,
         and the verdict."""
         settings = self.settings
         about = {"prompts": self.asked.about, **more, "verdict": list(verdict)}
@@ -233,7 +233,7 @@ class Bench:
 
 def main(experiment: type[Any], arguments: list[str] | None = None) -> int:
     """Runs an experiment, a dataclass of `output_dir` and others with `run`.
-    Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
+    Exit codes: 0 done; 2 wrong input, with a one-line message; 130 interrupted, checkpoint saved."""
     name = name_of(experiment)
     default = experiment(output_dir=Path("runs") / name)
     try:
@@ -242,7 +242,7 @@ def main(experiment: type[Any], arguments: list[str] | None = None) -> int:
         print(f"experiments.{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"experiments.{name}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"experiments.{name}: interrupted; the same command resumes", file=sys.stderr)
         return 130
 
 
@@ -251,7 +251,7 @@ def name_of(experiment: type[Any]) -> str:
 
 
 def first_of(asked: Benchmark, number: int) -> Benchmark:
-    """The first `number` captions of each category; all of them if it is 0, or more than there are."""
+    """The first `number` captions of each category; all of them if it is 0 or too large."""
     assert asked.categories is not None
     chosen = first_of_each(asked.categories, number) if number else range(len(asked.prompts))
     if len(chosen) == len(asked.prompts):
@@ -262,18 +262,18 @@ def first_of(asked: Benchmark, number: int) -> Benchmark:
 
 
 def lora_of(recipe: hn.Recipe, rank: int | None = None) -> dict[str, Any]:
-    """What makes the recipe's LoRA, at its own rank or another with the same alpha / rank."""
+    """Creates the recipe's LoRA, at its own rank or another with the same alpha / rank."""
     own, rank = recipe.lora, rank or recipe.lora.rank
     alpha = own.alpha * rank / own.rank
     return {"rank": rank, "alpha": alpha, "layers": own.layers or None}
 
 
 def same_run(folder: Path, known: dict[str, Any]) -> None:
-    """Notes a training run's settings in run.json; raises InputError if others are noted there."""
+    """Writes a training run's settings to run.json; raises InputError if it has others."""
     file = output_folder(folder) / "run.json"
     if not file.exists():
         write_json(file, known)
-    noted, known = json.loads(file.read_text()), json.loads(json.dumps(known))  # both as JSON has them
+    noted, known = json.loads(file.read_text()), json.loads(json.dumps(known))  # both as JSON values
     changed = [name for name, value in known.items() if noted.get(name) != value]
     if changed:
         name = changed[0]
@@ -283,7 +283,7 @@ def same_run(folder: Path, known: dict[str, Any]) -> None:
 
 
 def start_off_zero(network: Any, deviation: float, seed: int) -> None:
-    """Gives every B entries from N(0, deviation²), so that f does not start at 0; nothing at deviation 0."""
+    """Draws all entries of B from N(0, deviation²), so that f does not start at 0; nothing at deviation 0."""
     if not deviation:
         return
     draw = torch.Generator().manual_seed(seed)
@@ -303,8 +303,8 @@ def pooled(
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]] = COLUMNS) -> str:
-    """The rows in markdown. Calls and seconds are per image; gains are over plain, their intervals paired over
-    prompts and, of several training runs, over the runs too."""
+    """The rows in markdown. Calls and seconds are per image; gains are over plain, with paired intervals over
+    prompts and, with several training runs, over runs."""
     shown = {
         heading: column
         for heading, column in columns.items()

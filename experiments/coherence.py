@@ -1,9 +1,9 @@
-"""How far a reward's slope reaches: whether there is a direction for a noise network to learn.
+"""How far a reward's gradient stays coherent: whether there is a direction for a noise network to learn.
 
     python -m experiments.coherence --output-dir runs/coherence --on scenes eyes
 
-A noise network answers with a smooth function of noise and prompt. Where the reward's gradient in the noise turns
-round within a short distance, most of what training averages over is noise, however much a search can gain there.
+A noise network is a smooth function of noise and prompt. If the reward's gradient in the noise changes direction
+within a short distance, training mostly averages over noise, however much a search can gain.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ Reward = Callable[[Tensor, list[str]], Tensor]
 
 @dataclass(frozen=True)
 class Coherence:
-    """Compares the reward's gradient at a noise with the gradient at noises nearby.
+    """Compares the reward's gradients at a noise and at nearby noises.
 
     A noise at distance s is (x + s·e) / √(1 + s²), e ~ N(0, I): as likely as x itself.
     """
 
     output_dir: Path = Path("runs/coherence")
     on: tuple[Literal["scenes", "eyes"], ...] = ("scenes",)
-    """The embedded generator and reward, or the painted eyes, whose wheels `experiments.eyes` names."""
+    """scenes: the embedded generator and reward; eyes: the painted eyes, whose wheels `experiments.eyes` names."""
     prompts: int = 24
-    """Training captions, at even distances in their list. Of the eyes: all eight colours."""
+    """Number of evenly spaced training captions. For the eyes: all eight colours."""
     noises: int = 32
-    """Of each prompt."""
+    """Noises per prompt."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Coherence:
 def coherence(
     generator: Generator, reward: Reward, prompts: Sequence[str], *, noises: int, seed: int = 0
 ) -> dict[str, Any]:
-    """The median norm of the reward's gradient in the noise, and the mean cosine between the gradients at noises and
+    """The median norm of the reward's gradient in the noise, and the mean cosine between gradients at noises and
     at noises at each of DISTANCES, with 95 % intervals over prompts."""
     norms, cosines = [], {distance: [] for distance in DISTANCES}
     for number, prompt in enumerate(prompts):

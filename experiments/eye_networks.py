@@ -1,7 +1,7 @@
-"""The two networks of `experiments.eyes`, with weights that others trained: a GAN of painted eyes and a classifier.
+"""The two networks of `experiments.eyes`, with third-party weights: a GAN of painted eyes and a classifier.
 
-The wheels' own code is not imported (it wants torchvision and loads its networks at import): only their weight files
-are read, into the same architectures written here.
+The wheels' own code is not imported (it needs torchvision and loads its networks at import): only their weight files
+are read, into the same architectures defined here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from hypernoise.errors import InputError
 
-COLOURS = ("amber", "blue", "brown", "gray", "grayscale", "green", "hazel", "red")  # that the generator is asked for
+COLOURS = ("amber", "blue", "brown", "gray", "grayscale", "green", "hazel", "red")  # the generator's classes
 CLASSES = ("amber", "blue", "brown", "gray", "grayscale", "green", "hazel", "irisless", "negative", "red")
 SIZE = 100  # of the noise
 WHEELS = {  # package: version, weight file
@@ -48,7 +48,7 @@ class EyeGenerator(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut."""
+    """Two 3 x 3 convolutions with a shortcut."""
 
     def __init__(self, before: int, width: int, step: int):
         super().__init__()
@@ -64,7 +64,7 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """He et al. 2016, with torchvision's names of layers and the wheel's head."""
+    """He et al. 2016, with torchvision's layer names and the wheel's head."""
 
     def __init__(self, width: int = 64):
         super().__init__()
@@ -95,12 +95,12 @@ class EyeClassifier(nn.Module):
 
 
 def one_hot_colours(prompts: list[str]) -> Tensor:
-    """[B, 8] of colours by name."""
+    """One-hot [B, 8] of colours by name."""
     return one_hot(torch.tensor([COLOURS.index(prompt) for prompt in prompts]), len(COLOURS)).float()
 
 
 def weight_file(package: str) -> Path:
-    """Where an installed wheel's weights are; InputError, with the command to install it, if it is not there."""
+    """The path of an installed wheel's weights; InputError, with the install command, if it is missing."""
     _, name = WHEELS[package]
     try:
         found = [file for file in files(package) or [] if str(file) == name]
@@ -113,12 +113,12 @@ def weight_file(package: str) -> Path:
 
 
 def filled(network: nn.Module, file: Path) -> nn.Module:
-    """The network with a file's weights, strictly, in eval mode and frozen; InputError for a file that is another."""
+    """The network with a file's weights, strictly, in eval mode and frozen; InputError for a file that does not fit."""
     try:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, ValueError, EOFError, OSError) as error:
         raise InputError(
             f"{file} does not hold the weights of {type(network).__name__}: reinstall its wheel"
         ) from error
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # a sixth faster than without
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # a sixth faster
     return network.eval().requires_grad_(False)

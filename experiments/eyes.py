@@ -1,11 +1,11 @@
-"""Somebody else's generator: painted eyes, a noise network for the colour asked for, and what it costs otherwise.
+"""A third-party generator: painted eyes, a noise network for the requested colour, and the alternatives' cost.
 
     pip install omniart-eye-generator==0.1 omniart-eye-classifier==0.1.3
     python -m experiments.eyes --output-dir runs/eyes
 
-The generator and the classifier were made by others (`eye_networks`). The reward is the classifier's log P(colour) at
-the generator's own 128 pixels; the judge is the same classifier at its own 224, on noises that nothing trained on.
-Everything is kept in the output directory, and the same command goes on from what is there.
+Generator and classifier are third-party (`eye_networks`). The reward is the classifier's log P(colour) at the
+generator's native 128 pixels; the judge is the same classifier at its native 224, on held-out noises.
+Everything is kept in the output directory, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from hypernoise.noise.state import copy_state
 from hypernoise.settings import whole
 from hypernoise.training.config import recognised
 
-JUDGED = 224  # px, what the classifier was trained at
+JUDGED = 224  # px, the classifier's training size
 BATCH = 16  # pictures, in training and in drawing
 SHOWN = ("blue", "green", "gray", "red")  # on the sheet, three noises each
 TILE, GAP, LABEL, HEAD = 88, 4, 104, 24  # px, of the sheet
@@ -58,15 +58,15 @@ TILE, GAP, LABEL, HEAD = 88, 4, 104, 24  # px, of the sheet
 
 @dataclass(frozen=True)
 class Eyes:
-    """Draws painted eyes of eight colours by every method, and judges them."""
+    """Draws painted eyes of eight colours with every method, and judges them."""
 
     output_dir: Path = Path("runs/eyes")
     updates: int = 600
-    """Optimiser updates of each training run, of 16 pictures."""
+    """Optimiser updates per training run, of 16 pictures."""
     runs: int = 3
-    """Training runs of each noise network, of seeds `seed`, `seed` + 1 and so on."""
+    """Training runs per noise network, with seeds `seed`, `seed` + 1 and so on."""
     pictures: int = 16
-    """Judged per colour, each from a noise of its own."""
+    """Judged pictures per colour, each from its own noise."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Eyes:
             raise hn.InputError(f"--pictures must be at least 3, not {self.pictures}")
 
     def noise_config(self, seed: int) -> hn.TrainConfig:
-        """Of the noise networks: the paper's objective, its settings chosen on other noises than the judged."""
+        """For the noise networks: the paper's objective, with settings chosen on other noises than the judged ones."""
         own = {
             "learning_rate": 3e-3,
             "lr_scheduler": "cosine",
@@ -86,7 +86,7 @@ class Eyes:
         return hn.TrainConfig(max_train_steps=self.updates, train_batch_size=BATCH, **own)
 
     def tuning_config(self) -> hn.TrainConfig:
-        """Of the generator's own weights: as many pictures, no KL term, a constant rate so that it can be looked at."""
+        """For the generator's weights: as many pictures, no KL term, a constant rate, so it can be judged midway."""
         own = {"learning_rate": 1e-4, "kl_weight": 0.0, "mixed_precision": "no", "seed": self.seed}
         own["checkpoints_total_limit"] = 1
         return hn.TrainConfig(max_train_steps=self.updates, train_batch_size=BATCH, **own)
@@ -98,12 +98,12 @@ class Eyes:
 
 
 def perceptron(seed: int) -> hn.ResidualNoise:
-    """½‖f‖² stands for its KL."""
+    """An MLP trained with ½‖f‖² as its KL."""
     return hn.ResidualNoise((SIZE,), condition_size=len(COLOURS), width=256, depth=2, seed=seed)
 
 
 def invertible(seed: int) -> hn.SpectralNoise:
-    """An invertible map of all the noise, whose KL is exact; its settings are the defaults."""
+    """An invertible map of all the noise with an exact KL and default settings."""
     return hn.SpectralNoise(SIZE, len(COLOURS), k=1, seed=seed)
 
 
@@ -111,7 +111,7 @@ NETWORKS = {"hypernoise": perceptron, "hypernoise, exact KL": invertible}
 
 
 class Named:
-    """The classifier's log P(colour asked for) [B] of pictures at the size they have."""
+    """The classifier's log P(requested colour) [B], at the pictures' size."""
 
     name = "log P(colour)"
 
@@ -124,7 +124,7 @@ class Named:
 
 
 class Tuned(nn.Module):
-    """The generator's own weights as what trains, behind the training loop's door; the noise is left alone."""
+    """The generator's own weights as the trained network of the training loop; the noise is unchanged."""
 
     kind: ClassVar[str] = "weights"
 
@@ -147,7 +147,7 @@ class Tuned(nn.Module):
 
 
 class Changing:
-    """A generator for the training loop whose weights are what trains: no checkpoint holds it to those it had."""
+    """A generator for the training loop whose weights are trained, so checkpoints do not compare them."""
 
     def __init__(self, inner: hn.ModuleGenerator):
         self.inner, self.name, self.noise_shape = inner, inner.name, inner.noise_shape
@@ -171,7 +171,7 @@ class Changing:
 
 @dataclass(frozen=True)
 class Bench:
-    """The networks, loaded once, and where everything is kept."""
+    """The networks, loaded once, and the paths of everything kept."""
 
     settings: Eyes
     module: nn.Module
@@ -181,7 +181,7 @@ class Bench:
 
     @classmethod
     def load(cls, settings: Eyes) -> Bench:
-        """InputError for a wheel that is not installed, or a file that holds something else."""
+        """Raises InputError for a missing wheel, or a file with other contents."""
         module = filled(EyeGenerator(), weight_file("omniart-eye-generator"))
         classifier = filled(EyeClassifier(), weight_file("omniart-eye-classifier"))
         output_folder(settings.output_dir)
@@ -189,11 +189,11 @@ class Bench:
 
     @property
     def asked(self) -> list[str]:
-        """The colour of every judged picture."""
+        """The requested colour of every judged picture."""
         return [colour for colour in COLOURS for _ in range(self.settings.pictures)]
 
     def trained(self, kind: str, seed: int) -> Path:
-        """The adapter directory of one of NETWORKS, trained if it is not there."""
+        """The adapter directory of one of NETWORKS, trained if missing."""
         config = self.settings.noise_config(seed)
         folder = self.settings.output_dir / "training" / f"{NETWORKS[kind].__name__}-seed{seed}"
         same_run(folder, recognised(config))
@@ -205,7 +205,7 @@ class Bench:
         return place
 
     def tuned_to(self, updates: int) -> hn.ModuleGenerator:
-        """The generator fine-tuned so far; it goes on from the look before."""
+        """The generator fine-tuned so far; continues from the previous look."""
         config = self.settings.tuning_config()
         folder = self.settings.output_dir / "training" / f"finetune-seed{config.seed}"
         same_run(folder, recognised(config))
@@ -215,7 +215,7 @@ class Bench:
         if file.exists():
             network.load_trainable_state(load_file(file))
         else:
-            module.requires_grad_(True)  # which a generator's making has ended
+            module.requires_grad_(True)  # disabled when the generator was created
             self.climb(Changing(generator), network, dataclasses.replace(config, max_train_steps=updates), folder)
             with atomic_file(file) as temporary:
                 save_file({name: values.contiguous() for name, values in network.trainable_state().items()}, temporary)
@@ -229,7 +229,7 @@ class Bench:
             raise KeyboardInterrupt
 
     def drawn(self, generator: hn.ModuleGenerator, methods: Sequence[Any]) -> dict[str, Found]:
-        """Every judged picture by each method, and what the judge says of it."""
+        """Draws every judged picture with each method, and judges it."""
         asked, total = self.asked, len(methods) * len(self.asked)
         with tqdm(total=total, desc=f"drawing: {', '.join(method.name for method in methods)}", unit="picture") as bar:
             comparison = hn.compare(
@@ -240,7 +240,7 @@ class Bench:
 
     @torch.no_grad()
     def judged(self, records: Records) -> Found:
-        """The judge sees what a reader sees: the pictures as they are in their files, at its own size."""
+        """Judges the pictures as stored in files, at the judge's native size."""
         pixels = torch.stack([read(file) for file in records.files])
         own = torch.cat([self.classifier(part).argmax(1) for part in pixels.split(BATCH)]).numpy()
         resized = [interpolate(part, (JUDGED, JUDGED), mode="bilinear") for part in pixels.split(BATCH)]
@@ -257,7 +257,7 @@ class Bench:
         )
 
     def kl(self, adapter: Path) -> KLReport:
-        """Of a noise network at the judged noises, from each whole Jacobian."""
+        """A noise network's KL at the judged noises, from each whole Jacobian."""
         asked = self.asked
         noise = keyed_noise((SIZE,), seed=self.settings.seed, step=EVALUATION_STEP, samples=range(len(asked)))
         network = hn.load_adapter(self.generator, adapter)
@@ -266,7 +266,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Found:
-    """Of one method: its records with the judge's word, shares of alarms, and of pictures that the classifier names
+    """One method's judged records, its shares of alarms, and its share of pictures that the classifier names
     alike at both sizes."""
 
     records: Records
@@ -287,13 +287,13 @@ def read(file: Path) -> Tensor:
 
 
 def mean_distance(pixels: Tensor) -> float:
-    """Mean RMS distance between the pixels of two of the pictures [N, 3, H, W]."""
+    """Mean RMS pixel distance between pairs of the pictures [N, 3, H, W]."""
     flat = pixels.flatten(1)
     return float(torch.pdist(flat).mean() / flat.shape[1] ** 0.5)
 
 
 def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
-    """The table's rows, in summary.json's fields and a few more, and what the sheet shows."""
+    """The table's rows, in summary.json's fields and a few more, and the pictures for the sheet."""
     settings, groups = bench.settings, np.array(bench.asked)
     seeds = [settings.seed + i for i in range(settings.runs)]
     adapters = {kind: [bench.trained(kind, seed) for seed in seeds] for kind in NETWORKS}
@@ -327,7 +327,7 @@ def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
     for look in settings.looks:
         name = f"fine-tuned, {look} updates"
         found[name] = bench.drawn(bench.tuned_to(look), [hn.Plain()])["plain"]
-        rows.append(single(name) | {"kl": None, "trained_pictures": look * BATCH})  # the noise is not what changes
+        rows.append(single(name) | {"kl": None, "trained_pictures": look * BATCH})  # the noise is unchanged
     return rows, {
         "plain": found["plain"],
         "hypernoise": found["invertible-0"],
@@ -335,7 +335,7 @@ def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
     }
 
 
-COLUMNS = (  # heading, field, how it is written
+COLUMNS = (  # heading, field, format
     ("named right", "score", ".3f"),
     ("95 %", "score_ci95", ".3f"),
     ("gain", "gain", "+.3f"),
@@ -355,7 +355,7 @@ COLUMNS = (  # heading, field, how it is written
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """As markdown."""
+    """The table in markdown."""
     lines = [" | ".join(["method", *(heading for heading, _, _ in COLUMNS)])]
     lines += [" | ".join(["---"] * (len(COLUMNS) + 1))]
     lines += [" | ".join([row["method"], *(cell(row[field], how) for _, field, how in COLUMNS)]) for row in rows]
@@ -369,7 +369,7 @@ def cell(value: Any, how: str) -> str:
 
 
 def sheet(bench: Bench, shown: dict[str, Found]) -> Image.Image:
-    """The first three noises of a few colours, each drawn by every method; green: the judge names the colour."""
+    """The first three noises of a few colours, drawn with every method; green: the judge recognises the colour."""
     columns = [COLOURS.index(colour) * bench.settings.pictures + i for colour in SHOWN for i in range(3)]
     width, height = LABEL + len(columns) * TILE + len(SHOWN) * GAP * 2, HEAD + len(shown) * (TILE + GAP)
     page = Image.new("RGB", (width, height), "white")
@@ -387,7 +387,7 @@ def sheet(bench: Bench, shown: dict[str, Found]) -> Image.Image:
             pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), outline=frame, width=2)
             if row == 0 and place % 3 == 1:
                 pen.text((left + TILE // 2, HEAD // 2), SHOWN[place // 3], "black", font, anchor="mm")
-    return page.quantize(256)  # a third of the size, and no difference to be seen
+    return page.quantize(256)  # a third of the size, without visible difference
 
 
 def run(settings: Eyes) -> int:
@@ -402,14 +402,14 @@ def run(settings: Eyes) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done; 2 wrong input, said in one line; 130 interrupted, checkpoint saved."""
+    """Exit codes: 0 done; 2 wrong input, with a one-line message; 130 interrupted, checkpoint saved."""
     try:
         return run(tyro.cli(Eyes, args=arguments, prog="python -m experiments.eyes"))
     except hn.InputError as error:
         print(f"eyes: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("eyes: interrupted; the same command goes on", file=sys.stderr)
+        print("eyes: interrupted; the same command resumes", file=sys.stderr)
         return 130
 
 

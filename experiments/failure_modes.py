@@ -1,6 +1,6 @@
-"""Ways to break a noise network, one at a time, and the limits by which a break is told.
+"""Ways to break a noise network, one at a time, and the limits that define a break.
 
-Every mode starts from the same sound run, a recipe that trains for redness, and changes one thing.
+Every mode changes one thing in the same sound run, a recipe that trains for redness.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from hypernoise.rewards.pixel import redness
 from hypernoise.training.config import Lipschitz
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # times the recipe's weight
-HELD = 10.0  # the strength of the runs whose Lipschitz constant is held down, beside the free one
+HELD = 10.0  # the strength of the runs with a limited Lipschitz constant, and of a free one
 ROUGH = 40.0  # radians per unit of redness
 SPREAD = 0.02  # the standard deviation of the noisy reward; redness itself varies by about as much
 
 
 def bumpy(pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Redness under a wave whose slope turns round every few hundredths: local optima everywhere."""
+    """Redness plus a wave whose slope changes sign every few hundredths: local optima everywhere."""
     red = redness(pixels, prompts)
     return red + 2 / ROUGH * torch.sin(ROUGH * red)
 
 
 def noisy(pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Redness read through noise: its slope is multiplied by a random factor, its value moved."""
+    """Noisy redness: its gradient is multiplied by a random factor, its value shifted."""
     red = redness(pixels, prompts)
     factor, offset = torch.randn(2, len(red)).to(red)
     return (1 + 2 * factor) * red + SPREAD * offset
 
 
 def stepped(pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Redness rounded down to tenths: its gradient is zero wherever there is one."""
+    """Redness rounded down to tenths: its gradient is zero wherever it exists."""
     return (10 * redness(pixels, prompts)).floor() / 10
 
 
@@ -46,8 +46,8 @@ OWN: dict[str, RewardFunction] = {"bumpy": bumpy, "noisy": noisy, "stepped": ste
 
 @dataclass(frozen=True)
 class Mode:
-    """rewards: names (here or in the registry) and weights. changes: fields of TrainConfig. start: how far the weights
-    are moved at random before the first step (0: f starts at exactly 0). watched: rewards that are only read, for the
+    """rewards: names (here or in the registry) and weights. changes: fields of TrainConfig. start: size of random
+    changes to the initial weights (0: f starts at exactly 0). watched: rewards that are only measured, for the
     guard against hacking."""
 
     line: str
@@ -65,7 +65,7 @@ def strength_mode(strength: float) -> str:
 
 
 def modes(weight: float, lr: float) -> dict[str, Mode]:
-    """The modes, of a recipe that gives redness this weight and trains at this learning rate."""
+    """The modes, for a recipe with this weight of redness and this learning rate."""
     red = {"redness": weight}
     strong = {"redness": HELD * weight}
     sweep = {
@@ -139,7 +139,7 @@ LIMITS: dict[str, Limit] = {
 
 
 def broken(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
-    """The limits that a measured row crosses, beside the plain generator's row, and their values there."""
+    """The limits that a measured row crosses, relative to the plain generator's row, with their values."""
     values = {name: limit.value(row, base) for name, limit in LIMITS.items()}
     return {
         name: value
@@ -149,12 +149,12 @@ def broken(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
 
 
 def first_broken(looks: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The first of a mode's looks that crosses a limit."""
+    """A mode's first look that crosses a limit."""
     return next((look for look in looks if look["broken"]), None)
 
 
 def weakest_that_break(looks_of: Mapping[float, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    """For each limit the least strength at which any look crosses it; a limit that none crosses is left out.
+    """For each limit the lowest strength at which any look crosses it; limits that none crosses are omitted.
 
     `looks_of`: each strength's looks.
     """

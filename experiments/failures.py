@@ -1,4 +1,4 @@
-"""A noise network broken in known ways, to see what gives first, and what the library says.
+"""A noise network broken in known ways, to see what breaks first, and what the library reports.
 
 python -m experiments.failures --output-dir runs/failures   # --modes NAME [NAME ...] for some of them
 """
@@ -43,19 +43,19 @@ from hypernoise.training.metrics import rows_of
 
 @dataclass(frozen=True)
 class Failures(Experiment):
-    """Train a small noise network per mode, look at it on its way, and tell which limits it crosses first.
+    """Train a small noise network per mode, measure it along the way, and report which limits it crosses first.
 
-    A mode that is done is kept in --output-dir and not run again; an interrupted one goes on from its checkpoint.
+    A finished mode is kept in --output-dir and not run again; an interrupted one resumes from its checkpoint.
     """
 
     recipe: Path = RECIPES / "scenes-red.yaml"
-    """The sound run, for redness; the learning rate does not decay, so that a run can be looked at on its way."""
+    """The sound run, for redness; the learning rate is constant, so that a run can be measured along the way."""
     modes: tuple[str, ...] = ()
-    """Names of modes; none: all of them."""
+    """Names of modes; none given: all of them."""
     updates: int = 32
-    """Of each mode."""
+    """Updates per mode."""
     looks: int = 2
-    """At how many points of a run it is measured and judged."""
+    """Number of points in a run at which it is measured and judged."""
     judged: int = 5
     """Held-out captions per category that every look is judged on."""
     noises: int = 2
@@ -76,7 +76,7 @@ class Failures(Experiment):
         for name in self.modes:
             if name not in known:
                 raise unknown("mode", name, known)
-        # in fp32, whatever the recipe trains in: of derivatives in bf16 little is left
+        # in fp32 for any recipe: derivatives in bf16 are too inaccurate
         generator = hn.load_generator(bench.recipe.generator, device=self.device)
         bench = dataclasses.replace(bench, generator=generator)
         rows = []
@@ -99,16 +99,16 @@ class Failures(Experiment):
         return {"mode": name, "recipe": str(self.recipe), **{field: getattr(self, field) for field in fields}}
 
     def _kept(self, name: str) -> dict[str, Any] | None:
-        """A mode's row from an earlier call. Raises hn.InputError if that was, or began, with other settings."""
+        """A mode's row from an earlier call. Raises hn.InputError if it had other settings."""
         settings, row = self.output_dir / name / "settings.json", self.output_dir / name / "row.json"
         if settings.is_file() and json.loads(settings.read_text()) != self._settings(name):
             raise hn.InputError(f"{row.parent} was made with other settings; give another --output-dir or delete it")
         return json.loads(row.read_text()) if row.is_file() else None
 
     def _measure(self, name: str, mode: Mode, bench: Bench) -> dict[str, Any] | None:
-        """Trains a mode and looks at it on its way, and keeps its row; None if it was interrupted.
+        """Trains and measures a mode and keeps its row; None if it was interrupted.
 
-        The row's looks are in order; `said` is what the library tells its user, `stopped` where that ended the run.
+        The row's looks are in order; `said` is what the library reports, `stopped` the step at which it ended the run.
         """
         print(f"{name}: {mode.line}", file=sys.stderr)
         generator, recipe = bench.generator, bench.recipe
@@ -169,7 +169,7 @@ class Failures(Experiment):
     def _look(
         self, bench: Bench, network: hn.LoRANoise, reward: hn.WeightedSum, before: tuple[dict[str, Any], Records]
     ) -> dict[str, Any]:
-        """A network's row, beside the plain generator's (`base`) on the same prompts and noises, the limits that
+        """A network's row, relative to the plain generator's (`base`) on the same prompts and noises, the limits that
         are `broken`, and `findings`: what `hypernoise diagnose` finds wrong."""
         after = self._evaluated(bench, hn.HyperNoise(network), reward)
         found = hn.diagnose(
@@ -195,7 +195,7 @@ class Failures(Experiment):
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What gives first, over the modes."""
+    """What breaks first, over the modes."""
     firsts = [first_broken(row["looks"]) for row in rows if row["looks"]]
     given = Counter(name for look in firsts if look for name in list(look["broken"])[:1])
     told = [f"{name} first in {number}" for name, number in given.most_common()]
@@ -216,7 +216,7 @@ def told(finding: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What each mode ended with, plain → trained where both are measured, and what broke first, and where."""
+    """Each mode's final values, plain → trained where both are measured, and what broke first, and when."""
     heads = ["reward", "½‖f‖²", "KL gap", "Lipschitz", "judge", "artefacts", "diversity", "broken first"]
     lines = [["mode", *heads], ["---"] * (1 + len(heads))]
     for row in rows:
@@ -240,13 +240,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def at(look: Mapping[str, Any]) -> str:
-    """The limits that a look crosses with their values, and how far the training was."""
+    """The limits that a look crosses, with values and training progress."""
     crossed = ", ".join(f"{name} {value:.2g}" for name, value in look["broken"].items())
     return f"{crossed} at step {look['step']}, ½‖f‖² {look['kl']:.2g}"
 
 
 def strengths(rows: Sequence[Mapping[str, Any]]) -> str:
-    """From which strength of the sweep on each limit is crossed; empty if fewer than two strengths were run."""
+    """The lowest strength of the sweep at which each limit is crossed; empty with fewer than two strengths."""
     looks = {row["method"]: row["looks"] for row in rows}
     swept = {strength: looks[strength_mode(strength)] for strength in STRENGTHS if strength_mode(strength) in looks}
     if len(swept) < 2:
@@ -257,7 +257,7 @@ def strengths(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def messages(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the library says to its user in each mode, a line each."""
+    """What the library reports in each mode, a line each."""
     return "\n".join(f"{row['method']}: {line}" for row in rows for line in row["said"])
 
 

@@ -1,12 +1,12 @@
-"""A noise network on a module of one's own, at several settings: α, updates, learning rate, and which KL is counted.
+"""A noise network on a user's module, with several settings: α, updates, learning rate, and the KL in the objective.
 
     python -m experiments.modules
 
 The generator is a small variational autoencoder's decoder that the command itself trains on drawn pictures, discs and
-squares in three colours; it takes noise alone. The noise network knows which of the six is wanted, and the
-reward is the log-probability that a classifier gives it. Another classifier judges, on noises that nothing trained on.
-For a generator that draws class c with probability P(c) no noise network makes every picture right for less than
-log 1/P(c) nats, so the table can be read against the best there is.
+squares in three colours; it only takes noise. The noise network knows the requested one of the six kinds, and the
+reward is its log-probability by a classifier. Another classifier judges, on held-out noises.
+If a generator draws class c with probability P(c), no noise network makes every picture right for less than
+log 1/P(c) nats, a bound to compare the table with.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from hypernoise.files import output_folder
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.settings import whole
 
-SIDE, SIZE = 16, 16  # px of a picture, numbers in a noise
+SIDE, SIZE = 16, 16  # px of a picture, dimensions of a noise
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.1), "blue": (0.1, 0.2, 0.9)}
 KINDS = [f"{colour} {shape}" for colour in COLOURS for shape in ("disc", "square")]
 RATES = ((1e-3, "constant"), (3e-3, "cosine"))
-JUDGED = 128  # at once
+JUDGED = 128  # batch size
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Modules:
     """Trains a noise network on a small generator at several settings, and judges each."""
 
     weights: tuple[float, ...] = (1.0, 0.1, 0.01)
-    """kl_weight, the α of the objective."""
+    """Values of kl_weight, the α of the objective."""
     updates: tuple[int, ...] = (250, 1000)
-    """Of each training run, of 16 pictures."""
+    """Updates per training run, of 16 pictures."""
     lessons: int = 800
     """Updates of the generator and of each classifier."""
     pictures: int = 128
-    """Judged of each kind."""
+    """Judged pictures per kind."""
     seed: int = 0
     output_dir: Path = Path("runs/modules")
 
@@ -80,7 +80,7 @@ class Modules:
 
 
 def drawn(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures [count, 3, SIDE, SIDE] of one shape each, on a light ground, and their kinds [count]."""
+    """Pictures [count, 3, SIDE, SIDE] of one shape each, on a light background, and their kinds [count]."""
     kinds = torch.randint(len(KINDS), (count,), generator=draw)
     middle, radius = (
         5 + 6 * torch.rand(count, 2, 1, 1, generator=draw),
@@ -115,7 +115,7 @@ def taught_generator(settings: Modules) -> nn.Module:
 
 
 def taught_classifier(settings: Modules, number: int) -> nn.Module:
-    """Pictures to the logits of their kinds; each number's has pictures and first weights of its own."""
+    """Classifiers from pictures to logits of their kinds; each has its own training pictures and initial weights."""
     draw = torch.Generator().manual_seed(settings.seed + number)
     torch.manual_seed(settings.seed + number)
     layers = (nn.Conv2d(3, 16, 3, 2), nn.SiLU(), nn.Conv2d(16, 32, 3, 2), nn.SiLU(), nn.Flatten(), nn.LazyLinear(6))
@@ -139,12 +139,12 @@ def teach(parameters: list[nn.Parameter], loss: Any, lessons: int, draw: torch.G
 
 
 def labels_of(prompts: list[str]) -> Tensor:
-    """The condition of the noise network; the decoder takes noise alone."""
+    """The condition of the noise network; the decoder only takes noise."""
     return torch.tensor([KINDS.index(prompt) for prompt in prompts])
 
 
 def named_by(classifier: nn.Module) -> Any:
-    """The reward: log P(kind asked for) [B]."""
+    """The reward: log P(requested kind) [B]."""
 
     def reward(pixels: Tensor, prompts: list[str]) -> Tensor:
         return classifier(pixels).log_softmax(1)[torch.arange(len(prompts)), labels_of(prompts)]
@@ -155,7 +155,7 @@ def named_by(classifier: nn.Module) -> Any:
 def judged(
     settings: Modules, generator: hn.ModuleGenerator, network: Any, classifier: nn.Module, judge: nn.Module
 ) -> dict[str, Any]:
-    """Of pictures from noises that nothing trained on: the share that the judge names right, the reward, and the KL."""
+    """For pictures from held-out noises: the share judged right, the reward, and the KL."""
     asked = [kind for kind in KINDS for _ in range(settings.pictures)]
     noise = keyed_noise((SIZE,), seed=settings.seed, step=EVALUATION_STEP, samples=range(len(asked)))
     condition = generator.encode(asked)
@@ -172,7 +172,7 @@ def judged(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """As markdown, the runs' advice below it."""
+    """The table in markdown, with the runs' advice below it."""
     heads = ("α", "updates", "learning rate", "KL term", "named right", "reward", "½‖f‖²", "KL, nats")
     lines = [" | ".join(heads), " | ".join(["---"] * len(heads))]
     for row in rows:

@@ -1,14 +1,14 @@
-"""The map between the noise spaces of two generators, for a noise network of the one to drive the other.
+"""The map between the noise spaces of two generators, so that one's noise network can drive the other.
 
-Generators of one latent layout share their noise. Of another, noise is carried over by `NoiseMap`, a linear map that
-keeps white noise white, and the residual comes back by its adjoint. White here is exact: a map whose matrix M has
+Generators with the same latent layout share their noise. Otherwise noise is converted by `NoiseMap`, a linear map that
+keeps white noise white, and the residual comes back by its adjoint. This is exact: a map whose matrix M has
 M·Mᵀ = I takes N(0, I) to N(0, I), with mean 0, variance 1 and no correlation.
 
-The map acts on each axis by itself. Along height and width it keeps the lowest frequencies that both sides have: the
-first coefficients of an orthonormal cosine transform (DCT-II) of the one are those of the other, so what f wants in
-coarse structure arrives where it belongs. Channels of different autoencoders mean different things, and no map of
-theirs is known beforehand; they are joined in order. What the smaller side lacks is drawn fresh, from a seed and the
-noise itself, so that the noise the network sees is white too.
+The map acts on each axis separately. Along height and width it keeps the lowest frequencies that both sides have: the
+first coefficients of an orthonormal cosine transform (DCT-II) of both are equal, so coarse structure keeps its
+place. Channels of different autoencoders mean different things, and no map between them
+is known in advance; they are matched in order. Missing values are drawn from a seed and the
+noise itself, so the noise that the network sees is also white.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from hypernoise.noise.spectral import cosine_basis
 
 
 class NoiseMap:
-    """Noise [B, C, H, W] of one shape to another and back, white noise to white noise.
+    """Maps noise [B, C, H, W] of one shape to another and back, white noise to white noise.
 
     Args:
         source, target: [C, H, W].
 
     Raises:
-        InputError: noise of other dimensions, such as FLUX's tokens, between shapes that differ.
+        InputError: noise with other dimensions, such as FLUX's tokens, between different shapes.
     """
 
     def __init__(self, source: Sequence[int], target: Sequence[int]):
@@ -40,7 +40,7 @@ class NoiseMap:
             )
         self.source, self.target = tuple(source), tuple(target)
         shared = [min(a, b) for a, b in zip(source, target, strict=True)]
-        # per axis, [shared, size]: orthonormal rows that pick what both sides have
+        # per axis, [shared, size]: orthonormal rows that select what both sides have
         self._down = [_rows(axis, size, keep) for axis, (size, keep) in enumerate(zip(source, shared, strict=True))]
         self._up = [_rows(axis, size, keep) for axis, (size, keep) in enumerate(zip(target, shared, strict=True))]
 
@@ -51,7 +51,7 @@ class NoiseMap:
         return fresh - _along(_along(fresh, self._up), self._up, back=True) + _along(shared, self._up, back=True)
 
     def adjoint(self, residual: Tensor) -> Tensor:
-        """A residual on `target`'s noise as one on `source`'s: what both have of it; no longer, so no more KL."""
+        """A residual on `target`'s noise as one on `source`'s: their shared part; not longer, so no more KL."""
         return _along(_along(residual, self._up), self._down, back=True)
 
 
@@ -60,7 +60,7 @@ def _rows(axis: int, size: int, keep: int) -> Tensor:
 
 
 def _along(values: Tensor, matrices: list[Tensor], *, back: bool = False) -> Tensor:
-    """Every axis after the first through its matrix, or back through its transpose; in fp64."""
+    """Multiplies every axis after the first by its matrix, or its transpose; in fp64."""
     result = in_double(values)
     for axis, matrix in enumerate(matrices, 1):
         chosen = matrix.to(result.device)
@@ -69,12 +69,12 @@ def _along(values: Tensor, matrices: list[Tensor], *, back: bool = False) -> Ten
 
 
 def in_double(values: Tensor) -> Tensor:
-    """The values in fp64, on the CPU where their device has none (MPS)."""
+    """The values in fp64, on the CPU if their device does not support it (MPS)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _fresh(noise: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
-    """N(0, I) for each sample, from its own noise and the seed: the same whatever the batch."""
+    """N(0, I) for each sample, from its own noise and the seed: the same in any batch."""
     draws = []
     for own in noise.detach().float().cpu():
         digest = hashlib.blake2b(own.numpy().tobytes() + seed.to_bytes(8, "big"), digest_size=8).digest()

@@ -1,9 +1,9 @@
-"""The paper's first experiment: a reward that any red picture satisfies, climbed by f and by fine-tuning.
+"""The paper's first experiment: a reward that any red picture satisfies, trained by f and by fine-tuning.
 
     python -m experiments.redness --output-dir runs/redness
 
-Both LoRAs have the same rank, updates, prompts and noises, and each the learning rate of the same grid that
-leaves its own training loss lowest. They are compared where they have raised the reward equally.
+Both LoRAs have the same rank, updates, prompts and noises, and each the learning rate of the same grid with
+the lowest training loss. They are compared where their rewards have risen equally.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hypernoise.methods.base import Method
 from hypernoise.training.metrics import mean_of, rows_of
 
 METHODS = {"hypernoise": hn.HyperNoise, "finetune": hn.FineTune}
-VALIDATED = {"scenes": 1.0}  # whether the picture is still what was asked
-AVERAGED = 20  # last updates whose mean loss a learning rate is chosen by
+VALIDATED = {"scenes": 1.0}  # whether the picture still shows its prompt
+AVERAGED = 20  # last updates whose mean loss selects the learning rate
 MEASURES = {"score": "judge", "artefacts": "artefacts", "validation_reward": "validation", "diversity": "diversity"}
 
 
@@ -37,12 +37,12 @@ class Redness(Seeded):
     """
 
     recipe: Path = RECIPES / "scenes-red.yaml"
-    """What both train for, and how; the learning rate does not decay, so that runs can be looked at on their way."""
+    """The recipe of both; the learning rate does not decay, so that runs can be judged midway."""
     rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    """Times the recipe's learning rate: what is tried for both, with the first seed."""
+    """Multiples of the recipe's learning rate to try for both, with the first seed."""
     looks: tuple[int, ...] = (5, 10, 15, 20, 40, 80, 120, 160, 200)
-    """Updates after which pictures are judged, the last of them the end: early ones too, as fine-tuning climbs at
-    once."""
+    """Updates after which pictures are judged, the last being the end; some are early, as fine-tuning rises
+    quickly."""
 
     def run(self) -> int:
         if not self.rates or not min(self.rates) > 0:
@@ -79,7 +79,7 @@ class Redness(Seeded):
         return bench.config(max(self.looks), seed, learning_rate=lr, lr_scheduler="constant")
 
     def _rate(self, bench: Bench, kind: str, points: Sequence[int]) -> dict[str, Any]:
-        """The learning rate of least mean loss over the last updates of the first seed, and all losses."""
+        """The learning rate with the lowest mean loss over the first seed's last updates, and all losses."""
         losses: dict[float, float | None] = {}
         for lr in [rate * bench.recipe.learning_rate for rate in self.rates]:
             config = self._config(bench, self.seeds[0], lr)
@@ -88,7 +88,7 @@ class Redness(Seeded):
             except hn.InputError as error:
                 if "lower learning_rate" not in str(error):
                     raise
-                losses[lr] = None  # it diverged, which is an outcome
+                losses[lr] = None  # it diverged, which is a result
                 continue
             losses[lr] = mean_of(rows_of(bench.folder(_run(kind, config)))[-AVERAGED:], "loss")
         left = {lr: loss for lr, loss in losses.items() if loss is not None}
@@ -100,7 +100,7 @@ class Redness(Seeded):
         }
 
     def _sheet(self, bench: Bench, found: hn.Comparison, points: Sequence[int]) -> None:
-        """sheet.png: the first caption of each category from its first noise, along the first seed's training."""
+        """Writes sheet.png: each category's first caption from its first noise, along the first seed's training."""
 
         firsts = first_of_each(bench.asked.categories or [], 1)
         rows = [("plain", *first_noise(found.records[1, "plain"], firsts, self.noises))]
@@ -121,9 +121,9 @@ def _run(kind: str, config: hn.TrainConfig) -> str:
 
 
 def at_matched_reward(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
-    """Both curves (rows along training, the plain generator first) at the reward of the one that ends lower.
+    """Both curves (rows along training, the plain generator first) at the final reward of the lower one.
 
-    Between two looks the measures are interpolated in the reward; the first crossing counts.
+    Measures are interpolated between looks by the reward; the first crossing counts.
     """
     reward = min(max(row["reward"] for row in curve) for curve in (ours, other))
     return {

@@ -1,4 +1,4 @@
-"""The spectral noise network against the paper's LoRA, at as many pictures seen: gain, exact KL, size and cost.
+"""The spectral noise network against the paper's LoRA, with equal training pictures: gain, exact KL, size and cost.
 
 python -m experiments.spectral --output-dir runs/spectral
 """
@@ -28,7 +28,7 @@ from hypernoise.pipeline import attach, detach, disabled
 from hypernoise.prompts import spread
 from hypernoise.settings import whole
 
-SHOWN = {  # beside the columns of every experiment
+SHOWN = {  # in addition to the columns of every experiment
     "parameters": ("parameters", ",d"),
     "whole KL": ("whole_kl", ".2f"),
     "±": ("whole_kl_error", ".2f"),
@@ -40,24 +40,24 @@ SHOWN = {  # beside the columns of every experiment
 
 @dataclass(frozen=True)
 class Spectral(Seeded):
-    """LoRA and spectral networks of several k, each trained by the recipe's loop, rewards and kl_weight.
+    """LoRA and spectral networks of several k, each trained with the recipe's rewards and kl_weight.
 
-    `KL` is what training minimises (½‖f‖² of the LoRA, the exact KL of a spectral network); `whole KL` is measured
-    after it on noises of its own, by `estimate_kl` or the network itself. `attached` is the time that `attach` adds
+    `KL` is what training minimises (½‖f‖² for the LoRA, the exact KL for a spectral network); `whole KL` is measured
+    after training on separate noises, by `estimate_kl` or the network itself. `attached` is the time that `attach` adds
     to one picture of the user's pipeline.
     """
 
     ks: tuple[int, ...] = (1, 2, 4, 8)
-    """Frequencies kept each way."""
+    """Spectral networks' k: lowest frequencies in each direction."""
     width: int = 128
     depth: int = 4
     pictures: int = 16384
-    """Pictures seen in each training run; 0: as many as in the recipe's."""
+    """Pictures per training run; 0: as many as in the recipe's."""
     measured: int = 64
-    """Noises that the whole KL is measured on."""
+    """Noises to measure the whole KL on."""
 
     calls: int = 50
-    """Pairs that are timed, of the plain and the attached pipeline."""
+    """Timed pairs of calls of the plain and the attached pipeline."""
 
     def run(self) -> int:
         whole(self, "measured", "calls", flags=True)
@@ -93,7 +93,7 @@ class Spectral(Seeded):
 
 
 def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:
-    """An adapter's size, its whole KL with its standard error, and what attaching it costs, on a fresh generator."""
+    """An adapter's size, its whole KL with its standard error, and the cost of attaching it, on a fresh generator."""
     generator, noises = load_as(bench.recipe, device=settings.device), settings.measured
     row: dict[str, Any] = {"parameters": sum(weight.numel() for weight in read_weights(folder).values())}
     prompt = bench.asked.prompts[0]
@@ -115,8 +115,8 @@ def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:
 
 
 def overhead(generator: Any, prompt: str, steps: int, calls: int) -> float:
-    """The share that an attached pipeline's call of one picture takes longer than the plain one: the median over pairs
-    of calls, one after the other, so that what else the machine does weighs on both."""
+    """The relative time that attaching adds to a call for one picture: the median over pairs of calls, one after the
+    other, so that other work on the machine affects both."""
     call = {**generator.call(steps), "height": generator.size[0], "width": generator.size[1]}
 
     def seconds() -> float:
@@ -125,7 +125,7 @@ def overhead(generator: Any, prompt: str, steps: int, calls: int) -> float:
         return time.perf_counter() - began
 
     shares = []
-    for _ in range(calls + 1):  # the first to warm up
+    for _ in range(calls + 1):  # the first warms up
         with disabled(generator.pipeline):
             plain = seconds()
         shares.append(seconds() / plain - 1)
@@ -133,7 +133,7 @@ def overhead(generator: Any, prompt: str, steps: int, calls: int) -> float:
 
 
 def verdict(row: dict[str, Any], lora: dict[str, Any]) -> str:
-    """What a spectral network keeps of the LoRA's gain, and at what price."""
+    """The share of the LoRA's gain that a spectral network keeps, and its cost."""
     share = f"{row['gain'] / lora['gain']:.0%} of the LoRA's gain" if lora["gain"] > 0 else "a LoRA that gained nothing"
     size = row["parameters"] / lora["parameters"]
     return (

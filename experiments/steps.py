@@ -2,9 +2,9 @@
 
     python -m experiments.steps --output-dir runs/steps
 
-The gain can only last as long as the noise still decides the picture. So beside the gain stands, at every number of
-inference steps, how far f moves the picture, against how far another noise would, and a random shift of f's length;
-and how far the picture is from the one drawn at the fewest.
+The gain can only persist as long as the noise determines the picture. So for every number of inference steps the
+table shows how far f moves the picture, compared with another noise and a random shift of f's length,
+and how far the picture is from the one at the fewest steps.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ DISTANCES = {
 
 @dataclass(frozen=True)
 class Steps(Seeded):
-    """Gains of noise networks trained at one and at mixed inference steps, over those they are drawn at.
+    """Gains of noise networks trained at one and at mixed inference steps, by the number of steps they draw with.
 
-    Holds here if the gain in score of those trained at one is above 0, its interval too, at every number of
+    Holds here if the gain in score of those trained at one step is above 0, with its interval, at every number of
     inference steps, and smaller at the last than at the first.
     """
 
     inference_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """That are drawn."""
+    """Numbers of steps to draw with."""
     mixed: tuple[int, ...] = (1, 2, 4)
-    """Of mixed training: each batch takes one of them."""
+    """Numbers of steps for mixed training: each batch uses one of them."""
     pictures: int = 0
-    """Pictures seen in each training run; 0: as many as in the recipe's."""
+    """Pictures per training run; 0: as many as in the recipe's."""
     adapter: tuple[str, ...] = ()
-    """Networks trained at one step, such as amortisation's, in place of training them here: adapter directories."""
+    """Adapter directories of networks trained at one step, such as amortisation's, instead of training them here."""
 
     def run(self) -> int:
         for name in ("inference_steps", "mixed"):
@@ -94,7 +94,7 @@ class Steps(Seeded):
         """RMS distances between pictures of the same prompt and noise, in units of that between noises."""
         plain = found.records[steps, "plain"]
         between = plain.diversity
-        if not between:  # one noise per caption, or pictures that do not depend on it
+        if not between:  # a single noise per caption, or pictures independent of it
             return {"steps": steps}
         first = found.records[self.inference_steps[0], "plain"]
         return {
@@ -107,7 +107,7 @@ class Steps(Seeded):
 
 
 def told(gains: Sequence[Mapping[str, Any]]) -> str:
-    """The verdict on the gains of the networks trained at one step, from the fewest inference steps to the most."""
+    """The verdict on the gains of networks trained at one step, from the fewest inference steps to the most."""
     lasts = all(row["gain_ci95"] is not None and row["gain_ci95"][0] > 0 for row in gains)
     shrinks = gains[-1]["gain"] < gains[0]["gain"]
     lasting = "above 0 at every number of inference steps" if lasts else "not above 0 at every number of steps"
@@ -121,7 +121,7 @@ def _moved(plain: Records, others: Sequence[Records]) -> float:
 
 
 class RandomShift:
-    """A control: the noise moved by as much as f would move it, in a random direction."""
+    """A control: moves the noise by the norm of f, in a random direction."""
 
     def __init__(self, like: hn.HyperNoise, name: str):
         self.like, self.name = like, name

@@ -2,8 +2,8 @@
 
     python -m experiments.transfer --to DIR [DIR ...] --output-dir runs/transfer
 
-The recipe's generator and each of --to get noise networks of their own, by the same recipe; then the recipe's drive the
-others. Generators of one latent layout share the noise; of another it is carried over by `experiments.noise_map`.
+The recipe's generator and each of --to get their own noise networks, by the same recipe; then the recipe's drive the
+others. Generators with the same latent layout share the noise; otherwise `experiments.noise_map` converts it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from hypernoise.noise.base import NoiseNetwork
 
 @dataclass(frozen=True)
 class Transfer(Seeded):
-    """What noise networks gain on their own generator, and on others that they were not trained on.
+    """Gains of noise networks on their own generator, and on others that they were not trained on.
 
-    Carries over if the gain in reward of the driven generator is above 0, its interval too.
+    Carries over if the driven generator's gain in reward is above 0, with its interval.
     """
 
     to: tuple[str, ...] = ()
     """Generators to drive: registered names or pipeline directories."""
     pictures: int = 0
-    """Pictures seen in each training run; 0: as many as in the recipe's."""
+    """Pictures per training run; 0: as many as in the recipe's."""
 
     def run(self) -> int:
         if not self.to:
@@ -52,7 +52,7 @@ class Transfer(Seeded):
             )
             for name in self.to
         ]
-        for other in others:  # all are looked at before the first trains
+        for other in others:  # checks all generators before training
             other.generator.check_prompts(bench.asked.prompts)
             layouts_between(other.generator, bench.generator)
         ours = self._trained(bench, "source", updates)
@@ -75,7 +75,7 @@ class Transfer(Seeded):
         return {name: folder for name, config in names.items() for folder in bench.trained(name, config).values()}
 
     def _rows(self, bench: Bench, methods: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-        """Plain, and a row for each kind of method, on one generator."""
+        """Plain, and a row per method, on one generator."""
         drawn: list[Method] = [hn.Plain(), *(method for own in methods.values() for method in own)]
         found = bench.compare(drawn)
         rows = [found.rows[0]]
@@ -85,7 +85,7 @@ class Transfer(Seeded):
 
 
 def verdict(own: Mapping[str, Any], driven: Mapping[str, Any]) -> str:
-    """Whether the foreign network gains anything, beside the generator's own."""
+    """Whether the foreign network gains anything, compared with the generator's own."""
     between = driven["reward_gain_ci95"]
     carries = between is not None and between[0] > 0
     share = f", {driven['reward_gain'] / own['reward_gain']:.2f} of its own network's" if own["reward_gain"] > 0 else ""
@@ -94,20 +94,20 @@ def verdict(own: Mapping[str, Any], driven: Mapping[str, Any]) -> str:
 
 
 def layouts_between(generator: Generator, source: Generator) -> NoiseMap | None:
-    """The map from a generator's noise to the source's; None for one layout. Raises InputError if no map is known."""
+    """The map from a generator's noise to the source's; None for equal layouts. Raises InputError if there is none."""
     here, there = tuple(generator.noise_shape), tuple(source.noise_shape)
     return None if here == there else NoiseMap(here, there)
 
 
 class Driven:
-    """x + Mᵀ f(M x, c), f on the generator it was trained on, M its noise space's map; then this generator.
+    """x + Mᵀ f(M x, c), with f on its own generator and M its noise space's map; then this generator.
 
     Args:
         network: a trained noise network, or an adapter directory.
-        source: the generator it was trained on, which evaluates it under its own conditioning. Its calls are counted
+        source: the generator it was trained on, which evaluates it with its own conditioning. Its calls count
             as this generator's.
 
-    For one latent layout M is the identity. Otherwise see `NoiseMap`; noise in tokens is refused.
+    For equal latent layouts M is the identity. Otherwise see `NoiseMap`; noise in tokens is refused.
     """
 
     def __init__(self, network: NoiseNetwork | str | Path, source: Generator, *, name: str = "transfer"):
