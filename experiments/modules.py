@@ -173,7 +173,7 @@ def judged(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The table in markdown, with the runs' advice below it."""
-    heads = ("α", "updates", "learning rate", "KL term", "named right", "reward", "½‖f‖²", "KL, nats")
+    heads = ("α", "updates", "learning rate", "KL term", "right", "reward", "½‖f‖²", "KL, nats")
     lines = [" | ".join(heads), " | ".join(["---"] * len(heads))]
     for row in rows:
         weight = "plain" if row["kl_weight"] is None else f"{row['kl_weight']:g}"
