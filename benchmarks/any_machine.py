@@ -78,7 +78,7 @@ def calls_per_second(seconds: float, settings: dict[str, str]) -> float:
 
 def waiting(seconds: float, cores: set[int]) -> None:
     """Prints a row per way of waiting: calls per second alone, and next to the other work."""
-    print(f"{'calls a second':<32}{'alone':>8}{'beside':>8}")
+    print(f"{'calls per second':<32}{'alone':>8}{'beside':>8}")
     for name, settings in WAYS.items():
         alone = calls_per_second(seconds, settings)
         with busy(cores):
@@ -88,7 +88,7 @@ def waiting(seconds: float, cores: set[int]) -> None:
 def verdict(alone: float, beside: float, most: float, ratio: float) -> str:
     """PASS, or FAIL with the exceeded limits."""
     over = [f"{alone:.0f} s alone is over {most:.0f} s"] if alone > most else []
-    over += [f"{beside / alone:.2f} times beside is over {ratio:g}"] if beside > ratio * alone else []
+    over += [f"{beside / alone:.2f} times next to other work is over {ratio:g}"] if beside > ratio * alone else []
     return "FAIL: " + "; ".join(over) if over else "PASS"
 
 

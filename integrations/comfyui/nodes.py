@@ -1,11 +1,11 @@
 """Two ComfyUI nodes: noise improved by a spectral noise network, and a model whose noise a LoRA noise network improves.
 
-ComfyUI's samplers take N(0, I) noise in the same latents as diffusers' pipelines and scale it themselves, so that f is
-added to it as it is. FLUX's arrives unpacked, [B, 16, H, W], and is packed for the network here.
+ComfyUI's samplers take N(0, I) noise in the same latents as diffusers' pipelines and scale it themselves, so f is
+added directly. FLUX's noise arrives unpacked, [B, 16, H, W], and is packed for the network here.
 
-Which interfaces of ComfyUI are used: a NOISE is any object with `seed` and `generate_noise(latent)`; a MODEL is cloned,
-and its clone given a wrapper around the sampler ("sampler_sample" of comfy.patcher_extension). Nothing else of it is
-imported, but for `comfy.samplers.calc_cond_batch` when a LoRA noise network is evaluated.
+These interfaces of ComfyUI are used: a NOISE is any object with `seed` and `generate_noise(latent)`; a MODEL is cloned,
+and the clone gets a wrapper around the sampler ("sampler_sample" of comfy.patcher_extension). Nothing else is
+imported, except `comfy.samplers.calc_cond_batch` when a LoRA noise network is evaluated.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class SpectralNoiseNode:
 
 
 class LoRANoiseNode:
-    """MODEL whose every run starts from better noise, by a LoRA noise network for SD or SDXL."""
+    """A MODEL that starts every run from noise improved by a LoRA noise network for SD or SDXL."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "hypernoise", "wrap", ("MODEL",)
-    DESCRIPTION = "A model whose noise a LoRA noise network improves: one further call of it at the start of a run."
+    DESCRIPTION = "A model that improves its noise with a LoRA noise network: one extra call at the start of a run."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -78,14 +78,14 @@ NODE_DISPLAY_NAME_MAPPINGS = {"HyperNoiseSpectral": "HyperNoise: noise", "HyperN
 
 
 class BetterNoise:
-    """What a sampler asks for noise: `seed`'s own, plus strength · f(noise, prompt)."""
+    """A sampler's noise source: the noise of `seed`, plus strength · f(noise, prompt)."""
 
     def __init__(self, seed: int, prompt: tuple[Tensor, Tensor | None], network: SpectralNoise, strength: float):
         self.seed, self.prompt, self.network, self.strength = seed, prompt, network, strength
 
     @torch.no_grad()
     def generate_noise(self, input_latent: Mapping[str, Any]) -> Tensor:
-        """Noise in the shape of the latent's samples, on the CPU, as ComfyUI's own."""
+        """Noise in the shape of the latent's samples, on the CPU, like ComfyUI's own."""
         noise = plain_noise(input_latent["samples"], self.seed, input_latent.get("batch_index"))
         tokens, pooled = self.prompt
         tensors = {"prompt_embeds": tokens.float().cpu()}
@@ -98,7 +98,7 @@ class BetterNoise:
 
 
 def plain_noise(samples: Tensor, seed: int, places: Sequence[int] | None) -> Tensor:
-    """As `comfy.sample.prepare_noise` draws it: the whole batch at once, or each place's own of a longer batch."""
+    """Noise as drawn by `comfy.sample.prepare_noise`: the whole batch at once, or by batch index of a longer batch."""
     draw = torch.Generator().manual_seed(seed)
     if places is None:
         return torch.randn(samples.shape, generator=draw, dtype=samples.dtype)
@@ -108,7 +108,7 @@ def plain_noise(samples: Tensor, seed: int, places: Sequence[int] | None) -> Ten
 
 
 def only_one(conditioning: Any) -> tuple[Tensor, Tensor | None]:
-    """The tokens' embeddings [1, L, D] and the pooled one [1, P] of a conditioning that is one prompt."""
+    """The token embeddings [1, L, D] and the pooled one [1, P] of a conditioning with a single prompt."""
     if len(conditioning) != 1:
         raise InputError(f"a noise network reads one prompt; this conditioning combines {len(conditioning)}")
     tokens, more = conditioning[0]
@@ -121,7 +121,7 @@ def check_strength(strength: float) -> None:
 
 
 def described(adapter: str, kind: str) -> tuple[Path, dict[str, Any]]:
-    """The directory of an adapter, and what it says. InputError for another kind than the node's."""
+    """The directory of an adapter, and its metadata. InputError for another kind than the node's."""
     if not adapter.strip():
         raise InputError("name an adapter: a directory, or owner/name on the Hub")
     folder = adapter_folder(adapter.strip())
@@ -136,7 +136,7 @@ def spectral(adapter: str) -> SpectralNoise:
     folder, about = described(adapter, SpectralNoise.kind)
     base = (about["base"] or {}).get("denoiser")
     if base not in SPECTRAL_BASES:
-        raise InputError(f"{adapter} is for a {base}, whose prompts ComfyUI encodes in another way than diffusers does")
+        raise InputError(f"{adapter} is for a {base}, whose prompts ComfyUI encodes differently from diffusers")
     network = SpectralNoise(**about["settings"])
     network.load_trainable_state(read_weights(folder))
     return network.requires_grad_(False)
@@ -146,7 +146,7 @@ def lora(adapter: str, model: Any) -> tuple[dict[str, tuple[Tensor, Tensor]], di
     """(A, scaled B) of each layer under ComfyUI's name for it, and the settings of a LoRA noise network.
 
     Raises:
-        InputError: the model has no such layer, or one of another shape: it is another architecture's adapter.
+        InputError: the model lacks such a layer, or has one of another shape: another architecture.
     """
     folder, about = described(adapter, "lora")
     settings = {"unscaled": about.get("released", False), **about["settings"]}
@@ -174,7 +174,7 @@ def first_answer(
     noise: Tensor,
     options: Mapping[str, Any],
 ) -> Tensor:
-    """f: what the adapted model answers at its first timestep, the output layer with its update alone."""
+    """f: the adapted model's output at its first timestep, with only the update in the output layer."""
     from comfy.samplers import calc_cond_batch  # type: ignore[import-not-found]
 
     positive = guider.conds["positive"]
@@ -191,7 +191,7 @@ def first_answer(
 
 @contextmanager
 def adapted(net: nn.Module, loras: Mapping[str, tuple[Tensor, Tensor]], last: str = "out.2") -> Iterator[list[Tensor]]:
-    """Inside the block the model is f; the list receives what its output layer answers."""
+    """Inside the block the model computes f; the list receives its output layer's output."""
     answers: list[Tensor] = []
 
     def hook(down: Tensor, up: Tensor, name: str) -> Callable[..., Tensor]:

@@ -24,11 +24,11 @@ IN_THE_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
 def ldm_name(name: str, res_blocks: Sequence[int], modules: Container[str]) -> str:
-    """ComfyUI's name of a layer that diffusers calls `name`; `name` itself if it is no UNet's.
+    """ComfyUI's name of a layer that diffusers calls `name`; `name` itself if it is not a UNet's.
 
     Args:
-        res_blocks: residual blocks at each resolution on the way down, such as [2, 2, 2, 2]; one more on the way up.
-        modules: of the model, which tell where an upsampler stands in its block.
+        res_blocks: residual blocks per resolution in the down path, such as [2, 2, 2, 2]; one more in the up path.
+        modules: the model's module names, which show where an upsampler is in its block.
     """
     if name in ALONE:
         return ALONE[name]

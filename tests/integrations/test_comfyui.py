@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_one_line(sd_pipeline, tmp_path):
     sana = tmp_path / "sana"
     sana.mkdir()
     trained("SanaSprintPipeline", sana)
-    with pytest.raises(InputError, match="SanaTransformer2DModel, whose prompts ComfyUI encodes in another way"):
+    with pytest.raises(InputError, match="SanaTransformer2DModel, whose prompts ComfyUI encodes differently"):
         spectral(str(sana / "adapter"))
     with pytest.raises(InputError, match="does not fit this model: it has no layer"):
         lora("scenes", comfy_model(DiffusionGenerator(sd_pipeline(), name="tiny")))
