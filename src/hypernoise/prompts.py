@@ -199,7 +199,7 @@ class PromptMix(Sequence[str]):
 
     @cached_property
     def all(self) -> list[str]:
-        """Of the sources concatenated."""
+        """The prompts of all sources, concatenated."""
         return [prompt for part in self.parts for prompt in part]
 
     @property

@@ -39,7 +39,7 @@ def checkpoint_blocks(denoiser: nn.Module) -> None:
 
 
 class _AsNow(AbstractContextManager):
-    """Gives a block's layers their current `forward`; reentrant (a retained graph runs its blocks
+    """Gives a block's layers the `forward` they have when it is created; reentrant (a retained graph runs its blocks
     again)."""
 
     def __init__(self, block: nn.Module):
