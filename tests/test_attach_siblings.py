@@ -97,5 +97,5 @@ def test_the_noise_it_draws_becomes_the_noise_plus_f(name, kind, tmp_path, monke
 
 def test_it_is_no_generator_of_prompts_alone(tmp_path):
     pipe, _ = sibling("StableDiffusionImg2ImgPipeline", tmp_path)
-    with pytest.raises(InputError, match="is no generator of prompts alone: take StableDiffusionPipeline"):
+    with pytest.raises(InputError, match="does not draw from prompts alone: use StableDiffusionPipeline"):
         DiffusionGenerator(pipe)

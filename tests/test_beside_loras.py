@@ -127,7 +127,7 @@ def test_a_fused_base_is_refused_with_what_to_do_and_then_said(build, folder, na
     pipe = build()
     load(pipe, name, "mine")
     fuse(pipe)
-    with pytest.raises(InputError, match=r"other weights .* weights looked at; for a merge .* check_base=False"):
+    with pytest.raises(InputError, match=r"other weights .* sampled weights; for a merge .* check_base=False"):
         attach(pipe, folder)
     with pytest.warns(UserWarning, match=r"made for other weights \('tiny'\) than those of .*: \d+ of \d+ weights"):
         attach(pipe, folder, check_base=False)

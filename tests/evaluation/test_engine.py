@@ -263,5 +263,5 @@ def test_the_mean_distance_reads_each_picture_once(tmp_path, monkeypatch):
 
 
 def test_prompts_that_are_one_text_are_refused():
-    with pytest.raises(InputError, match="prompts is one text"):
+    with pytest.raises(InputError, match="prompts is a single text"):
         compare(build(), [Plain()], "abc", redness)

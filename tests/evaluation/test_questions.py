@@ -212,7 +212,7 @@ def test_the_judge_asks_each_prompts_own_questions(tmp_path):
     assert found.parts == {"entity": [1.0, 1.0], "relation": [0.0]}
     assert found.note == "0.667; Is the ring on the square?"
     assert [one["probability"] for one in found.details] == [0.9, 0.8, 0.3]
-    with pytest.raises(InputError, match="'Two rings' stands twice in the file, with different questions"):
+    with pytest.raises(InputError, match="'Two rings' appears twice in the file, with different questions"):
         QuestionJudge(kind, [items[1], Item("p3", "Two rings", items[0].questions)], Asker())
 
 

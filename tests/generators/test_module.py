@@ -274,21 +274,21 @@ REFUSED = {
     "negative": (lambda: {"module": Gan(), "embed": lambda p: -labels(p)}, "a negative number .* for 'green'"),
     "unknown": (lambda: {"module": Gan(), "embed": labels, "prompts": ("red", "mauve")}, "embed fails for 'mauve'"),
     "list": (lambda: {"module": Gan(), "embed": lambda p: [0] * len(p)}, "a row for each of 1 prompts, not a list"),
-    "NaN": (lambda: {"module": Gan(), "embed": lambda p: labels(p) / 0}, "embed gives NaN or inf for 'red'"),
+    "NaN": (lambda: {"module": Gan(), "embed": lambda p: labels(p) / 0}, "embed returns NaN or inf for 'red'"),
     "numbers": (lambda: {"module": Gan(), "embed": torch.tensor, "prompts": (0, 1)}, "prompts must be texts, and 0 is"),
-    "bare": (lambda: {"module": Plainer(), "prompts": "red"}, r"prompts is one text; put it in a list: \['red'\]"),
+    "bare": (lambda: {"module": Plainer(), "prompts": "red"}, r"prompts is a single text; put it in a list: \['red'\]"),
     "mapping": (lambda: {"module": Plainer(), "prompts": {"a": "red"}}, "must be a list of texts, not a dict"),
     "tanh": (lambda: {"module": shown(lambda y: 2 * y - 1)}, r"pixels from -0.*; .*to_pixels=lambda y: \(y \+ 1\) / 2"),
     "bytes": (lambda: {"module": shown(lambda y: 255 * y)}, "to_pixels=lambda y: y / 255"),
     "unbounded": (lambda: {"module": shown(lambda y: 9 * y - 4)}, r"to_pixels=lambda y: y.clamp\(0, 1\)"),
-    "to_pixels": (lambda: {"module": Plainer(), "to_pixels": lambda y: y * 2 - 1}, "to_pixels gives pixels from -"),
+    "to_pixels": (lambda: {"module": Plainer(), "to_pixels": lambda y: y * 2 - 1}, "to_pixels returns pixels from -"),
     "not finite": (lambda: {"module": shown(lambda y: y / 0)}, "they must be finite"),
     "integers": (lambda: {"module": shown(lambda y: (y * 255).byte())}, "gives torch.uint8 pixels"),
     "grey": (lambda: {"module": shown(lambda y: y[:, :1])}, r"\[4, 1, 4, 4\], not \[4, 3, H, W\].*expand"),
     "last": (lambda: {"module": shown(lambda y: y.permute(0, 2, 3, 1))}, r"shape \[4, 4, 4, 3\].*permute"),
     "flat": (lambda: {"module": shown(lambda y: y.flatten(1))}, r"shape \[4, 48\].*unflatten"),
     "two": (lambda: {"module": shown(lambda y: (y, y))}, r"a tuple of \[4, 3, 4, 4\], \[4, 3, 4, 4\]; name"),
-    "none": (lambda: {"module": shown(lambda y: None)}, r"it gives a NoneType, and no picture \[B, 3"),
+    "none": (lambda: {"module": shown(lambda y: None)}, r"it returns a NoneType without a picture \[B, 3"),
     "no_grad": (lambda: {"module": Plainer().draw_without_gradient}, "no gradient reaches the noise of 'module'"),
     "inference": (lambda: {"module": torch.inference_mode()(Plainer().draw)}, "no gradient reaches the noise"),
     "detach": (lambda: {"module": shown(lambda y: y.detach())}, "no gradient reaches the noise"),
@@ -316,5 +316,5 @@ def test_an_embed_that_gives_inference_tensors_trains():
 
 def test_a_network_of_another_noise_is_refused_before_training():
     generator = ModuleGenerator(Plainer(), noise_shape=(8,))
-    with pytest.raises(InputError, match=r"takes noise of \(9,\), and 'module' of \(8,\)"):
+    with pytest.raises(InputError, match=r"takes noise of \(9,\), but 'module' takes \(8,\)"):
         train(generator, ResidualNoise((9,)), redness, ["red"], TrainConfig(), progress=False)

@@ -215,12 +215,15 @@ def test_the_check_leaves_torchs_random_numbers_alone():
     ("reward", "message"),
     [
         (lambda pixels, prompts: pixels.mean(), "returned shape"),
-        (lambda pixels, prompts: mean(pixels.detach()).numpy(), "gave a ndarray, not a tensor"),
-        (lambda pixels, prompts: torch.from_numpy(pixels.numpy().mean((1, 2, 3))), "the reward hands the pixels to nu"),
+        (lambda pixels, prompts: mean(pixels.detach()).numpy(), "returned a ndarray, not a tensor"),
+        (
+            lambda pixels, prompts: torch.from_numpy(pixels.numpy().mean((1, 2, 3))),
+            "the reward passes the pixels to nu",
+        ),
         (lambda pixels, prompts: torch.ones(len(pixels)), "the gradient is cut: .* or a constant"),
         (lambda pixels: mean(pixels), r"must take \(pixels, prompts\), but takes \(pixels\)"),
         ("redness", r"is the text 'redness'; hypernoise.load_reward\('redness'\)"),
-        (torch.nn.Identity, "is the class Identity; hand in one made of it"),
+        (torch.nn.Identity, "is the class Identity; pass an instance of it"),
         (3, "is a int; it must take"),
         (lambda pixels, prompts: mean(pixels) - mean(pixels).mean(), "depends on the other pictures"),
         (lambda pixels, prompts: mean(pixels) - mean(pixels).mean().detach(), "depends on the other pictures"),
@@ -270,7 +273,7 @@ def test_what_cannot_be_summed_is_refused():
     with pytest.raises(InputError, match="weight of reward 'redness' must be a number, not nan"):
         WeightedSum({"redness": float("nan")})
     listed = WeightedSum({"mine": 1.0}, {"mine": lambda pixels, prompts: [0.0, 1.0]})  # type: ignore[dict-item]
-    with pytest.raises(InputError, match="'mine' gave a list, not a tensor"):
+    with pytest.raises(InputError, match="'mine' returned a list, not a tensor"):
         listed(pixels, ["a ring", "a cross"])
     for prompts in ("ab", ["a ring"]):
         with pytest.raises(InputError, match="one prompt for each of 2 pictures"):
@@ -307,7 +310,7 @@ def test_a_reward_of_classes_is_checked_with_their_names():
         InputError, match=r"pictures \[2, 3, 64, 64\] .*set size and prompts of check_reward.*RuntimeError"
     ):
         check_reward(lambda pixels, prompts: (pixels * torch.ones(32, 32)).flatten(1).mean(1))
-    with pytest.raises(InputError, match="prompts is one text"):
+    with pytest.raises(InputError, match="prompts is a single text"):
         check_reward(named, prompts="red")
     for wrong in ({"size": 64}, {"size": (0, 4)}, {"prompts": []}):
         with pytest.raises(InputError, match="a prompt and a size such as"):
@@ -327,7 +330,7 @@ PIXELS = torch.rand(2, 3, 8, 8)
         (Image.new("RGB", (8, 8)), ["a"], "not a Image"),
         ((PIXELS * 255).byte(), ["a", "b"], "pass pixels.float() / 255"),
         (PIXELS * 255, ["a", "b"], "these go from"),
-        (PIXELS * 2 - 1, ["a", "b"], "give (pixels + 1) / 2"),
+        (PIXELS * 2 - 1, ["a", "b"], "pass (pixels + 1) / 2"),
         (PIXELS * math.nan, ["a", "b"], "these go from nan to nan"),
         (PIXELS, "ab", "one prompt for each of 2 pictures"),
         (PIXELS, ["a"], "one prompt for each of 2 pictures"),

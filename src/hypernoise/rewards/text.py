@@ -53,7 +53,7 @@ class Windows:
         if self.truncated == 1:
             tokens = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
             warnings.warn(
-                f"reward {self.reward!r} reads {self.limit} tokens but a prompt has {tokens}: the rest is not "
+                f"reward {self.reward!r} reads {self.limit} tokens, but a prompt has {tokens}: the rest is not "
                 "scored (such prompts are counted; long_prompts: chunk-mean or chunk-min scores all of it)",
                 stacklevel=2,
             )

@@ -65,5 +65,5 @@ def test_a_prompt_with_two_meanings_is_refused(tmp_path):
         {"tag": "colors", "include": [{"class": name, "count": 1}], "prompt": "a thing"} for name in ("cat", "dog")
     ]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match="'a thing' stands twice in the metadata, with different meanings"):
+    with pytest.raises(InputError, match="'a thing' appears twice in the metadata, with different meanings"):
         load_benchmark(f"geneval:{tmp_path / 'metadata.jsonl'}")
