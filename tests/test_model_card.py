@@ -11,11 +11,13 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import hypernoise as hn
 from hypernoise import model_card as own
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
+from hypernoise.errors import InputError
 from hypernoise.evaluation.result_rows import empty_row
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.residual import ResidualNoise
@@ -101,6 +103,15 @@ def test_three_files_a_card_and_a_picture_are_uploaded(adapter, measured, hub):
     assert card.data.base_model == "stabilityai/sd-turbo"
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("score", 0.551)
+
+
+def test_the_packaged_adapter_goes_by_its_name_and_a_foreign_one_is_one_line(adapter, hub):
+    hn.push_to_hub("scenes", "somebody/scenes")
+    assert hub.files["hypernoise.json"] == (SCENES / "hypernoise.json").read_bytes()
+    (adapter / "hypernoise.json").unlink()  # and no note in its weights, as the paper's authors' adapters
+    save_file(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"has no hypernoise\.json: load it on its base and save it"):
+        hn.push_to_hub(adapter, "somebody/theirs")
 
 
 def test_the_card_says_what_was_measured(adapter, measured):

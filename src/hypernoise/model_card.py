@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_tok
 from huggingface_hub.errors import OfflineModeIsEnabled
 from jinja2 import Environment
 
-from hypernoise.adapters import ABOUT, PEFT_CONFIG, WEIGHTS, read_about, read_weights
+from hypernoise.adapters import ABOUT, PEFT_CONFIG, WEIGHTS, adapter_folder, read_about, read_weights
 from hypernoise.errors import InputError, first_line
 from hypernoise.evaluation.result_rows import empty_row
 from hypernoise.evaluation.tables import name_of, result_tables
@@ -33,7 +33,7 @@ def push_to_hub(
     """Uploads an adapter directory with a model card, and returns the repository's URL.
 
     Args:
-        adapter: written by `save_adapter`; only its three files are uploaded.
+        adapter: a directory that `save_adapter` wrote, or a name `attach` takes; only its three files are uploaded.
         repository: "owner/name"; created if missing.
         measured: the output of `hypernoise evaluate`, `quickstart` or `train`, for the card's result rows and pictures;
             without it, the card says that nothing was measured.
@@ -45,8 +45,10 @@ def push_to_hub(
             refuses or cannot be reached.
     """
     check_login(repository)
-    folder, api = Path(adapter), HfApi()
+    folder, api = adapter_folder(adapter), HfApi()
     read_weights(folder)
+    if not (folder / ABOUT).is_file():
+        raise InputError(f"{folder} has no {ABOUT}: load it on its base and save it (load_adapter, save_adapter) first")
     card = model_card(folder, repository, measured=measured)
     picture = _picture(measured)
     with tempfile.TemporaryDirectory() as temporary:
