@@ -65,8 +65,8 @@ def test_strength_multiplies_f(scenes):
         (1, -1, "seed must be from 0"),
         (2, 0, "inference steps must be from 1 to 1000, not 0"),
         (3, 9, "noises must be from 1 to 8, not 9"),
-        (4, 1.6, "strength must be from 0 to 1.5, not 1.6"),
-        (4, float("nan"), "strength must be from 0 to 1.5, not nan"),
+        (4, 1.6, "strength must be a number from 0 to 1.5, not 1.6"),
+        (4, float("nan"), "strength must be a number from 0 to 1.5, not nan"),
         (0, " ", "empty"),
     ],
 )

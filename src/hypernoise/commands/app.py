@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from hypernoise.rewards.base import RewardFunction
 
 MOST = 8  # noises at once
-STRENGTHS = (0.0, 1.5)
 SIDE = 192  # px of a picture on the page
 FROM_HERE_ALONE = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"  # no requests to other hosts
 
@@ -56,6 +55,7 @@ class App(WithGenerator):
         """The gradio page. Raises InputError without gradio, or if the adapter does not fit the generator."""
         gradio = imported_gradio()
         from hypernoise.methods.hypernoise import Adapter
+        from hypernoise.noise.base import STRENGTHS
         from hypernoise.rewards.ensemble import WeightedSum
 
         generator = self.load()
@@ -154,24 +154,24 @@ def draw(
     import torch
 
     from hypernoise.evaluation.records import picture
+    from hypernoise.methods.base import Problem
+    from hypernoise.methods.hypernoise import HyperNoise
+    from hypernoise.methods.plain import Plain
     from hypernoise.objective import l2_kl
 
-    ranges = {"seed": (seed, 0, 2**63 - 1 - MOST), "inference steps": (steps, 1, 1000)}
-    ranges |= {"noises": (noises, 1, MOST), "strength": (strength, *STRENGTHS)}
+    ranges = {"seed": (seed, 0, 2**63 - 1 - MOST), "inference steps": (steps, 1, 1000), "noises": (noises, 1, MOST)}
     for name, (value, least, most) in ranges.items():
         if value is None or not least <= value <= most:
             raise InputError(f"{name} must be from {least:g} to {most:g}, not {value}")
-    network = adapter.on(generator)
     prompts, seeds = [prompt] * noises, list(range(seed, seed + noises))
+    draws = [torch.Generator(generator.device).manual_seed(own) for own in seeds]
+    noise = torch.stack([torch.randn(generator.noise_shape, generator=d, device=d.device) for d in draws])
+    problem = Problem(generator, reward, steps, seeds)  # type: ignore[arg-type]  # neither method asks for one
     with torch.no_grad():
-        condition = generator.encode(prompts)
-        draws = [torch.Generator(generator.device).manual_seed(own) for own in seeds]
-        noise = torch.stack([torch.randn(generator.noise_shape, generator=d, device=d.device) for d in draws])
-        f = strength * network(noise, condition)
-        both = [
-            generator.sample(x, condition, num_inference_steps=steps, seed=seeds).float() for x in (noise, noise + f)
-        ]
+        better = HyperNoise(adapter.on(generator), strength=strength).generate(problem, prompts, noise)
+        both = [Plain().generate(problem, prompts, noise).pixels, better.pixels]
         rewards = [[None] * noises if reward is None else reward(pixels, prompts).tolist() for pixels in both]
+    f = better.noise - noise
     pictures = [[picture(one) for one in batch] for batch in (*both, as_colors(generator, f))]
     rows = zip(seeds, zip(*pictures, strict=True), zip(*rewards, strict=True), l2_kl(f).tolist(), strict=True)
     return [Drawn(*row) for row in rows]  # type: ignore[arg-type]

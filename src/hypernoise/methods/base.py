@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition, Generator
+from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.generators.callables import parts_of
 from hypernoise.rewards.base import RewardFunction
 
@@ -30,7 +30,7 @@ class Problem:
     generator: Generator
     reward: RewardFunction
     num_inference_steps: int = 1  # denoiser calls per picture
-    seed: int = 0  # for the noise that a stochastic scheduler adds between steps
+    seed: Seed = 0  # for the noise that a stochastic scheduler adds between steps
 
 
 @dataclass(frozen=True)
