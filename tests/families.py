@@ -22,6 +22,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     QwenImagePipeline,
@@ -47,6 +49,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
 )
@@ -205,19 +209,19 @@ def sd3(folder: Path) -> Any:
         transformer=SD3Transformer2DModel(
             sample_size=8,
             patch_size=1,
-            in_channels=4,
+            in_channels=16,
             num_layers=2,
             attention_head_dim=4,
             num_attention_heads=2,
             joint_attention_dim=32,
             caption_projection_dim=8,
             pooled_projection_dim=16,
-            out_channels=4,
+            out_channels=16,
             pos_embed_max_size=16,
             qk_norm="rms_norm",
         ),
         scheduler=flow(shift=3.0),
-        vae=kl(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        vae=kl(16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip(one, CLIPTextModelWithProjection),
         tokenizer=one,
         text_encoder_2=clip(two, CLIPTextModelWithProjection),
@@ -296,6 +300,64 @@ def flux2_klein(folder: Path) -> Any:
     )
 
 
+def qwen_vae() -> Any:
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.1, 0.2, 0.0],
+        latents_std=[1.0, 2.0, 1.5, 0.5],
+    )
+
+
+def krea2(folder: Path) -> Any:
+    tokenizer = words(folder)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 1e6}
+    config = Qwen3VLConfig(
+        text_config=decoder_only(tokenizer, rope_parameters=rope, max_position_embeddings=2048),
+        vision_config=dict(
+            depth=1,
+            hidden_size=8,
+            intermediate_size=8,
+            num_heads=2,
+            out_hidden_size=8,
+            deepstack_visual_indexes=[0],
+            num_position_embeddings=16,
+        ),
+    )
+    pipeline = Krea2Pipeline(
+        scheduler=flow(shift=1.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
+        vae=qwen_vae(),
+        text_encoder=Qwen3VLModel(config),
+        tokenizer=tokenizer,
+        transformer=Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=16,
+            timestep_embed_dim=8,
+            text_hidden_dim=8,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=1,
+            text_intermediate_size=16,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(2, 2, 4),
+        ),
+        text_encoder_select_layers=(1, 2),
+        is_distilled=True,
+    )
+    for weight in pipeline.transformer.parameters():  # else a prompt hardly counts beside the template's many tokens
+        if weight.ndim > 1:
+            weight.data.mul_(2)
+    return pipeline
+
+
 def qwen_image(folder: Path) -> Any:
     tokenizer = words(folder)
     rope = {"rope_type": "default", "type": "default", "mrope_section": [1, 1, 0]}
@@ -306,18 +368,9 @@ def qwen_image(folder: Path) -> Any:
         ),
         pad_token_id=tokenizer.pad_token_id,
     )
-    vae = AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False],
-        latents_mean=[0.1, -0.1, 0.2, 0.0],
-        latents_std=[1.0, 2.0, 1.5, 0.5],
-    )
     return QwenImagePipeline(
         scheduler=flow(shift=1.0, use_dynamic_shifting=True),
-        vae=vae,
+        vae=qwen_vae(),
         text_encoder=Qwen2_5_VLForConditionalGeneration(config),
         tokenizer=tokenizer,
         transformer=QwenImageTransformer2DModel(
@@ -340,6 +393,7 @@ BUILD: dict[str, Callable[[Path], Any]] = {
     "PixArtAlphaPipeline": pixart,
     "FluxPipeline": flux,
     "Flux2KleinPipeline": flux2_klein,
+    "Krea2Pipeline": krea2,
     "QwenImagePipeline": qwen_image,
     "ZImagePipeline": z_image,
 }

@@ -126,6 +126,7 @@ GUIDED = {
     "QwenImagePipeline": {"true_cfg_scale": 4.0, "negative_prompt": "a cross"},
     "ZImagePipeline": {"guidance_scale": 4.0, "negative_prompt": "a cross"},
     "Flux2KleinPipeline": {"guidance_scale": 4.0},
+    "Krea2Pipeline": {"guidance_scale": 4.0, "negative_prompt": "a cross"},
 }
 
 

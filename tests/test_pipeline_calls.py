@@ -78,6 +78,7 @@ def pipeline_of(family, *, guidance_embeds=False, **config):
         ("FluxPipeline", {}, {"max_sequence_length": 256}, {"max_sequence_length": 512, "prompt": "a"}, ["max_seq"]),
         ("Flux2KleinPipeline", {"is_distilled": True}, {"guidance_scale": 1.0}, {"guidance_scale": 4.0}, []),
         ("Flux2KleinPipeline", {}, {"guidance_scale": 1.0}, {"guidance_scale": 4.0}, ["guidance_scale"]),
+        ("Krea2Pipeline", {"is_distilled": True}, {"guidance_scale": 0.0}, {"guidance_scale": 4.5}, ["guidance_scale"]),
         ("QwenImagePipeline", {}, {"true_cfg_scale": 1.0}, {"true_cfg_scale": 4.0}, []),
         (
             "QwenImagePipeline",

@@ -250,6 +250,7 @@ def test_every_optimizer_can_be_planned():
 PUBLISHED = {  # denoisers, in millions, as their papers and model cards say
     "sd-turbo": 866,  # Stable Diffusion 2.1's UNet
     "sdxl-turbo": 2_600,  # SDXL, table 1
+    "sdxl-lightning": 2_600,
     "sana-sprint-0.6b": 600,
     "sana-sprint-1.6b": 1_600,
     "flux-schnell": 12_000,
@@ -257,6 +258,8 @@ PUBLISHED = {  # denoisers, in millions, as their papers and model cards say
     "pixart-dmd": 610,  # PixArt-α, section 3
     "z-image-turbo": 6_000,
     "flux2-klein-4b": 4_000,
+    "flux2-klein-9b": 9_000,
+    "krea-2-turbo": 12_820,  # of no card: as the class's defaults count in diffusers 0.42.1
     "qwen-image-lightning": 20_000,
 }
 

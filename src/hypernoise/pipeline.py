@@ -30,6 +30,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
+from torch.nn.functional import pixel_unshuffle
 
 from hypernoise.adapters import adapter_folder, differing, load_adapter, read_about
 from hypernoise.errors import InputError
@@ -46,7 +47,7 @@ from hypernoise.generators.families import ASKED, Family, asked_otherwise, famil
 from hypernoise.generators.identity import probe
 from hypernoise.noise.base import check_strength
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.noise.spectral import SpectralNoise
+from hypernoise.noise.spectral import SpectralNoise, unpacked
 
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
@@ -293,24 +294,30 @@ def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, 
     family, network, encoded = family_of(pipeline), held.network, []
     original = inspect.unwrap(type(pipeline).prepare_latents)
     seen: list[Tensor] = []
+    if given.get("latents") is not None and "Img2Img" in type(pipeline).__name__:
+        raise InputError("latents given here are the noisy picture: omit them so that f can improve the noise")
 
     def better(noise: Tensor) -> Tensor:
         seen.append(noise)
-        condition = _condition(family, encoded, given, noise)
+        condition, patch = _condition(family, encoded, given, noise), family.patch
+        x, grid = noise, (noise.shape[-2], noise.shape[-1])
+        if family.layout == "tokens":  # drawn unpacked; the pipeline packs it together with the picture
+            x = pixel_unshuffle(noise.reshape(len(noise), -1, *grid), patch).flatten(2).mT
+            grid = grid[0] // patch, grid[1] // patch
         if isinstance(network, SpectralNoise):
-            residual = network.to(noise.device)(noise.float(), condition)
+            residual = network.to(noise.device)(x.float(), condition, grid=grid)
         else:
-            plain, scale = text_to_image(pipeline), pipeline.vae_scale_factor
-            size = noise.shape[2] * scale, noise.shape[3] * scale
+            plain, cell = text_to_image(pipeline), pipeline.vae_scale_factor * patch
+            size = grid[0] * cell, grid[1] * cell
             with network.adapted(plain):
-                residual = DiffusionGenerator(plain, size=size, freeze=False).denoise_first(noise, condition)
+                residual = DiffusionGenerator(plain, size=size, freeze=False).denoise_first(x, condition)
+        if family.layout == "tokens":
+            residual = unpacked(residual, patch, grid).reshape(noise.shape)
         return noise + (held.strength * residual).to(noise.dtype)
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(pipeline, *args, **kwargs)
         latents = bound.arguments.get("latents")
-        if latents is not None and type(pipeline).__name__ == "SanaSprintImg2ImgPipeline":
-            raise InputError("latents given here are the noisy picture: omit them so that f can improve the noise")
         if latents is not None:
             bound.arguments["latents"] = better(latents)
         own = {"randn_tensor": lambda *a, **k: better(randn_tensor(*a, **k))}

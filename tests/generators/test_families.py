@@ -88,6 +88,7 @@ FIRST_TIMESTEPS = {
     "PixArtAlphaPipeline": 999.0,
     "FluxPipeline": 1.0,
     "Flux2KleinPipeline": 1.0,
+    "Krea2Pipeline": 1.0,
     "QwenImagePipeline": 1.0,
     "ZImagePipeline": 0.0,
 }

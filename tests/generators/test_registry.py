@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypernoise.generators import hub, registry
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.memory import Memory, take_tiny_decoder
-from hypernoise.generators.presets import PRESETS
+from hypernoise.generators.presets import PRESETS, Part
 from hypernoise.generators.registry import fuse_lora, load_as, load_generator
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.plan.generators import planned_generator
@@ -155,6 +156,27 @@ def test_a_few_step_lora_is_fused_with_its_scheduler(sd_pipeline, tmp_path):
     assert not any("lora" in name for name, _ in generator.denoiser.named_modules())
     noise = torch.randn(1, *generator.noise_shape)
     assert generator.sample(noise, generator.encode(["a ring"]), num_inference_steps=4, seed=0).shape == (1, 3, 16, 16)
+
+
+def test_a_part_may_be_a_file_of_weights(tmp_path, monkeypatch):
+    """As SDXL-Lightning's UNet; a file of another network is one line."""
+    other, base = (build_pipeline("StableDiffusionXLPipeline", tmp_path, seed=seed) for seed in (1, 0))
+    base.save_pretrained(tmp_path / "base")
+    weights = {"unet.safetensors": other.unet.state_dict(), "vae.safetensors": other.vae.state_dict()}
+    for file, state in weights.items():
+        save_file(state, tmp_path / file)
+    monkeypatch.setattr(registry, "fetch", lambda repository, file, *more: tmp_path / file)
+    for file in weights:
+        parts = {"unet": Part("UNet2DConditionModel", "owner/name", file)}
+        preset = dataclasses.replace(PRESETS["sdxl-lightning"], repository=str(tmp_path / "base"), parts=parts)
+        monkeypatch.setitem(PRESETS, "sdxl-lightning", dataclasses.replace(preset, variant=None))
+        if file == "vae.safetensors":
+            with pytest.raises(InputError, match="could not be loaded from owner/name: Error.* UNet2D"):
+                load_generator("sdxl-lightning", device="cpu")
+            continue
+        unet = load_generator("sdxl-lightning", device="cpu", size=(16, 16), dtype=torch.bfloat16).denoiser
+        expected = {name: weight.bfloat16() for name, weight in weights[file].items()}
+        assert all(torch.equal(weight, expected[name]) for name, weight in unet.state_dict().items())
 
 
 def kohya_file(folder, pipeline):

@@ -144,7 +144,7 @@ def test_a_network_for_every_family(family, tmp_path):
     assert (residual[0] - network(x[:1], generator.encode(["two blue crosses"]))[0]).abs().max() > 1e-4
     assert torch.isfinite(network.kl(x, condition)).all()
     latent = residual
-    if family in ("FluxPipeline", "QwenImagePipeline"):
+    if family in ("FluxPipeline", "QwenImagePipeline", "Krea2Pipeline"):
         latent = residual.view(2, 4, 4, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(2, 4, 8, 8)
     if family == "Flux2KleinPipeline":
         latent = residual.view(2, 4, 2, 2, 4, 4).permute(0, 1, 4, 2, 5, 3).reshape(2, 4, 8, 8)

@@ -168,6 +168,20 @@ FAMILIES: dict[str, Family] = {
         tokenizers=("tokenizer_2",),
         unfinished=_guidance_distilled,
     ),
+    "Krea2Pipeline": Family(
+        denoiser="transformer",
+        output_layer="final_layer.linear",
+        embeddings=("prompt_embeds", "prompt_embeds_mask"),
+        call={"guidance_scale": 0.0},
+        layout="tokens",
+        patch=2,
+        answer=_tokens,
+        guided_first=True,
+        unguided=0.0,
+        template=5,
+        tiny_decoder=False,
+        unfinished=_not_distilled,
+    ),
     "Flux2KleinPipeline": Family(
         denoiser="transformer",
         output_layer="proj_out",
@@ -206,14 +220,19 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+_PICTURES = ("Img2Img", "Inpaint")
 SIBLINGS = {  # pipelines that draw from noise and a picture or a control: the class whose noise f was trained on
-    "StableDiffusionImg2ImgPipeline": "StableDiffusionPipeline",
-    "StableDiffusionInpaintPipeline": "StableDiffusionPipeline",
-    "StableDiffusionControlNetPipeline": "StableDiffusionPipeline",
-    "StableDiffusionXLImg2ImgPipeline": "StableDiffusionXLPipeline",
-    "StableDiffusionXLInpaintPipeline": "StableDiffusionXLPipeline",
-    "StableDiffusionXLControlNetPipeline": "StableDiffusionXLPipeline",
-    "SanaSprintImg2ImgPipeline": "SanaSprintPipeline",
+    f"{name}{task}Pipeline": f"{name}Pipeline"
+    for name, tasks in {
+        "StableDiffusion": (*_PICTURES, "ControlNet"),
+        "StableDiffusionXL": (*_PICTURES, "ControlNet"),
+        "StableDiffusion3": _PICTURES,
+        "SanaSprint": ("Img2Img",),
+        "Flux": _PICTURES,
+        "QwenImage": _PICTURES,
+        "ZImage": _PICTURES,
+    }.items()
+    for task in tasks
 }
 
 OF_PROMPTS = ("complex_human_instruction", "max_sequence_length", "clean_caption", "clip_skip")
@@ -249,7 +268,8 @@ def asked_otherwise(pipeline: Any, trained: Mapping[str, Any], call: Mapping[str
     family, now = family_of(pipeline), asked(call)
     least = {"guidance_scale": family.unguided, "true_cfg_scale": 1.0}  # above which it has an effect
     takes_it = getattr(getattr(pipeline, family.denoiser).config, "guidance_embeds", False)
-    if pipeline.config.get("is_distilled") or (family.unguided is None and not takes_it):
+    distilled = pipeline.config.get("is_distilled") and family.unguided != 0  # Krea 2 guides distilled models too
+    if distilled or (family.unguided is None and not takes_it):
         now.pop("guidance_scale", None)
     if call.get("negative_prompt") is None and call.get("negative_prompt_embeds") is None:
         now.pop("true_cfg_scale", None)

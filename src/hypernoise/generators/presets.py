@@ -16,7 +16,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Part:
-    """A component from another repository than the pipeline's: its diffusers class and folder there."""
+    """A component from another repository than the pipeline's: its diffusers class and folder there, or a safetensors
+    file of weights for the component as the pipeline configures it."""
 
     cls: str
     repository: str
@@ -81,6 +82,18 @@ PRESETS: dict[str, Preset] = {
         scheduler={"timestep_spacing": "trailing"},
         tiny_decoder="madebyollin/taesdxl",
     ),
+    "sdxl-lightning": Preset(
+        "StableDiffusionXLPipeline",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        size=(1024, 1024),
+        steps=4,
+        variant="fp16",
+        parts={
+            "unet": Part("UNet2DConditionModel", "ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors")
+        },
+        scheduler={"timestep_spacing": "trailing"},
+        tiny_decoder="madebyollin/taesdxl",
+    ),
     "sana-sprint-0.6b": Preset(
         "SanaSprintPipeline",
         "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",
@@ -138,6 +151,19 @@ PRESETS: dict[str, Preset] = {
         revision="e7b7dc27f91deacad38e78976d1f2b499d76a294",
         size=(1024, 1024),
         steps=4,
+    ),
+    "flux2-klein-9b": Preset(
+        "Flux2KleinPipeline",
+        "black-forest-labs/FLUX.2-klein-9B",
+        size=(1024, 1024),
+        steps=4,
+        gated=True,
+    ),
+    "krea-2-turbo": Preset(
+        "Krea2Pipeline",
+        "krea/Krea-2-Turbo",  # beside krea/Krea-2-Raw, which diffusers 0.42.1 names
+        size=(1024, 1024),
+        steps=8,
     ),
     "qwen-image-lightning": Preset(
         "QwenImagePipeline",

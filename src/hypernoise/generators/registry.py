@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from packaging.version import Version
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from hypernoise.errors import InputError, first_line, no_traceback, out_of_memory, unknown
@@ -160,7 +161,12 @@ def _pipeline(
         cls = getattr(diffusers, part.cls)
         more = settings if hasattr(cls, "dtype") else {}
         with _loading(name, part.repository, None, part.folder, on_hub=True):
-            parts[component] = cls.from_pretrained(part.repository, subfolder=part.folder, **more)
+            if part.folder.endswith(".safetensors"):
+                module = cls.from_config(cls.load_config(location, subfolder=component, revision=revision))
+                module.load_state_dict(load_file(fetch(part.repository, part.folder)))
+                parts[component] = module.to(dtype)
+            else:
+                parts[component] = cls.from_pretrained(part.repository, subfolder=part.folder, **more)
     with _loading(name, location, revision, "a part of the pipeline", on_hub=preset.repository is not None):
         pipeline: Any = DiffusionPipeline.from_pretrained(
             location, revision=revision, variant=variant, trust_remote_code=False, **settings, **parts

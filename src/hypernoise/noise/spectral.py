@@ -147,7 +147,7 @@ def described(condition: Condition, width: int | None = None) -> Tensor:
         return torch.ones(len(condition), 1)
     if "prompt_embeds" not in tensors:
         raise InputError(f"a spectral noise network needs prompt_embeds; this generator has {', '.join(tensors)}")
-    tokens = tensors["prompt_embeds"].float()  # [B, L, D]
+    tokens = tensors["prompt_embeds"].float().flatten(2)  # [B, L, D]; of several layers, side by side
     mask = tensors.get("prompt_attention_mask", tensors.get("prompt_embeds_mask"))
     weights = torch.ones_like(tokens[..., 0]) if mask is None else mask.to(tokens)
     mean = (weights[..., None] * tokens).sum(1) / weights.sum(1, keepdim=True).clamp_min(1)

@@ -118,7 +118,7 @@ def generator_of(
 
 def conditions(found: Published, generator: DiffusionGenerator, dtype: torch.dtype) -> Conditions:
     shapes = _CONDITIONS[found.preset.family](cast(Any, generator.denoiser).config, found.words or 77)
-    dtypes = {name: torch.long if name.endswith("mask") else dtype for name in shapes}
+    dtypes = {name: torch.bool if name.endswith("mask") else dtype for name in shapes}
     return lambda count: Condition(
         {name: torch.ones(count, *shape, dtype=dtypes[name]) for name, shape in shapes.items()}
     )
@@ -156,7 +156,11 @@ def build(config: Mapping[str, Any], dtype: torch.dtype, place: Place = on_meta)
     """A diffusers class and its configuration, as a module with weights in `place`."""
     with place():
         module = getattr(diffusers, config["class"]).from_config({k: v for k, v in config.items() if k != "class"})
-    return nn.Module.to(module, dtype=dtype)  # diffusers' own warns about parts kept in fp32
+    nn.Module.to(module, dtype=dtype)  # diffusers' own warns about parts kept in fp32
+    for name, part in module.named_modules():
+        if name.rpartition(".")[2] in (getattr(module, "_keep_in_fp32_modules", None) or ()):
+            part.float()  # as `from_pretrained` does
+    return module
 
 
 def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", place: Place = on_meta) -> Any:
@@ -171,8 +175,8 @@ def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", plac
     parts["vae"] = build(_tiny(tiny_decoder, vae) if tiny_decoder else vae, dtype, place)
     schedule = {**configuration["scheduler"], **found.preset.scheduler}
     parts["scheduler"] = getattr(diffusers, schedule.pop("class")).from_config(schedule)
-    more = {"StableDiffusionPipeline": {"requires_safety_checker": False}, "Flux2KleinPipeline": {"is_distilled": True}}
-    return cls(**parts, **more.get(family, {}))
+    more = {"requires_safety_checker": False, "is_distilled": True}
+    return cls(**parts, **{name: value for name, value in more.items() if name in names})
 
 
 def _without_data(pipeline: Any) -> None:
@@ -219,6 +223,10 @@ _CONDITIONS: dict[str, Callable[[Any, int], dict[str, tuple[int, ...]]]] = {
         "pooled_prompt_embeds": (c.pooled_projection_dim,),
     },
     "Flux2KleinPipeline": lambda c, words: {"prompt_embeds": (512, c.joint_attention_dim)},
+    "Krea2Pipeline": lambda c, words: {
+        "prompt_embeds": (512, c.num_text_layers, c.text_hidden_dim),
+        "prompt_embeds_mask": (512,),
+    },
     "QwenImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.joint_attention_dim),
     "ZImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.cap_feat_dim),
 }

@@ -51,7 +51,7 @@ class WithoutText(DiffusionGenerator):
         ones = self.like(len(prompts)).tensors
         draw = torch.Generator().manual_seed(0)
         random = {
-            name: tensor if tensor.dtype == torch.long else torch.randn(tensor.shape, generator=draw).to(tensor.dtype)
+            name: tensor if tensor.dtype == torch.bool else torch.randn(tensor.shape, generator=draw).to(tensor.dtype)
             for name, tensor in ones.items()
         }
         return Condition(random).to(self.device)
