@@ -341,7 +341,7 @@ def _with_latents(prepared: Any, latents: Tensor) -> Any:
 
 
 def _condition(family: Family, encoded: Sequence[Any], given: Mapping[str, Any], noise: Tensor) -> Condition:
-    """The first encoding of the pipeline, or the given embeddings: a row for each sample of `noise`, if the
+    """The pipeline's first encoding, or the given embeddings, repeated to a row for each sample of `noise` if the
     pipeline repeats prompts only later."""
     result = encoded[0] if encoded else [given.get(str(name)) for name in family.embeddings]
     tensors = embeddings_of(family, result)

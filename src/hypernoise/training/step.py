@@ -96,7 +96,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             loss = loss + config.lipschitz.weight * excess
         if not run.log.history:  # the first step of this call
             check_gradients(run.reward, rewards, pixels)
-            checks = isinstance(run.reward, WeightedSum) or run.reward in PIXEL_REWARDS.values()  # they count them
+            checks = isinstance(run.reward, WeightedSum) or run.reward in PIXEL_REWARDS.values()  # they count prompts
             if not checks and watched.read and set(condition.tensors) == {"index"} and len(set(prompts)) > 1:
                 say(
                     "the reward reads the prompt, which the noise network does not see: give the generator an `embed` "
@@ -171,7 +171,7 @@ def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
     else:
         row["skipped"] = 1
         narrow = math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1
-        if not narrow:  # in fp16 it may be the range: the loss scale is lowered
+        if not narrow:  # otherwise fp16 overflowed, and the loss scale is lowered
             faults = gathered(run.accelerator, faults_of(run.reward, rounds)) or [NOT_THE_REWARDS]
             row["faults"] = faults
     scaler.update()
