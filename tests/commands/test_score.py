@@ -188,7 +188,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys)
     assert "--judge and --colors need --geneval" in said(flat, *prompts, "--judge", "x")
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     assert "has 3 pictures but" in said(flat, *prompts)
-    for name, why in (("../prompts.txt", "notes '../prompts.txt', which is not"), ("gone.png", "notes 'gone.png'")):
+    for name, why in (("../prompts.txt", "lists '../prompts.txt', which is not"), ("gone.png", "lists 'gone.png'")):
         (flat / "summary.json").write_text(json.dumps({"results": [{"file": name, "prompt": "x"}]}))
         assert why in said(flat)
 
