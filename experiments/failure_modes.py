@@ -46,15 +46,13 @@ OWN: dict[str, RewardFunction] = {"bumpy": bumpy, "noisy": noisy, "stepped": ste
 
 @dataclass(frozen=True)
 class Mode:
-    """rewards: names (here or in the registry) and weights. changes: fields of TrainConfig. start: size of random
-    changes to the initial weights (0: f starts at exactly 0). watched: rewards that are only measured, for the
-    guard against hacking."""
+    """rewards: names (here or in the registry) and weights. changes: fields of TrainConfig. start: how far the weights
+    are moved at random before the first step (0: f starts at exactly 0)."""
 
     line: str
     rewards: Mapping[str, float]
     changes: Mapping[str, Any] = field(default_factory=dict)
     start: float = 0.0
-    watched: Mapping[str, float] = field(default_factory=dict)
 
     def reward(self) -> WeightedSum:
         return WeightedSum(self.rewards, OWN)
@@ -84,12 +82,6 @@ def modes(weight: float, lr: float) -> dict[str, Mode]:
         "conflicting": Mode("two rewards that pull against each other", {"redness": weight, "greenness": weight}),
         "noisy": Mode("a reward whose slope is mostly chance", {"noisy": weight}),
         "discontinuous": Mode("a reward in steps", {"stepped": weight}),
-        "hackable": Mode(
-            "a strong one, watched by the reward for what was asked",
-            strong,
-            {"patience": 6, "validation_steps": 2},
-            watched={"scenes": 1.0},
-        ),
         "nonzero-start": Mode("weights that start away from zero", red, start=0.02),
         "large-step": Mode("thirty times the learning rate", red, {"learning_rate": 30 * lr}),
     }

@@ -37,8 +37,6 @@ from hypernoise.files import output_folder, write_json
 from hypernoise.methods.base import Method
 from hypernoise.prompts import read_mix
 from hypernoise.settings import whole
-from hypernoise.training.early_stopping import readings, stopped_line
-from hypernoise.training.metrics import rows_of
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,6 @@ class Failures(Experiment):
         write_json(folder / "settings.json", self._settings(name))
         row: dict[str, Any] = {"method": name, "looks": [], "said": [], "stopped": False}
         reward = mode.reward()
-        watched = hn.WeightedSum(mode.watched) if mode.watched else None
         network = hn.LoRANoise(generator, seed=self.seed, **lora_of(recipe))
         start_off_zero(network, mode.start, self.seed)
         config = bench.config(self.updates, self.seed, lr_scheduler="constant", **mode.changes)
@@ -127,9 +124,7 @@ class Failures(Experiment):
             if not kept.is_file():
                 reached = dataclasses.replace(config, max_train_steps=point)
                 try:
-                    result = hn.train(
-                        generator, network, reward, prompts, reached, validation_reward=watched, output_dir=folder
-                    )
+                    result = hn.train(generator, network, reward, prompts, reached, output_dir=folder)
                 except hn.InputError as error:
                     row["said"].append(str(error))
                     row["stopped"] = True
@@ -137,14 +132,8 @@ class Failures(Experiment):
                 if not result.finished:
                     return None
                 plain = plain or self._evaluated(bench, hn.Plain(), reward)
-                seen = readings(rows_of(folder), result.step)
-                ended = stopped_line(seen, result.step, config.patience) if result.stopped_early else ""
-                write_json(kept, {"step": result.step, "ended": ended, **self._look(bench, network, reward, plain)})
+                write_json(kept, {"step": result.step, **self._look(bench, network, reward, plain)})
             row["looks"].append(json.loads(kept.read_text()))
-            if row["looks"][-1]["ended"]:
-                row["said"].append(row["looks"][-1]["ended"])
-                row["stopped"] = True
-                break
         row["said"] += row["looks"][-1]["findings"] if row["looks"] else []
         write_json(folder / "row.json", row)
         return row

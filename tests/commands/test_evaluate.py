@@ -139,15 +139,15 @@ def test_drawn_judged_by_geneval_and_laid_out(geneval, tmp_path, capsys, monkeyp
     assert ours["gain"] == pytest.approx(ours["score"] - plain["score"])
     assert "single_object" in printed
     for row in (plain, ours):  # the official layout, and the official results beside it
-        album = tmp_path / "out" / "pictures" / f"{row['method']}-1"
-        assert (album / "source.txt").read_text().startswith(f"{row['method']}-")
-        names = sorted(str(file.relative_to(album)) for file in album.glob("*/**/*") if file.is_file())
+        folder = tmp_path / "out" / "pictures" / f"{row['method']}-1"
+        assert (folder / "source.txt").read_text().startswith(f"{row['method']}-")
+        names = sorted(str(file.relative_to(folder)) for file in folder.glob("*/**/*") if file.is_file())
         assert names == sorted(
             name
             for i in range(3)
             for name in (f"{i:05d}/metadata.jsonl", f"{i:05d}/samples/00000.png", f"{i:05d}/samples/00001.png")
         )
-        assert [json.loads((album / f"{i:05d}" / "metadata.jsonl").read_text()) for i in range(3)] == LINES
+        assert [json.loads((folder / f"{i:05d}" / "metadata.jsonl").read_text()) for i in range(3)] == LINES
         lines = (tmp_path / "out" / f"results-{row['method']}-1.jsonl").read_text()
         right = {line["tag"]: [] for line in LINES}
         for line in map(json.loads, lines.splitlines()):
@@ -156,7 +156,7 @@ def test_drawn_judged_by_geneval_and_laid_out(geneval, tmp_path, capsys, monkeyp
         assert row["categories"] == {tag: np.mean(seen) for tag, seen in right.items()}
         # the same numbers from the pictures alone
         models = geneval[geneval.index("--judge") : geneval.index("--adapter")]
-        call = ["score", str(album), "--geneval", *models, "--device", "cpu", "--output-dir", str(tmp_path / "again")]
+        call = ["score", str(folder), "--geneval", *models, "--device", "cpu", "--output-dir", str(tmp_path / "again")]
         assert main(call) == 0
         again = summary(tmp_path / "again")["results"][0]
         for name in ("score", "score_ci95", "categories", "images"):

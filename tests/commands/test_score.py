@@ -95,7 +95,7 @@ def test_what_generate_and_evaluate_have_written_is_scored_with_its_prompts(sd_p
 
 
 @pytest.fixture
-def albums(tmp_path):
+def picture_folders(tmp_path):
     """The base: two different pictures for each of three prompts; the other: the same one twice, a little redder."""
     rng = np.random.default_rng(0)
     for name in ("base", "other"):
@@ -112,8 +112,8 @@ def albums(tmp_path):
     return tmp_path / "base", tmp_path / "other"
 
 
-def test_variety_drift_and_gains_over_the_first_folder(albums, tmp_path, capsys):
-    _, told = score(tmp_path, *albums, "--rewards", "redness")
+def test_variety_drift_and_gains_over_the_first_folder(picture_folders, tmp_path, capsys):
+    _, told = score(tmp_path, *picture_folders, "--rewards", "redness")
     base, other = told["results"]
     assert (base["images"], base["prompts"]) == (6, 3)
     assert base["similarity"] < other["similarity"] == pytest.approx(1)
@@ -129,10 +129,10 @@ def test_variety_drift_and_gains_over_the_first_folder(albums, tmp_path, capsys)
     assert "<h2>Results" not in page  # nothing was judged
 
 
-def test_a_model_from_a_folder_and_a_broken_picture(albums, tmp_path, capsys):
+def test_a_model_from_a_folder_and_a_broken_picture(picture_folders, tmp_path, capsys):
     tiny_dino().save_pretrained(tmp_path / "dino")
-    (albums[1] / "00001" / "samples" / "00001.png").write_bytes(b"no picture")
-    _, told = score(tmp_path, *albums, "--features", tmp_path / "dino")
+    (picture_folders[1] / "00001" / "samples" / "00001.png").write_bytes(b"no picture")
+    _, told = score(tmp_path, *picture_folders, "--features", tmp_path / "dino")
     ((broken),) = told["broken"]
     assert broken["name"].endswith("other/00001/samples/00001.png")
     assert "cannot be read as a picture" in broken["why"]
@@ -151,18 +151,18 @@ def refused(capsys, tmp_path, *arguments):
     return line
 
 
-def test_rewards_are_compared_for_the_same_prompts_only(albums, tmp_path, capsys):
-    file = albums[1] / "00001" / "metadata.jsonl"
+def test_rewards_are_compared_for_the_same_prompts_only(picture_folders, tmp_path, capsys):
+    file = picture_folders[1] / "00001" / "metadata.jsonl"
     file.write_text(file.read_text().replace("dog 1", "cat 1"))
-    told = refused(capsys, tmp_path, *albums, "--rewards", "redness")
-    assert f"00001/samples/00000.png shows 'cat 1' and {albums[0]}'s 'dog 1'" in told
-    assert score(tmp_path, *albums)[0] == 0  # variety and drift need no prompts
+    told = refused(capsys, tmp_path, *picture_folders, "--rewards", "redness")
+    assert f"00001/samples/00000.png shows 'cat 1' and {picture_folders[0]}'s 'dog 1'" in told
+    assert score(tmp_path, *picture_folders)[0] == 0  # variety and drift need no prompts
 
 
-def test_only_numbered_png_files_count_and_it_is_said(albums, tmp_path, capsys):
-    for file in albums[1].rglob("*.png"):
+def test_only_numbered_png_files_count_and_it_is_said(picture_folders, tmp_path, capsys):
+    for file in picture_folders[1].rglob("*.png"):
         file.rename(file.with_suffix(".jpg"))
-    told = refused(capsys, tmp_path, *albums)
+    told = refused(capsys, tmp_path, *picture_folders)
     assert "other has no usable picture; the first: 00000: 0 of 1 pictures exist" in told
     assert told.endswith("only names such as 00000.png count, not 00000.jpg")
 
@@ -199,31 +199,31 @@ def test_a_picture_that_a_reward_refuses_is_named(flat, tmp_path, capsys):
 
 
 @pytest.fixture
-def album(tmp_path):
+def picture_folder(tmp_path):
     """Three prompts with two pictures each."""
     for number, line in enumerate(LINES):
-        folder = tmp_path / "album" / f"{number:05d}" / "samples"
+        folder = tmp_path / "picture_folder" / f"{number:05d}" / "samples"
         folder.mkdir(parents=True)
         (folder.parent / "metadata.jsonl").write_text(json.dumps(line))
         for index in range(2):
             Image.new("RGB", (16, 16), ("red", "blue")[index]).save(folder / f"{index:05d}.png")
-    return tmp_path / "album"
+    return tmp_path / "picture_folder"
 
 
 @pytest.fixture
-def detected(album, tiny_models, monkeypatch):  # noqa: F811
+def detected(picture_folder, tiny_models, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Mask2Former.__init__, "__kwdefaults__", {"short": 64, "long": 1333})
-    return [album, "--geneval", "--judge", tiny_models[0], "--colors", tiny_models[1]]
+    return [picture_folder, "--geneval", "--judge", tiny_models[0], "--colors", tiny_models[1]]
 
 
-def test_half_finished_folders_are_named(album, detected):
-    (album / "00000" / "metadata.jsonl").unlink()
-    (album / "00002" / "samples" / "00001.png").unlink()
-    (album / "00003" / "samples").mkdir(parents=True)
-    (album / "00003" / "metadata.jsonl").write_text(json.dumps(LINES[0]))
-    (album / "00004" / "samples").mkdir(parents=True)
-    (album / "00004" / "metadata.jsonl").write_text("{")
-    code, told = score(album.parent, *detected)
+def test_half_finished_folders_are_named(picture_folder, detected):
+    (picture_folder / "00000" / "metadata.jsonl").unlink()
+    (picture_folder / "00002" / "samples" / "00001.png").unlink()
+    (picture_folder / "00003" / "samples").mkdir(parents=True)
+    (picture_folder / "00003" / "metadata.jsonl").write_text(json.dumps(LINES[0]))
+    (picture_folder / "00004" / "samples").mkdir(parents=True)
+    (picture_folder / "00004" / "metadata.jsonl").write_text("{")
+    code, told = score(picture_folder.parent, *detected)
     assert code == 0
     why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in told["broken"]}
     assert "metadata.jsonl is missing" in why["00000"]
@@ -243,20 +243,20 @@ def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat,
     assert [(one.name, one.why) for one in others] == [("2.png", "'another' is none of GenEval's prompts")]
 
 
-def test_a_broken_picture_costs_itself(album, detected):
-    (album / "00000" / "samples" / "00000.png").write_bytes(b"\x89PNG but no more")
-    code, told = score(album.parent, *detected)
+def test_a_broken_picture_costs_itself(picture_folder, detected):
+    (picture_folder / "00000" / "samples" / "00000.png").write_bytes(b"\x89PNG but no more")
+    code, told = score(picture_folder.parent, *detected)
     assert code == 0
     ((broken),) = told["broken"]
-    assert broken["name"] == f"{album}/00000/samples/00000.png"
+    assert broken["name"] == f"{picture_folder}/00000/samples/00000.png"
     assert "cannot be read as a picture" in broken["why"]
     assert told["results"][0]["judged"] == 5
 
 
-def test_a_detector_that_does_not_know_the_classes(album, detected, capsys):
+def test_a_detector_that_does_not_know_the_classes(picture_folder, detected, capsys):
     line = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"}
-    (album / "00000" / "metadata.jsonl").write_text(json.dumps(line))
-    assert "does not know dog" in refused(capsys, album.parent, *detected)
+    (picture_folder / "00000" / "metadata.jsonl").write_text(json.dumps(line))
+    assert "does not know dog" in refused(capsys, picture_folder.parent, *detected)
 
 
 def test_scores_do_not_depend_on_the_batch(flat, tmp_path):

@@ -59,6 +59,14 @@ def test_layers_that_compute_again_give_the_same(sd_pipeline):
     assert norms[0].min() > 0
 
 
+def test_autocast_around_it_changes_nothing():
+    """It would hand a bf16 weight an fp32 dual tensor."""
+    conv, x = nn.Conv2d(2, 2, 3, padding=1), torch.randn(1, 2, 4, 4)
+    expected = Linearised(conv, x).jvp(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Linearised(conv, x).jvp(x), expected)
+
+
 def test_before_training_it_is_zero():
     noise, condition = draws(2, 5)
     assert spectral_norm(ResidualNoise((5,)).double(), noise, condition).tolist() == [0, 0]

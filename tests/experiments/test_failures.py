@@ -128,10 +128,3 @@ def test_modes_are_measured_kept_and_not_run_again(tiny, tmp_path, capsys):
     assert again["looks"][1]["lipschitz"] == look["lipschitz"]
     assert main(Failures, [*call, "--points", "9"]) == 2
     assert "was made with other settings" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_hackable_reward_is_watched(tmp_path):
-    assert main(Failures, [*TINY, "--output-dir", str(tmp_path / "out"), "--modes", "hackable"]) == 0
-    metrics = (tmp_path / "out" / "hackable" / "metrics.jsonl").read_text().splitlines()
-    assert ["validation_reward" in json.loads(step) for step in metrics] == [False, True]

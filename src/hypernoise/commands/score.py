@@ -55,7 +55,7 @@ class Score:
         from hypernoise.evaluation import features
         from hypernoise.evaluation.geneval.benchmark import by_prompt
         from hypernoise.evaluation.geneval.official import metadata
-        from hypernoise.evaluation.geneval.picture_folder import is_album, read_album, read_flat
+        from hypernoise.evaluation.geneval.picture_folder import is_picture_folder, read_flat, read_folder
         from hypernoise.evaluation.geneval.requests import parse_lines
         from hypernoise.evaluation.measures import measured, measured_row, write_scores
         from hypernoise.evaluation.pictures import pictures_in
@@ -71,26 +71,26 @@ class Score:
         requests = by_prompt(parse_lines(metadata(), "geneval")) if self.geneval else {}
 
         def found_in(folder: Path) -> tuple[Sequence[Any], Sequence[Any]]:
-            if is_album(folder):
-                return read_album(folder)
+            if is_picture_folder(folder):
+                return read_folder(folder)
             return read_flat(folder, self.prompts, requests) if requests else (pictures_in(folder, self.prompts), [])
 
-        albums = [found_in(Path(folder)) for folder in self.folders]
-        self._check_pairs(albums)
+        contents = [found_in(Path(folder)) for folder in self.folders]
+        self._check_pairs(contents)
         settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
         seen = features.load(self.features, device)
-        detector = self._detector(albums, device) if self.geneval else None
+        detector = self._detector(contents, device) if self.geneval else None
         about = {"judge": detector.name} if detector else {}
         output_folder(self.output_dir)
-        judged = [self._judged(detector, pictures) for pictures, _ in albums] if detector else []
-        with tqdm(total=sum(len(pictures) for pictures, _ in albums), desc="scoring", unit="picture") as bar:
+        judged = [self._judged(detector, pictures) for pictures, _ in contents] if detector else []
+        with tqdm(total=sum(len(pictures) for pictures, _ in contents), desc="scoring", unit="picture") as bar:
             found = [
                 measured(p, seen, reward, batch_size=self.batch_size, device=device, progress=bar.update)
-                for p, _ in albums
+                for p, _ in contents
             ]
         rows, broken = [], []
-        for number, (folder, (_, half), one) in enumerate(zip(self.folders, albums, found, strict=True)):
+        for number, (folder, (_, half), one) in enumerate(zip(self.folders, contents, found, strict=True)):
             row = {**empty_row(folder), **measured_row(one, found[0])}
             unusable = {bad.name: bad.why for bad in [*half, *one.broken]}
             if judged:
@@ -117,13 +117,13 @@ class Score:
         if (self.judge or self.colors) and not self.geneval:
             raise InputError("--judge and --colors need --geneval")
 
-    def _check_pairs(self, albums: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
+    def _check_pairs(self, contents: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
         """Raises InputError for a folder without pictures, and for rewards if prompts differ from the base's."""
-        for folder, (pictures, half) in zip(self.folders, albums, strict=True):
+        for folder, (pictures, half) in zip(self.folders, contents, strict=True):
             if not pictures:
                 raise InputError(f"{folder} has no usable picture; the first: {half[0].name}: {half[0].why}")
-        base = {picture.name: picture.prompt for picture in albums[0][0]}
-        for folder, (pictures, _) in zip(self.folders, albums, strict=True):
+        base = {picture.name: picture.prompt for picture in contents[0][0]}
+        for folder, (pictures, _) in zip(self.folders, contents, strict=True):
             for picture in pictures if self.rewards else ():
                 there = base.get(picture.name, picture.prompt)
                 if picture.prompt != there:
@@ -132,21 +132,21 @@ class Score:
                         f"{self.folders[0]} has {there!r}: gains in reward need equal prompts"
                     )
 
-    def _detector(self, albums: Sequence[tuple[Sequence[Any], Any]], device: Any) -> Any:
+    def _detector(self, contents: Sequence[tuple[Sequence[Any], Any]], device: Any) -> Any:
         """The object detector. Raises InputError for classes that it does not know."""
         from hypernoise.evaluation.geneval.detectors import check_classes, load
 
         detector = load(self.judge, self.colors, device)
-        check_classes(detector, [picture.request for pictures, _ in albums for picture in pictures])
+        check_classes(detector, [picture.request for pictures, _ in contents for picture in pictures])
         return detector
 
     def _judged(self, detector: Any, pictures: Sequence[Any]) -> Any:
         from tqdm import tqdm
 
-        from hypernoise.evaluation.geneval.scoring import judge_album
+        from hypernoise.evaluation.geneval.scoring import judge_folder
 
         with tqdm(total=len(pictures), desc="judging", unit="picture") as bar:
-            return judge_album(pictures, detector, progress=bar.update)
+            return judge_folder(pictures, detector, progress=bar.update)
 
     def _scored(self, number: int, judged: Sequence[Any]) -> dict[str, Any]:
         """A folder's score; also writes its results in the official format."""

@@ -24,7 +24,11 @@ class Linearised:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], noise: Tensor):
-        self.function = lambda x: function(x).to(x.dtype)  # half-precision networks return their own dtype
+        def whole(x: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, enabled=False):  # which takes no dual tensors
+                return function(x).to(x.dtype)  # half-precision networks answer in their own
+
+        self.function = whole
         self.noise = noise.detach().contiguous().requires_grad_(True)
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             self._value = self.function(self.noise)

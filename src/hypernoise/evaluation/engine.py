@@ -30,7 +30,7 @@ from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.plain import Plain
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.rewards.base import RewardFunction
-from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.rewards.ensemble import known_by
 from hypernoise.version import __version__
 
 BASE = Plain().name
@@ -98,8 +98,8 @@ def compare(
     shared = {
         "version": __version__,
         "generator": _describe(generator),
-        "rewards": [_describe_reward(reward), _describe_reward(validation_reward)],
-        "judge": _name_of(judge),
+        "rewards": [known_by(reward), known_by(validation_reward)],
+        "judge": known_by(judge),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "noises": noises,
         "seed": seed,
@@ -185,13 +185,3 @@ def _describe(generator: Generator) -> dict[str, Any]:
     if changed:
         about["changed"] = changed
     return about
-
-
-def _describe_reward(reward: RewardFunction | None) -> Any:
-    """The weights of a sum, otherwise the reward's name."""
-    return reward.weights if isinstance(reward, WeightedSum) else _name_of(reward)
-
-
-def _name_of(function: Any) -> str | None:
-    named = getattr(function, "name", None) or getattr(function, "__qualname__", type(function).__qualname__)
-    return None if function is None else named

@@ -10,7 +10,7 @@ from torch import Tensor
 from hypernoise.errors import InputError, no_traceback
 from hypernoise.generators.base import check_texts
 from hypernoise.rewards.base import RewardFunction, check_callable, scored
-from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.rewards.ensemble import WeightedSum, each_of
 
 STEPS = (1e-2, 1e-3)  # finite differences, in root mean square of the pixel change; the first precise one counts
 REACH = 10.0  # largest value of a direction, relative to its root mean square
@@ -42,7 +42,7 @@ def check_reward(
         raise InputError(f"check_reward needs a prompt and a size such as (64, 64), not {prompts!r} and {size!r}")
     draw = torch.Generator().manual_seed(0)
     pixels = 0.1 + 0.8 * torch.rand(len(prompts), 3, *size, generator=draw)  # leaves room for a step
-    for name, part in _parts(reward).items():
+    for name, part in each_of(reward, weighted=True).items():
         _check(name, part, pixels, list(prompts))
 
 
@@ -63,12 +63,6 @@ def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> N
         if len(score) > 1 and _gradient(score[0], pixels).any():
             raise InputError(f"{name}: the gradients of a batch cancel: {OTHERS}")
         raise InputError(f"{name}: the gradient is cut: {CUT}")
-
-
-def _parts(reward: RewardFunction) -> dict[str, RewardFunction]:
-    if not isinstance(reward, WeightedSum):
-        return {"the reward": reward}
-    return {f"reward {name!r}": member for name, member in reward.members.items() if reward.weights[name]}
 
 
 def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> None:

@@ -160,3 +160,18 @@ class WeightedSum:
             else:
                 scores[name] = scored(member, pixels, prompts, f"reward {name!r}")
         return scores
+
+
+def each_of(reward: RewardFunction, *, weighted: bool = False) -> dict[str, RewardFunction]:
+    """The rewards of a sum (only those with a weight, if `weighted`), or the reward itself, as messages name them."""
+    if not isinstance(reward, WeightedSum):
+        return {"the reward": reward}
+    return {f"reward {n!r}": member for n, member in reward.members.items() if reward.weights[n] or not weighted}
+
+
+def known_by(reward: Any) -> Any:
+    """What results and checkpoints recognise a reward or a judge by: the weights of a sum, or a name."""
+    if isinstance(reward, WeightedSum):
+        return reward.weights
+    own = getattr(reward, "name", None) or getattr(reward, "__qualname__", type(reward).__qualname__)
+    return None if reward is None else own

@@ -15,7 +15,7 @@ from hypernoise.errors import InputError, located
 from hypernoise.generators.base import Condition
 from hypernoise.rewards import base
 from hypernoise.rewards.base import RewardFunction
-from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.rewards.ensemble import each_of
 from hypernoise.training.config import TrainConfig
 
 NAMED = 3  # faults that a message names
@@ -114,7 +114,7 @@ def _faulty(reward: RewardFunction, seen: Round) -> Iterator[str]:
     for prompt, score in zip(seen.prompts, seen.rewards.tolist(), strict=True):
         if not math.isfinite(score):
             yield f"the reward is {score} for {prompt!r}"
-    for name, member in _members(reward).items():
+    for name, member in each_of(reward).items():
         pixels = seen.pixels.detach().clone().requires_grad_()
         with torch.enable_grad():
             scores = member(pixels, seen.prompts)
@@ -147,19 +147,13 @@ def scored(
 
 def _culprit(reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> tuple[str, str, Exception] | None:
     """The first member and prompt that raise when scored alone."""
-    for name, member in _members(reward).items():
+    for name, member in each_of(reward).items():
         for number, prompt in enumerate(prompts):
             try:
                 member(pixels[number : number + 1], [prompt])
             except Exception as error:
                 return name, prompt, error
     return None
-
-
-def _members(reward: RewardFunction) -> dict[str, RewardFunction]:
-    if isinstance(reward, WeightedSum):
-        return {f"reward {name!r}": member for name, member in reward.members.items()}
-    return {"the reward": reward}
 
 
 def clipped_share(pixels: Tensor) -> Tensor:

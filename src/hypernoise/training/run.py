@@ -28,7 +28,7 @@ from hypernoise.noise.draws import OBSERVED_STEP, keyed_noise
 from hypernoise.precision import resolve
 from hypernoise.prompts import PromptMix, spread
 from hypernoise.rewards.base import RewardFunction, check_callable
-from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.rewards.ensemble import known_by
 from hypernoise.training.advice import advice
 from hypernoise.training.checkpoint import (
     Stateful,
@@ -291,16 +291,14 @@ def _fixed_settings(
     settings = recognised(config)
     if config.lr_scheduler == "constant":
         del settings["max_train_steps"]
-    named = getattr(reward, "__name__", type(reward).__name__)
-    rewards, how = (reward.weights, reward.described) if isinstance(reward, WeightedSum) else (named, None)
     digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
     shares = f", mixed {prompts.counts.tolist()}" if isinstance(prompts, PromptMix) else ""
     fixed = {
         **settings,
         "generator": generator.name,
         "network": {"kind": network.kind, **network.settings},
-        "rewards": rewards,
-        "reward_settings": how,
+        "rewards": known_by(reward),
+        "reward_settings": getattr(reward, "described", None),
         "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
     }
     return json.loads(json.dumps(fixed))  # as it is read back

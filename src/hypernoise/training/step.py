@@ -104,8 +104,8 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
                 )
         accelerator.backward(run.scaler.scale(loss / config.gradient_accumulation_steps))
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
-    if isinstance(run.reward, WeightedSum):
-        means |= {f"reward/{name}": scores.mean() for name, scores in run.reward.member_scores().items()}
+    members = getattr(run.reward, "member_scores", dict)()
+    means |= {f"reward/{name}": scores.mean() for name, scores in members.items()}
     if run.validation_reward is not None and batch.validated:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             pictures = drawn.nan_to_num(0.0, 1.0, 0.0)  # `commit` reports non-finite values

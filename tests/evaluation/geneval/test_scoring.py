@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.geneval.picture_folder import read_album
+from hypernoise.evaluation.geneval.picture_folder import read_folder
 from hypernoise.evaluation.geneval.rules import Detection
-from hypernoise.evaluation.geneval.scoring import Judged, judge_album, score_row, write_results
+from hypernoise.evaluation.geneval.scoring import Judged, judge_folder, score_row, write_results
 from hypernoise.evaluation.pictures import Broken
 from tests.evaluation.geneval.conftest import LINES
 
@@ -36,12 +36,12 @@ def samples(tmp_path):
         (folder.parent / "metadata.jsonl").write_text(json.dumps(line))
         for index in range(2):
             Image.new("RGB", (16, 16), ("red", "blue")[index]).save(folder / f"{index:05d}.png")
-    return read_album(tmp_path)[0]
+    return read_folder(tmp_path)[0]
 
 
 def test_a_folders_score_and_its_official_results(samples, tmp_path):
     done = []
-    judged = judge_album(samples, Seen(), progress=done.append)
+    judged = judge_folder(samples, Seen(), progress=done.append)
     assert done == [1] * 6
     row = score_row(judged)
     assert row["categories"] == {"single_object": 1.0, "counting": 0.5, "colors": 1.0}
@@ -56,14 +56,14 @@ def test_a_folders_score_and_its_official_results(samples, tmp_path):
 
 
 def test_a_gain_is_over_the_base_on_the_prompts_that_both_have(samples):
-    base = judge_album([sample for sample in samples if sample.name.startswith("00001/")], Seen())
-    right = judge_album([sample for sample in samples if sample.name.endswith("00000.png")], Seen())
+    base = judge_folder([sample for sample in samples if sample.name.startswith("00001/")], Seen())
+    right = judge_folder([sample for sample in samples if sample.name.endswith("00000.png")], Seen())
     assert score_row(right, base)["gain"] == pytest.approx(0.5)
 
 
 def test_a_picture_that_cannot_be_read_costs_itself(samples):
     samples[0].file.write_bytes(b"no picture")
-    judged = judge_album(samples, Seen())
+    judged = judge_folder(samples, Seen())
     assert [one.name for one in judged.broken] == ["00000/samples/00000.png"]
     assert len(judged.found) == 5
 

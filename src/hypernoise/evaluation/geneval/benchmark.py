@@ -13,7 +13,7 @@ import torch
 from hypernoise.evaluation.benchmarks import Benchmark, Models, first_of_each, one_per_prompt
 from hypernoise.evaluation.geneval.detectors import Detector, check_classes, load
 from hypernoise.evaluation.geneval.official import metadata
-from hypernoise.evaluation.geneval.picture_folder import write_album
+from hypernoise.evaluation.geneval.picture_folder import write_folder
 from hypernoise.evaluation.geneval.requests import Request, parse_lines, read_requests
 from hypernoise.evaluation.geneval.rules import Detection, judge, kept
 from hypernoise.evaluation.geneval.scoring import write_results
@@ -72,7 +72,7 @@ def write_official(requests: Sequence[Request], folder: Path, name: str, records
     """Pictures in the official layout under `folder`/pictures/`name` and, if judged, results-`name`.jsonl."""
     noises = len(records.files) // len(requests)
     files = [records.files[i : i + noises] for i in range(0, len(records.files), noises)]
-    samples = write_album(folder / "pictures" / name, requests, files, records.files[0].parent.name)
+    samples = write_folder(folder / "pictures" / name, requests, files, records.files[0].parent.name)
     if "details" not in records.pictures[0]:
         return
     found = []

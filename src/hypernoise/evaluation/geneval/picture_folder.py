@@ -27,7 +27,7 @@ class Sample(Picture):
     request: Request
 
 
-def write_album(
+def write_folder(
     folder: Path, requests: Sequence[Request], pictures: Sequence[Sequence[Path]], source: str
 ) -> list[Sample]:
     """Arranges each request's pictures, as hard links if the file system supports them, otherwise as copies.

@@ -31,7 +31,7 @@ class Judged:
     broken: list[Broken]
 
 
-def judge_album(
+def judge_folder(
     samples: Sequence[Sample], detector: Detector, *, progress: Callable[[int], object] = lambda done: None
 ) -> Judged:
     """Judges every picture by its detections; an unreadable one is skipped and reported.
