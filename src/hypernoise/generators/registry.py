@@ -106,7 +106,7 @@ def load_generator(
             quantise_linears(getattr(pipeline, family.denoiser), memory.quantise, family.output_layer)
         pipeline = pipeline.to(place)
         if place.type == "cpu" and isinstance(pipeline.vae, AutoencoderTiny):  # it then decodes in 2/3 of the time
-            nn.Module.to(pipeline.vae, memory_format=torch.channels_last)
+            pipeline.vae.to(memory_format=torch.channels_last)  # type: ignore[reportCallIssue]
         changed = {"scheduler": scheduler or "", "tiny_decoder": memory.tiny_decoder, "quantise": memory.quantise}
         return DiffusionGenerator(
             pipeline,

@@ -69,7 +69,7 @@ def _link(file: Path, name: Path) -> None:
         os.replace(part, name)
 
 
-def is_album(folder: Path) -> bool:
+def is_picture_folder(folder: Path) -> bool:
     """Whether a folder has this layout: folders with numbers as names."""
     return any(_places(folder))
 
@@ -79,7 +79,7 @@ def _places(folder: Path) -> list[Path]:
     return sorted((place for place in there if place.is_dir() and place.name.isdecimal()), key=_number)
 
 
-def read_album(folder: Path) -> tuple[list[Sample], list[Broken]]:
+def read_folder(folder: Path) -> tuple[list[Sample], list[Broken]]:
     """The pictures of a folder, by prompt, and its incomplete prompts.
 
     Prompts with fewer pictures than most are reported, and judged by the existing ones.
