@@ -241,7 +241,7 @@ def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat,
     (flat / "summary.json").write_text(json.dumps({"results": rows}))
     samples, others = read_flat(flat, "", {asked.prompt: asked})
     assert [(one.name, one.number, one.request) for one in samples] == [("0.png", 0, asked), ("1.png", 0, asked)]
-    assert [(one.name, one.why) for one in others] == [("2.png", "'another' is none of GenEval's prompts")]
+    assert [(one.name, one.why) for one in others] == [("2.png", "'another' is not one of GenEval's prompts")]
 
 
 def test_a_broken_picture_costs_itself(picture_folder, detected):
