@@ -43,11 +43,12 @@ def call_of(pipe, size):
     """Its arguments: two steps, of which a picture of strength 0.6 keeps the last."""
     name, taken = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(3))
-    call = dict(prompt="a ring", image=image, num_inference_steps=2, output_type="pt", return_dict=False)
+    call = dict(prompt=["a ring", "a cross"], num_images_per_prompt=2, image=image, output_type="pt", return_dict=False)
     if "Inpaint" in name:
         call["mask_image"] = torch.zeros(1, 1, *size)
         call["mask_image"][..., : size[1] // 2] = 1
     call |= {"height": size[0], "width": size[1], "strength": 1.0 if "Inpaint" in name else 0.6}
+    call["num_inference_steps"] = 2
     return {key: value for key, value in (call | FAMILIES[SIBLINGS[name]].call).items() if key in taken}
 
 
@@ -84,7 +85,7 @@ def test_the_noise_it_draws_becomes_the_noise_plus_f(name, kind, tmp_path, monke
             return noise
         with torch.no_grad():
             drawn.append(noise)
-            residual = network(packed(generator, noise), generator.encode(["a ring"]))
+            residual = network(packed(generator, noise), generator.encode(["a ring", "a ring", "a cross", "a cross"]))
             return noise + as_drawn(generator, residual, noise)
 
     plain = pipe(generator=torch.Generator().manual_seed(0), **call)[0]
