@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py --size tiny --rounds 2 --output runs/benchmark-train-step   # seconds
     python benchmarks/train_step.py --size small --rewards clip                                 # minutes on a CPU
+    python benchmarks/train_step.py --full sd-turbo    # what a spectral network adds to a call at full size
 
 Random weights, so nothing is downloaded. `ours` is `hypernoise.train` itself; `ours, saving` uses checkpointing and
 decodes pictures one by one, `ours, bf16` keeps the frozen weights and products in bfloat16. `bare` makes the same
@@ -49,13 +50,17 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, G
 
 from dev.scenes.networks import build_tokenizer
 from hypernoise.files import write_json
-from hypernoise.generators.diffusion import DiffusionGenerator, replaced
+from hypernoise.generators.diffusion import DiffusionGenerator, quiet, replaced
 from hypernoise.generators.memory import NO_SAVING, Memory
 from hypernoise.generators.registry import load_generator
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.settings import Spectral
+from hypernoise.noise.spectral import spectral_noise
 from hypernoise.objective import noise_objective
-from hypernoise.pipeline import attach
+from hypernoise.pipeline import attach, disabled
+from hypernoise.plan.generators import published as published_generator
+from hypernoise.plan.smoke import random_generator
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.ensemble import WeightedSum
@@ -85,6 +90,9 @@ class Benchmark:
     """Turns of each variant, alternating."""
     parts: bool = False
     """Print the parts of a step instead: seconds of each part alone, of `ours` and of what `published` adds."""
+    full: str = ""
+    """Print what attaching a spectral noise network adds to a call of one picture instead: of a published generator,
+    such as sd-turbo, at full size, with random weights and without its text encoders."""
     output: Path | None = None
     """Folder for summary.json."""
 
@@ -160,6 +168,45 @@ def attached_over_plain(config: Benchmark) -> dict[int, float]:
                     seconds[name] += [time.process_time() - began] if turn else []  # the first warms up the kernels
             ratios[steps] = statistics.median(seconds["attached"]) / statistics.median(seconds["plain"])
     return ratios
+
+
+def full(config: Benchmark) -> None:
+    """Calls of the real networks, and what attach adds to calls whose networks answer at once with what they said."""
+    found = published_generator(config.full)
+    generator = random_generator(found, torch.float32, torch.device("cpu"), None, NO_SAVING)
+    pipeline, denoiser, vae = generator.pipeline, generator.denoiser, generator.pipeline.vae
+    given = generator.family.arguments(generator.encode(PROMPTS[:1]).tensors)
+    given |= {**generator.call(generator.least_steps), "height": generator.size[0], "width": generator.size[1]}
+    attach(pipeline, spectral_noise(generator, Spectral()))
+    answers: dict[Any, Any] = {}
+    seconds: dict[Any, float] = {}
+
+    def keeping(method: Any) -> Any:
+        def kept(*arguments: Any, **keywords: Any) -> Any:
+            began = time.process_time()
+            answers[method] = method(*arguments, **keywords)
+            seconds[method] = time.process_time() - began
+            return answers[method]
+
+        return kept
+
+    def call(attached: bool) -> float:
+        began = time.process_time()
+        with nullcontext() if attached else disabled(pipeline), quiet(pipeline):
+            pipeline(**given, output_type="pt")
+        return time.process_time() - began
+
+    forward, decode = denoiser.forward, vae.decode
+    with replaced(denoiser, {"forward": keeping(forward)}), replaced(vae, {"decode": keeping(decode)}):
+        plain, attached = call(False), call(True)
+    again = {method: lambda *_, method=method, **__: answers[method] for method in (forward, decode)}
+    with replaced(denoiser, {"forward": again[forward]}), replaced(vae, {"decode": again[decode]}):
+        call(True)
+        pairs = [(call(False), call(True)) for _ in range(10 * config.rounds)]
+    added = statistics.median(after - before for before, after in pairs)
+    f = f"f and what goes with it {1000 * added:.1f} ms, {added / plain:+.3%} of the plain call"
+    print(f"{config.full}, {generator.size[0]} px, one step: plain {plain:.2f} s, attached {attached:.2f} s")
+    print(f"denoiser {seconds[forward]:.2f} s, decoder {seconds[decode]:.2f} s, {f}")
 
 
 def parts(config: Benchmark) -> None:
@@ -489,4 +536,4 @@ def stable_diffusion(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 if __name__ == "__main__":
     asked = tyro.cli(Benchmark, description=__doc__)
-    (parts if asked.parts else main)(asked)
+    (full if asked.full else parts if asked.parts else main)(asked)

@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from experiments.base import COLUMNS, Bench, Seeded, main, pooled, table
 from hypernoise.adapters import load_adapter, read_weights
 from hypernoise.diagnostics.kl import estimate_kl
@@ -21,7 +19,6 @@ from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_as
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.plain import Plain
-from hypernoise.noise.base import knows_kl
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.noise.settings import Spectral as Settings
 from hypernoise.pipeline import attach, detach, disabled
@@ -43,7 +40,7 @@ class Spectral(Seeded):
     """LoRA and spectral networks of several k, each trained with the recipe's rewards and kl_weight.
 
     `KL` is what training minimises (½‖f‖² for the LoRA, the exact KL for a spectral network); `whole KL` is measured
-    after training on separate noises, by `estimate_kl` or the network itself. `attached` is the time that `attach` adds
+    after training on separate noises, by `estimate_kl`. `attached` is the time that `attach` adds
     to one picture of the user's pipeline.
     """
 
@@ -104,12 +101,6 @@ def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:
     network = load_adapter(generator, folder)
     noise = keyed_noise(generator.noise_shape, seed=0, step=DIAGNOSIS_STEP, samples=range(noises)).to(generator.device)
     condition = generator.encode(spread(bench.asked.prompts, noises))
-    own: Any = network
-    if knows_kl(network):
-        with torch.no_grad():
-            terms = own.kl(noise, condition)
-        error = (terms.std() / len(terms) ** 0.5).item() if len(terms) > 1 else None
-        return row | {"whole_kl": terms.mean().item(), "whole_kl_error": error}
     found = estimate_kl(network, noise, condition).kl
     return row | {"whole_kl": found.value, "whole_kl_error": found.error}
 

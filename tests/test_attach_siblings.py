@@ -71,7 +71,8 @@ def as_drawn(generator, residual, noise):
 @pytest.mark.parametrize("name", sorted(SIBLINGS))
 def test_the_noise_it_draws_becomes_the_noise_plus_f(name, kind, tmp_path, monkeypatch):
     pipe, whole = sibling(name, tmp_path)
-    size = size_of(SIBLINGS[name])
+    rows, columns = size_of(SIBLINGS[name])
+    size = (rows, columns if kind == "lora" else 2 * columns)
     generator = DiffusionGenerator(whole, size=size)
     network = LoRANoise(generator, rank=2) if kind == "lora" else spectral_noise(generator, Spectral(2, 16, 2))
     disturb(network, scale=0.2)
@@ -107,6 +108,21 @@ def test_the_noise_it_draws_becomes_the_noise_plus_f(name, kind, tmp_path, monke
             if "XL" not in name:  # whose ancestral scheduler draws from the generator too
                 assert (given - expected).abs().max() <= 1e-5
     assert torch.equal(detach(pipe)(generator=torch.Generator().manual_seed(0), **call)[0], plain)
+
+
+def test_a_pipeline_made_from_an_attached_one_is_plain_and_can_be_attached_to(tmp_path):
+    pipe, whole = sibling("StableDiffusionControlNetPipeline", tmp_path)
+    network = spectral_noise(DiffusionGenerator(whole, size=(16, 16)), Spectral(2, 16, 2))
+    disturb(network, scale=0.2)
+    call = call_of("StableDiffusionControlNetPipeline", (16, 16))
+
+    def drawn(pipeline):
+        return pipeline(generator=torch.Generator().manual_seed(0), **call)[0]
+
+    other = type(pipe).from_pipe(attach(whole, network), controlnet=pipe.controlnet)
+    assert torch.equal(drawn(other), drawn(pipe))
+    assert torch.equal(drawn(attach(other, network)), drawn(attach(pipe, network)))
+    assert (drawn(other) - drawn(detach(pipe))).abs().max() > 1e-3
 
 
 def test_it_is_no_generator_of_prompts_alone(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from peft import LoraConfig
+from torch.ao.quantization import quantize_dynamic
 
 from hypernoise.adapters import load_adapter, save_adapter
 from hypernoise.errors import InputError
@@ -186,6 +187,32 @@ def test_it_attaches_to_weights_that_are_offloaded(sd_pipeline, tmp_path):
     cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
     found = attach(pipe, tmp_path / "adapter")("a ring", latents=x.clone(), height=16, width=16, **CALL)[0]
     assert (found - by_hand(generator, network, ["a ring"], x)).abs().max() <= 1e-5
+
+
+def packed(pipe):
+    """As quantisers leave it that put their own layers in the place of Linear ones."""
+    quantize_dynamic(pipe.unet, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor", "ignore:.*differ")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_quantised_denoiser(sd_pipeline, tmp_path, when):
+    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
+    network = spectral_noise(generator, SMALL)
+    disturb(network, scale=0.2)
+    save_adapter(network, tmp_path / "adapter", generator=generator)
+    x, pipe, size = noise(generator.noise_shape, (0,)), sd_pipeline(), dict(height=16, width=16, **CALL)
+    if when == "before":
+        packed(pipe)
+        with pytest.raises(InputError, match="differ in architecture; if it is that base .* check_base=False"):
+            attach(pipe, tmp_path / "adapter")
+    attach(pipe, tmp_path / "adapter", check_base=when == "after")
+    if when == "after":
+        packed(pipe)
+    found = pipe("a ring", latents=x.clone(), **size)[0]
+    better = x + network(x, generator.encode(["a ring"])).detach()
+    assert (found - detach(pipe)("a ring", latents=better, **size)[0]).abs().max() <= 1e-5
+    assert (found - pipe("a ring", latents=x.clone(), **size)[0]).abs().max() > 1e-3
 
 
 def test_files_and_round_trip(sd_pipeline, tmp_path):

@@ -296,7 +296,7 @@ def test_a_spectral_network_trains_no_denoiser_and_is_counted_whole():
     lora, spectral = plan(recipe), plan(dataclasses.replace(recipe, noise_network="spectral"))
     network = spectral_noise(load_generator("scenes", device="cpu"), recipe.spectral)
     assert sum(spectral.trained.values()) == sum(p.numel() for p in network.parameters())
-    assert spectral.training.flops["noise network"] < 0.02 * lora.training.flops["noise network"]
+    assert spectral.training.flops["noise network"] < 0.03 * lora.training.flops["noise network"]
     assert spectral.training.flops["generator"] == lora.training.flops["generator"]
     assert spectral.training.peak < lora.training.peak
 

@@ -247,7 +247,8 @@ def compare_base(about: dict[str, Any], generator: Generator, folder: Path, *, s
             f"{whose} {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not fit {here['name']!r}: the "
             "networks differ in architecture"
         )
-        advice = ""
+        packed = "; if it is that base with its layers packed by a quantiser, pass check_base=False"
+        advice = packed if about["kind"] == SpectralNoise.kind else ""  # which runs none of these layers
     else:
         differs = differing(saved.get("probe", []), here.get("probe", []), about["kind"])
         if not differs and saved.get("weights") != here.get("weights"):

@@ -122,6 +122,15 @@ def test_too_few_noises_leave_the_swap_undecided():
     assert finding(dataclasses.replace(found, swap=sure), "prompt").text.startswith("generic: 4% of the gain")
 
 
+def test_an_exact_kl_is_trusted_whatever_the_stretch():
+    found = look(Edit(slope=-2.5))
+    assert not finding(found, "Lipschitz").good
+    found = dataclasses.replace(found, kl=dataclasses.replace(found.kl, own=True))
+    assert finding(found, "KL").text.startswith(f"{found.kl.kl} nats, exact")
+    assert finding(found, "Lipschitz").text.startswith("2.5 seen; x + f never folds")
+    assert all(line.good and not line.advice for line in findings(found) if line.name in ("KL", "Lipschitz"))
+
+
 def test_verdict_on_a_contraction_that_l2_misjudges():
     found = look(Edit(slope=-0.5))
     assert found.kl.gap.value == pytest.approx(8 * (math.log(2) - 0.5))

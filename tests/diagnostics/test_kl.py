@@ -10,6 +10,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
+from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.objective import exact_kl
 from tests.conftest import disturb
 
@@ -105,6 +106,19 @@ def test_a_lora_on_a_real_denoiser_agrees_with_its_whole_jacobian(generator):
     probed = estimate_kl(network, noise.expand(32, -1, -1, -1), condition[torch.zeros(32).long()])
     assert probed.l2.value == pytest.approx(exact.l2.value, rel=1e-9)
     assert abs(probed.gap.value - exact.gap.value) <= 4 * probed.gap.error < 0.2 * exact.l2.value
+
+
+def test_a_network_that_knows_its_kl_is_asked_for_it():
+    network = SpectralNoise(6, 1, k=1, width=8).double()
+    disturb(network, 0.2)
+    noise, condition = draws(400, 6)
+    own = estimate_kl(network, noise, condition, batch=150)
+    whole = estimate_kl(network, noise, condition, method="exact", batch=150)
+    assert (own.own, whole.own, own.turned) == (True, False, 0)
+    assert own.kl.value == pytest.approx(network.kl(noise, condition).mean().item())
+    assert own.l2.value == pytest.approx(whole.l2.value)
+    assert abs(own.gap.value) > 0.1
+    assert within(whole.kl, own.kl.value)
 
 
 def test_products_with_the_jacobian_match_finite_differences_and_each_other(generator):

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import layer_norm
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.coupling import CouplingFlow
-from hypernoise.noise.spectral import SpectralNoise, cosine_basis, described, unpacked
+from hypernoise.noise.spectral import SpectralNoise, _weighed, cosine_basis, described, unpacked
 from tests.conftest import disturb
 
 
@@ -253,6 +254,56 @@ def test_prompts_are_described_by_what_the_mask_shows(pooled):
     assert masked.shape == (2, 6 + pooled)
     for part in masked.split([6, pooled] if pooled else [6], dim=1):
         assert torch.allclose(part.mean(1), torch.zeros(2), atol=1e-6)
+
+
+def test_queries_weigh_the_tokens_that_the_mask_shows():
+    tokens = prompts(2, tokens=5).tensors["prompt_embeds"]
+    hidden = {"prompt_embeds": tokens, "prompt_attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+    plain = _weighed(hidden, torch.zeros(2, 6))
+    assert torch.allclose(plain, described(Condition(hidden)).repeat(1, 2))
+    third, last = _weighed(hidden, 1e3 * tokens[0, [2, 4]])[0].split(6)
+    assert torch.allclose(third, layer_norm(tokens[0, 2], (6,)), atol=1e-5)
+    assert (last - layer_norm(tokens[0, 4], (6,))).abs().max() > 0.1  # it is hidden
+    f = network(token_width=6)
+    f(randn(2, 3, 8, 6), prompts(2)).square().sum().backward()
+    assert f.queries.grad.abs().min() > 0
+    assert f.settings["token_width"] == 6
+    with pytest.raises(InputError, match="for tokens of 6 numbers; these have 4"):
+        f(randn(2, 3, 8, 6), prompts(2, width=4, pooled=2))
+
+
+@pytest.mark.parametrize(("token_width", "least", "most"), [(16, 0.95, 1.01), (0, -0.1, 0.3)])
+def test_the_one_word_that_counts_is_found_among_padding(token_width, least, most):
+    """Of what prompts can bring an objective with a known optimum: one word of 6, in 77 tokens, names the target."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=draw)
+
+    vocabulary, padding, targets = normal(60, 16), normal(16), 2 * normal(4, 4)
+    f = SpectralNoise(4, 16, k=1, width=32, depth=0, token_width=token_width)
+
+    def objective(count):
+        which = torch.randint(4, (count,), generator=draw)
+        words = torch.randint(4, 60, (count, 6), generator=draw)
+        words[torch.arange(count), torch.randint(6, (count,), generator=draw)] = which
+        tokens = torch.cat([vocabulary[words], padding.expand(count, 71, 16)], 1)
+        noise, condition = normal(count, 4), Condition({"prompt_embeds": tokens})
+        missed = noise + f(noise, condition) - targets[which]
+        return (f.kl(noise, condition) + 2 * missed.square().sum(1)).mean()
+
+    optimizer = torch.optim.AdamW(f.parameters(), lr=1e-2, weight_decay=0)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 300)
+        optimizer.zero_grad()
+        objective(64).backward()
+        optimizer.step()
+    middle = targets.mean(0)
+    blind = 2 * (targets - middle).square().sum(1).mean() + 0.4 * middle.square().sum()
+    seeing = 0.4 * targets.square().sum(1).mean()
+    with torch.no_grad():
+        share = (blind + 2 * math.log(5) - objective(4000)) / (blind - seeing)
+    assert least < share < most
 
 
 def test_any_grid_size_is_taken():

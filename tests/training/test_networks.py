@@ -160,7 +160,8 @@ def test_a_recipe_says_which_network(tmp_path, sd_pipeline):
     generator = DiffusionGenerator(sd_pipeline())
     network = build(recipe, generator)
     assert isinstance(network, SpectralNoise)
-    assert network.settings == {"channels": 4, "text_width": 8, "k": 2, "width": 8, "depth": 4, "patch": 1}
+    own = {"channels": 4, "text_width": 8, "token_width": 8, "k": 2, "width": 8, "depth": 4, "patch": 1}
+    assert network.settings == own
     assert isinstance(build(Recipe(), generator), LoRANoise)
 
 

@@ -9,6 +9,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
+from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Lipschitz, TrainConfig, read_recipe
 from hypernoise.training.lipschitz import clamp, lipschitz_seen, squared_excess
@@ -51,9 +52,11 @@ def test_watching_changes_no_weight_and_writes_its_rows(sd_pipeline, tmp_path):
 
 def test_a_run_that_stretches_by_1_or_more_is_told_so():
     rows = [{"step": step, "lipschitz": seen} for step, seen in ((5, 0.9), (10, 1.25), (15, 0.8))]
-    warning = stretch_warning([*rows, {"step": 16}])
+    network = affine(torch.zeros(2, 2))
+    warning = stretch_warning(network, [*rows, {"step": 16}])
     assert warning.startswith("Lipschitz constant 1.25 at step 10, 0.8 at the end: from 1 on nothing bounds")
-    assert stretch_warning([rows[0], {"step": 6}]) == ""
+    assert stretch_warning(network, [rows[0], {"step": 6}]) == ""
+    assert stretch_warning(SpectralNoise(2, 1, k=1, width=8), rows) == ""  # whose KL is exact
 
 
 def test_peak_memory_is_in_bytes_on_every_system(monkeypatch):

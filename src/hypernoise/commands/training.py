@@ -14,7 +14,7 @@ from hypernoise.errors import InputError, out_of_memory
 from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
-from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.base import NoiseNetwork, knows_kl
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.precision import resolve
@@ -90,16 +90,16 @@ def _finish(
     rows = rows_of(output_dir)
     if result.stopped_early:
         say(stopped_line(readings(rows, result.step), result.step, recipe.patience))
-    say(stretch_warning(rows))
+    say(stretch_warning(network, rows))
     training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
     save_adapter(network, output_dir / "adapter", generator=generator, training=training)
 
 
-def stretch_warning(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A warning if the run's Lipschitz constant reached 1, else empty."""
+def stretch_warning(network: NoiseNetwork, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A warning if the run's Lipschitz constant reached 1, else empty; empty for a network with an exact KL."""
     seen = [row for row in rows if "lipschitz" in row]
     over = [row for row in seen if row["lipschitz"] >= 1]
-    if not over:
+    if not over or knows_kl(network):
         return ""
     return (
         f"Lipschitz constant {over[0]['lipschitz']:.3g} at step {over[0]['step']}, {seen[-1]['lipschitz']:.3g} at the "

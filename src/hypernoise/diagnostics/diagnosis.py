@@ -56,7 +56,7 @@ class Diagnosis:
     @property
     def may_fold(self) -> bool:
         """Whether x + f may map two noises to one point: the KL is then a lower bound."""
-        return self.lipschitz >= 1 or self.kl.turned > 0
+        return not self.kl.own and (self.lipschitz >= 1 or self.kl.turned > 0)
 
     def as_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "lipschitz": self.lipschitz}
@@ -136,6 +136,8 @@ def findings(found: Diagnosis) -> list[Finding]:
 
 def _trust(found: Diagnosis) -> Finding:
     kl, gap = found.kl.kl.value, found.kl.gap
+    if found.kl.own:
+        return Finding("KL", True, f"{found.kl.kl} nats, exact, as it was trained on; ½‖f‖² would be {found.kl.l2}")
     if math.isinf(kl):
         return Finding(
             "L2 term",
@@ -168,6 +170,8 @@ def _trust(found: Diagnosis) -> Finding:
 
 def _stretch(found: Diagnosis) -> Finding:
     seen, bound = found.lipschitz, kl_gap_bound(found.dimensions, found.lipschitz)
+    if found.kl.own:
+        return Finding("Lipschitz", True, f"{seen:.3g} seen; x + f never folds, and its KL is exact, whatever it is")
     if seen < 1:
         text = f"{seen:.3g} seen, below 1; if it holds everywhere, {seen:.3g} bounds the terms left out by {bound:.3g}"
         return Finding("Lipschitz", True, text)

@@ -12,6 +12,8 @@ The objective keeps the first term; the rest is the *gap*. log|det| comes from
     arnoldi    Tr log(I + J) by random probes (Hutchinson 1990) in Krylov spaces of Jᵀ: 8 backward passes per noise and
                probe; works for Lip(f) ≥ 1, but needs eigenvalues of I + J away from 0
 
+A network that knows its own KL (`SpectralNoise`) gives that instead.
+
 Tr J uses the same probes as log|det|. Their first orders then cancel probe by probe, and the remaining
 error is of second order in J, like the gap itself.
 """
@@ -19,9 +21,10 @@ error is of second order in J, like the gap itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,7 +34,7 @@ from torch import Tensor
 from hypernoise.diagnostics.linear import Linearised, jacobian
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
-from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.base import NoiseNetwork, knows_kl
 from hypernoise.objective import l2_kl
 
 STEPS = 8  # Arnoldi iterations
@@ -61,13 +64,14 @@ class KLReport:
     kl: the whole KL if x + f(x) is injective (for which Lip(f) < 1 suffices); otherwise a lower bound.
     l2: E[½‖f‖²], the objective's term. gap: kl − l2, with its own, smaller error.
     turned: noises with det(I + J) ≤ 0 ("exact" finds all; "arnoldi" only those that a probe shows, which
-    proves ‖J‖ ≥ 1 there): if there are any, x + f may fold.
+    proves ‖J‖ ≥ 1 there): if there are any, x + f may fold. own: the KL is the network's own, exact; x + f never folds.
     """
 
     kl: Estimate
     l2: Estimate
     gap: Estimate
     turned: int
+    own: bool = False
 
 
 def estimate_kl(
@@ -75,7 +79,7 @@ def estimate_kl(
     noise: Tensor,
     condition: Condition,
     *,
-    method: Method = "arnoldi",
+    method: Method | None = None,
     probes: int = 1,
     batch: int = 16,
     seed: int = 0,
@@ -85,7 +89,7 @@ def estimate_kl(
     Args:
         noise: [B, *noise_shape], drawn from N(0, I); more noises reduce the errors.
         condition: one per noise.
-        method: see the top of this module.
+        method: see the top of this module; None: the network's own KL if it has one, else "arnoldi".
         probes: random probes per noise (ignored by "exact").
         batch: noises in memory at once; for "exact", rows of the Jacobian.
         seed: for the probes.
@@ -93,14 +97,17 @@ def estimate_kl(
     Raises:
         InputError: an unknown method, or a residual that is not finite.
     """
-    if method not in get_args(Method):
+    if method is not None and method not in get_args(Method):
         raise unknown("method", method, get_args(Method))
     if not len(noise) or probes < 1 or batch < 1:
         raise InputError(f"estimate_kl needs a noise, a probe and a batch, not {len(noise)}, {probes} and {batch}")
+    rows = [slice(start, start + batch) for start in range(0, len(noise), batch)]
+    if method is None and knows_kl(network):
+        return _own(network, [(noise[part], condition[part]) for part in rows])
     draw = torch.Generator().manual_seed(seed)
     parts = []
-    for start in range(0, len(noise), batch):
-        x, c = noise[start : start + batch], condition[start : start + batch]
+    for part in rows:
+        x, c = noise[part], condition[part]
         if method == "exact":
             parts.append(_exact(network, x, c, batch))
         else:
@@ -116,6 +123,14 @@ def estimate_kl(
     )
 
 
+@torch.no_grad()
+def _own(network: Any, parts: Sequence[tuple[Tensor, Condition]]) -> KLReport:
+    residual = torch.cat([network(x, c) for x, c in parts])
+    _check_finite(residual)
+    kl, l2 = torch.cat([network.kl(x, c) for x, c in parts]).cpu().double(), l2_kl(residual).cpu().double()
+    return KLReport(Estimate.of(kl), Estimate.of(l2), Estimate.of(kl - l2), turned=0, own=True)
+
+
 Terms = tuple[Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, 1.0 where det(I + J) ≤ 0 is found, else 0.0
 
 
@@ -124,7 +139,7 @@ def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int
     for i, x in enumerate(noise):
         copies = condition[torch.full((min(rows, x.numel()),), i)]
         linear = Linearised(partial(network, condition=copies), x.expand(len(copies), *x.shape))
-        _check_finite(linear)
+        _check_finite(linear.residual)
         j = jacobian(linear)
         residuals.append(linear.residual[:1])
         traces.append(j.trace())
@@ -134,13 +149,13 @@ def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int
     return torch.cat(residuals), (torch.stack(traces), torch.stack(volumes), torch.stack(turned))
 
 
-def _check_finite(linear: Linearised) -> None:
-    if not linear.residual.isfinite().all():
+def _check_finite(residual: Tensor) -> None:
+    if not residual.isfinite().all():
         raise InputError("the residual is not finite: the noise network has non-finite weights or outputs")
 
 
 def _probed(linear: Linearised, probes: int, draw: torch.Generator) -> tuple[Tensor, Terms]:
-    _check_finite(linear)
+    _check_finite(linear.residual)
     found = [_arnoldi(linear, _signs(linear.noise, draw)) for _ in range(probes)]
     trace, volume, turned = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
     return linear.residual, (trace, volume, turned)

@@ -38,23 +38,36 @@ def identify_denoiser(denoiser: nn.Module) -> dict[str, Any]:
 def probe(denoiser: nn.Module, names: Sequence[str] = ()) -> dict[str, float | None]:
     """One weight of each of up to `PROBED` matrices, or of the named ones; None if unreadable, NaN
     if there is no such matrix."""
-    parameters = _parameters(denoiser)
-    names = names or list(_probed(parameters))
-    return {name: _looked_at(parameters[name]) if name in parameters else math.nan for name in names}
+    found = {name: _parameter(denoiser, name) for name in names} if names else _probed(_parameters(denoiser))
+    return {name: math.nan if one is None else _looked_at(one) for name, one in found.items()}
 
 
 def layers_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Its modules and their names, itself first: each as it is, and without wrappers of PEFT and
     torch.compile. Skips other contents of the wrappers, and IP-Adapters."""
-    bare = module
-    while wrapped := [
-        own for key, own in bare._modules.items() if key in ("base_layer", "_orig_mod") and own is not None
-    ]:
-        bare = wrapped[0]
+    bare = _unwrapped(module)
     yield name, module, bare
     for key, child in bare._modules.items():
         if child is not None and key not in ("processor", "encoder_hid_proj"):  # home of IP-Adapters
             yield from layers_of(child, f"{name}.{key}" if name else key)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while wrapped := module._modules.get("base_layer") or module._modules.get("_orig_mod"):
+        module = wrapped
+    return module
+
+
+def _parameter(denoiser: nn.Module, name: str) -> Tensor | None:
+    """One of `_parameters`, without a walk over all modules: every attached call looks weights up."""
+    *path, key = name.split(".")
+    module = _unwrapped(denoiser)
+    for step in path:
+        child = module._modules.get(step)
+        if child is None:
+            return None
+        module = _unwrapped(child)
+    return module._parameters.get(key)
 
 
 def _parameters(denoiser: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,8 @@ from hypernoise.noise.settings import Spectral
 from hypernoise.noise.state import TrainedWhole
 from hypernoise.settings import whole_number
 
+QUERIES = 4
+
 
 class SpectralNoise(TrainedWhole):
     """f on k × k frequencies of each latent channel, for a grid of any size.
@@ -41,6 +44,8 @@ class SpectralNoise(TrainedWhole):
         patch: side in latent pixels of a cell that the noise packs: it is [B, C·p², H/p, W/p], or
             [B, H/p · W/p, C·p²] in tokens.
         grid: default size of noise in tokens in cells, (H/p, W/p).
+        token_width: size of a token's embedding; the map then also sees `QUERIES` weighted means of the tokens with
+            learned weights, which find a word among padding. 0: no tokens, or their plain mean is enough.
         seed: for the initial hidden weights; the last layers start at 0, so f does too.
 
     Raises:
@@ -59,22 +64,27 @@ class SpectralNoise(TrainedWhole):
         depth: int = 4,
         patch: int = 1,
         grid: tuple[int, int] | None = None,
+        token_width: int = 0,
         seed: int = 0,
     ):
         super().__init__()
         self.settings: dict[str, Any] = {
-            "channels": channels, "text_width": text_width, "k": k, "width": width, "depth": depth, "patch": patch
+            "channels": channels, "text_width": text_width, "k": k, "width": width, "depth": depth, "patch": patch,
+            "token_width": token_width,
         }  # fmt: skip
         for name, value in self.settings.items():
-            whole_number(value, name, least=0 if name == "depth" else 1, most=2**20)
+            whole_number(value, name, least=0 if name in ("depth", "token_width") else 1, most=2**20)
         self.channels, self.text_width, self.k, self.patch = channels, text_width, k, patch
         self.grid = None if grid is None else (grid[0], grid[1])
         if self.grid is not None:
             self.settings["grid"] = list(self.grid)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.embed = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+            seen = text_width + QUERIES * token_width
+            self.embed = nn.Sequential(nn.Linear(seen, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
             self.map = CouplingFlow(channels * k * k, width=width, depth=depth)
+            if token_width:  # the initial weights are nearly uniform
+                self.queries = nn.Parameter(0.2 * token_width**-0.5 * torch.randn(QUERIES, token_width))
 
     def forward(self, noise: Tensor, condition: Condition, *, grid: tuple[int, int] | None = None) -> Tensor:
         """The residual, in the weights' dtype and the noise's layout.
@@ -115,6 +125,8 @@ class SpectralNoise(TrainedWhole):
             raise InputError(
                 f"this noise network is for prompts of text width {self.text_width}; these have {text.shape[1]}"
             )
+        if self.settings["token_width"]:
+            text = torch.cat([text, _weighed(condition.tensors, self.queries)], 1)
         rows, columns = (cosine_basis(size)[: self.k].to(weight) for size in x.shape[2:])
         return (rows @ x @ columns.T).flatten(1), self.embed(text.to(weight)), (rows, columns)
 
@@ -145,15 +157,26 @@ def described(condition: Condition, width: int | None = None) -> Tensor:
         return embedded(condition, width)
     if list(tensors) == ["index"]:
         return torch.ones(len(condition), 1)
+    mean = _weighed(tensors)
+    pooled = tensors.get("pooled_prompt_embeds")
+    return mean if pooled is None else torch.cat([mean, layer_norm(pooled.float(), pooled.shape[1:])], 1)
+
+
+def _weighed(tensors: Mapping[str, Tensor], queries: Tensor | None = None) -> Tensor:
+    """Layer-normalised weighted means [B, Q · D] of a prompt's tokens [B, L, D]. The weights are the softmax of the
+    tokens' products with each query [Q, D], 0 for masked tokens; without queries, the plain mean [B, D]."""
     if "prompt_embeds" not in tensors:
         raise InputError(f"a spectral noise network needs prompt_embeds; this generator has {', '.join(tensors)}")
     tokens = tensors["prompt_embeds"].float().flatten(2)  # [B, L, D]; of several layers, side by side
+    size = tokens.shape[2:]
+    queries = tokens.new_zeros(1, *size) if queries is None else queries.to(tokens)
+    if queries.shape[1:] != size:
+        raise InputError(f"this noise network is for tokens of {queries.shape[1]} numbers; these have {size[0]}")
+    score = layer_norm(tokens, size) @ queries.T  # [B, L, Q]
     mask = tensors.get("prompt_attention_mask", tensors.get("prompt_embeds_mask"))
-    weights = torch.ones_like(tokens[..., 0]) if mask is None else mask.to(tokens)
-    mean = (weights[..., None] * tokens).sum(1) / weights.sum(1, keepdim=True).clamp_min(1)
-    pooled = tensors.get("pooled_prompt_embeds")
-    parts = [mean] if pooled is None else [mean, pooled.float()]
-    return torch.cat([layer_norm(part, part.shape[1:]) for part in parts], 1)
+    if mask is not None:
+        score = score.masked_fill(mask[..., None] == 0, torch.finfo(score.dtype).min)
+    return layer_norm(score.softmax(1).mT @ tokens, size).flatten(1)
 
 
 def cosine_basis(size: int) -> Tensor:
@@ -187,11 +210,10 @@ def untrained(
     return SpectralNoise(
         channels_of(generator),
         described(condition).shape[1],
-        k=settings.k,
-        width=settings.width,
-        depth=settings.depth,
+        **asdict(settings),
         patch=patch,
         grid=grid if generator.family.layout == "tokens" else None,
+        token_width=condition.tensors["prompt_embeds"][0, 0].numel(),
         seed=seed,
     )
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from hypernoise.errors import InputError, first_line, out_of_memory
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator, quiet
-from hypernoise.generators.memory import check_can_quantise, quantise_linears
+from hypernoise.generators.memory import Memory, check_can_quantise, quantise_linears
 from hypernoise.generators.registry import pick_device
 from hypernoise.pipeline import attach, detach
-from hypernoise.plan.generators import Conditions, assembled, conditions, generator_of, published
+from hypernoise.plan.generators import Conditions, Published, assembled, conditions, generator_of, published
 from hypernoise.plan.networks import planned_rewards
 from hypernoise.plan.plan import plan
 from hypernoise.precision import resolve
@@ -75,17 +75,12 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         found, memory = published(recipe.generator), recipe.memory
         text = found.text_parameters if memory.text_encoders == "stay" else 0
         standing_in = torch.zeros(text, dtype=dtype, device=place)
-        pipeline = assembled(found, dtype, memory.tiny_decoder, empty)
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                fill(part, place)
-        memory = dataclasses.replace(memory, text_encoders="stay")  # there are none
-        generator = generator_of(found, pipeline, recipe.size, memory, WithoutText)
+        generator = random_generator(found, dtype, place, recipe.size, memory)
+        pipeline = generator.pipeline
         if memory.quantise != "none":
             check_can_quantise(memory.quantise)
             quantise_linears(generator.denoiser, memory.quantise, generator.family.output_layer)
             pipeline.to(place)  # this packs them
-        generator.like = conditions(found, generator, dtype)
         network = build(recipe, generator)
         rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)
         elsewhere = torch.device(recipe.reward_device or place)
@@ -129,6 +124,20 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         "images_per_second": recipe.train_batch_size / seconds[-1],
         "doubts": doubts,
     }
+
+
+def random_generator(
+    found: Published, dtype: torch.dtype, device: torch.device, size: tuple[int, int] | None, memory: Memory
+) -> WithoutText:
+    """A published generator with random weights and without its text encoders."""
+    pipeline = assembled(found, dtype, memory.tiny_decoder, empty)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            fill(part, device)
+    memory = dataclasses.replace(memory, text_encoders="stay")  # there are none
+    generator = generator_of(found, pipeline, size, memory, WithoutText)
+    generator.like = conditions(found, generator, dtype)
+    return generator
 
 
 def fill(network: nn.Module, device: torch.device) -> None:
