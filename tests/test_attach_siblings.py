@@ -114,7 +114,7 @@ def test_a_pipeline_made_from_an_attached_one_is_plain_and_can_be_attached_to(tm
     pipe, whole = sibling("StableDiffusionControlNetPipeline", tmp_path)
     network = spectral_noise(DiffusionGenerator(whole, size=(16, 16)), Spectral(2, 16, 2))
     disturb(network, scale=0.2)
-    call = call_of("StableDiffusionControlNetPipeline", (16, 16))
+    call = call_of(pipe, (16, 16))
 
     def drawn(pipeline):
         return pipeline(generator=torch.Generator().manual_seed(0), **call)[0]
