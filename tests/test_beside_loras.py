@@ -129,7 +129,9 @@ def test_a_fused_base_is_refused_with_what_to_do_and_then_said(build, folder, na
     fuse(pipe)
     with pytest.raises(InputError, match=r"other weights .* sampled weights; for a merge .* check_base=False"):
         attach(pipe, folder)
-    with pytest.warns(UserWarning, match=r"made for other weights \('tiny'\) than those of .*: \d+ of \d+ weights"):
+    with pytest.warns(
+        UserWarning, match=r"made for other weights \('tiny'\) than those of .*: \d+ of \d+ sampled weights"
+    ):
         attach(pipe, folder, check_base=False)
 
 

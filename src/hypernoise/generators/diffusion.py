@@ -124,9 +124,7 @@ class DiffusionGenerator:
         """Refuses more steps than training timesteps, and a number other than that of the model's fixed timesteps."""
         most = self.pipeline.scheduler.config.get("num_train_timesteps")
         if most is not None and steps > most:
-            raise InputError(
-                f"{self.name} has {most} timesteps, so it cannot take more steps than that, such as {steps}"
-            )
+            raise InputError(f"{self.name} has {most} timesteps, so it cannot draw in {steps} steps")
         fixed = self._call_of_model.get("timesteps")
         if fixed is not None and steps != len(fixed):  # they would override num_inference_steps
             at = f"timesteps {', '.join(map(str, fixed))}"
