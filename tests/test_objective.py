@@ -111,7 +111,7 @@ def linear_problem(reward, *, kl_weight, steps=400, matrix=W):
 
 
 def test_linear_generator_and_reward_recover_the_optimal_shift():
-    """r = a·g(x), g = W x: the tilted noise is N(Wᵀa/α, I), so f = Wᵀa/α, whatever x (arXiv 2508.09968, section 3)."""
+    """r = a·g(x), g = W x: the tilted noise is N(Wᵀa/α, I), so f = Wᵀa/α, whatever x (arXiv 2508.09968)."""
     a = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     noise, residual, _ = linear_problem(lambda pixels, prompts: (pixels * a).flatten(1).sum(1), kl_weight=2.0)
     expected = W.T @ a / 2.0

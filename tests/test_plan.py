@@ -1,6 +1,7 @@
 """The plan's memory against what the CPU's allocator was really asked for."""
 
 import dataclasses
+import gc
 import json
 import re
 import typing
@@ -25,7 +26,7 @@ from hypernoise.plan.fit import fitted
 from hypernoise.plan.generators import build, configurations, planned_generator
 from hypernoise.plan.networks import meta_network, packed_parameters, parameters_by_kind, planned_rewards
 from hypernoise.plan.plan import _rewards, plan
-from hypernoise.plan.trace import Live
+from hypernoise.plan.trace import _SEEN, Live
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
 from hypernoise.training.config import LoRA, Recipe, TrainConfig, read_recipe
@@ -179,6 +180,21 @@ def test_live_follows_storages_until_they_are_dropped():
     assert (live.bytes, live.peak) == (0, 8000)
 
 
+def test_a_remembered_operation_answers_and_takes_as_it_did_at_first():
+    def run():
+        x = torch.empty(8, 16, device="meta")
+        with Live() as live:
+            values, places = torch.cat([x, x.t().reshape(8, 16)]).max(1)
+            layer = nn.functional.layer_norm(values.add_(1)[None], (16,))
+            kinds = [(t.shape, t.stride(), t.dtype) for t in (values, places, layer @ layer.t(), x.t() + 1)]
+            return kinds, live.bytes, live.peak, live.flops
+
+    _SEEN.clear()
+    first = run()
+    assert _SEEN
+    assert run() == first
+
+
 def test_fewer_layers_are_fewer_parameters_to_train_and_no_fewer_to_pack():
     planned = planned_generator("scenes", dtype=torch.float32)
     bare = packed_parameters(planned.generator)
@@ -199,6 +215,7 @@ def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text("generator: scenes\ntrain_batch_size: 4\nlora: {rank: 2}\nrewards: {redness: 1}\n")
     assert main(["train", "r.yaml", "--dry-run", "--output-dir", "out"]) == 0
+    assert gc.isenabled()  # it is off meanwhile
     page = capsys.readouterr().out
     assert "frozen: denoiser 1.8 M, autoencoder 0.3 M" in page
     assert "mixed precision: bf16 (as on a GPU from Ampere on)" in page

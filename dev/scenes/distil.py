@@ -4,7 +4,7 @@
 
 Noises are paired with what the flow makes of them in many steps, and the generator learns to answer with that from
 every point of the straight line between the two (InstaFlow: Liu et al. 2023, arXiv 2309.06380), and from the
-points that its own drawings in two and four steps come by (DMD2: Yin et al. 2024, arXiv 2405.14867, section 4.5). A
+points that its own drawings in two and four steps come by (DMD2: Yin et al. 2024, arXiv 2405.14867). A
 critic pulls what is drawn towards true pictures (`critic.py`).
 """
 

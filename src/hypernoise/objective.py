@@ -1,4 +1,4 @@
-"""The training objective and the KL terms behind it (arXiv 2508.09968, section 3).
+"""The training objective and the KL terms behind it (arXiv 2508.09968).
 
 For z = x + f(x) with x ~ N(0, I):
 

@@ -2,7 +2,7 @@
 
     KL = E[ ½‖f‖² + Tr J − log|det(I + J)| ],   J the Jacobian of f at x ~ N(0, I)
 
-(arXiv 2508.09968, section 3.) Equality holds if x ↦ x + f(x) is injective, which Lip(f) < 1 guarantees. If it folds
+(arXiv 2508.09968.) Equality holds if x ↦ x + f(x) is injective, which Lip(f) < 1 guarantees. If it folds
 noises onto each other, the right side is only a lower bound: it counts the density of one of the noises
 at each point instead of their sum. It is infinite where I + J is singular at noises of positive probability.
 

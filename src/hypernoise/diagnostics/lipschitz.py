@@ -1,6 +1,6 @@
 """How much a noise network can stretch a difference of noises, bounded from below and above.
 
-The paper's objective approximates the whole KL only if Lip(f) < 1 (arXiv 2508.09968, section 3). At a point the
+The paper's objective approximates the whole KL only if Lip(f) < 1 (arXiv 2508.09968). At a point the
 constant is the spectral norm of the Jacobian; over all points, their maximum. Values at sampled
 noises are lower bounds; for a plain chain, the product of its layers' norms is an upper bound.
 """

@@ -63,7 +63,7 @@ class Family:
     """How to call one class of pipeline.
 
     denoiser: attribute with the network that f adapts.
-    output_layer: name of the denoiser's last layer, whose base path f omits (paper, section 4).
+    output_layer: name of the denoiser's last layer, whose base path f omits.
     embeddings: `__call__` arguments for the results of `encode_prompt`, in order; None: not passed on.
     call: fixed `__call__` arguments for few-step drawing.
     call_at: more arguments, which depend on the number of steps.

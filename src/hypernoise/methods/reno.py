@@ -95,7 +95,7 @@ class ReNO:
 def norm_penalty(noise: Tensor, weight: float) -> Tensor:
     """weight · (½‖x‖² − (d − 1) log‖x‖) of each sample [B], minimal at ‖x‖² = d − 1; in fp32 or better.
 
-    That is minus the log-density of ‖x‖ under N(0, I), up to a constant (ReNO, section 3).
+    That is minus the log-density of ‖x‖ under N(0, I), up to a constant (arXiv 2406.04312).
     """
     wide = noise if noise.dtype == torch.float64 else noise.float()
     square = wide.flatten(1).square().sum(1)

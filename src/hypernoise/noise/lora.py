@@ -1,8 +1,8 @@
 """The paper's noise network: a LoRA on the frozen denoiser, evaluated at the first timestep.
 
-Every Linear and Conv layer gets a low-rank update; while f is evaluated, the output layer returns only
-its update (without base path and bias). With B = 0 at the start, f is exactly 0 (paper,
-section 4; arXiv 2508.09968). The same weights, with the updates off, are the generator.
+Every Linear and Conv layer gets a low-rank update; while f is evaluated, the output layer returns only its update
+(without base path and bias). With B = 0 at the start, f is exactly 0 (arXiv 2508.09968). The same weights, with the
+updates off, are the generator.
 """
 
 from __future__ import annotations

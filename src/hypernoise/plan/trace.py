@@ -8,10 +8,9 @@ workspaces and the allocator's rounding.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -36,26 +35,27 @@ class Live(TorchDispatchMode):
         self.bytes = self.peak = self.flops = 0
         self._held: dict[int, Any] = {}
 
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+    def dispatch(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
         if _is_view(function):
             return function(*arguments, **keywords)
         kind = _kind(function, arguments, keywords)
-        if kind not in _SEEN:
+        if kind in _SEEN:
+            again, flops = _SEEN[kind]
+            result = arguments[0] if again is None else again()
+            made = () if again is None else result if isinstance(result, tuple) else (result,)
+        else:
             count = flop_registry.get(function._overloadpacket)
             result = function(*arguments, **keywords)
             flops = count(*arguments, **keywords, out_val=result) if count is not None else 0
             given = {id(t.untyped_storage()) for t in tree_leaves((arguments, keywords)) if isinstance(t, Tensor)}
             made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and id(t.untyped_storage()) not in given]
             if kind is not None and isinstance(result, Tensor | tuple) and (made or result is arguments[0]):
-                _SEEN[kind] = tree_map(_shape, result) if made else None, flops
-        else:
-            shapes, flops = _SEEN[kind]
-            result = arguments[0] if shapes is None else tree_map(_made, shapes)
-            made = [] if shapes is None else [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+                _SEEN[kind] = _another(result) if made else None, flops
         self.flops += flops
         for tensor in made:
-            self._hold(tensor.untyped_storage())
+            if isinstance(tensor, Tensor):
+                self._hold(tensor.untyped_storage())
         return result
 
     def _hold(self, storage: Any) -> None:
@@ -72,26 +72,20 @@ class Live(TorchDispatchMode):
         self.peak = max(self.peak, self.bytes)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """The properties of an operation's output."""
+Live.__torch_dispatch__ = Live.dispatch  # type: ignore[method-assign]  # in the class body, torch wraps it for dynamo
 
-    size: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
+_SEEN: dict[Any, tuple[Callable[[], Any] | None, int]] = {}
+"""By operation and inputs: a maker of its output (None: the output is the first input), and its flops."""
 
 
-_SEEN: dict[Any, tuple[Any, int]] = {}  # by operation and inputs: its output (None: the first input) and its flops
-
-
-def _shape(value: Any) -> Any:
-    return _Shape(value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
-
-
-def _made(value: Any) -> Any:
-    if isinstance(value, _Shape):
-        return torch.empty_strided(value.size, value.stride, dtype=value.dtype, device="meta")
-    return value
+def _another(value: Any) -> Callable[[], Any]:
+    """A maker of outputs like this one."""
+    if isinstance(value, tuple):
+        makers = [_another(part) for part in value]
+        return lambda: tuple([make() for make in makers])
+    if isinstance(value, Tensor):
+        return partial(torch.empty_strided, value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return lambda: value
 
 
 @cache
@@ -103,14 +97,23 @@ def _is_view(function: Any) -> bool:
 def _kind(function: Any, arguments: Any, keywords: Any) -> Any:
     """A key for the shape of an operation's output; None unless all tensors are on meta."""
     kinds: list[Any] = [function]
-    for value in (*tree_leaves(arguments), *tree_leaves(keywords)):
-        if not isinstance(value, Tensor):
-            kinds.append((type(value), value))
-        elif value.device.type == "meta":
+    shapes = _describe(arguments, kinds) + _describe(keywords.values(), kinds)
+    return tuple(kinds) if 0 < shapes < float("inf") and "device" not in keywords else None
+
+
+def _describe(values: Iterable[Any], kinds: list[Any]) -> float:
+    """Appends to `kinds`; returns the number of meta tensors, or infinity if there are others."""
+    shapes = 0.0
+    for value in values:
+        if isinstance(value, Tensor):
+            shapes += 1 if value.is_meta else float("inf")
             kinds.append((value.shape, value.stride(), value.dtype))
+        elif isinstance(value, list | tuple):
+            kinds.append(len(value))
+            shapes += _describe(value, kinds)
         else:
-            return None
-    return tuple(kinds) if any(len(kind) == 3 for kind in kinds[1:]) and "device" not in keywords else None
+            kinds.append((type(value), value))
+    return shapes
 
 
 class _Attention(torch.autograd.Function):

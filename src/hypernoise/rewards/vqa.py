@@ -28,7 +28,7 @@ from hypernoise.rewards.network import NetworkReward, prepared, wide
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Resize, normalise
 from hypernoise.rewards.text import load_tokenizer
 
-QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's, section 3
+QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
 
 
 @dataclass(frozen=True)

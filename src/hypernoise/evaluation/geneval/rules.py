@@ -1,6 +1,6 @@
 """GenEval's verdict on detections, as pure functions: no picture, no model.
 
-The rules are those of evaluation/evaluate_images.py in github.com/djghosh13/geneval (arXiv 2310.11513, section 3):
+The rules are those of evaluation/evaluate_images.py in github.com/djghosh13/geneval (arXiv 2310.11513):
 a clause considers only its most confident objects, also for colours and positions.
 """
 
