@@ -148,7 +148,7 @@ def test_frozen_parameters_are_the_real_ones():
     planned = planned_generator("scenes", dtype=torch.float32)
     real = {n: p.shape for n, p in generator.denoiser.named_parameters()}
     assert {n: p.shape for n, p in planned.generator.denoiser.named_parameters()} == real
-    assert planned.text_parameters == sum(p.numel() for p in generator.pipeline.text_encoder.parameters())
+    assert planned.found.text_parameters == sum(p.numel() for p in generator.pipeline.text_encoder.parameters())
     assert planned.generator.noise_shape == generator.noise_shape
     condition, wanted = planned.condition(2).tensors, generator.encode(["a ring", "a cross"]).tensors
     assert {n: t.shape for n, t in condition.items()} == {n: t.shape for n, t in wanted.items()}
@@ -348,7 +348,7 @@ def test_fit_takes_what_costs_the_least_time_first():
     assert saving.memory.gradient_checkpointing
     assert "memory.gradient_checkpointing True" in line
     assert plan(saving).training.peak <= alone * 0.95
-    with pytest.raises(InputError, match="leaves 0.0 GB .* and scenes needs 0.0 GB"):
+    with pytest.raises(InputError, match="leaves 0.0 GB .* but scenes needs 0.0 GB"):
         fit(1e6)
     with pytest.raises(InputError, match="memory.fit must be auto or a size such as 24GB, not 'big'"):
         fitted(Recipe(memory=Memory(fit="big")))

@@ -64,10 +64,9 @@ class Published:
 class Planned:
     """A generator without data: its networks on the meta device, its scheduler real."""
 
+    found: Published
     generator: DiffusionGenerator
     condition: Conditions
-    text_parameters: int
-    preset: Preset
 
 
 @cache
@@ -106,7 +105,7 @@ def planned_generator(
     _without_data(pipeline)
     memory = Memory(gradient_checkpointing=memory.gradient_checkpointing)  # the rest is computed from a trace
     generator = generator_of(found, pipeline, size, memory)
-    return Planned(generator, conditions(found, generator, dtype), found.text_parameters, found.preset)
+    return Planned(found, generator, conditions(found, generator, dtype))
 
 
 def generator_of(
@@ -181,7 +180,8 @@ def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", plac
 
 def _without_data(pipeline: Any) -> None:
     """Lets the pipeline's own call run with networks on the meta device; its schedule is computed on the CPU."""
-    pipeline.__class__ = type(type(pipeline).__name__, (_OnTheCPU, type(pipeline)), {})
+    cls = type(pipeline)
+    pipeline.__class__ = type(cls.__name__, (cls,), {"_execution_device": torch.device("cpu")})
     network, own = getattr(pipeline, family_of(pipeline).denoiser), pipeline.vae.decode
     network.register_forward_pre_hook(lambda module, a, k: moved((a, k), "meta"), with_kwargs=True)
     network.register_forward_hook(lambda module, arguments, output: moved(output, "cpu"))
@@ -196,12 +196,6 @@ def _tiny(source: str, own: Mapping[str, Any]) -> dict[str, Any]:
     file = Path(source) / "config.json"
     config = json.loads(file.read_text()) if file.is_file() else {"latent_channels": own.get("latent_channels", 4)}
     return {"class": "AutoencoderTiny", **{k: v for k, v in config.items() if not k.startswith("_")}}
-
-
-class _OnTheCPU:
-    """A pipeline whose networks have no data, and which computes its schedule, a few numbers, on the CPU."""
-
-    _execution_device = torch.device("cpu")
 
 
 # The outputs of each family's text encoders for a prompt, at the padded lengths: (the denoiser's configuration,

@@ -16,9 +16,17 @@ import torch
 
 from hypernoise.generators.loading import Memory
 from hypernoise.generators.presets import Preset
+from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.settings import Spectral
-from hypernoise.plan.generators import META, count, planned_generator
-from hypernoise.plan.networks import meta_network, packed_parameters, parameters_by_kind, planned_rewards
+from hypernoise.noise.spectral import SpectralNoise
+from hypernoise.plan.generators import META, Planned, count, planned_generator
+from hypernoise.plan.networks import (
+    PlannedRewards,
+    meta_network,
+    packed_parameters,
+    parameters_by_kind,
+    planned_rewards,
+)
 from hypernoise.plan.step import TRACED, Part, activations, generator_parts, reward_parts
 from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardSettings
@@ -75,48 +83,21 @@ class Plan:
         return self.recipe.revision or self.preset.revision or "main (the newest; none is pinned)"
 
 
-@dataclass(frozen=True)
-class _Generator:
-    """A trace of a generator and its noise network; `weights` are the bytes of the frozen ones."""
-
-    preset: Preset
-    size: tuple[int, int]
-    frozen: dict[str, int]
-    weights: dict[str, int]
-    packed: int
-    trained: dict[str, int]
-    trained_bytes: dict[str, int]
-    parts: dict[str, Part]
-
-
 @cache
-def _generator(
+def _traced(
     source: str, dtype: torch.dtype, size: tuple[int, int] | None, memory: Memory, network: LoRA | Spectral, steps: int
-) -> _Generator:
+) -> tuple[Planned, LoRANoise | SpectralNoise, dict[str, Part]]:
     planned = planned_generator(source, dtype=dtype, size=size, memory=memory)
     f = meta_network(planned, network)
-    vae, trainable = planned.generator.pipeline.vae, f.trainable_parameters()
-    frozen = {"denoiser": count(planned.generator.denoiser), "autoencoder": count(vae)}
-    frozen["text encoders"] = planned.text_parameters
-    weights = {name: number * dtype.itemsize for name, number in frozen.items()}
-    weights["autoencoder"] = sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()])
-    number, own = sum(p.numel() for p in trainable), trainable[0].dtype.itemsize
-    wide, cast = max(4, own), own if own < 4 else 0  # autocast keeps its casts
-    trained = {"weights": number * (wide + cast), "gradients": number * wide, "optimiser": number * wide}
-    parts = generator_parts(planned, f, steps=steps)
-    packed = packed_parameters(planned.generator)
-    kinds = parameters_by_kind(f)
-    return _Generator(planned.preset, planned.generator.size, frozen, weights, packed, kinds, trained, parts)
+    return planned, f, generator_parts(planned, f, steps=steps)
 
 
 @cache
 def _rewards(
     trained: tuple[str, ...], measured: tuple[str, ...], settings: RewardSettings, size: tuple[int, int]
-) -> tuple[dict[str, int | None], int, dict[str, Part]]:
-    """Parameters by network, bytes of their weights, and the cost of scoring."""
+) -> tuple[PlannedRewards, dict[str, Part]]:
     found = planned_rewards(trained, measured, settings)
-    size_of = sum(weight.nbytes for network in found.networks for weight in network.parameters())
-    return found.parameters, size_of, reward_parts(found.score, size) if found.score else {}
+    return found, reward_parts(found.score, size) if found.score else {}
 
 
 def plan(recipe: Recipe, device: torch.device = META) -> Plan:
@@ -126,34 +107,42 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
         InputError: a generator that is neither a preset nor a directory of one of diffusers' own pipelines.
     """
     precision, memory = resolve(recipe.mixed_precision, device), recipe.memory
+    width = precision.dtype.itemsize
     saving = Memory(gradient_checkpointing=memory.gradient_checkpointing, tiny_decoder=memory.tiny_decoder)
     network = recipe.lora if recipe.noise_network == "lora" else recipe.spectral
-    found = _generator(recipe.generator, precision.dtype, recipe.size, saving, network, max(recipe.inference_steps))
+    steps = max(recipe.inference_steps)
+    planned, f, traced = _traced(recipe.generator, precision.dtype, recipe.size, saving, network, steps)
+    generator, parts = planned.generator, dict(traced)
     settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
-    parameters, reward_bytes, scoring = _rewards(
-        tuple(recipe.rewards), tuple(recipe.validation_reward), settings, found.size
-    )
-    weights, parts = dict(found.weights), dict(found.parts)
-    bits = WEIGHT_BITS[memory.quantise]
-    if bits:
-        weights["denoiser"] -= found.packed * (8 * precision.dtype.itemsize - bits) // 8
-    if memory.text_encoders != "stay":
-        weights["text encoders"] = 0
-    if reward_bytes and not recipe.reward_device:  # otherwise their memory is elsewhere
-        weights["rewards"] = reward_bytes
+    rewards, scoring = _rewards(tuple(recipe.rewards), tuple(recipe.validation_reward), settings, generator.size)
+
+    vae, text = generator.pipeline.vae, planned.found.text_parameters
+    frozen = {"denoiser": count(generator.denoiser), "autoencoder": count(vae), "text encoders": text}
+    held = {
+        "denoiser": frozen["denoiser"] * width,
+        "autoencoder": sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()]),
+        "text encoders": text * width if memory.text_encoders == "stay" else 0,
+    }
+    if bits := WEIGHT_BITS[memory.quantise]:
+        held["denoiser"] -= packed_parameters(generator) * (8 * width - bits) // 8
+    if rewards.networks and not recipe.reward_device:  # otherwise their memory is elsewhere
+        held["rewards"] = sum(weight.nbytes for network in rewards.networks for weight in network.parameters())
         parts |= scoring
-    trained = {f"trained: {name}": size for name, size in found.trained_bytes.items()}
-    trained["trained: optimiser"] = trained["trained: optimiser"] * OPTIMIZER_BYTES[recipe.optimizer] // 4
+    trainable = f.trainable_parameters()
+    number, own = sum(p.numel() for p in trainable), trainable[0].dtype.itemsize
+    held["trained: weights"] = number * (max(4, own) + (own if own < 4 else 0))  # autocast keeps its casts
+    held["trained: gradients"] = number * max(4, own)
+    held["trained: optimiser"] = held["trained: gradients"] * OPTIMIZER_BYTES[recipe.optimizer] // 4
+
     batch = recipe.train_batch_size // recipe.gradient_accumulation_steps
-    held = activations(parts, batch, memory.decode_slice)
+    held["activations"] = activations(parts, batch, memory.decode_slice)
+    kept = {name: part.kept * batch // TRACED for name, part in parts.items()}
     flops = {name: part.flops * batch // TRACED for name, part in parts.items()}
     flops["backward"] = sum(part.flops_back for part in parts.values()) * batch // TRACED
-    training = Estimate(
-        {**weights, **trained, "activations": held},
-        {name: part.kept * batch // TRACED for name, part in parts.items()},
-        flops,
+    kinds, training = parameters_by_kind(f), Estimate(held, kept, flops)
+    return Plan(
+        recipe, planned.found.preset, generator.size, precision.line, frozen, kinds, rewards.parameters, training
     )
-    return Plan(recipe, found.preset, found.size, precision.line, found.frozen, found.trained, parameters, training)
 
 
 def table(found: Plan) -> str:
@@ -172,7 +161,7 @@ def table(found: Plan) -> str:
         "parameters   frozen: " + ", ".join(f"{name} {_millions(count)}" for name, count in found.frozen.items()),
         f"             trained: {_millions(sum(found.trained.values()))} "
         f"({', '.join(f'{kind} {_millions(count)}' for kind, count in kinds)})",
-        f"training     {_gigabytes(found.training.peak)} at the peak: {_sizes(found.training.parts)}",
+        f"training     {gigabytes(found.training.peak)} at the peak: {_sizes(found.training.parts)}",
         f"             kept for the gradient by: {_sizes(found.training.kept)}",
         f"arithmetic   TFLOP a picture in training: {', '.join(flops)}",
         f"overhead     of the noise network in drawing, by inference steps: {', '.join(overhead)}",
@@ -183,12 +172,12 @@ def table(found: Plan) -> str:
 
 
 def _sizes(parts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {_gigabytes(size)}" for name, size in parts.items())
+    return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M"
 
 
-def _gigabytes(size: int) -> str:
+def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -27,7 +27,7 @@ from hypernoise.generators.registry import pick_device
 from hypernoise.pipeline import attach, detach
 from hypernoise.plan.generators import Conditions, Published, assembled, conditions, generator_of, published
 from hypernoise.plan.networks import planned_rewards
-from hypernoise.plan.plan import plan
+from hypernoise.plan.plan import gigabytes, plan
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.training.config import Recipe
@@ -86,7 +86,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         elsewhere = torch.device(recipe.reward_device or place)
         for reward in rewards.networks:
             fill(reward, elsewhere)
-    print(f"built    {_gigabytes(_held(place) - before)} of weights")
+    print(f"built    {gigabytes(_held(place) - before)} of weights")
     config = dataclasses.replace(
         recipe, max_train_steps=STEPS, lr_warmup_steps=0, kl_limit=0, clipping_limit=0, report_to=(), diagnostics=(),
         validation_steps=STEPS + 1, validation_prompts=(), patience=0,
@@ -101,7 +101,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
     peak = (peak_memory(place) or before) - before  # 0 on Windows, where it is unknown
     seconds = [row["seconds"] for row in rows]
     print(f"trained  {STEPS} steps in {', '.join(f'{took:.1f}' for took in seconds)} s")
-    print(f"memory   {_gigabytes(peak)} at the peak, planned {_gigabytes(expected)}: {peak / expected - 1:+.0%}")
+    print(f"memory   {gigabytes(peak)} at the peak, planned {gigabytes(expected)}: {peak / expected - 1:+.0%}")
     with _part("a picture through attach"), quiet(pipeline):
         began = time.perf_counter()
         attach(pipeline, network)
@@ -186,7 +186,3 @@ def _held(device: torch.device) -> int:
     if not statm.exists():  # not Linux
         return peak_memory(device) or 0
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
