@@ -204,9 +204,9 @@ def full(config: Benchmark) -> None:
         call(True)
         pairs = [(call(False), call(True)) for _ in range(10 * config.rounds)]
     added = statistics.median(after - before for before, after in pairs)
-    f = f"f and what goes with it {1000 * added:.1f} ms, {added / plain:+.3%} of the plain call"
     print(f"{config.full}, {generator.size[0]} px, one step: plain {plain:.2f} s, attached {attached:.2f} s")
-    print(f"denoiser {seconds[forward]:.2f} s, decoder {seconds[decode]:.2f} s, {f}")
+    print(f"denoiser {seconds[forward]:.2f} s, decoder {seconds[decode]:.2f} s")
+    print(f"attach adds {1000 * added:.1f} ms, {added / plain:.3%} of the plain call")
 
 
 def parts(config: Benchmark) -> None:

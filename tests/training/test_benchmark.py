@@ -27,3 +27,11 @@ def test_the_parts_of_a_step_are_told(capsys):
     told = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert len(told) == 9
     assert float(told["noise network"]) > float(told["gradients' norm, once"]) > 0
+
+
+def test_what_attach_adds_to_a_published_generators_call(capsys):
+    script = runpy.run_path(str(SCRIPT))
+    script["full"](script["Benchmark"](full="scenes", rounds=1))
+    first, _, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("scenes, 64 px, one step: plain ")
+    assert 0 < float(last.removeprefix("attach adds ").split(" ms")[0]) < 1000
