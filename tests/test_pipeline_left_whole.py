@@ -5,7 +5,9 @@ Right is x + f(x) by hand, on a tiny Stable Diffusion whose f moves pictures by 
 
 import copy
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Event
 
 import pytest
 import torch
@@ -144,6 +146,29 @@ def test_copies_are_attached_and_apart(build, folder, kind, pictures):
         pipeline_is_plain(other, plain)
     again = attach(detach(copy.copy(pipe)), folder)
     assert apart(drawn(again), improved) < 1e-5
+
+
+def test_threads_may_draw_with_one_denoiser_at_once(build, folder, pictures):
+    """A thread that is in the midst of f leaves a plain pipeline of the same denoiser plain; an attached one waits."""
+    plain, improved = pictures
+    attached, bare, second = (StableDiffusionPipeline(**build().components) for _ in range(3))
+    bare.unet = second.unet = attached.unet
+    attach(attached, folder), attach(second, folder)
+    inside, go_on = Event(), Event()
+    attached.unet.mid_block.register_forward_hook(
+        lambda *_: None if inside.is_set() else (inside.set(), go_on.wait(30))[0]
+    )
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(drawn, attached)
+        assert inside.wait(30)
+        beside, after = threads.submit(drawn, bare), threads.submit(drawn, second)
+        try:
+            assert torch.equal(beside.result(20), plain)
+        finally:
+            go_on.set()
+        assert apart(first.result(), improved) < 1e-5
+        assert apart(after.result(), improved) < 1e-5
+    pipeline_is_plain(attached, plain)
 
 
 def test_a_pipeline_made_anew_of_its_parts_is_plain(build, folder):

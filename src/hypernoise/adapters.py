@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hypernoise.errors import InputError, first_line
-from hypernoise.files import output_folder, write_json
+from hypernoise.errors import InputError, check_is, first_line
+from hypernoise.files import output_folder, read_json, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.generators.hub import HUB_ID, fetch_adapter
 from hypernoise.generators.presets import PRESETS
@@ -130,11 +130,13 @@ def adapter_folder(source: str | Path) -> Path:
 
     A repository is downloaded if needed: safetensors and JSON files only, after printing their size to stderr.
     """
+    check_is(source, str | Path, "the adapter", "the directory of one, or its owner/name on the Hub")
     folder = Path(source)
     preset = PRESETS.get(str(source))
-    if preset is not None and preset.adapter and not folder.exists():
+    there = os.path.exists(folder)  # of a name too long for a path, False
+    if preset is not None and preset.adapter and not there:
         return Path(str(files("hypernoise").joinpath(preset.adapter)))
-    if folder.exists() or not HUB_ID.fullmatch(str(source)):
+    if there or not HUB_ID.fullmatch(str(source)):
         return folder
     repository, _, revision = str(source).partition("@")
     try:
@@ -183,7 +185,7 @@ def _build(
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The contents of `hypernoise.json`, checked for its format."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"no adapter at {folder}: it is not a directory")
     file = folder / ABOUT
     if not file.is_file() and is_foreign(folder) and not _is_ours(folder / WEIGHTS):
@@ -191,11 +193,10 @@ def read_about(folder: Path) -> dict[str, Any]:
         return {"format": FORMAT, "kind": LoRANoise.kind, "settings": settings, "base": None, "released": True}
     if not file.is_file():
         raise InputError(f"{folder} is not a hypernoise adapter: it has no hypernoise.json")
-    try:
-        about = json.loads(file.read_text())
-        missing = {"format", "kind", "settings", "base"} - about.keys()
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file} is not valid: {first_line(error)}") from error
+    about = read_json(file, str(file))
+    if not isinstance(about, dict):
+        raise InputError(f"{file} is not valid: it must be a mapping")
+    missing = {"format", "kind", "settings", "base"} - about.keys()
     if missing:
         raise InputError(f"{file} lacks {', '.join(sorted(missing))}")
     if about["format"] != FORMAT:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 LONGEST = 1000  # characters of a message
 
@@ -58,6 +59,13 @@ def located(error: Exception) -> str:
     """An error's first line, and the code location that raised it."""
     *_, place = traceback.extract_tb(error.__traceback__)
     return f"{first_line(error)} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def check_is(value: Any, kind: Any, what: str, made: str) -> None:
+    """Raises InputError, saying what to pass instead, unless the value is an instance of a class or protocol."""
+    if isinstance(value, type) or not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise InputError(f"{what} is {given}; pass {made}")
 
 
 class _Short(reprlib.Repr):

@@ -33,11 +33,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from hypernoise.adapters import adapter_folder, differing, load_adapter, read_about
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, check_is
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import (
     DiffusionGenerator,
     embeddings_of,
+    in_turn,
     quiet,
     replaced,
     stop_at_first_answer,
@@ -77,8 +78,7 @@ def attach(
     Raises:
         InputError: unknown family, an adapter of another base, an adapter already attached, or a strength out of range.
     """
-    if not isinstance(pipeline, DiffusionPipeline):
-        raise InputError(f"attach takes a diffusers pipeline, not a {type(pipeline).__name__}")
+    check_is(pipeline, DiffusionPipeline, "what an adapter goes on", "a diffusers pipeline")
     if isinstance(pipeline, Attached):
         raise InputError("this pipeline already has an adapter attached; remove it with hypernoise.detach(pipe)")
     check_strength(strength)
@@ -188,19 +188,20 @@ class Attached:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         draw: Callable[..., Any] = super().__call__  # type: ignore[misc]
         held: Held | None = vars(self).get("_hypernoise")  # None: a new pipeline of an attached pipeline's class
-        if held is None or not held.on or held.strength == 0:
-            return draw(*args, **kwargs)
-        bound = inspect.signature(draw).bind(*args, **kwargs)
-        bound.apply_defaults()
-        _check(self, held, bound.arguments)
-        if sibling_of(self):
-            methods = _renoised(self, held, bound.arguments)
-        elif isinstance(held.network, SpectralNoise):
-            methods = _adding(self, held, held.network, bound.arguments)
-        else:
-            methods = _drawn_first(self, held, held.network, partial(draw, *args, **kwargs))
-        with replaced(self, methods):
-            return draw(*args, **kwargs)
+        with in_turn(self):
+            if held is None or not held.on or held.strength == 0:
+                return draw(*args, **kwargs)
+            bound = inspect.signature(draw).bind(*args, **kwargs)
+            bound.apply_defaults()
+            _check(self, held, bound.arguments)
+            if sibling_of(self):
+                methods = _renoised(self, held, bound.arguments)
+            elif isinstance(held.network, SpectralNoise):
+                methods = _adding(self, held, held.network, bound.arguments)
+            else:
+                methods = _drawn_first(self, held, held.network, partial(draw, *args, **kwargs))
+            with replaced(self, methods):
+                return draw(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         raise InputError("an adapter is attached to this pipeline; hypernoise.detach(pipe) before saving it")

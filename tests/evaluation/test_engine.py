@@ -197,7 +197,8 @@ def test_kl_is_the_networks():
     [
         ({"methods": []}, "compare needs prompts and methods, not 3 and 0"),
         ({"methods": [Plain(), Plain()]}, "two methods are called 'plain'"),
-        ({"methods": [Plain()], "num_images_per_prompt": 0}, "num_images_per_prompt and batch_size must be at least 1"),
+        ({"methods": [Plain()], "num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, not 0"),
+        ({"methods": ["plain"]}, r"a method is a str; pass an object of one, such as Plain\(\)"),
         ({"methods": [Plain()], "shard": (2, 2)}, "there is no shard 2/2"),
         ({"methods": [Plain()], "categories": ["x"]}, "1 categories do not fit 3 prompts"),
     ],
@@ -260,6 +261,34 @@ def test_the_mean_distance_reads_each_picture_once(tmp_path, monkeypatch):
     assert records.mean_distance(files) == pytest.approx(expected, rel=1e-12)
     assert sorted(opened) == files
     assert records.mean_distance(files[::2][:2]) == pytest.approx(1 / 255 / values[0].size ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda pixels, prompts: pixels.mean((1, 2, 3))[:, None], r"the reward returned shape \[12, 1\]"),
+        (lambda pixels, prompts: [1.0] * len(prompts), "the reward returned a list"),
+        (
+            lambda pixels, prompts: pixels.mean((1, 2, 3)).to_sparse(),
+            "returned scores that are torch.sparse_coo",
+        ),
+        (lambda pixels, prompts: pixels.mul_(2).mean((1, 2, 3)), "changes the pixels in place"),
+        (lambda pixels, prompts: {}["a"], r"the reward fails for .*: KeyError: 'a'"),
+        ({"redness": 1.0}, "the reward is a dict"),
+    ],
+)
+def test_what_is_no_reward_is_one_line(reward, message):
+    with pytest.raises(InputError, match=message):
+        compare(build(), [Plain()], PROMPTS, reward)
+
+
+def test_a_reward_may_count_and_change_its_list_of_prompts():
+    def bright(pixels, prompts):
+        prompts.clear()
+        return pixels.mean((1, 2, 3)) > 0
+
+    (row,) = compare(build(), [Plain()], PROMPTS, bright, num_images_per_prompt=2).rows
+    assert row["reward"] == 1
 
 
 def test_prompts_that_are_one_text_are_refused():

@@ -47,6 +47,22 @@ def test_checkpointing_slices_and_offloading_change_no_number(family, tmp_path):
     close(step(family, tmp_path, saving), step(family, tmp_path, Memory()))
 
 
+def test_blocks_that_the_user_checkpoints_are_computed_again_as_they_were(sd_pipeline):
+    gradients = []
+    for checkpointed in (False, True):
+        pipeline = sd_pipeline()
+        if checkpointed:
+            pipeline.unet.enable_gradient_checkpointing()
+        generator = DiffusionGenerator(pipeline)
+        network = LoRANoise(generator, rank=2)
+        disturb(network)
+        condition, draw = generator.encode(["a ring"]), torch.Generator().manual_seed(0)
+        network(torch.randn(1, 4, 8, 8, generator=draw), condition).square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.trainable_parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        assert plain is again is None or torch.allclose(plain, again, rtol=1e-3, atol=1e-5)
+
+
 def saved_bytes(family, folder, memory):
     """Bytes that autograd keeps for the backward pass of one step."""
     kept: dict[int, int] = {}

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -318,10 +319,48 @@ def test_a_registered_class_that_diffusers_lacks_is_refused_by_directory(tmp_pat
     monkeypatch.setitem(FAMILIES, "MySanaPipeline", FAMILIES["SanaSprintPipeline"])
     with pytest.raises(InputError, match="has no MySanaPipeline.* pass the object to load_generator"):
         load_generator(tmp_path / "mine", device="cpu")
-    with pytest.raises(InputError, match="a MySanaPipeline cannot be planned"):
+    with pytest.raises(InputError, match="has no MySanaPipeline"):
         planned_generator(str(tmp_path / "mine"), dtype=torch.float32)
     pipeline.__class__ = type("MySanaPipeline", (type(pipeline),), {})
     assert load_generator(pipeline, size=(32, 32)).family is FAMILIES["MySanaPipeline"]
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"])
+@pytest.mark.parametrize("read", [load_generator, lambda place: planned_generator(str(place), dtype=torch.float32)])
+def test_a_pipe_among_the_files_of_a_pipeline_hangs_neither_loading_nor_planning(file, read, sd_pipeline, tmp_path):
+    sd_pipeline().save_pretrained(tmp_path)
+    (tmp_path / file).unlink()
+    os.mkfifo(tmp_path / file)
+    with pytest.raises(InputError, match="is not a file|it has no model_index.json"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("read", [load_generator, lambda place: planned_generator(str(place), dtype=torch.float32)])
+def test_settings_of_a_part_are_a_mapping(read, sd_pipeline, tmp_path):
+    sd_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "unet" / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config\.json must be a JSON object of settings"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"source": None}, "the generator is a NoneType; pass a name"),
+        ({"size": 16}, r"size is height and width in pixels, such as \(512, 512\), not 16"),
+        ({"size": ("16", 16)}, "a side of size must be a whole number, not '16'"),
+        ({"memory": {}}, r"memory is a dict; pass a Memory"),
+    ],
+)
+def test_arguments_of_another_type_are_named(given, message, sd_pipeline):
+    with pytest.raises(InputError, match=message):
+        load_generator(**{"source": sd_pipeline(), **given})
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "2", None])
+def test_steps_are_a_whole_number(steps, generator):
+    with pytest.raises(InputError, match="num_inference_steps must be"):
+        generator.sample(torch.zeros(1, 4, 8, 8), generator.encode(["a ring"]), num_inference_steps=steps)
 
 
 @pytest.mark.parametrize("memory", [Memory(quantise="int8"), Memory(tiny_decoder="madebyollin/taesd")])

@@ -240,6 +240,21 @@ def test_resuming_with_other_reward_settings_is_refused(sd_pipeline, tmp_path):
         run(sd_pipeline, config(), output_dir=tmp_path, reward=reward(dtype="bfloat16"))
 
 
+@pytest.mark.parametrize(
+    ("place", "given", "message"),
+    [
+        (0, "scenes", "the generator is a str; pass what load_generator"),
+        (1, LoRANoise, "the network is the class LoRANoise; pass a LoRANoise"),
+        (4, {"max_train_steps": 1}, "the config is a dict; pass a TrainConfig"),
+    ],
+)
+def test_other_things_than_it_takes_are_named(generator, place, given, message):
+    arguments = [generator, LoRANoise(generator, rank=2), WeightedSum({"redness": 1.0}), ["a ring"], config()]
+    arguments[place] = given
+    with pytest.raises(InputError, match=message):
+        train(*arguments)
+
+
 def test_no_prompt_is_refused(generator):
     with pytest.raises(InputError, match="no prompt"):
         train(generator, LoRANoise(generator, rank=2), WeightedSum({"redness": 1.0}), [], config())

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, check_is
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.files import output_folder, write_json
@@ -29,8 +29,9 @@ from hypernoise.generators.base import Generator, check_texts
 from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.plain import Plain
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
-from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.ensemble import known_by
+from hypernoise.settings import MOST_AT_ONCE, whole_number
 from hypernoise.version import __version__
 
 BASE = Plain().name
@@ -90,6 +91,10 @@ def compare(
         InputError: no prompt, no method, two methods with the same name, or an invalid shard.
     """
     noises = num_images_per_prompt
+    check_is(generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
+    for name, own in (("the reward", reward), ("the validation reward", validation_reward)):
+        if own is not None:
+            check_callable(own, name)
     _check(prompts, methods, noises, batch_size, shard, categories)
     asked = [prompt for prompt in prompts for _ in range(noises)]
     batches = [range(start, min(start + batch_size, len(asked))) for start in range(0, len(asked), batch_size)]
@@ -158,11 +163,13 @@ def _check(
     check_texts(prompts)
     if not prompts or not methods:
         raise InputError(f"compare needs prompts and methods, not {len(prompts)} and {len(methods)} of them")
+    for method in methods:
+        check_is(method, Method, "a method", "an object of one, such as Plain() or BestOfN(8)")
+    whole_number(noises, "num_images_per_prompt", most=MOST_AT_ONCE)
+    whole_number(batch_size, "batch_size", most=MOST_AT_ONCE)
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise InputError(f"two methods are called {max(names, key=names.count)!r}; names must be unique")
-    if noises < 1 or batch_size < 1:
-        raise InputError(f"num_images_per_prompt and batch_size must be at least 1, not {noises} and {batch_size}")
     if not 0 <= shard[0] < shard[1]:
         raise InputError(f"there is no shard {shard[0]}/{shard[1]}; the first of four is 0/4, the last 3/4")
     if categories is not None and len(categories) != len(prompts):

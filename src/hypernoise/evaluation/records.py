@@ -18,7 +18,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.pictures import opened
 from hypernoise.files import kept_json, read_json, write_json
 from hypernoise.methods.base import Result, Spent
-from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.base import RewardFunction, scores_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ def measure(
     """The measurements of each picture of a batch, independent of what the method evaluated."""
     texts = list(prompts)
     rewards = {"reward": reward, "validation_reward": validation_reward}
-    scored = {name: score(result.pixels, texts) for name, score in rewards.items() if score is not None}
+    scored = {
+        name: scores_of(own, result.pixels, texts, f"the {name.replace('_', ' ')}")
+        for name, own in rewards.items()
+        if own is not None
+    }
     if result.kl is not None:
         scored["kl"] = result.kl
     columns = {name: scores.detach().float().cpu().tolist() for name, scores in scored.items()}

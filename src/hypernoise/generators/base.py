@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, shown
+from hypernoise.settings import MOST
 
 Seed = int | Sequence[int] | None  # one for the batch, or one per sample
 
@@ -64,19 +66,63 @@ def check_texts(prompts: Any, name: str = "prompts") -> None:
     """Raises InputError unless it is a list of texts."""
     if isinstance(prompts, str):
         raise InputError(f"{name} is a single text; put it in a list: [{prompts!r}]")
-    if not (hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")) or isinstance(prompts, Mapping):
-        raise InputError(f"{name} must be a list of texts, not a {type(prompts).__name__}")
+    if not isinstance(prompts, Sequence):
+        raise InputError(f"{name} must be a list of texts, not a {type(prompts).__name__}, such as list({name})")
     for prompt in prompts:
         if not isinstance(prompt, str):
-            raise InputError(f"{name} must be texts, and {prompt!r} is a {type(prompt).__name__}: give {str(prompt)!r}")
+            raise InputError(f"{name} must be texts, and {shown(prompt)} is a {type(prompt).__name__}")
+        if not prompt.isascii() and prompt.encode(errors="ignore").decode() != prompt:
+            raise InputError(f"{name} must be texts, and {shown(prompt)} has half a character (a lone surrogate)")
+
+
+SLACK = 0.01  # tolerance of the range [0, 1]
+SHAPES = (  # common wrong shapes of pictures y (0: any size), and the fix
+    ((3, 0, 0), "y[None]"),
+    ((0, 0, 3), "y.permute(2, 0, 1)[None]"),
+    ((0, 0, 0, 3), "y.permute(0, 3, 1, 2)"),
+    ((0, 1, 0, 0), "y.expand(-1, 3, -1, -1)"),
+    ((0, 4, 0, 0), "y[:, :3]"),
+    ((0, 0), "y.unflatten(1, (3, H, W))"),
+)
+
+
+def fault_of(y: Any, count: int | None = None, *, values: bool = True) -> tuple[str, str] | None:
+    """Why `y` is not pictures [B, 3, H, W] in [0, 1], and an expression of y that would be, or "". None: it is.
+
+    Args:
+        count: the expected number of pictures, if known.
+        values: also check the range, which synchronises the device.
+    """
+    if not isinstance(y, Tensor) or y.layout != torch.strided:
+        return f"a {type(y).__name__}", ""
+    if not y.is_floating_point():
+        return str(y.dtype), "y.float() / 255" if y.dtype == torch.uint8 else ""
+    if y.ndim != 4 or y.shape[1] != 3 or 0 in y.shape or count not in (None, len(y)):
+        sizes = [(shape, fix) for shape, fix in SHAPES if len(shape) == y.ndim]
+        fits = (fix for shape, fix in sizes if all(own in (0, size) for own, size in zip(shape, y.shape, strict=True)))
+        return f"shape {list(y.shape)}", next(fits, "")
+    if not values or y.is_meta:
+        return None
+    low, high = (bound.item() for bound in y.detach().aminmax())
+    if low >= -SLACK and high <= 1 + SLACK:
+        return None
+    near = -1 - SLACK <= low < 0 and high <= 1 + SLACK
+    fix = "(y + 1) / 2" if near else "y / 255" if low >= -SLACK and 2 < high <= 256 else "y.clamp(0, 1)"
+    return f"values from {low:.4g} to {high:.4g}", fix if low > -math.inf and high < math.inf else ""
+
+
+def check_noise(noise: Any, shape: tuple[int, ...], whose: str) -> None:
+    """Raises InputError unless it is a tensor of floats [B, *shape]."""
+    given: Any = noise.dtype if isinstance(noise, Tensor) else f"a {type(noise).__name__}"
+    if isinstance(noise, Tensor) and noise.is_floating_point():
+        given = tuple(noise.shape[1:])
+    if given != shape:
+        raise InputError(f"{whose} takes noise of {shape}, not {given}")
 
 
 def checked_shape(noise_shape: Any) -> tuple[int, ...]:
     """Raises InputError unless it is the shape of one sample."""
-    if (
-        not isinstance(noise_shape, Sequence)
-        or not noise_shape
-        or not all(type(n) is int and n > 0 for n in noise_shape)
-    ):
-        raise InputError(f"noise_shape must be one sample's shape, such as (8,) or (4, 8, 8), not {noise_shape!r}")
+    known = isinstance(noise_shape, Sequence) and all(type(n) is int and n > 0 for n in noise_shape)
+    if not (known and noise_shape and math.prod(noise_shape) <= MOST):
+        raise InputError(f"noise_shape must be one sample's shape, such as (8,) or (4, 8, 8), not {shown(noise_shape)}")
     return tuple(noise_shape)

@@ -11,24 +11,27 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import threading
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError, TooLongError, no_traceback
+from hypernoise.errors import InputError, TooLongError, no_traceback, shown
 from hypernoise.generators.base import Condition, Seed, check_texts
 from hypernoise.generators.families import Family, asked, family_of, few_step_doubt, sibling_of
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding, replaced
 from hypernoise.generators.text_cache import RestingEncoders, joined, separate
+from hypernoise.settings import MOST_SIDE, whole_number
 
 
 class DiffusionGenerator:
@@ -78,6 +81,10 @@ class DiffusionGenerator:
                 module.requires_grad_(False).eval()
         scale: int = self.pipeline.vae_scale_factor
         self.size: tuple[int, int] = size or default_size(pipeline, self.denoiser)
+        if not isinstance(self.size, Sequence) or len(self.size) != 2:
+            raise InputError(f"size is height and width in pixels, such as (512, 512), not {shown(size)}")
+        for side in self.size:
+            whole_number(side, "a side of size", most=MOST_SIDE)
         unit = scale * self.family.patch
         if any(side < unit or side % unit for side in self.size):
             raise InputError(f"{name} draws sizes in multiples of {unit} pixels, not {self.size[0]} x {self.size[1]}")
@@ -85,7 +92,7 @@ class DiffusionGenerator:
         self.noise_shape: tuple[int, ...] = self.family.noise_shape(
             channels, self.size[0] // scale, self.size[1] // scale
         )
-        if memory.gradient_checkpointing:
+        if memory.gradient_checkpointing or getattr(self.denoiser, "is_gradient_checkpointing", False):
             checkpoint_blocks(self.denoiser)
         self._resting = RestingEncoders(pipeline) if memory.text_encoders != "stay" else None
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
@@ -122,6 +129,7 @@ class DiffusionGenerator:
 
     def check_steps(self, steps: int) -> None:
         """Refuses more steps than training timesteps, and a number other than that of the model's fixed timesteps."""
+        whole_number(steps, "num_inference_steps")
         most = self.pipeline.scheduler.config.get("num_train_timesteps")
         if most is not None and steps > most:
             raise InputError(f"{self.name} has {most} timesteps, so it cannot draw in {steps} steps")
@@ -292,6 +300,14 @@ def _tensors(encoded: dict[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
+_TURNS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # locks of what one thread at a time may change
+
+
+def in_turn(thing: Any) -> AbstractContextManager[Any]:
+    """A block that only one thread at a time enters for the same thing; it may nest."""
+    return _TURNS.setdefault(thing, threading.RLock())
+
+
 class _Answered(Exception):
     """Raised inside the pipeline's call to leave it after the denoiser's output."""
 
@@ -314,10 +330,12 @@ def stop_at_encoding(pipeline: Any) -> Iterator[list[Any]]:
 def stop_at_first_answer(denoiser: nn.Module) -> Iterator[list[Any]]:
     """Runs a block until the denoiser's first output, which becomes the list's one element."""
     answer: list[Any] = []
+    thread = threading.get_ident()
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-        answer.append(output[0])
-        raise _Answered
+        if threading.get_ident() == thread:  # another thread may be drawing
+            answer.append(output[0])
+            raise _Answered
 
     hook = denoiser.register_forward_hook(keep)
     try:

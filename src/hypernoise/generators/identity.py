@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ def identify_denoiser(denoiser: nn.Module) -> dict[str, Any]:
     return {
         "denoiser": type(denoiser).__name__,
         "fingerprint": _digest(sorted((name, list(_shape(parameter))) for name, parameter in frozen.items())),
-        "probe": [_looked_at(matrix) for matrix in _probed(frozen).values()],
+        "probe": list(_looked_at(_probed(frozen)).values()),
     }
 
 
@@ -39,17 +40,22 @@ def probe(denoiser: nn.Module, names: Sequence[str] = ()) -> dict[str, float | N
     """One weight of each of up to `PROBED` matrices, or of the named ones; None if unreadable, NaN
     if there is no such matrix."""
     found = {name: _parameter(denoiser, name) for name in names} if names else _probed(_parameters(denoiser))
-    return {name: math.nan if one is None else _looked_at(one) for name, one in found.items()}
+    return _looked_at(found)
 
 
-def layers_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
+def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Its modules and their names, itself first: each as it is, and without wrappers of PEFT and
     torch.compile. Skips other contents of the wrappers, and IP-Adapters."""
-    bare = _unwrapped(module)
-    yield name, module, bare
-    for key, child in bare._modules.items():
-        if child is not None and key not in ("processor", "encoder_hid_proj"):  # home of IP-Adapters
-            yield from layers_of(child, f"{name}.{key}" if name else key)
+    waiting = [("", module)]
+    while waiting:
+        name, layer = waiting.pop()
+        bare = _unwrapped(layer)
+        yield name, layer, bare
+        waiting += [
+            (f"{name}.{key}" if name else key, child)
+            for key, child in reversed(bare._modules.items())
+            if child is not None and key not in ("processor", "encoder_hid_proj")  # home of IP-Adapters
+        ]
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -103,8 +109,10 @@ def _shape(weight: Tensor) -> torch.Size:
     return weight.shape if packed is None else packed.shape
 
 
-def _looked_at(weight: Tensor) -> float | None:
-    if _quantised(weight):
-        return None
-    flat = weight.detach().flatten()
-    return round(float(flat[flat.numel() // 2]), 7)
+def _looked_at(weights: Mapping[str, Tensor | None]) -> dict[str, float | None]:
+    """The middle number of each, in a single read, since each read synchronises the device."""
+    whole = {name: own.detach() for name, own in weights.items() if own is not None and not _quantised(own)}
+    middles = [own[tuple(map(int, np.unravel_index(own.numel() // 2, own.shape)))].float() for own in whole.values()]
+    read = torch.stack([middle.to(middles[0].device) for middle in middles]).tolist() if middles else []
+    known = {name: round(value, 7) for name, value in zip(whole, read, strict=True)}
+    return {name: math.nan if own is None else known.get(name) for name, own in weights.items()}

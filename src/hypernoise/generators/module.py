@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from hypernoise.errors import InputError, no_traceback
-from hypernoise.generators.base import Condition, Seed, check_texts, checked_shape
+from hypernoise.errors import InputError, check_is, no_traceback
+from hypernoise.generators.base import Condition, Seed, check_noise, check_texts, checked_shape, fault_of
 from hypernoise.generators.callables import networks_of, parts_of
 from hypernoise.generators.identity import identify_module
-
-LEVEL = 1 / 255  # one level of 8 bits: tolerance of the range [0, 1]
 
 
 class ModuleGenerator:
@@ -51,14 +50,15 @@ class ModuleGenerator:
         pictures: bool = True,
     ):
         for what, part in (("module", module), ("to_pixels", to_pixels), ("embed", embed)):
-            if isinstance(part, type) or not ((part is None and what != "module") or callable(part)):
-                kind = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
-                raise InputError(f"{what} is {kind}; it must be callable, such as a torch module")
+            if part is not None or what == "module":
+                check_is(part, Callable, what, "something to call, such as a torch module")
         self.noise_shape = checked_shape(noise_shape)
         self.embed, self.name = embed, name
         self._conditional = _takes_condition(module, embed is not None)
         self._networks = networks_of(module, to_pixels, embed)
         for weight in chain.from_iterable(network.parameters() for network in self._networks):
+            if is_lazy(weight) or weight.is_meta:
+                raise InputError(f"{name!r} has weights without values: load them, or call a lazy module once, before")
             weight.requires_grad_(False)
         hooked = isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule)  # it takes no hooks
         self.module: nn.Module = module if hooked else Function(module)  # type: ignore[assignment]
@@ -87,8 +87,14 @@ class ModuleGenerator:
         self._rest()
         with torch.no_grad():
             embedded = self._embedded(list(prompts))
-        if not isinstance(embedded, Tensor) or embedded.ndim == 0 or len(embedded) != len(prompts):
-            given = f"shape {list(embedded.shape)}" if isinstance(embedded, Tensor) else f"a {type(embedded).__name__}"
+        given = ""
+        if not isinstance(embedded, Tensor):
+            given = f"a {type(embedded).__name__}"
+        elif embedded.layout != torch.strided or embedded.is_meta or embedded.is_complex():
+            given = f"{embedded.layout}, {embedded.dtype}, {embedded.device}"
+        elif embedded.ndim == 0 or len(embedded) != len(prompts):
+            given = f"shape {list(embedded.shape)}"
+        if given:
             raise InputError(f"embed must return a tensor with a row for each of {len(prompts)} prompts, not {given}")
         bad = ~embedded.isfinite() if embedded.is_floating_point() else embedded < 0
         if bad.any():
@@ -113,11 +119,13 @@ class ModuleGenerator:
         pass  # there are no text encoders to free
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
+        check_noise(noise, self.noise_shape, repr(self.name))
         self._rest()
         given = [noise, *([condition.tensors["embedding"]] if self._conditional else [])]
         own = next((weight.dtype for weight in self._weights() if weight.is_floating_point()), None)
-        cast = [part.to(own) if own is not None and part.is_floating_point() else part for part in given]
-        narrow = own not in (None, torch.float32)  # such weights determine the precision themselves
+        # copies, since some modules change their input in place
+        cast = [part.to(own if own and part.is_floating_point() else part.dtype, copy=True) for part in given]
+        narrow = own not in (None, torch.float32)  # such weights say themselves what is computed in
         whole = torch.autocast(noise.device.type, enabled=False) if narrow else nullcontext()
         with whole, no_traceback(f"{self.name!r} fails when given {' and '.join(map(_described, given))}"):
             pixels = self._pixels(self.module(*cast))
@@ -145,35 +153,20 @@ class ModuleGenerator:
     def _check(self, noise: Tensor, pixels: Any) -> None:
         """Checks every batch's shape and gradient, and the first one's values, since reading them synchronises."""
         who = "to_pixels" if self.to_pixels is not None else repr(self.name)
-        if not isinstance(pixels, Tensor):
-            raise InputError(f"{who} returns {_outline(pixels)}; it must return pixels [B, 3, H, W]")
-        if not pixels.is_floating_point():
-            raise InputError(f"{who} returns {pixels.dtype} pixels, which have no gradient; return floats in [0, 1]")
-        if pixels.ndim != 4 or pixels.shape[:2] != (len(noise), 3):
-            hint = "lambda y: y.unflatten(1, (3, H, W))"
-            if pixels.ndim == 4 and pixels.shape[1] == 1:
-                hint = "lambda y: y.expand(-1, 3, -1, -1)"
-            elif pixels.ndim == 4 and pixels.shape[3] == 3:
-                hint = "lambda y: y.permute(0, 3, 1, 2)"
+        fault = fault_of(pixels, len(noise), values=self._unseen)
+        if fault:
+            what, fix = fault if isinstance(pixels, Tensor) else (_outline(pixels), "")
+            made = f"such as by to_pixels=lambda y: {fix}, " if fix else ""
             raise InputError(
-                f"{who} returns shape {list(pixels.shape)}, not [{len(noise)}, 3, H, W]; try to_pixels={hint}, or "
+                f"{who} returns {what}; it must return pixels [{len(noise)}, 3, H, W], floats in [0, 1], {made}or "
                 "pictures=False if these are not pictures"
             )
+        self._unseen = False
         if torch.is_grad_enabled() and noise.requires_grad and not pixels.requires_grad:
             raise InputError(
                 f"no gradient reaches the noise of {self.name!r}: it uses torch.no_grad or inference_mode, or "
                 "detaches its input"
             )
-        if self._unseen:
-            low, high = (value.item() for value in pixels.detach().float().aminmax())
-            if not (-LEVEL <= low <= high <= 1 + LEVEL):  # also for NaN
-                signed, bytes_ = low < 0 and max(-low, high) <= 1 + LEVEL, low >= -LEVEL and 2 < high <= 256
-                hint = "(y + 1) / 2" if signed else "y / 255" if bytes_ else "y.clamp(0, 1)"
-                raise InputError(
-                    f"{who} returns pixels from {low:.4g} to {high:.4g}; they must be finite and in [0, 1]; try "
-                    f"to_pixels=lambda y: {hint}, or pictures=False if these are not pictures"
-                )
-            self._unseen = False
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "noise_shape": list(self.noise_shape), **identify_module(self.module)}

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from hypernoise.errors import InputError, first_line, no_traceback, out_of_memory, unknown
-from hypernoise.files import read_json
+from hypernoise.errors import InputError, check_is, first_line, no_traceback, out_of_memory, unknown
+from hypernoise.files import check_file, read_json
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.hub import explained, fetch, hub_cause
@@ -63,6 +63,8 @@ def load_generator(
         InputError: unknown name, a directory without a pipeline, a device that does not exist, or files that
             cannot be loaded, with the fix.
     """
+    check_is(source, str | Path | DiffusionPipeline, "the generator", "a name, a pipeline directory or a pipeline")
+    check_is(memory, Memory, "memory", "a Memory, such as Memory(decode_slice=1)")
     if isinstance(source, DiffusionPipeline):
         for field, none in (("quantise", "none"), ("tiny_decoder", "")):
             if getattr(memory, field) != none:
@@ -82,7 +84,7 @@ def load_generator(
         if not os.path.isdir(source):  # False for names that no path can have
             known = next((own for own, preset in PRESETS.items() if preset.repository == name), None)
             raise InputError(f"{name} is called {known!r} here") if known else unknown("generator", name, PRESETS)
-        preset, location = Preset(_check_directory(Path(source))), name
+        preset, location = Preset(check_directory(Path(source))), name
     elif preset.packaged:
         location = str(files("hypernoise").joinpath(preset.packaged))
     else:
@@ -207,13 +209,23 @@ def fuse_lora(pipeline: Any, source: str) -> None:
     pipeline.unload_lora_weights()
 
 
-def _check_directory(folder: Path) -> str:
-    """The class of the pipeline saved in a folder."""
+def check_directory(folder: Path) -> str:
+    """The class of the pipeline saved in a folder, all of whose files can be read and whose settings are mappings.
+
+    Raises:
+        InputError: no pipeline, a pipe or a device among its files, or settings that are no JSON object.
+    """
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{folder} is not a pipeline directory: it has no model_index.json (see save_pretrained)")
+    for file in sorted(folder.glob("*/*")):
+        if not file.is_dir():
+            check_file(file, str(file))
+    for file in (index, *sorted(folder.glob("*/*config.json"))):
+        if not isinstance(read_json(file, str(file)), dict):
+            raise InputError(f"{file} must be a JSON object of settings")
     about = read_json(index, str(index))
-    pipeline_class = about.get("_class_name") if isinstance(about, dict) else None
+    pipeline_class = about.get("_class_name")
     if not isinstance(pipeline_class, str):
         raise InputError(f"{index} does not name a pipeline class")
     if pipeline_class not in FAMILIES:
@@ -238,6 +250,6 @@ def pick_device(device: str) -> torch.device:
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(f"device {device!r} does not exist here; try --device auto or cpu") from error
     return place

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.generators.callables import parts_of
-from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.base import RewardFunction, scores_of
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Meter:
     def score(self, pixels: Tensor, prompts: list[str], hint: str = "") -> Tensor:
         """Rewards [B], differentiable in the pixels. InputError, with the hint, for one that is not finite."""
         self.reward_calls += len(pixels)
-        scores = self.problem.reward(pixels, prompts)
+        scores = scores_of(self.problem.reward, pixels, prompts)
         finite = torch.isfinite(scores)
         if not finite.all():
             place = int((~finite).nonzero()[0, 0])

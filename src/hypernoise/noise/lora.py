@@ -8,6 +8,7 @@ updates off, are the generator.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError, shown
 from hypernoise.generators.base import Condition
-from hypernoise.generators.diffusion import DiffusionGenerator, replaced
+from hypernoise.generators.diffusion import DiffusionGenerator, in_turn, replaced
 from hypernoise.generators.identity import layers_of
 from hypernoise.noise.state import copy_state
-from hypernoise.settings import MOST_RANK, finite, whole_number
+from hypernoise.settings import MOST_RANK, finite, seed_in_range, whole_number
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -61,11 +62,14 @@ class LoRANoise(nn.Module):
     ):
         super().__init__()
         whole_number(rank, "rank", most=MOST_RANK)
+        seed_in_range(seed)
         if not (finite(alpha) and alpha > 0):
             raise InputError(f"alpha must be a positive number, not {shown(alpha)}")
         if not hasattr(generator, "denoiser"):
-            raise InputError(f"{generator.name!r} has no denoiser to put a LoRA on: use ResidualNoise")
-        self.settings: dict[str, Any] = {"rank": rank, "alpha": alpha}
+            raise InputError(f"a {type(generator).__name__} has no denoiser to put a LoRA on: use ResidualNoise")
+        if init not in ("kaiming", "gaussian"):
+            raise InputError(f"init must be kaiming or gaussian, not {shown(init)}")
+        self.settings: dict[str, Any] = {"rank": int(rank), "alpha": float(alpha)}
         self.output_layer = generator.family.output_layer
         there = adaptable_layers(generator.denoiser)
         names = list(there)
@@ -84,7 +88,6 @@ class LoRANoise(nn.Module):
         if place.type != "meta":  # offloaded, or only planned
             self.lora.to(place)
         self.layers: dict[str, Update] = dict(zip(names, self.lora, strict=True))  # type: ignore[arg-type]
-        self.active = False  # whether the denoiser currently computes f
 
     @property
     def generator(self) -> DiffusionGenerator:
@@ -99,7 +102,8 @@ class LoRANoise(nn.Module):
     def adapted(self, pipeline: Any = None) -> Iterator[None]:
         """The pipeline's denoiser computes f inside the block, and is the frozen generator again after it.
 
-        The user's LoRAs are off in the block, unless they are fused.
+        The user's LoRAs are off in the block, unless they are fused. Other threads still see the plain denoiser, and
+        wait if they need f.
 
         Args:
             pipeline: by default the generator's own.
@@ -107,24 +111,20 @@ class LoRANoise(nn.Module):
         Raises:
             InputError: a denoiser without the layers this network was made for.
         """
-        if self.active:
-            yield
-            return
         pipeline = pipeline or self.generator.pipeline
         there = adaptable_layers(getattr(pipeline, self.generator.family.denoiser))
         self._check(there)
-        self.active = True
-        try:
-            with ExitStack() as stack:
+        last, bare = there[self.output_layer]
+        with in_turn(bare), ExitStack() as stack:
+            now = vars(last).get("forward")
+            if not (isinstance(now, _Adapted) and now.update is self.layers[self.output_layer]):  # else already on
                 stack.enter_context(self._input(pipeline.scheduler))
                 for name, (layer, bare) in there.items():
                     update = self.layers.get(name)
                     if update is not None or layer is not bare:
                         alone = self.drops_base_path and name == self.output_layer
                         stack.callback(_put, layer, _put(layer, _Adapted(layer, bare, update, alone)))
-                yield
-        finally:
-            self.active = False
+            yield
 
     def _check(self, there: dict[str, tuple[nn.Module, nn.Module]]) -> None:
         for name, update in self.layers.items():
@@ -207,14 +207,17 @@ def _named(layers: Sequence[str], there: dict[str, tuple[nn.Module, nn.Module]])
 
 
 class _Adapted:
-    """A layer's `forward` while f is evaluated: its own, unwrapped, plus the update."""
+    """A layer's `forward` while f is evaluated: its own, unwrapped, plus the update. For other threads it is the
+    layer's own, except for those of autograd, which recompute blocks of f."""
 
     def __init__(self, layer: nn.Module, bare: nn.Module, update: Update | None, alone: bool):
-        own = layer.forward
-        self.plain = bare if bare is not layer else own.plain if isinstance(own, _Adapted) else own
+        self.own, self.thread = layer.forward, threading.get_ident()
+        self.plain = bare if bare is not layer else self.own.plain if isinstance(self.own, _Adapted) else self.own
         self.update, self.alone = update, alone
 
     def __call__(self, x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        if threading.get_ident() != self.thread and torch._C._current_graph_task_id() == -1:
+            return self.own(x, *arguments, **keywords)
         answer = self.plain(x, *arguments, **keywords)
         if self.update is None:
             return answer

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition, Generator, checked_shape
+from hypernoise.generators.base import Condition, Generator, check_noise, checked_shape
 from hypernoise.noise.state import TrainedWhole
+from hypernoise.settings import MOST, seed_in_range, whole_number
 
 ENCODED = 1024  # prompts per batch when searching their labels
 
@@ -43,9 +44,10 @@ class ResidualNoise(TrainedWhole):
         super().__init__()
         self.noise_shape = checked_shape(noise_shape)
         known = condition_size if condition_size is not None else 0
-        for name, value, least in (("width", width, 1), ("depth", depth, 0), ("condition_size", known, 0)):
-            if type(value) is not int or value < least:
-                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        whole_number(width, "width")
+        whole_number(depth, "depth", 0, 1000)
+        whole_number(known, "condition_size", 0)
+        seed_in_range(seed)
         self.settings: dict[str, Any] = {
             "noise_shape": list(noise_shape), "condition_size": condition_size, "width": width, "depth": depth
         }  # fmt: skip
@@ -55,9 +57,13 @@ class ResidualNoise(TrainedWhole):
     def _build(self, condition_size: int) -> None:
         width, depth = self.settings["width"], self.settings["depth"]
         self.condition_size, size = condition_size, math.prod(self.noise_shape)
+        widths = [size + condition_size, *[width] * depth]
+        weights = sum(a * b for a, b in pairwise([*widths, size]))
+        if weights > MOST:
+            seen = f"noise of {size:,} numbers, {condition_size:,} classes or numbers of an embedding"
+            raise InputError(f"{seen}, width {width:,} and depth {depth} make {weights:,} weights: at most {MOST:,}")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed)
-            widths = [size + condition_size, *[width] * depth]
             hidden = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(widths)]
             last = nn.Linear(widths[-1], size)
         nn.init.zeros_(last.weight)
@@ -89,8 +95,7 @@ class ResidualNoise(TrainedWhole):
             self.to(like)
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
-        if tuple(noise.shape[1:]) != self.noise_shape:
-            raise InputError(f"this network takes noise of {self.noise_shape}, not {tuple(noise.shape[1:])}")
+        check_noise(noise, self.noise_shape, "this network")
         seen = noise.flatten(1)
         if self.condition_size:
             seen = torch.cat([seen, embedded(condition, self.condition_size).to(seen)], 1)

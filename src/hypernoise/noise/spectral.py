@@ -26,7 +26,7 @@ from hypernoise.noise.coupling import CouplingFlow
 from hypernoise.noise.residual import embedded
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.state import TrainedWhole
-from hypernoise.settings import whole_number
+from hypernoise.settings import seed_in_range, whole_number
 
 QUERIES = 4
 
@@ -74,6 +74,7 @@ class SpectralNoise(TrainedWhole):
         }  # fmt: skip
         for name, value in self.settings.items():
             whole_number(value, name, least=0 if name in ("depth", "token_width") else 1, most=2**20)
+        seed_in_range(seed)
         self.channels, self.text_width, self.k, self.patch = channels, text_width, k, patch
         self.grid = None if grid is None else (grid[0], grid[1])
         if self.grid is not None:

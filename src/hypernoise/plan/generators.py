@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ import yaml
 from torch import nn
 
 from hypernoise.errors import InputError, unknown
+from hypernoise.files import read_json
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import family_of
 from hypernoise.generators.memory import NO_SAVING, Memory
 from hypernoise.generators.presets import PRESETS, Preset
+from hypernoise.generators.registry import check_directory
 from hypernoise.plan.trace import moved
 
 META = torch.device("meta")
@@ -91,8 +92,8 @@ def published(source: str) -> Published:
     if not folder.is_dir():
         raise unknown("generator", source, PRESETS)
     family, configuration, words = _read_folder(folder)
-    if family not in _CONDITIONS or not hasattr(diffusers, family):
-        raise InputError(f"a {family} cannot be planned: only diffusers' own classes can ({', '.join(_CONDITIONS)})")
+    if family not in _CONDITIONS:
+        raise InputError(f"a {family} cannot be planned: only these can: {', '.join(_CONDITIONS)}")
     return Published(source, preset or Preset(family), configuration, words)
 
 
@@ -127,22 +128,19 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any], int | None]:
     """A saved pipeline's class, its configurations, and its prompts' padded length if its tokenizer has one."""
 
     def read(file: str) -> dict[str, Any]:
-        try:
-            values = json.loads((folder / file).read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder} is not a pipeline directory: {file} cannot be read") from error
+        values = read_json(folder / file, f"{folder}/{file}")
         return values if file == "model_index.json" else {k: v for k, v in values.items() if not k.startswith("_")}
 
     def config_of(name: str) -> dict[str, Any]:
         return read(f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json")
 
-    index = read("model_index.json")
+    family, index = check_directory(folder), read("model_index.json")
     parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     own = {"denoiser": "unet" if "unet" in parts else "transformer", "vae": "vae", "scheduler": "scheduler"}
     configuration = {part: {**config_of(name), "class": index[name][1]} for part, name in own.items()}
     encoders = [config_of(name) for name in parts if name.startswith("text_encoder")]
     words = read("tokenizer/tokenizer_config.json").get("model_max_length")
-    return index["_class_name"], {**configuration, "text_encoders": [_encoder_parameters(e) for e in encoders]}, words
+    return family, {**configuration, "text_encoders": [_encoder_parameters(e) for e in encoders]}, words
 
 
 def _encoder_parameters(config: dict[str, Any]) -> int:
@@ -194,7 +192,7 @@ def _without_data(pipeline: Any) -> None:
 def _tiny(source: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """A tiny decoder's configuration: a directory's, otherwise TAESD's for the same number of latent channels."""
     file = Path(source) / "config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {"latent_channels": own.get("latent_channels", 4)}
+    config = read_json(file, str(file)) if file.exists() else {"latent_channels": own.get("latent_channels", 4)}
     return {"class": "AutoencoderTiny", **{k: v for k, v in config.items() if not k.startswith("_")}}
 
 

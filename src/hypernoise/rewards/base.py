@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, shown
+from hypernoise.errors import InputError, no_traceback, shown
+from hypernoise.generators.base import fault_of
 from hypernoise.settings import typed
 
 
@@ -52,34 +53,17 @@ class RewardSettings:
             raise InputError(f"device must be a torch device such as cuda:1, or empty, not {self.device!r}") from error
 
 
-TAKES = "a reward takes pixels [B, 3, H, W], floats in [0, 1]"
-SLACK = 0.01  # tolerance of the range [0, 1]
-SHAPES = (  # common wrong shapes (0: any size), and the fix
-    ((3, 0, 0), "for one picture pass pixels[None]"),
-    ((0, 0, 3), "for one picture pass pixels.permute(2, 0, 1)[None]"),
-    ((0, 0, 0, 3), "pass pixels.permute(0, 3, 1, 2)"),
-    ((0, 1, 0, 0), "for grey pictures pass pixels.expand(-1, 3, -1, -1)"),
-    ((0, 4, 0, 0), "to drop alpha pass pixels[:, :3]"),
-)
-
-
 def check_pictures(pixels: Any) -> None:
     """Raises InputError, with the fix, for anything but pictures.
 
     Values are only checked without a gradient: a generator's pixels are in [0, 1], and reading them would
     synchronise the device.
     """
-    if not isinstance(pixels, Tensor) or pixels.layout != torch.strided:
-        raise InputError(f"{TAKES}, not a {type(pixels).__name__}")
-    if not pixels.is_floating_point():
-        raise InputError(f"{TAKES}, not {pixels.dtype}; for bytes pass pixels.float() / 255")
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape:
-        raise InputError(f"{TAKES}, not {list(pixels.shape)}{_fix(pixels.shape)}")
-    if not pixels.requires_grad and not pixels.is_meta:
-        least, most = (bound.item() for bound in pixels.detach().aminmax())
-        if not (least >= -SLACK and most <= 1 + SLACK):
-            fix = " (pass (pixels + 1) / 2)" if -1 - SLACK <= least < 0 and most <= 1 + SLACK else ""
-            raise InputError(f"{TAKES}; these go from {least:.4g} to {most:.4g}{fix}")
+    fault = fault_of(pixels, values=not getattr(pixels, "requires_grad", False))
+    if fault:
+        what, fix = fault
+        mend = f"; pass {fix.replace('y', 'pixels')}" if fix else ""
+        raise InputError(f"a reward takes pixels [B, 3, H, W], floats in [0, 1], not {what}{mend}")
 
 
 def check_pairs(pixels: Any, prompts: Any) -> None:
@@ -89,13 +73,6 @@ def check_pairs(pixels: Any, prompts: Any) -> None:
         raise InputError(f"prompts must be a list with one prompt for each of {len(pixels)} pictures")
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError(f"prompts must be texts, not {shown(list(prompts))}")
-
-
-def _fix(shape: Sequence[int]) -> str:
-    for alike, fix in SHAPES:
-        if len(alike) == len(shape) and all(size in (0, own) for size, own in zip(alike, shape, strict=True)):
-            return f"; {fix}"
-    return ""
 
 
 def check_callable(reward: object, name: str = "the reward") -> None:
@@ -117,15 +94,28 @@ def check_callable(reward: object, name: str = "the reward") -> None:
 
 
 def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str = "the reward") -> Tensor:
-    """The result of `reward`, which must be a tensor with one score per picture. InputError, with `name`, if not."""
+    """The result of `reward`: a tensor with one score per picture, as floats. InputError, with `name`, if it is not."""
+    version = 0 if pixels.is_inference() else pixels._version
     try:
         scores = reward(pixels, prompts)
     except RuntimeError as error:
         if "numpy() on Tensor that requires grad" not in str(error):
             raise
         raise InputError(f"{name} passes the pixels to numpy, which has no gradient; compute with torch") from error
+    if not pixels.is_inference() and pixels._version != version:
+        raise InputError(f"{name} changes the pixels in place, also for others; use pixels.clone()")
     if not isinstance(scores, Tensor):
         raise InputError(f"{name} returned a {type(scores).__name__}, not a tensor of one score per picture")
+    if scores.layout != torch.strided or scores.is_complex() or scores.is_meta > pixels.is_meta:
+        raise InputError(
+            f"{name} returned scores that are {scores.layout}, {scores.dtype}, on {scores.device}; return floats"
+        )
     if scores.shape != (len(pixels),):
         raise InputError(f"{name} returned shape {list(scores.shape)}; it must return one score per picture")
-    return scores
+    return scores if scores.is_floating_point() else scores.float()
+
+
+def scores_of(reward: RewardFunction, pixels: Tensor, prompts: Sequence[str], name: str = "the reward") -> Tensor:
+    """As `scored`; any exception of the reward also becomes an InputError."""
+    with no_traceback(f"{name} fails for {shown(list(prompts))}"):
+        return scored(reward, pixels, list(prompts), name)

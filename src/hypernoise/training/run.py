@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError, check_is, first_line
 from hypernoise.files import output_folder, write_json
 from hypernoise.generators.base import Condition, Generator, check_texts
 from hypernoise.generators.text_cache import KeptInMemory
@@ -160,11 +160,11 @@ def open_run(
     progress: bool,
 ) -> Run:
     """Checks the input, joins the other processes and restores the newest checkpoint. Raises the errors of `train`."""
+    _check(config, generator, network, reward, validation_reward, prompts, folder)
     precision = resolve(config.mixed_precision, generator.device)
     if precision.slow:
         say_once(precision.line)
     config = dataclasses.replace(config, mixed_precision=precision.name)
-    _check(config, generator, network, reward, validation_reward, prompts, folder)
     accelerator = start(generator.device, config.report_to, folder)
     samples_per_round(config, accelerator.num_processes)
     suit = getattr(network, "suit", None)
@@ -241,6 +241,9 @@ def _check(
     prompts: Sequence[str],
     folder: Path | None,
 ) -> None:
+    check_is(generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
+    check_is(network, NoiseNetwork, "the network", "a LoRANoise, ResidualNoise or SpectralNoise")
+    check_is(config, TrainConfig, "the config", "a TrainConfig, such as TrainConfig(max_train_steps=100)")
     check_texts(prompts)
     check_texts(config.validation_prompts, "validation_prompts")
     if not prompts:
