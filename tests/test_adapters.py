@@ -192,6 +192,14 @@ def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
     about.write_text(json.dumps({"format": 1, "kind": "lora", "settings": {}, "base": "x"}))
     with pytest.raises(InputError, match="base must be a mapping"):
         load_adapter(generator, folder)
+    network = LoRANoise(generator, rank=2)
+    for wrong, message in (
+        ({"folder": 3}, "the output directory is a int; pass its path"),
+        ({"training": {"x": torch.ones(1)}}, "training must hold JSON values: TypeError"),
+        ({"training": {"x": "\ud800"}}, "training has a lone surrogate"),
+    ):
+        with pytest.raises(InputError, match=message):
+            save_adapter(network, **{"folder": folder / "other", **wrong})
     for wrong in (3, None, "a" * 5000):
         with pytest.raises(InputError, match="the adapter is a|no adapter at"):
             load_adapter(generator, wrong)

@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hypernoise.errors import InputError, check_is, first_line
-from hypernoise.files import output_folder, read_json, write_json
+from hypernoise.errors import InputError, check_is, first_line, no_traceback
+from hypernoise.files import output_folder, parse_json, read_json, write_json
 from hypernoise.generators.base import Generator
 from hypernoise.generators.hub import HUB_ID, fetch_adapter
 from hypernoise.generators.presets import PRESETS
@@ -65,7 +65,7 @@ def save_adapter(
     """
     if generator is None and not hasattr(network, "generator"):
         raise InputError("name the generator it was trained on: save_adapter(network, folder, generator=generator)")
-    place = output_folder(Path(folder))
+    place = output_folder(folder)
     for left in place.glob(f"{PART}*"):  # left by a killed process
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PART, dir=place) as temporary:
@@ -84,7 +84,7 @@ def write_adapter(
     save_file(state, folder / WEIGHTS, metadata={"note": NOTE})  # with several keys safetensors shuffles their order
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it owner-only
     write_json(folder / PEFT_CONFIG, _peft_fields(network, base))
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
         "kind": network.kind,
@@ -93,9 +93,10 @@ def write_adapter(
         "output_layer_base_path": False if isinstance(network, LoRANoise) else None,
         "base": base.describe() if base is not None else None,
         "call": getattr(base, "asked", dict)(),
-        "training": dict(training),
+        "training": training,
     }
-    about = json.loads(json.dumps(about))  # as it is read back
+    with no_traceback("training must hold JSON values"):
+        about = parse_json(json.dumps(about), "training")  # as it is read back
     write_json(folder / ABOUT, {**about, "digest": digest_of(about, network.trainable_state())})
 
 

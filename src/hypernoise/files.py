@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hypernoise.errors import InputError, first_line, shown
+from hypernoise.errors import InputError, check_is, first_line, shown
 
 UNFINISHED = ".tmp"  # suffix of an incomplete file
 
@@ -123,8 +123,10 @@ def atomic_file(file: Path) -> Iterator[Path]:
     os.replace(temporary, file)
 
 
-def output_folder(folder: Path) -> Path:
+def output_folder(folder: str | Path) -> Path:
     """`folder`, created if needed; InputError if it is a file or not writable."""
+    check_is(folder, str | Path, "the output directory", "its path")
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -74,7 +74,7 @@ def train(
         prompts,
         config,
         validation_reward=validation_reward,
-        folder=Path(output_dir) if output_dir is not None else None,
+        folder=output_dir,
         resume=resume_from_checkpoint,
         progress=progress,
     )

@@ -93,7 +93,7 @@ class Log:
         self.bar.update()
 
 
-def check_trackers(names: Sequence[str], folder: Path | None) -> None:
+def check_trackers(names: Sequence[str], folder: str | Path | None) -> None:
     """Raises InputError for a tracker that is not installed, or has no directory to write to."""
     for name in names:
         if importlib.util.find_spec(name) is None:

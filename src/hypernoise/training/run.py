@@ -155,12 +155,13 @@ def open_run(
     config: TrainConfig,
     *,
     validation_reward: RewardFunction | None,
-    folder: Path | None,
+    folder: str | Path | None,
     resume: bool,
     progress: bool,
 ) -> Run:
     """Checks the input, joins the other processes and restores the newest checkpoint. Raises the errors of `train`."""
     _check(config, generator, network, reward, validation_reward, prompts, folder)
+    folder = None if folder is None else Path(folder)
     precision = resolve(config.mixed_precision, generator.device)
     if precision.slow:
         say_once(precision.line)
@@ -239,7 +240,7 @@ def _check(
     reward: RewardFunction,
     validation_reward: RewardFunction | None,
     prompts: Sequence[str],
-    folder: Path | None,
+    folder: str | Path | None,
 ) -> None:
     check_is(generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
     check_is(network, NoiseNetwork, "the network", "a LoRANoise, ResidualNoise or SpectralNoise")
