@@ -204,7 +204,7 @@ def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
         with pytest.raises(InputError, match="the adapter is a|no adapter at"):
             load_adapter(generator, wrong)
     about.write_text('{"format": 1, "format": 1}')
-    with pytest.raises(InputError, match=r"hypernoise\.json has 'format' twice"):
+    with pytest.raises(InputError, match=r"hypernoise\.json has a duplicate name 'format'"):
         load_adapter(generator, folder)
     about.write_text("{")
     with pytest.raises(InputError, match=r"hypernoise\.json is not JSON"):
