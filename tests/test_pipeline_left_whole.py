@@ -171,6 +171,15 @@ def test_threads_may_draw_with_one_denoiser_at_once(build, folder, pictures):
     pipeline_is_plain(attached, plain)
 
 
+def test_a_callback_that_draws_with_its_own_pipeline_is_told(build, folder, pictures):
+    plain, improved = pictures
+    pipe = attach(build(), folder)
+    with pytest.raises(InputError, match="a callback cannot draw with the pipeline that calls it"):
+        drawn(pipe, callback_on_step_end=lambda *_: drawn(pipe))
+    assert apart(drawn(pipe), improved) < 1e-5
+    pipeline_is_plain(pipe, plain)
+
+
 def test_a_pipeline_made_anew_of_its_parts_is_plain(build, folder):
     pipe = attach(build(), folder)
     plain = drawn(build())

@@ -50,6 +50,8 @@ from hypernoise.noise.base import check_strength
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.spectral import SpectralNoise, unpacked
 
+BUSY = "_hypernoise_call"  # an attribute of a pipeline while it draws
+
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
@@ -191,6 +193,8 @@ class Attached:
         with in_turn(self):
             if held is None or not held.on or held.strength == 0:
                 return draw(*args, **kwargs)
+            if BUSY in vars(self):
+                raise InputError("a callback cannot draw with the pipeline that calls it; use another pipeline in it")
             bound = inspect.signature(draw).bind(*args, **kwargs)
             bound.apply_defaults()
             _check(self, held, bound.arguments)
@@ -200,7 +204,7 @@ class Attached:
                 methods = _adding(self, held, held.network, bound.arguments)
             else:
                 methods = _drawn_first(self, held, held.network, partial(draw, *args, **kwargs))
-            with replaced(self, methods):
+            with replaced(self, {**methods, BUSY: draw}):
                 return draw(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

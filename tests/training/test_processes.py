@@ -106,6 +106,12 @@ def test_the_environment_of_accelerate_launch_changes_no_number():
     assert norms(**environment) == norms()
 
 
+def test_what_accelerate_cannot_start_with_is_one_line(sd_pipeline, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    with pytest.raises(InputError, match="accelerate cannot start .*: ImportError: Megatron"):
+        rows(sd_pipeline, config(max_train_steps=1))
+
+
 def test_each_process_takes_its_own_accelerator(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert own_device("auto") == "auto"

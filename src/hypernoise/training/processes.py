@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
-from hypernoise.errors import InputError, shown
+from hypernoise.errors import InputError, no_traceback, shown
 from hypernoise.training.config import TrainConfig
 
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # what launchers set, and the values without one
@@ -60,15 +60,16 @@ def start(device: torch.device, trackers: tuple[str, ...], folder: Path | None) 
     """Joins the other processes, if any. Precision and accumulation come from the recipe; it overrides those that
     `accelerate launch` puts into the environment."""
     several = launched()[1] > 1
-    return Accelerator(
-        mixed_precision="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a number would not override it
-        dynamo_backend="no",
-        device_placement=False,
-        cpu=several and device.type == "cpu",
-        log_with=list(trackers) or None,
-        project_dir=str(folder) if trackers and folder is not None else None,
-    )
+    with no_traceback("accelerate cannot start with the launcher's and ACCELERATE_ variables of this environment"):
+        return Accelerator(
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # a number would not override it
+            dynamo_backend="no",
+            device_placement=False,
+            cpu=several and device.type == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=str(folder) if trackers and folder is not None else None,
+        )
 
 
 def leave() -> None:
