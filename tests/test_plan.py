@@ -390,7 +390,7 @@ def test_the_smoke_test_trains_and_draws_with_random_weights_and_says_what_would
     assert main(["train", str(tmp_path / "r.yaml"), *flags]) == 0
     page = capsys.readouterr().out
     assert re.search(r"trained  2 steps in [\d.]+, [\d.]+ s\n", page)
-    assert re.search(r"memory   [\d.]+ GB at the peak, planned [\d.]+ GB", page)
+    assert re.search(r"memory   [\d.]+ [GM]B at the peak, planned [\d.]+ [GM]B", page)
     assert "drew     (3, 64, 64) in" in page
     assert "would fail: " in page
     assert "nowhere.txt" in page
