@@ -1,5 +1,7 @@
 """Options that save memory: the same numbers, and really less memory."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from diffusers import AutoencoderTiny
@@ -57,7 +59,9 @@ def test_blocks_that_the_user_checkpoints_are_computed_again_as_they_were(sd_pip
         network = LoRANoise(generator, rank=2)
         disturb(network)
         condition, draw = generator.encode(["a ring"]), torch.Generator().manual_seed(0)
-        network(torch.randn(1, 4, 8, 8, generator=draw), condition).square().sum().backward()
+        loss = network(torch.randn(1, 4, 8, 8, generator=draw), condition).square().sum()
+        with ThreadPoolExecutor(1) as threads:  # as a device's backward pass, in a thread of its own
+            threads.submit(loss.backward).result()
         gradients.append([parameter.grad for parameter in network.trainable_parameters()])
     for plain, again in zip(*gradients, strict=True):
         assert plain is again is None or torch.allclose(plain, again, rtol=1e-3, atol=1e-5)
