@@ -161,7 +161,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "krea-2-turbo": Preset(
         "Krea2Pipeline",
-        "krea/Krea-2-Turbo",  # beside krea/Krea-2-Raw, which diffusers 0.42.1 names
+        "krea/Krea-2-Turbo",
         size=(1024, 1024),
         steps=8,
     ),
