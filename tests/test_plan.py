@@ -241,7 +241,7 @@ def test_training_that_runs_out_of_memory_is_told_the_plan(tmp_path, capsys, mon
     (tmp_path / "r.yaml").write_text("generator: scenes\ntrain_batch_size: 4\nlora: {rank: 2}\n")
     assert main(["train", str(tmp_path / "r.yaml"), "--output-dir", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err
-    assert "out of memory: this recipe is planned at 0.0 GB" in told
+    assert re.search("out of memory: this recipe is planned at [0-9.]+ MB;", told)
     assert "memory.gradient_checkpointing: true" in told
 
 
@@ -348,7 +348,7 @@ def test_fit_takes_what_costs_the_least_time_first():
     assert saving.memory.gradient_checkpointing
     assert "memory.gradient_checkpointing True" in line
     assert plan(saving).training.peak <= alone * 0.95
-    with pytest.raises(InputError, match="leaves 0.0 GB .* but scenes needs 0.0 GB"):
+    with pytest.raises(InputError, match="leaves 1.0 MB .* but scenes needs [0-9.]+ MB"):
         fit(1e6)
     with pytest.raises(InputError, match="memory.fit must be auto or a size such as 24GB, not 'big'"):
         fitted(Recipe(memory=Memory(fit="big")))

@@ -109,11 +109,10 @@ def stretch_warning(network: NoiseNetwork, rows: Sequence[Mapping[str, Any]]) ->
 
 
 def _too_little_memory(recipe: Recipe) -> str:
-    from hypernoise.plan.plan import plan
+    from hypernoise.plan.plan import gigabytes, plan
 
-    planned = plan(recipe).training.peak / 1e9
     return (
-        f"out of memory: this recipe is planned at {planned:.1f} GB; --fit auto chooses settings that fit, or raise "
+        f"out of memory: this recipe is planned at {gigabytes(plan(recipe).training.peak)}; --fit auto chooses settings that fit, or raise "
         "gradient_accumulation_steps and set memory.gradient_checkpointing: true, memory.decode_slice: 1, "
         "memory.text_encoders: offload (hypernoise train --dry-run shows what a recipe needs)"
     )

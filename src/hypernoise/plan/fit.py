@@ -17,7 +17,7 @@ import torch
 from hypernoise.errors import InputError
 from hypernoise.generators.registry import pick_device
 from hypernoise.plan.generators import META
-from hypernoise.plan.plan import plan
+from hypernoise.plan.plan import gigabytes, plan
 from hypernoise.training.config import Recipe
 from hypernoise.training.processes import launched, own_device
 
@@ -66,8 +66,8 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
                 chosen = dataclasses.replace(own, gradient_accumulation_steps=rounds)
                 return chosen, _line(recipe, chosen, peak, limit)
     raise InputError(
-        f"memory.fit: {recipe.memory.fit} leaves {limit / 1e9:.1f} GB for the plan, but {recipe.generator} "
-        f"needs {least / 1e9:.1f} GB, even one picture at a time with all savings; lower lora.rank, set "
+        f"memory.fit: {recipe.memory.fit} leaves {gigabytes(limit)} for the plan, but {recipe.generator} "
+        f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, set "
         "memory.quantise: nf4, or move the rewards to another device with reward_device"
     )
 
@@ -91,4 +91,4 @@ def _line(asked: Recipe, chosen: Recipe, peak: int, limit: float) -> str:
     before, after = vars(asked.memory), vars(chosen.memory)
     pairs += [(f"memory.{name}", before[name], after[name]) for name in before]
     changed = ", ".join(f"{name} {now}" for name, was, now in pairs if was != now) or "nothing changed"
-    return f"fit {asked.memory.fit}: {changed}; planned at {peak / 1e9:.1f} of at most {limit / 1e9:.1f} GB"
+    return f"fit {asked.memory.fit}: {changed}; planned at {gigabytes(peak)} of at most {gigabytes(limit)}"

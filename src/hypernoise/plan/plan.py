@@ -179,5 +179,5 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M"
 
 
-def gigabytes(size: int) -> str:
+def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"
