@@ -111,8 +111,9 @@ def stretch_warning(network: NoiseNetwork, rows: Sequence[Mapping[str, Any]]) ->
 def _too_little_memory(recipe: Recipe) -> str:
     from hypernoise.plan.plan import gigabytes, plan
 
+    planned = gigabytes(plan(recipe).training.peak)
     return (
-        f"out of memory: this recipe is planned at {gigabytes(plan(recipe).training.peak)}; --fit auto chooses settings that fit, or raise "
+        f"out of memory: this recipe is planned at {planned}; --fit auto chooses settings that fit, or raise "
         "gradient_accumulation_steps and set memory.gradient_checkpointing: true, memory.decode_slice: 1, "
         "memory.text_encoders: offload (hypernoise train --dry-run shows what a recipe needs)"
     )
