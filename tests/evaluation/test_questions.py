@@ -17,6 +17,7 @@ from hypernoise.evaluation.questions import (
     read_dpg,
     read_geneval2,
     read_items,
+    read_unigenbench,
     score_dpg,
     score_product,
     score_soft,
@@ -64,6 +65,34 @@ def test_dpg_passes_a_no_on_to_grandchildren():
     assert score_dpg(Item("p", "a", (a, b, Question("c?", "yes", "relation", (1,)))), [0.1, 0.9, 0.9]) == (0, [0, 1, 1])
     early = Item("p", "a", (Question("c?", "yes", "relation", (2,)), a, Question("b?", "yes", "attribute", (1,))))
     assert score_dpg(early, [0.9, 0.1, 0.9]) == (pytest.approx(1 / 3), [1, 0, 1])
+
+
+POINTS = {
+    "Primary Categories": "Art",
+    "Testpoints": ["Style", "Attribute - Quantity"],
+    "Testpoint Description": ["ink wash painting", "two pandas, seated"],
+}
+
+
+def unigenbench(points):
+    text = json.dumps(points).replace('"', '""')
+    return f'index,prompt_en,sub_dims_en\n0,"Ink, two pandas, seated",{chr(34)}{text}{chr(34)}\n'
+
+
+def test_unigenbench_asks_for_each_test_point(tmp_path):
+    (tmp_path / "test_prompts_en.csv").write_text(unigenbench(POINTS))
+    kind, (item,) = read_items(tmp_path / "test_prompts_en.csv")
+    assert (kind.name, item.prompt) == ("unigenbench", "Ink, two pandas, seated")
+    assert [question.category for question in item.questions] == ["Style", "Attribute"]
+    assert item.questions[1].text == 'Does the picture show "two pandas, seated" (Attribute - Quantity)?'
+    assert kind.score(item, [0.9, 0.4]) == (0.5, [1, 0])
+    for wrong in ({**POINTS, "Testpoints": ["Style"]}, {**POINTS, "Testpoints": [1, 2]}, {"Testpoints": []}, []):
+        (tmp_path / "wrong.csv").write_text(unigenbench(wrong))
+        with pytest.raises(InputError, match="line 2: sub_dims_en needs Testpoints and Testpoint Description"):
+            read_unigenbench(tmp_path / "wrong.csv")
+    (tmp_path / "wrong.csv").write_text("index,prompt_en,sub_dims_en\n0,a,{\n")
+    with pytest.raises(InputError, match="sub_dims_en in line 2 of .* is not JSON"):
+        read_unigenbench(tmp_path / "wrong.csv")
 
 
 def test_geneval2_and_its_geometric_mean(tmp_path):

@@ -1,9 +1,10 @@
-"""Benchmarks that ask questions about a picture: DPG-Bench, GenEval 2 and T2I-CompBench's attributes.
+"""Benchmarks that ask questions about a picture: DPG-Bench, UniGenBench++, GenEval 2 and T2I-CompBench's attributes.
 
 Each prompt has questions, each question its right answer; an asker returns P(that answer). How answers
 combine to a score differs, and is a row of `KINDS`:
 
 - dpg (ELLA, arXiv 2403.05135): the share of yes; a question whose parents do not count as yes counts as no.
+- unigenbench (arXiv 2510.18701): the share of test points that the picture meets.
 - geneval2 (arXiv 2512.16853): Soft-TIFA, the geometric mean of the probabilities.
 - t2i-compbench (arXiv 2307.06350): BLIP-VQA, the product over the prompt's noun phrases.
 """
@@ -13,10 +14,10 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -26,10 +27,11 @@ from hypernoise.evaluation.benchmarks import Benchmark, Models, one_per_prompt
 from hypernoise.evaluation.geneval.requests import lines_of
 from hypernoise.evaluation.question import YES, Question
 from hypernoise.evaluation.records import Judgement
-from hypernoise.files import read_text
+from hypernoise.files import parse_json, read_text
 
 MOST = 8  # noun phrases per prompt that are asked about
 LEAST = 1e-12  # minimum probability in a geometric mean
+UNIGENBENCH = ("Testpoints", "Testpoint Description")
 
 
 def _lines(file: Path) -> list[str]:
@@ -64,19 +66,42 @@ def read_dpg(file: Path) -> list[Item]:
     """dpg_bench.csv: a line per question, with the columns item_id, text, proposition_id, dependency,
     category_broad and question_natural_language. Every line counts (the official script skips the first)."""
     groups: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    reader = csv.DictReader((f"{line}\n" for line in _lines(file)), strict=True)
     needed = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
+    for number, line in _rows(file, "dpg_bench.csv", needed):
+        groups.setdefault(line["item_id"], []).append((number, line))
+    return [_dpg_item(file, name, lines) for name, lines in groups.items()]
+
+
+def _rows(file: Path, known: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines of a CSV file with their numbers. Raises InputError if one lacks a column that `known` has."""
+    reader = csv.DictReader((f"{line}\n" for line in _lines(file)), strict=True)
     lacking = [name for name in needed if name not in (reader.fieldnames or [])]
     if lacking:
-        raise InputError(f"{file} has no column {lacking[0]!r}; dpg_bench.csv has {', '.join(needed)}")
+        raise InputError(f"{file} has no column {lacking[0]!r}; {known} has {', '.join(needed)}")
     try:
         for line in reader:
             if any(line[name] is None for name in needed):
                 raise InputError(f"{file}, line {reader.line_num}: fewer columns than the first line names")
-            groups.setdefault(line["item_id"], []).append((reader.line_num, line))
+            yield reader.line_num, line
     except csv.Error as error:  # such as an unclosed quote
         raise InputError(f"{file}, line {reader.line_num} is not CSV: {error}") from error
-    return [_dpg_item(file, name, lines) for name, lines in groups.items()]
+
+
+def read_unigenbench(file: Path) -> list[Item]:
+    """test_prompts_en.csv: a prompt per line in prompt_en; sub_dims_en is JSON with Testpoints ("Attribute - Color") and
+    each one's Testpoint Description in this prompt. A point's category is the part before the dash."""
+    items = []
+    for number, line in _rows(file, "test_prompts_en.csv", ("prompt_en", "sub_dims_en")):
+        about = parse_json(line["sub_dims_en"], f"sub_dims_en in line {number} of {file}")
+        points, seen = (about.get(n) if isinstance(about, dict) else None for n in UNIGENBENCH)
+        if not (_texts(points) and _texts(seen) and len(points) == len(seen) > 0):
+            raise InputError(f"{file}, line {number}: sub_dims_en needs {' and '.join(UNIGENBENCH)}, as many of each")
+        questions = [
+            Question(f'Does the picture show "{what}" ({point})?', YES, point.partition(" - ")[0])
+            for point, what in zip(points, seen, strict=True)
+        ]
+        items.append(Item(f"{len(items):05d}", line["prompt_en"], tuple(questions)))
+    return items
 
 
 def _dpg_item(file: Path, name: str, lines: list[tuple[int, dict[str, str]]]) -> Item:
@@ -109,7 +134,11 @@ def read_geneval2(file: Path) -> list[Item]:
 
 
 def _pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+    return _texts(value) and len(value) == 2
+
+
+def _texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 PARTING = (
@@ -167,16 +196,19 @@ KINDS = {  # by the suffix of the benchmark's file
     ".jsonl": Kind("geneval2", read_geneval2, "{} Answer with one word.", score_soft, "vqascore"),
     ".txt": Kind("t2i-compbench", read_compbench, "{}", score_product, "blip"),
 }
+OTHER_CSV = Kind("unigenbench", read_unigenbench, "{} Please answer yes or no.", score_dpg, "vqascore")
 
 
 def read_items(file: Path) -> tuple[Kind, list[Item]]:
     """The benchmark of a file, by its suffix, and its items. Raises InputError for another suffix or a bad line."""
     if file.suffix not in KINDS:
         raise InputError(
-            "--prompts questions:FILE takes dpg_bench.csv, geneval2_data.jsonl or a T2I-CompBench *_val.txt, "
-            f"not {str(file)!r}"
+            "--prompts questions:FILE takes dpg_bench.csv, UniGenBench++'s test_prompts_en.csv, geneval2_data.jsonl or "
+            f"T2I-CompBench's *_val.txt, not {str(file)!r}"
         )
     kind = KINDS[file.suffix]
+    if file.suffix == ".csv" and "prompt_en" in _lines(file)[0].split(","):
+        kind = OTHER_CSV
     items = kind.read(file)
     if not items:
         raise InputError(f"{file} has no prompts of {kind.name}")
