@@ -25,7 +25,7 @@ from hypernoise.errors import InputError, check_is
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.files import output_folder, write_json
-from hypernoise.generators.base import Generator, check_texts
+from hypernoise.generators.base import Generator, Sampler, check_texts
 from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.plain import Plain
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
@@ -91,7 +91,7 @@ def compare(
         InputError: no prompt, no method, two methods with the same name, or an invalid shard.
     """
     noises = num_images_per_prompt
-    check_is(generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
+    check_is(generator, Sampler, "the generator", "what load_generator or ModuleGenerator makes")
     for name, own in (("the reward", reward), ("the validation reward", validation_reward)):
         if own is not None:
             check_callable(own, name)

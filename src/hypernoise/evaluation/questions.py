@@ -88,7 +88,7 @@ def _rows(file: Path, known: str, needed: Sequence[str]) -> Iterator[tuple[int, 
 
 
 def read_unigenbench(file: Path) -> list[Item]:
-    """test_prompts_en.csv: a prompt per line in prompt_en; sub_dims_en is JSON with Testpoints ("Attribute - Color") and
+    """test_prompts_en.csv: a prompt per line in prompt_en; sub_dims_en is JSON: Testpoints ("Attribute - Color") and
     each one's Testpoint Description in this prompt. A point's category is the part before the dash."""
     items = []
     for number, line in _rows(file, "test_prompts_en.csv", ("prompt_en", "sub_dims_en")):

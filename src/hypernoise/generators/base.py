@@ -33,6 +33,17 @@ class Condition:
 
 
 @runtime_checkable
+class Sampler(Protocol):
+    """The part of a `Generator` that draws; one of your own may have no more."""
+
+    noise_shape: tuple[int, ...]
+
+    def encode(self, prompts: list[str]) -> Condition: ...
+
+    def sample(self, noise: Tensor, condition: Condition) -> Tensor: ...
+
+
+@runtime_checkable
 class Generator(Protocol):
     """A frozen generator; every parameter has requires_grad=False."""
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError, check_is, first_line
 from hypernoise.files import output_folder, write_json
-from hypernoise.generators.base import Condition, Generator, check_texts
+from hypernoise.generators.base import Condition, Generator, Sampler, check_texts
 from hypernoise.generators.text_cache import KeptInMemory
 from hypernoise.noise.base import NoiseNetwork, knows_kl
 from hypernoise.noise.draws import OBSERVED_STEP, keyed_noise
@@ -242,7 +242,7 @@ def _check(
     prompts: Sequence[str],
     folder: str | Path | None,
 ) -> None:
-    check_is(generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
+    check_is(generator, Sampler, "the generator", "what load_generator or ModuleGenerator makes")
     check_is(network, NoiseNetwork, "the network", "a LoRANoise, ResidualNoise or SpectralNoise")
     check_is(config, TrainConfig, "the config", "a TrainConfig, such as TrainConfig(max_train_steps=100)")
     check_texts(prompts)
