@@ -125,7 +125,7 @@ class Driven:
             if between is None:
                 residual = network(noise, condition)
             else:
-                residual = between.adjoint(network(between(noise, seed=problem.seed), condition))
+                residual = between.adjoint(network(between(noise), condition))
             better = noise + residual.to(noise.dtype)
             pixels = meter.draw(better, problem.generator.encode(prompts))
         spent = meter.spent() + dataclasses.replace(before.spent(), seconds=0.0)

@@ -1,4 +1,4 @@
-"""`hypernoise evaluate` on a tiny pipeline of a user's own, with tiny detectors and askers of random weights."""
+"""`hypernoise evaluate` on a tiny pipeline of a user's own, with tiny detectors and a VQA model of random weights."""
 
 import json
 
@@ -12,14 +12,15 @@ from hypernoise.cli import main
 from hypernoise.evaluation.geneval.detectors import HfDetector
 from hypernoise.evaluation.geneval.mask2former import Mask2Former
 from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG
-from hypernoise.evaluation.vqa_models import BlipAsker
+from hypernoise.evaluation.questions import VqaModel
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_generator
 from hypernoise.methods.finetune import LoRATune
 from hypernoise.noise.lora import LoRANoise
+from hypernoise.rewards import vqa
 from tests.conftest import disturb
 from tests.evaluation.geneval.conftest import LINES, tiny_models  # noqa: F401
-from tests.evaluation.test_questions import build_blip
+from tests.rewards.test_vqa import small, tokenizer  # noqa: F401
 
 
 @pytest.fixture
@@ -54,12 +55,21 @@ def geneval(tiny, tiny_models, tmp_path, monkeypatch):  # noqa: F811
 
 
 @pytest.fixture
-def questions(tiny, tmp_path):
-    model, words = build_blip()
-    model.save_pretrained(tmp_path / "blip")
-    words.save_pretrained(tmp_path / "blip")
-    (tmp_path / "color_val.txt").write_text("a red circle and a blue ring\na ring\n")
-    return [*tiny, "--prompts", f"questions:{tmp_path / 'color_val.txt'}", "--judge", str(tmp_path / "blip")]
+def questions(tiny, tmp_path, small, tokenizer, monkeypatch):  # noqa: F811
+    def load(name, settings):
+        return vqa.VqaReward(name, small(name), tokenizer, vqa.VLMS[name], settings)
+
+    monkeypatch.setattr(vqa, "load", load)
+    ask(tmp_path, {"a red circle and a blue ring": ["a red circle?", "a blue ring?"], "a ring": ["a ring?"]})
+    return [*tiny, "--prompts", f"questions:{tmp_path / 'soft.jsonl'}"]
+
+
+def ask(folder, questions):
+    lines = [
+        {"prompt": prompt, "vqa_list": [[one, "Yes"] for one in own], "skills": ["color"] * len(own)}
+        for prompt, own in questions.items()
+    ]
+    (folder / "soft.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def summary(folder):
@@ -213,7 +223,9 @@ def test_drawn_asked_and_kept_question_by_question(questions, tmp_path, capsys, 
     pictures = [one for batch in batches for one in json.loads(batch.read_text())["pictures"]]
     assert [len(one["details"]) for one in pictures] == [2, 2, 1, 1]
     for one in pictures:
-        assert one["right"] == pytest.approx(np.prod([asked["probability"] for asked in one["details"]]))
+        assert one["right"] == pytest.approx(
+            np.exp(np.mean([np.log(asked["probability"]) for asked in one["details"]]))
+        )
     assert plain["score"] == pytest.approx(np.mean([one["right"] for one in pictures]))
     every = [asked["probability"] for one in pictures for asked in one["details"]]
     assert plain["categories"] == {"color": pytest.approx(np.mean(every))}
@@ -223,13 +235,13 @@ def test_drawn_asked_and_kept_question_by_question(questions, tmp_path, capsys, 
     assert page.count("<figure") == 4  # two prompts, two methods
     unsure = [asked["question"] for asked in pictures[0]["details"] if asked["probability"] <= 0.5]
     assert f"<small>{'; '.join([format(pictures[0]['right'], '.3f'), *unsure])}</small>" in page
-    monkeypatch.setattr(BlipAsker, "__call__", None)  # answers are kept
+    monkeypatch.setattr(VqaModel, "__call__", None)  # answers are kept
     assert main(call) == 0
     assert summary(tmp_path / "out")["results"] == told["results"]
 
 
 def test_a_prompt_that_is_too_long_is_refused_or_cut(questions, tmp_path, capsys):
-    (tmp_path / "color_val.txt").write_text("a ring\n" + "a red circle and a blue ring and " * 9 + "a ring\n")
+    ask(tmp_path, {"a ring": ["a ring?"], "a red circle and a blue ring and " * 9 + "a ring": ["a ring?"] * 3})
     call = [*questions, "--num-images-per-prompt", "1"]
     assert main(call) == 2
     told = capsys.readouterr().err.strip()
@@ -241,7 +253,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(questions, tmp_path, capsys
     assert summary(tmp_path / "out")["prompts"]["cut"] == 1
     (batch,) = (tmp_path / "out" / "methods").glob("plain-*/batch-*.json")
     pictures = json.loads(batch.read_text())["pictures"]
-    assert len(pictures[1]["details"]) == 8  # they are asked of the whole prompt
+    assert len(pictures[1]["details"]) == 3  # the questions are about the whole prompt
 
 
 @pytest.mark.slow
@@ -290,7 +302,7 @@ def test_on_scenes_the_judge_decides(tmp_path):
         (["--rewards", "scene"], "unknown reward 'scene'; did you mean 'scenes'"),
         (["--prompts", "nowhere.txt"], "prompts 'nowhere.txt' cannot be read"),
         (["--prompts", "geneval:nowhere.jsonl"], "metadata nowhere.jsonl cannot be read"),
-        (["--prompts", "questions:nowhere.txt"], "questions nowhere.txt cannot be read"),
+        (["--prompts", "questions:nowhere.csv"], "questions nowhere.csv cannot be read"),
         (["--prompts", "questions"], "--prompts questions:FILE takes dpg_bench.csv"),
         (["--prompts", "scenes:a.txt"], "--prompts scenes takes no file"),
         (

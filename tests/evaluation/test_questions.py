@@ -1,31 +1,26 @@
-"""Benchmarks of questions: their files, their scores by hand, and their askers on tiny random models."""
+"""Benchmarks of questions: their files, their scores by hand, and a tiny random model."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from transformers import BlipConfig, BlipForQuestionAnswering
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.questions import (
     Item,
     Question,
     QuestionJudge,
-    phrases,
-    read_compbench,
+    VqaModel,
     read_dpg,
     read_geneval2,
     read_items,
     read_unigenbench,
     score_dpg,
-    score_product,
     score_soft,
 )
-from hypernoise.evaluation.vqa_models import BlipAsker, LlavaAsker, load
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from hypernoise.rewards.vqa import VLMS, VqaReward
-from tests.evaluation.geneval.conftest import build_tokenizer
 from tests.rewards.test_vqa import small, tokenizer  # noqa: F401
 
 COLUMNS = ["item_id", "text", "keywords", "proposition_id", "dependency", "category_broad", "category_detailed"]
@@ -105,37 +100,6 @@ def test_geneval2_and_its_geometric_mean(tmp_path):
     assert score_soft(item, [0.0, 1.0])[0] == pytest.approx(1e-6)
 
 
-def test_compbench_asks_for_each_noun_phrase(tmp_path):
-    (tmp_path / "color_val.txt").write_text("a green bench and a blue bowl.\n\nA red book\n")
-    bench, book = read_compbench(tmp_path / "color_val.txt")
-    assert [question.text for question in bench.questions] == ["a green bench?", "a blue bowl?"]
-    assert {question.category for question in bench.questions} == {"color"}
-    assert book.prompt == "A red book"
-    assert phrases("a fluffy towel, a glass vase and wooden chairs") == [
-        "a fluffy towel",
-        "a glass vase",
-        "wooden chairs",
-    ]
-    assert phrases("The black chair is on the left of the white table") == ["The black chair", "the white table"]
-    assert phrases("The oval mirror and its frame were mounted on the wall") == [
-        "The oval mirror",
-        "its frame",
-        "the wall",
-    ]
-    assert phrases("The wooden crate and glass bottle for the soda by a door") == [
-        "The wooden crate",
-        "glass bottle",
-        "the soda",
-        "a door",
-    ]
-    (tmp_path / "long_val.txt").write_text(", ".join(f"a ring {i}" for i in range(10)))
-    assert [q.text for q in read_compbench(tmp_path / "long_val.txt")[0].questions] == [
-        f"a ring {i}?" for i in range(8)
-    ]
-    assert phrases("sandals") == ["sandals"]  # "and" inside a word parts nothing
-    assert score_product(bench, [0.5, 0.4]) == (pytest.approx(0.2), [0.5, 0.4])
-
-
 @pytest.mark.parametrize(
     ("suffix", "text", "message"),
     [
@@ -148,7 +112,6 @@ def test_compbench_asks_for_each_noun_phrase(tmp_path):
         (".jsonl", "\n[]", "line 2: needs a prompt, a vqa_list"),
         (".jsonl", json.dumps({**SOFT, "skills": ["count"]}), "as many skills"),
         (".jsonl", json.dumps({**SOFT, "vqa_list": [["How?"], ["a", "b"]]}), "needs a prompt, a vqa_list"),
-        (".txt", "\n", "has no prompts of t2i-compbench"),
     ],
 )
 def test_files_that_cannot_be_asked_from(tmp_path, suffix, text, message):
@@ -166,10 +129,10 @@ def picture(seed=0):
     return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_llava_gives_the_right_answers_probability(tokenizer, small):  # noqa: F811
+def test_a_vqa_model_gives_the_right_answers_probability(tokenizer, small):  # noqa: F811
     reward = VqaReward("vqascore", small("vqascore"), tokenizer, VLMS["vqascore"])
-    asker, asked = LlavaAsker(reward), [Question("three crosses", "yes", "object"), Question("crosses", "No", "object")]
-    found = asker(picture(), asked, "{} Please answer yes or no.")
+    model, asked = VqaModel(reward), [Question("three crosses", "yes", "object"), Question("crosses", "No", "object")]
+    found = model(picture(), asked, "{} Please answer yes or no.")
     for one, question in zip(found, asked, strict=True):
         text = VLMS["vqascore"].chat.replace("<image>", "<image> " * reward.places(torch.empty(0)))
         text = text.replace("{question}", f"{question.text} Please answer yes or no.")
@@ -184,55 +147,19 @@ def test_a_llava_gives_the_right_answers_probability(tokenizer, small):  # noqa:
     assert one == other != pytest.approx(found[0])  # the reward itself asks as it did
 
 
-def build_blip():
-    words = build_tokenizer()
-    words.add_tokens(["yes", "no", "<dec>", "<enc>"])
-    torch.manual_seed(0)
-    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    start = words.convert_tokens_to_ids("<dec>")
-    text = {**layers, "vocab_size": len(words), "bos_token_id": start, "encoder_hidden_size": 16, "is_decoder": True}
-    vision = {**layers, "image_size": 16, "patch_size": 8}
-    model = BlipForQuestionAnswering(BlipConfig(text_config=text, vision_config=vision)).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.normal_(std=parameter.shape[-1] ** -0.5)
-    return model, words
-
-
-def test_blip_weighs_yes_against_no():
-    """Against the whole model's own forward pass, whose mark at the question's start is the one it was trained with."""
-    model, words = build_blip()
-    asker = BlipAsker(model, words, "tiny")
-    questions = [Question("a red circle?", "yes", "color"), Question("a blue ring?", "yes", "color")]
-    found = asker(picture(), questions, "{}")
-    assert abs(found[0] - found[1]) > 1e-4
-    ids = words("a red circle?", return_tensors="pt").input_ids
-    ids[0, 0] = words.convert_tokens_to_ids("<enc>")
-    seen = normalise(asker.resize(picture()[None]), CLIP_MEAN, CLIP_STD)
-    features = model.vision_model(seen)[0]
-    read = model.text_encoder(input_ids=ids, encoder_hidden_states=features)[0]
-    start = torch.tensor([[words.convert_tokens_to_ids("<dec>")]])
-    logits = model.text_decoder(input_ids=start, encoder_hidden_states=read).logits[0, 0].detach().numpy()
-    yes, no = (np.exp(logits[words.convert_tokens_to_ids(word)]) for word in ("yes", "no"))
-    assert found[0] == pytest.approx(yes / (yes + no), rel=1e-4)
-    assert asker(1 - picture(), questions, "{}")[0] != pytest.approx(found[0], abs=1e-4)
-    with pytest.raises(InputError, match="only answers yes or no, but a right answer is 'two'"):
-        asker(picture(), [Question("how many?", "two", "count")], "{}")
-
-
 def test_the_judge_asks_each_prompts_own_questions(tmp_path):
     (tmp_path / "dpg.csv").write_text(DPG)
     kind, items = read_items(tmp_path / "dpg.csv")
     asked = []
 
-    class Asker:
+    class Model:
         name = "mine"
 
         def __call__(self, pixels, questions, sentence):
             asked.append((tuple(pixels.shape), [question.text for question in questions], sentence))
             return [0.9, 0.8, 0.3][: len(questions)]
 
-    judge = QuestionJudge(kind, items, Asker())
+    judge = QuestionJudge(kind, items, Model())
     found = judge(np.zeros((4, 6, 3), np.float32), "A ring, on a square")
     assert asked == [
         ((3, 4, 6), [question.text for question in items[0].questions], "{} Please answer yes or no."),
@@ -242,9 +169,11 @@ def test_the_judge_asks_each_prompts_own_questions(tmp_path):
     assert found.note == "0.667; Is the ring on the square?"
     assert [one["probability"] for one in found.details] == [0.9, 0.8, 0.3]
     with pytest.raises(InputError, match="'Two rings' appears twice in the file, with different questions"):
-        QuestionJudge(kind, [items[1], Item("p3", "Two rings", items[0].questions)], Asker())
+        QuestionJudge(kind, [items[1], Item("p3", "Two rings", items[0].questions)], Model())
 
 
 def test_a_model_that_is_not_there_is_named():
-    with pytest.raises(InputError, match="judge nowhere/at-all cannot be loaded"):
-        load("nowhere/at-all", "cpu")
+    with pytest.raises(InputError, match="unknown judge 'vqascore-smal'; did you mean 'vqascore-small'"):
+        VqaModel.load("vqascore-smal", "cpu")
+    with pytest.raises(InputError, match="llava-hf/llava-1.5-7b-hf cannot be loaded"):
+        VqaModel.load("vqascore", "cpu")

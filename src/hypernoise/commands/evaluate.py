@@ -40,8 +40,8 @@ class Evaluate(WithGenerator):
     """Directories of fine-tuned LoRAs, for finetune (which they add to --methods)."""
     prompts: str = "scenes"
     """scenes (the embedded world's held-out captions, with their judge), geneval (the official 553) or geneval:FILE
-    (metadata of that format), questions:FILE (dpg_bench.csv, geneval2_data.jsonl, a T2I-CompBench *_val.txt), or a
-    file with a prompt per line, which has no judge."""
+    (metadata of that format), questions:FILE (dpg_bench.csv, geneval2_data.jsonl, UniGenBench++'s
+    test_prompts_en.csv), or a file with a prompt per line, which has no judge."""
     count: int = 0
     """First prompts of each category to use; 0: all (50 for scenes)."""
     num_images_per_prompt: int = 4
@@ -52,8 +52,8 @@ class Evaluate(WithGenerator):
     validation_rewards: Weights = field(default_factory=dict)
     """Rewards that are reported but no method uses."""
     judge: str = ""
-    """The judging model, from the Hub (downloaded on first use) or a folder: a Mask2Former for geneval, vqascore,
-    vqascore-small, blip or a BLIP-VQA for questions. Empty: the default one; none: draw only."""
+    """The judging model, from the Hub (downloaded on first use) or a folder: a Mask2Former for geneval, for
+    questions vqascore or one of its siblings. Empty: the default one; none: draw only."""
     colors: str = ""
     """For geneval: a CLIP that classifies colours; empty: the default one."""
     rewriter: str = ""

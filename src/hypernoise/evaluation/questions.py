@@ -1,19 +1,17 @@
-"""Benchmarks that ask questions about a picture: DPG-Bench, UniGenBench++, GenEval 2 and T2I-CompBench's attributes.
+"""Benchmarks that ask questions about a picture: DPG-Bench, UniGenBench++ and GenEval 2.
 
-Each prompt has questions, each question its right answer; an asker returns P(that answer). How answers
+Each prompt has questions, each question its right answer; a model returns P(that answer). How answers
 combine to a score differs, and is a row of `KINDS`:
 
 - dpg (ELLA, arXiv 2403.05135): the share of yes; a question whose parents do not count as yes counts as no.
 - unigenbench (arXiv 2510.18701): the share of test points that the picture meets.
 - geneval2 (arXiv 2512.16853): Soft-TIFA, the geometric mean of the probabilities.
-- t2i-compbench (arXiv 2307.06350): BLIP-VQA, the product over the prompt's noun phrases.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +19,32 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, unknown
 from hypernoise.evaluation.benchmarks import Benchmark, Models, one_per_prompt
 from hypernoise.evaluation.geneval.requests import lines_of
-from hypernoise.evaluation.question import YES, Question
 from hypernoise.evaluation.records import Judgement
 from hypernoise.files import parse_json, read_text
+from hypernoise.rewards.base import RewardSettings
 
-MOST = 8  # noun phrases per prompt that are asked about
+YES = "yes"
 LEAST = 1e-12  # minimum probability in a geometric mean
 UNIGENBENCH = ("Testpoints", "Testpoint Description")
 
 
 def _lines(file: Path) -> list[str]:
     return read_text(file, f"questions {file}").split("\n")
+
+
+@dataclass(frozen=True)
+class Question:
+    """`parents` are the numbers of earlier questions, from 0, without whose yes this one makes no sense."""
+
+    text: str
+    answer: str
+    category: str
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,14 +61,12 @@ class Kind:
     """How a benchmark's file is read, its questions are phrased, and probabilities combine to a picture's score.
 
     score: from the probabilities of an item's right answers; and each question's value in its category.
-    asker: the default model.
     """
 
     name: str
     read: Callable[[Path], list[Item]]
     sentence: str
     score: Callable[[Item, Sequence[float]], tuple[float, list[float]]]
-    asker: str
 
 
 def read_dpg(file: Path) -> list[Item]:
@@ -88,8 +95,8 @@ def _rows(file: Path, known: str, needed: Sequence[str]) -> Iterator[tuple[int, 
 
 
 def read_unigenbench(file: Path) -> list[Item]:
-    """test_prompts_en.csv: a prompt per line in prompt_en; sub_dims_en is JSON: Testpoints ("Attribute - Color") and
-    each one's Testpoint Description in this prompt. A point's category is the part before the dash."""
+    """test_prompts_en.csv: a prompt per line in prompt_en; sub_dims_en is JSON with Testpoints ("Attribute - Color")
+    and each one's Testpoint Description in this prompt. A point's category is the part before the dash."""
     items = []
     for number, line in _rows(file, "test_prompts_en.csv", ("prompt_en", "sub_dims_en")):
         about = parse_json(line["sub_dims_en"], f"sub_dims_en in line {number} of {file}")
@@ -141,36 +148,6 @@ def _texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
-PARTING = (
-    r",|\b(?:and|with|without|on|in|at|of|for|by|to|from|into|onto|through|between|against|next to|left|right|top|"
-    r"bottom|near|behind|under|above|below|beside|inside|while|which|that|has|have|the side)\b|"
-    r"\b(?:is|are|was|were)\b(?:\s+\w+(?:ed|ing)\b)?|"  # "are placed" is one verb
-    r"(?<=\s)(?=(?:the|a|an|its|his|her|their)\s)"
-)
-EMPTY = ("a", "an", "the", "its", "his", "her", "their")
-
-
-def phrases(prompt: str) -> list[str]:
-    """Noun phrases by rules: the text between commas, "and", prepositions, articles and "is", with its article.
-
-    Meant for prompts such as "a red book and a yellow vase"; other verbs are kept.
-    """
-    parts = [part.strip(" .\n") for part in re.split(PARTING, prompt, flags=re.IGNORECASE)]
-    kept = [part for part in parts if part and part.lower() not in EMPTY]
-    return kept or [prompt.strip()]
-
-
-def read_compbench(file: Path) -> list[Item]:
-    """T2I-CompBench's *_train.txt and *_val.txt: a prompt per line. Asks about each of a prompt's first eight noun
-    phrases, like the official script."""
-    name = file.stem.removesuffix("_val").removesuffix("_train")
-    lines = [line.strip() for line in _lines(file)]
-    return [
-        Item(f"{i:05d}", line, tuple(Question(f"{phrase}?", YES, name) for phrase in phrases(line)[:MOST]))
-        for i, line in enumerate(line for line in lines if line)
-    ]
-
-
 def score_dpg(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
     """A yes is a probability above a half; a no also fails the children and, in the file's order, theirs.
 
@@ -187,28 +164,23 @@ def score_soft(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
     return math.exp(sum(math.log(max(one, LEAST)) for one in sure) / len(sure)), list(sure)
 
 
-def score_product(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
-    return math.prod(sure), list(sure)
-
-
-KINDS = {  # by the suffix of the benchmark's file
-    ".csv": Kind("dpg", read_dpg, "{} Please answer yes or no.", score_dpg, "vqascore"),
-    ".jsonl": Kind("geneval2", read_geneval2, "{} Answer with one word.", score_soft, "vqascore"),
-    ".txt": Kind("t2i-compbench", read_compbench, "{}", score_product, "blip"),
-}
-OTHER_CSV = Kind("unigenbench", read_unigenbench, "{} Please answer yes or no.", score_dpg, "vqascore")
+YES_OR_NO = "{} Please answer yes or no."
+KINDS = (
+    Kind("dpg", read_dpg, YES_OR_NO, score_dpg),
+    Kind("unigenbench", read_unigenbench, YES_OR_NO, score_dpg),
+    Kind("geneval2", read_geneval2, "{} Answer with one word.", score_soft),
+)
 
 
 def read_items(file: Path) -> tuple[Kind, list[Item]]:
-    """The benchmark of a file, by its suffix, and its items. Raises InputError for another suffix or a bad line."""
-    if file.suffix not in KINDS:
+    """The benchmark of a file, by its suffix and first line, and its items. Raises InputError for any other file."""
+    dpg, unigenbench, geneval2 = KINDS
+    if file.suffix not in (".csv", ".jsonl"):
         raise InputError(
-            "--prompts questions:FILE takes dpg_bench.csv, UniGenBench++'s test_prompts_en.csv, geneval2_data.jsonl or "
-            f"T2I-CompBench's *_val.txt, not {str(file)!r}"
+            "--prompts questions:FILE takes dpg_bench.csv, UniGenBench++'s test_prompts_en.csv or geneval2_data.jsonl, "
+            f"not {str(file)!r}"
         )
-    kind = KINDS[file.suffix]
-    if file.suffix == ".csv" and "prompt_en" in _lines(file)[0].split(","):
-        kind = OTHER_CSV
+    kind = geneval2 if file.suffix == ".jsonl" else unigenbench if "prompt_en" in _lines(file)[0] else dpg
     items = kind.read(file)
     if not items:
         raise InputError(f"{file} has no prompts of {kind.name}")
@@ -222,9 +194,7 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
     _by_prompt(items)
 
     def load_judge(device: Any) -> QuestionJudge:
-        from hypernoise.evaluation.vqa_models import load
-
-        return QuestionJudge(kind, items, load(models.judge or kind.asker, device))
+        return QuestionJudge(kind, items, VqaModel.load(models.judge or "vqascore", device))
 
     return Benchmark(
         prompts=[item.prompt for item in items],
@@ -238,16 +208,44 @@ def _by_prompt(items: Sequence[Item]) -> dict[str, Item]:
     return one_per_prompt(items, "questions", "the file, with different questions")
 
 
+class VqaModel:
+    """P(right answer) among all possible outputs of a reward of `rewards.vqa`, asked otherwise."""
+
+    def __init__(self, reward: Any, device: torch.device | str = "cpu"):
+        self.name, self.reward, self.device = reward.name, reward, device
+        self.asking: dict[tuple[str, str], Any] = {}
+
+    @classmethod
+    def load(cls, name: str, device: torch.device | str) -> VqaModel:
+        """Raises InputError for an unknown name, and weights that are missing or do not fit."""
+        from hypernoise.rewards import vqa
+
+        if name not in vqa.VLMS:
+            raise unknown("judge", name, vqa.VLMS)
+        return cls(vqa.load(name, RewardSettings()), device)
+
+    @torch.no_grad()
+    def __call__(self, picture: Tensor, questions: Sequence[Question], sentence: str) -> list[float]:
+        """[questions] of one picture [3, H, W] in [0, 1]; `sentence` has a {} for the question."""
+        found = []
+        for question in questions:
+            key = (sentence, question.answer.capitalize())  # the capitalisation that the model was trained with
+            if key not in self.asking:
+                self.asking[key] = self.reward.asking(*key)
+            found.append(self.asking[key](picture[None].to(self.device), [question.text]).exp().item())
+        return found
+
+
 class QuestionJudge:
     """Asks a model every question about a picture; the right answers' probabilities give its score."""
 
-    def __init__(self, kind: Kind, items: Sequence[Item], asker: Any):
-        self.kind, self.asker, self.items = kind, asker, _by_prompt(items)
-        self.name = f"{kind.name} by {asker.name}"
+    def __init__(self, kind: Kind, items: Sequence[Item], model: Any):
+        self.kind, self.model, self.items = kind, model, _by_prompt(items)
+        self.name = f"{kind.name} by {model.name}"
 
     def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
         item = self.items[prompt]
-        sure = self.asker(torch.from_numpy(picture).permute(2, 0, 1), item.questions, self.kind.sentence)
+        sure = self.model(torch.from_numpy(picture).permute(2, 0, 1), item.questions, self.kind.sentence)
         score, counted = self.kind.score(item, sure)
         parts: dict[str, list[float]] = {}
         for question, value in zip(item.questions, counted, strict=True):
