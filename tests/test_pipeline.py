@@ -204,7 +204,7 @@ def test_an_error_in_the_call_leaves_the_pipeline_usable(sd_pipeline, adapter):
 
 def test_mistakes_get_one_clear_line(sd_pipeline, adapter, tmp_path):
     pipe = sd_pipeline()
-    with pytest.raises(InputError, match="takes a diffusers pipeline, not a int"):
+    with pytest.raises(InputError, match="pipeline is a int; pass a diffusers pipeline"):
         attach(3, adapter)
     with pytest.raises(InputError, match="no adapter attached"):
         detach(pipe)

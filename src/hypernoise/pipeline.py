@@ -80,7 +80,7 @@ def attach(
     Raises:
         InputError: unknown family, an adapter of another base, an adapter already attached, or a strength out of range.
     """
-    check_is(pipeline, DiffusionPipeline, "what an adapter goes on", "a diffusers pipeline")
+    check_is(pipeline, DiffusionPipeline, "pipeline", "a diffusers pipeline")
     if isinstance(pipeline, Attached):
         raise InputError("this pipeline already has an adapter attached; remove it with hypernoise.detach(pipe)")
     check_strength(strength)
