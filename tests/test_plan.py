@@ -411,3 +411,13 @@ def test_random_weights_keep_the_scale_of_what_goes_through_them():
     assert network[2](torch.randn(4, 200, 99)).std().item() == pytest.approx(1, rel=0.1)
     assert torch.equal(network[1].weight, torch.ones(200))
     assert torch.equal(network[2].bias, torch.zeros(50))
+
+
+def test_a_tiny_decoder_that_is_not_there_and_an_encoder_without_a_class_are_one_line(sd_pipeline, tmp_path):
+    with pytest.raises(InputError, match="no tiny_decoder at /nowhere: it is neither a directory nor"):
+        plan(Recipe(generator="scenes", memory=Memory(tiny_decoder="/nowhere")))
+    sd_pipeline().save_pretrained(tmp_path / "tiny")
+    config = tmp_path / "tiny" / "text_encoder" / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "architectures"}))
+    with pytest.raises(InputError, match="a text encoder's config.json names no class of transformers"):
+        plan(Recipe(generator=str(tmp_path / "tiny")))

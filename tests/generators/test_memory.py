@@ -164,7 +164,7 @@ def test_a_tiny_decoder_of_other_latents_is_refused(tmp_path):
     tiny(16).save_pretrained(tmp_path / "taef1")
     with pytest.raises(InputError, match="decodes 16 channels, but these latents have 4"):
         take_tiny_decoder(build_pipeline("StableDiffusionXLPipeline", tmp_path), str(tmp_path / "taef1"))
-    with pytest.raises(InputError, match="no tiny_decoder at .*it is not a directory, nor a Hub repository"):
+    with pytest.raises(InputError, match="no tiny_decoder at .*it is neither a directory nor a Hub repository"):
         take_tiny_decoder(build_pipeline("StableDiffusionXLPipeline", tmp_path), str(tmp_path / "nowhere"))
 
 

@@ -119,6 +119,15 @@ def replaced(owner: Any, methods: Mapping[str, Callable[..., Any]]) -> Iterator[
             setattr(owner, name, method)
 
 
+def on_hub(tiny_decoder: str) -> bool:
+    """Whether it is on the Hub, and not a directory. Raises InputError if it is neither."""
+    if Path(tiny_decoder).is_dir():
+        return False
+    if not HUB_ID.fullmatch(tiny_decoder):
+        raise InputError(f"no tiny_decoder at {tiny_decoder}: it is neither a directory nor a Hub repository")
+    return True
+
+
 def take_tiny_decoder(pipeline: Any, source: str) -> None:
     """Replaces the pipeline's autoencoder by an AutoencoderTiny."""
     from diffusers import AutoencoderTiny
@@ -129,9 +138,7 @@ def take_tiny_decoder(pipeline: Any, source: str) -> None:
             f"tiny_decoder cannot replace a {type(pipeline).__name__}'s autoencoder, whose statistics the "
             "pipeline reads; remove it (decode_slice: 1 and gradient_checkpointing: true save memory)"
         )
-    if not Path(source).is_dir():
-        if not HUB_ID.fullmatch(source):
-            raise InputError(f"no tiny_decoder at {source}: it is not a directory, nor a Hub repository")
+    if on_hub(source):
         for file in ("config.json", "diffusion_pytorch_model.safetensors"):
             fetch(source, file)  # its errors are clearer than the loader's
     try:

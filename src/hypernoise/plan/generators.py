@@ -22,7 +22,7 @@ from hypernoise.files import read_json
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import family_of
-from hypernoise.generators.memory import NO_SAVING, Memory
+from hypernoise.generators.memory import NO_SAVING, Memory, on_hub
 from hypernoise.generators.presets import PRESETS, Preset
 from hypernoise.generators.registry import check_directory
 from hypernoise.plan.trace import moved
@@ -144,7 +144,10 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any], int | None]:
 
 
 def _encoder_parameters(config: dict[str, Any]) -> int:
-    cls = getattr(transformers, config["architectures"][0])
+    named = config.get("architectures") or [""]
+    cls = getattr(transformers, str(named[0]), None)
+    if cls is None:
+        raise InputError(f"a text encoder's config.json names no class of transformers in architectures: {named[0]!r}")
     with META:
         return count(cls(cls.config_class.from_dict(config)))
 
@@ -192,6 +195,7 @@ def _without_data(pipeline: Any) -> None:
 def _tiny(source: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """A tiny decoder's configuration: a directory's, otherwise TAESD's for the same number of latent channels."""
     file = Path(source) / "config.json"
+    on_hub(source)
     config = read_json(file, str(file)) if file.exists() else {"latent_channels": own.get("latent_channels", 4)}
     return {"class": "AutoencoderTiny", **{k: v for k, v in config.items() if not k.startswith("_")}}
 
