@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from experiments.base import COLUMNS, Bench, Seeded, main, pooled, table
 from hypernoise.adapters import load_adapter, read_weights
@@ -48,6 +48,7 @@ class Spectral(Seeded):
     """Spectral networks' k: lowest frequencies in each direction."""
     width: int = 128
     depth: int = 4
+    map: Literal["coupling", "residual"] = "coupling"
     pictures: int = 16384
     """Pictures per training run; 0: as many as in the recipe's."""
     measured: int = 64
@@ -61,7 +62,7 @@ class Spectral(Seeded):
         if not self.ks:
             raise InputError("--ks takes numbers from 1, such as 2 4")
         variants: dict[str, Settings | None] = {"lora": None}
-        variants |= {f"spectral-{k}": Settings(k, self.width, self.depth) for k in sorted(set(self.ks))}
+        variants |= {f"spectral-{k}": Settings(k, self.width, self.depth, self.map) for k in sorted(set(self.ks))}
         bench = self.bench()
         updates = bench.updates(self.pictures)
         folders: dict[str, list[Path]] = {}

@@ -78,12 +78,9 @@ def test_the_log_determinant_is_the_jacobians_and_the_inverse_inverts(size, dept
     flow = _trainable(CouplingFlow(size, width=6, depth=depth).double())
     disturb(flow)
     u, e = randn(3, size), randn(3, 6, seed=1)
-    h, volume, _ = flow(u, e)
+    h, volume, _ = flow.terms(u, e)
     jacobian = torch.stack(
-        [
-            torch.autograd.functional.jacobian(lambda v, i=i: v + flow(v[None], e[i : i + 1])[0][0], u[i])
-            for i in range(3)
-        ]
+        [torch.autograd.functional.jacobian(lambda v, i=i: v + flow(v[None], e[i : i + 1])[0], u[i]) for i in range(3)]
     )
     assert torch.allclose(torch.linalg.slogdet(jacobian).logabsdet, volume, atol=1e-12)
     assert volume.abs().min() > 1e-3
@@ -108,7 +105,7 @@ def test_every_coefficient_is_moved_and_sees_all_others():
     flow = _trainable(CouplingFlow(7, width=6, depth=4).double())
     disturb(flow)
     e = randn(1, 6, seed=1)
-    jacobian = torch.autograd.functional.jacobian(lambda v: flow(v[None], e)[0][0], randn(7))
+    jacobian = torch.autograd.functional.jacobian(lambda v: flow(v[None], e)[0], randn(7))
     assert (jacobian != 0).all()
 
 
@@ -128,8 +125,8 @@ def test_kl_is_the_kl_of_the_noise():
     )(noise[::20]).flatten(2).reshape(len(u[::20]), 32, 32)  # fmt: skip
     volume = torch.linalg.slogdet(torch.eye(32).double() + jacobian).logabsdet
     rest = 0.5 * h.square().sum(1) + (u * h).sum(1)
-    exact = (weights * (rest - f.map(u, f.embed(described(c).double()))[1])).sum()
-    assert torch.allclose(volume, f.map(u, f.embed(described(c).double()))[1][::20], atol=1e-10)
+    exact = (weights * (rest - f.map.terms(u, f.embed(described(c).double()))[1])).sum()
+    assert torch.allclose(volume, f.map.terms(u, f.embed(described(c).double()))[1][::20], atol=1e-10)
     assert told.item() == pytest.approx(exact.item(), abs=1e-8)
 
 
@@ -161,7 +158,7 @@ def test_the_gradient_is_along_the_path_by_finite_differences():
     @torch.no_grad()
     def along():
         now, embedded, _ = f._seen(noise, c, None)
-        z = now + f.map(now, embedded)[0]
+        z = now + f.map(now, embedded)
         return (_log_density(held.map, z, e) + 0.5 * z.square().sum(1)).sum().item()
 
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -183,7 +180,7 @@ def test_the_gradients_mean_is_that_of_the_kl():
     e = f.embed(described(prompts(1)).double()).expand(len(u), -1)
     parameters = list(f.map.parameters())
     path = torch.autograd.grad((weights * f.map.kl(u, e)).sum(), parameters, retain_graph=True)
-    h, volume, stein = f.map(u, e)
+    h, volume, stein = f.map.terms(u, e)
     whole = torch.autograd.grad((weights * (0.5 * h.square().sum(1) + stein - volume)).sum(), parameters)
     assert max(gradient.abs().max() for gradient in whole) > 1e-2
     for ours, theirs in zip(path, whole, strict=True):
@@ -225,7 +222,7 @@ def test_a_quadratic_reward_of_a_linear_generator_is_learned_to_the_tilted_gauss
 
     def terms(u):
         own = e.expand(len(u), -1)
-        z = u + flow(u, own)[0]
+        z = u + flow(u, own)
         return flow.kl(u, own), z, z @ b - 0.5 * (z @ a * z).sum(1)
 
     for _ in range(steps):
@@ -306,6 +303,34 @@ def test_the_one_word_that_counts_is_found_among_padding(token_width, least, mos
     assert least < share < most
 
 
+def test_a_residual_maps_kl_is_that_of_its_whole_jacobian_and_trains():
+    made = network(channels=2, depth=2, map="residual", seed=3)
+    assert made.settings["map"] == "residual"
+    noise, c = randn(3, 2, 8, 6), prompts(3)
+    u, e, _ = made._seen(noise, c, None)
+    whole = torch.stack(
+        [torch.func.jacrev(lambda one, i=i: made.map(one[None], e[i : i + 1])[0])(u[i]) for i in range(3)]
+    )
+    h, eye = made.map(u, e), torch.eye(8, dtype=torch.float64)
+    expected = 0.5 * h.square().sum(1) + torch.stack([one.trace() - (eye + one).logdet() for one in whole])
+    assert torch.allclose(made.kl(noise, c), expected, atol=1e-12)
+    with torch.no_grad():
+        assert torch.allclose(made.kl(noise, c), expected, atol=1e-12)
+    weight, step = made.map.hidden[0][0].weight, 1e-6
+    (gradient,) = torch.autograd.grad(made.kl(noise, c).sum(), weight)
+    with torch.no_grad():
+        weight[1, 2] += step
+        above = made.kl(noise, c).sum()
+        weight[1, 2] -= 2 * step
+        below = made.kl(noise, c).sum()
+    assert abs(gradient[1, 2]) > 1e-6
+    assert gradient[1, 2].item() == pytest.approx(((above - below) / (2 * step)).item(), rel=1e-5)
+    fresh = SpectralNoise(3, 6, k=2, map="residual")
+    assert not fresh(noise.float()[:, :1].expand(-1, 3, -1, -1), c).any()
+    with pytest.raises(InputError, match="unknown map 'residul'; did you mean 'residual'"):
+        network(map="residul")
+
+
 def test_any_grid_size_is_taken():
     f = network(k=2)
     for size in ((8, 8), (4, 12), (2, 2), (9, 5)):
@@ -336,12 +361,12 @@ def test_a_modules_vector_is_a_grid_of_one_cell_and_its_label_or_embedding_the_p
     x, labels = randn(4, 5), Condition({"embedding": torch.tensor([0, 1, 2, 1])})
     rows = Condition({"embedding": torch.eye(3)[[0, 1, 2, 1]]})
     residual = f(x, labels)
-    assert torch.equal(residual, f.map(x, f.embed(torch.eye(3, dtype=torch.float64)[[0, 1, 2, 1]]))[0])
+    assert torch.equal(residual, f.map(x, f.embed(torch.eye(3, dtype=torch.float64)[[0, 1, 2, 1]])))
     assert torch.equal(residual, f(x, rows))
     assert torch.equal(f.kl(x, labels), f.kl(x, rows))
     assert (f(x[:1], labels[2:3]) - residual[:1]).abs().max() > 1e-3
     jacobian = torch.func.jacrev(lambda z: f(z[None], labels[:1])[0])(x[0])
-    volume = f.map(x[:1], f.embed(torch.eye(3, dtype=torch.float64)[:1]))[1]
+    volume = f.map.terms(x[:1], f.embed(torch.eye(3, dtype=torch.float64)[:1]))[1]
     assert torch.linalg.slogdet(torch.eye(5) + jacobian).logabsdet.item() == pytest.approx(volume.item())
     assert alone(x, Condition({"index": torch.arange(4)})).shape == x.shape
     with pytest.raises(InputError, match="an embedding has 3 numbers"):

@@ -199,6 +199,6 @@ def test_the_command_trains_one(sd_pipeline, tmp_path, capsys):
     flags = ["--spectral.k", "3", "--max-train-steps", "2", "--train-batch-size", "2", "--device", "cpu"]
     assert main(["train", str(tmp_path / "r.yaml"), "--output-dir", str(tmp_path / "run"), *flags]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["arguments"]["spectral"] == {"k": 3, "width": 128, "depth": 4}
+    assert summary["arguments"]["spectral"] == {"k": 3, "width": 128, "depth": 4, "map": "coupling"}
     about = json.loads((tmp_path / "run" / "adapter" / "hypernoise.json").read_text())
     assert (about["kind"], about["settings"]["k"]) == ("spectral", 3)

@@ -7,6 +7,8 @@ log-scales. Last come a scale and a shift that depend only on the prompt.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,11 @@ class CouplingFlow(nn.Module):
         self.couplings = nn.ModuleList([_Coupling(size, half, width) for half in halves])
         self.last = _zero(nn.Linear(width, 2 * size))
 
-    def forward(self, u: Tensor, e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, u: Tensor, e: Tensor) -> Tensor:
+        """h [B, size]."""
+        return self.terms(u, e)[0]
+
+    def terms(self, u: Tensor, e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h [B, size], log det(I + J_h) [B], and a term [B] whose mean over u ~ N(0, I) is that of u·h.
 
         The last layer's share of u·h is replaced by its known mean: E[u·(s·u + t)] = Σ s. Only the couplings'
@@ -66,18 +72,46 @@ class CouplingFlow(nn.Module):
     def kl(self, u: Tensor, e: Tensor) -> Tensor:
         """½‖h‖² + u·h − log det(I + J_h) [B] at u ~ N(0, I), in nats: its mean is KL(law of T(u; e) ‖ N(0, I)).
 
-        The value uses `forward`'s mean of u·h for the last layer's share, so it has no variance for a map that is only
+        The value uses the known mean of u·h for the last layer's share, so it has no variance for a map that is only
         the prompt's shift. The gradient is the path gradient (Roeder et al., arXiv 1703.09194): along z = T(u) through
         log q(z) − log φ(z) with q held fixed, without the score ∇_θ log q, whose mean is 0. It is unbiased, and where T
         is optimal for a reward, the objective's gradient is 0 at every u, not only on average.
         """
-        h, volume, stein = self(u, e)
+        h, volume, stein = self.terms(u, e)
         value = 0.5 * h.square().sum(1) + stein - volume
         if not value.requires_grad:
             return value
         z = u + h
         path = ((self.score(z, e) + z.detach()) * z).sum(1)
         return value.detach() + path - path.detach()
+
+
+class ResidualMap(nn.Module):
+    """h(u; e) as an MLP, to compare: its Jacobian takes a backward pass per coefficient, and T may fold noises.
+
+    Args: as for `CouplingFlow`; depth: number of hidden layers.
+    """
+
+    def __init__(self, size: int, *, width: int, depth: int):
+        super().__init__()
+        sizes = [size + width, *[width] * depth]
+        self.hidden = nn.Sequential(*[nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(sizes)])
+        self.last = _zero(nn.Linear(sizes[-1], size))
+
+    def forward(self, u: Tensor, e: Tensor) -> Tensor:
+        return self.last(self.hidden(torch.cat([u, e], 1)))
+
+    def kl(self, u: Tensor, e: Tensor) -> Tensor:
+        """½‖h‖² + Tr J − log|det(I + J)| [B] at u ~ N(0, I): its mean is the KL, or a lower bound if T folds."""
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            u = u.detach().requires_grad_(True)
+            h = self(u, e)
+            rows = [torch.autograd.grad(one.sum(), u, create_graph=graph, retain_graph=True)[0] for one in h.T]
+        jacobian = torch.stack(rows, 1)  # [B, m, m]
+        volume = torch.linalg.slogdet(torch.eye(len(rows)).to(jacobian) + jacobian).logabsdet
+        value = 0.5 * h.square().sum(1) + jacobian.diagonal(dim1=1, dim2=2).sum(1) - volume
+        return value if graph else value.detach()
 
 
 class _Coupling(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hypernoise.settings import MOST_RANK, typed, whole
 
@@ -17,6 +18,9 @@ class Spectral:
     """Width of the network's hidden layers."""
     depth: int = 4
     """Number of couplings in its invertible map; 0: only a scale and a shift that depend on the prompt."""
+    map: Literal["coupling", "residual"] = "coupling"
+    """residual: an MLP of `depth` hidden layers instead of the invertible map, to compare; its KL takes a backward
+    pass per coefficient."""
 
     def __post_init__(self) -> None:
         typed(self, Spectral, "spectral.")

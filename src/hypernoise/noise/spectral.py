@@ -13,22 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, pixel_shuffle, pixel_unshuffle
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.noise.coupling import CouplingFlow
+from hypernoise.noise.coupling import CouplingFlow, ResidualMap
 from hypernoise.noise.residual import embedded
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.state import TrainedWhole
 from hypernoise.settings import seed_in_range, whole_number
 
 QUERIES = 4
+MAPS = {"coupling": CouplingFlow, "residual": ResidualMap}
 
 
 class SpectralNoise(TrainedWhole):
@@ -40,7 +41,8 @@ class SpectralNoise(TrainedWhole):
             conditions are labels, or 1 without conditions.
         k: lowest frequencies in each direction; the map has channels · k² coefficients.
         width: of the hidden layers.
-        depth: number of couplings.
+        map: coupling, invertible, or residual, an MLP to compare it with.
+        depth: number of couplings, or of the MLP's hidden layers.
         patch: side in latent pixels of a cell that the noise packs: it is [B, C·p², H/p, W/p], or
             [B, H/p · W/p, C·p²] in tokens.
         grid: default size of noise in tokens in cells, (H/p, W/p).
@@ -62,6 +64,7 @@ class SpectralNoise(TrainedWhole):
         k: int = 4,
         width: int = 128,
         depth: int = 4,
+        map: Literal["coupling", "residual"] = "coupling",
         patch: int = 1,
         grid: tuple[int, int] | None = None,
         token_width: int = 0,
@@ -74,6 +77,10 @@ class SpectralNoise(TrainedWhole):
         }  # fmt: skip
         for name, value in self.settings.items():
             whole_number(value, name, least=0 if name in ("depth", "token_width") else 1, most=2**20)
+        if map not in MAPS:
+            raise unknown("map", map, MAPS)
+        if map != "coupling":
+            self.settings["map"] = map
         seed_in_range(seed)
         self.channels, self.text_width, self.k, self.patch = channels, text_width, k, patch
         self.grid = None if grid is None else (grid[0], grid[1])
@@ -83,7 +90,7 @@ class SpectralNoise(TrainedWhole):
             torch.default_generator.manual_seed(seed)
             seen = text_width + QUERIES * token_width
             self.embed = nn.Sequential(nn.Linear(seen, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-            self.map = CouplingFlow(channels * k * k, width=width, depth=depth)
+            self.map = MAPS[map](channels * k * k, width=width, depth=depth)
             if token_width:  # the initial weights are nearly uniform
                 self.queries = nn.Parameter(0.2 * token_width**-0.5 * torch.randn(QUERIES, token_width))
 
@@ -100,13 +107,12 @@ class SpectralNoise(TrainedWhole):
         """
         with torch.autocast(noise.device.type, enabled=False):  # small, and the sum should not be rounded
             u, e, (rows, columns) = self._seen(noise, condition, grid)
-            h, _, _ = self.map(u, e)
-            residual = rows.T @ h.unflatten(1, (self.channels, self.k, self.k)) @ columns
+            residual = rows.T @ self.map(u, e).unflatten(1, (self.channels, self.k, self.k)) @ columns
             packed = pixel_unshuffle(residual, self.patch)
             return packed.flatten(2).mT if noise.ndim == 3 else packed.reshape(noise.shape)
 
     def kl(self, noise: Tensor, condition: Condition) -> Tensor:
-        """Terms [B], in nats, whose mean over noise ~ N(0, I) is KL(x + f ‖ N(0, I)), exactly (`CouplingFlow.kl`)."""
+        """Terms [B], in nats, whose mean over noise ~ N(0, I) is KL(x + f ‖ N(0, I)), exactly (its map's `kl`)."""
         with torch.autocast(noise.device.type, enabled=False):
             u, e, _ = self._seen(noise, condition, None)
             return self.map.kl(u, e)
