@@ -51,6 +51,24 @@ def limit_gradient(noise: Tensor, most: float, share: float) -> Tensor:
     return limited
 
 
+def kl_gap(residual: Tensor, noise: Tensor) -> Tensor:
+    """Tr J − log|det(I + J)| of each sample [B], the terms missing from ½‖f‖²; differentiable in f's weights.
+
+    Takes a backward pass per dimension, all kept for the gradient.
+
+    Args:
+        residual: f of `noise`, flattened to [B, d], with its graph.
+        noise: [B, ...]; must require grad.
+    """
+    rows = [
+        torch.autograd.grad(column.sum(), noise, create_graph=True, materialize_grads=True)[0].flatten(1)
+        for column in residual.T
+    ]
+    jacobian = torch.stack(rows, 1)  # [B, d, d]
+    volume = torch.linalg.slogdet(torch.eye(len(rows)).to(jacobian) + jacobian).logabsdet
+    return jacobian.diagonal(dim1=1, dim2=2).sum(1) - volume
+
+
 def exact_kl(function: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
     """½‖f‖² + Tr J − log|det(I + J)| at each noise [B, ...]: unbiased samples of the KL, in nats.
 
