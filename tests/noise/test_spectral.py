@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
+from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
@@ -325,6 +326,8 @@ def test_a_residual_maps_kl_is_that_of_its_whole_jacobian_and_trains():
         below = made.kl(noise, c).sum()
     assert abs(gradient[1, 2]) > 1e-6
     assert gradient[1, 2].item() == pytest.approx(((above - below) / (2 * step)).item(), rel=1e-5)
+    assert estimate_kl(network(channels=2), noise, c).own
+    assert not estimate_kl(made, noise, c).own  # it may fold: diagnose must not call its KL exact
     fresh = SpectralNoise(3, 6, k=2, map="residual")
     assert not fresh(noise.float()[:, :1].expand(-1, 3, -1, -1), c).any()
     with pytest.raises(InputError, match="unknown map 'residul'; did you mean 'residual'"):

@@ -89,7 +89,7 @@ def estimate_kl(
     Args:
         noise: [B, *noise_shape], drawn from N(0, I); more noises reduce the errors.
         condition: one per noise.
-        method: see the top of this module; None: the network's own KL if it has one, else "arnoldi".
+        method: see the top of this module; None: the network's own KL if it is exact, else "arnoldi".
         probes: random probes per noise (ignored by "exact").
         batch: noises in memory at once; for "exact", rows of the Jacobian.
         seed: for the probes.
@@ -102,7 +102,7 @@ def estimate_kl(
     if not len(noise) or probes < 1 or batch < 1:
         raise InputError(f"estimate_kl needs a noise, a probe and a batch, not {len(noise)}, {probes} and {batch}")
     rows = [slice(start, start + batch) for start in range(0, len(noise), batch)]
-    if method is None and knows_kl(network):
+    if method is None and knows_kl(network) and not getattr(network, "may_fold", False):
         return _own(network, [(noise[part], condition[part]) for part in rows])
     draw = torch.Generator().manual_seed(seed)
     parts = []

@@ -94,6 +94,11 @@ class SpectralNoise(TrainedWhole):
             if token_width:  # the initial weights are nearly uniform
                 self.queries = nn.Parameter(0.2 * token_width**-0.5 * torch.randn(QUERIES, token_width))
 
+    @property
+    def may_fold(self) -> bool:
+        """Whether x + f may fold noises onto each other, where `kl` is only a lower bound."""
+        return isinstance(self.map, ResidualMap)
+
     def forward(self, noise: Tensor, condition: Condition, *, grid: tuple[int, int] | None = None) -> Tensor:
         """The residual, in the weights' dtype and the noise's layout.
 
