@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 import hypernoise as hn
+from hypernoise.commands.flags import parse
 from hypernoise.evaluation.benchmarks import Benchmark, first_of_each, load_benchmark
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.evaluation.summary import write_summary
@@ -237,7 +237,8 @@ def main(experiment: type[Any], arguments: list[str] | None = None) -> int:
     name = name_of(experiment)
     default = experiment(output_dir=Path("runs") / name)
     try:
-        return tyro.cli(experiment, default=default, args=arguments, prog=f"python -m experiments.{name}").run()
+        given = sys.argv[1:] if arguments is None else arguments
+        return parse(experiment, given, prog=f"python -m experiments.{name}", default=default).run()
     except hn.InputError as error:
         print(f"experiments.{name}: {error}", file=sys.stderr)
         return 2

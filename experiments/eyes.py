@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 import hypernoise as hn
-from experiments.base import same_run
+from experiments.base import main, same_run
 from experiments.eye_networks import (
     CLASSES,
     COLOURS,
@@ -73,6 +72,16 @@ class Eyes:
         whole(self, "updates", "runs", flags=True)
         if self.pictures < 3:
             raise hn.InputError(f"--pictures must be at least 3, not {self.pictures}")
+
+    def run(self) -> int:
+        bench = Bench.load(self)
+        rows, shown = rows_of(bench)
+        write_summary(self.output_dir, "python -m experiments.eyes", self, "cpu", rows)
+        sheet(bench, shown).save(self.output_dir / "sheet.png", optimize=True)
+        print(table(rows))
+        agreement = rows[0]["agreement"]
+        print(f"\nThe classifier names {agreement:.2f} of the plain pictures alike at 128 and {JUDGED} pixels.")
+        return 0
 
     def noise_config(self, seed: int) -> hn.TrainConfig:
         """For the noise networks: the paper's objective, with settings chosen on other noises than the judged ones."""
@@ -390,28 +399,5 @@ def sheet(bench: Bench, shown: dict[str, Found]) -> Image.Image:
     return page.quantize(256)  # a third of the size, without visible difference
 
 
-def run(settings: Eyes) -> int:
-    bench = Bench.load(settings)
-    rows, shown = rows_of(bench)
-    write_summary(settings.output_dir, "python -m experiments.eyes", settings, "cpu", rows)
-    sheet(bench, shown).save(settings.output_dir / "sheet.png", optimize=True)
-    print(table(rows))
-    agreement = rows[0]["agreement"]
-    print(f"\nThe classifier names {agreement:.2f} of the plain pictures alike at 128 and {JUDGED} pixels.")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done; 2 wrong input, with a one-line message; 130 interrupted, checkpoint saved."""
-    try:
-        return run(tyro.cli(Eyes, args=arguments, prog="python -m experiments.eyes"))
-    except hn.InputError as error:
-        print(f"eyes: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eyes: interrupted; the same command resumes", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Eyes))

@@ -259,6 +259,8 @@ def test_default_recipes_are_those_that_ship():
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
+        ("redness", ["--lookz", "1"], "unknown flag '--lookz'; did you mean '--looks'?"),
+        ("redness", ["--noises", "two"], "two"),
         ("redness", ["--seeds", "1", "1"], "--seeds takes different numbers"),
         ("redness", ["--looks", "0"], "--looks takes numbers of updates from 1, not [0]"),
         ("redness", ["--rates", "0"], "--rates takes numbers above 0"),

@@ -10,9 +10,11 @@ from PIL import Image
 
 import hypernoise as hn
 from experiments import eye_networks, eyes
+from experiments.base import main
 from experiments.eye_networks import CLASSES, COLOURS, EyeClassifier, EyeGenerator, filled, one_hot_colours, weight_file
 
 NETWORKS = {"omniart-eye-generator": EyeGenerator, "omniart-eye-classifier": EyeClassifier}
+run = partial(main, eyes.Eyes)
 TINY = ["--updates", "3", "--runs", "2", "--pictures", "3"]
 
 
@@ -40,7 +42,7 @@ def wheels(tmp_path, monkeypatch):
 def test_it_runs_from_the_weight_files_to_the_table_and_goes_on(wheels, tmp_path, capsys):
     output = tmp_path / "out"
     command = ["--output-dir", str(output), *TINY]
-    assert eyes.main(command) == 0
+    assert run(command) == 0
     told = capsys.readouterr().out
     summary = json.loads((output / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["results"]}
@@ -66,10 +68,10 @@ def test_it_runs_from_the_weight_files_to_the_table_and_goes_on(wheels, tmp_path
     assert Image.open(output / "sheet.png").size[1] == eyes.HEAD + 3 * (eyes.TILE + eyes.GAP)
 
     trained = {file: file.stat().st_mtime_ns for file in output.glob("training/**/*") if file.is_file()}
-    assert eyes.main(command) == 0
+    assert run(command) == 0
     assert {file: file.stat().st_mtime_ns for file in output.glob("training/**/*") if file.is_file()} == trained
     assert json.loads((output / "summary.json").read_text())["results"] == summary["results"]
-    assert eyes.main([*command, "--updates", "4"]) == 2
+    assert run([*command, "--updates", "4"]) == 2
     assert "steps = 3, not 4" in capsys.readouterr().err
 
 
@@ -122,9 +124,9 @@ def test_distances_are_root_mean_squares():
 
 def test_a_wheel_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(eye_networks, "WHEELS", {"omniart-eye-generator": ("0.1", "nowhere/weights.pth")})
-    assert eyes.main(["--output-dir", str(tmp_path)]) == 2
+    assert run(["--output-dir", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("eyes: the weights of omniart-eye-generator are not installed: pip install omniart-eye-")
+    assert line.startswith("experiments.eyes: the weights of omniart-eye-generator are not installed: pip install om")
 
 
 @pytest.mark.parametrize("wrong", ["another network", "code", "cut short", "no file of weights"])
@@ -138,14 +140,14 @@ def test_a_wrong_file_is_one_line(wrong, wheels, tmp_path, capsys):
         file.write_bytes(file.read_bytes()[:5000])
     else:
         file.write_text("{}")
-    assert eyes.main(["--output-dir", str(tmp_path / "out"), *TINY]) == 2
+    assert run(["--output-dir", str(tmp_path / "out"), *TINY]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"eyes: {file} does not hold the weights of EyeClassifier: reinstall its wheel"
+    assert line == f"experiments.eyes: {file} does not hold the weights of EyeClassifier: reinstall its wheel"
 
 
 @pytest.mark.parametrize("flags", [["--updates", "0"], ["--pictures", "2"], ["--runs", "0"]])
 def test_a_size_that_is_none_is_told_by_its_flag(flags, capsys):
-    assert eyes.main(flags) == 2
+    assert run(flags) == 2
     assert f"{flags[0]} must be at least" in capsys.readouterr().err
 
 

@@ -22,30 +22,31 @@ from hypernoise.training.config import Recipe, read_recipe
 Asked = TypeVar("Asked")
 
 
-def parse(cls: type[Asked], arguments: Sequence[str]) -> Asked:
+def parse(cls: type[Asked], arguments: Sequence[str], *, prog: str = "", default: Asked | None = None) -> Asked:
     """The flags of a command as an instance of its class; --help prints them in sections.
 
-    Dashes and underscores are interchangeable. Flags that are not given take their values from the recipe, if any.
+    Dashes and underscores are interchangeable. Flags that are not given take their values from `default`, or else from
+    the recipe, if any.
 
     Raises:
         InputError: an unknown flag, with the nearest name, or a value that a flag does not accept.
     """
-    command, default = cls.__name__.lower(), _default(cls, arguments)
+    command, values = prog or f"hypernoise {cls.__name__.lower()}", default or _default(cls, arguments)
     if {"-h", "--help"} & set(arguments):
-        print(help_of(cls, command, default))
+        print(help_of(cls, command, values))
         raise SystemExit(0)
     _check_names(cls, arguments)
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            asked = tyro.cli(cls, args=arguments, default=default, prog=f"hypernoise {command}")
+            asked = tyro.cli(cls, args=arguments, default=values, prog=command)
     except SystemExit as ended:
         if ended.code != 2:
             raise
         raise InputError(_one_line(shown.getvalue())) from None
     recipe = vars(asked).get("recipe")  # of quickstart it is a property
-    if recipe is not None and recipe != getattr(default, "recipe", None):
-        raise InputError(f"name the recipe first: hypernoise {command} {recipe} [flags]")
+    if default is None and recipe is not None and recipe != getattr(values, "recipe", None):
+        raise InputError(f"name the recipe first: {command} {recipe} [flags]")
     return asked
 
 
@@ -125,7 +126,7 @@ def help_of(cls: type, command: str, default: Any) -> str:
     places = [
         name.upper() for name, hint in typing.get_type_hints(cls, include_extras=True).items() if _positional(hint)
     ]
-    usage = " ".join(["usage: hypernoise", command, *(f"[{place}]" for place in places), "[flags]"])
+    usage = " ".join([f"usage: {command}", *(f"[{place}]" for place in places), "[flags]"])
     docs, lines = _docs(cls), [usage, "", inspect.cleandoc(cls.__doc__ or "")]
     flags = list(flags_of(cls))
     for title, names in _sections(cls).items():
