@@ -100,7 +100,7 @@ def test_bf16_on_a_cpu_without_it_warns_with_the_factor(machine):
     found = resolve("bf16", CPU)
     assert found.slow
     assert found.line == (
-        "mixed precision: bf16 (as asked; this CPU has no bf16 units: about 15 to 25 times slower than no)"
+        "mixed precision: bf16 (as asked; this CPU has no bf16 units: about 15 to 25 times slower than fp32)"
     )
 
 
@@ -154,7 +154,7 @@ def test_a_run_says_it_once_and_keeps_it(sd_pipeline, tmp_path, capsys):
     for asked, name, why in (
         ("auto", "no", "this CPU has no bf16 units"),
         ("no", "no", "as asked"),
-        ("bf16", "bf16", "as asked; this CPU has no bf16 units: about 15 to 25 times slower than no"),
+        ("bf16", "bf16", "as asked; this CPU has no bf16 units: about 15 to 25 times slower than fp32"),
     ):
         say_once.cache_clear()
         folder = tmp_path / asked

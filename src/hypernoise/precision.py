@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 
 WEIGHTS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-SLOWER = "about 15 to 25 times slower than no"
+SLOWER = "about 15 to 25 times slower than fp32"
 NAMES = {"cuda": "GPU", "cpu": "CPU"}
 WITHOUT_BF16 = ("SSE", "AVX2", "AVX512_CORE_VNNI")  # values of ONEDNN_MAX_CPU_ISA; AVX and AVX512_CORE as whole words
 

@@ -15,7 +15,7 @@ RESULTS: list[Column] = [
     ("gain", "gain", "+.3f"),
     ("95 %", "gain_ci95", "+.3f"),
     ("reward", "reward", ".3f"),
-    ("in reward", "reward_gain", "+.3f"),
+    ("reward gain", "reward_gain", "+.3f"),
     ("95 %", "reward_gain_ci95", "+.3f"),
     ("validation", "validation_reward", ".3f"),
     ("artefacts", "artefacts", ".3f"),
