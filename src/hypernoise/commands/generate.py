@@ -50,10 +50,14 @@ class Generate(WithGenerator):
         from hypernoise.files import output_folder
         from hypernoise.pipeline import attach
 
-        generator = self.load()
+        generator, steps = self.load(), self.num_inference_steps
         pipeline = generator.pipeline
-        generator.check_steps(self.num_inference_steps)
+        generator.check_steps(steps)
         generator.check_prompts(list(self.prompts))
+        if generator.name == "scenes":  # whose tokenizer has each word of its world whole
+            words = " ".join(self.prompts).lower().split()
+            if new := [word for word in words if len(pipeline.tokenizer(word).input_ids) > 3]:
+                print(f"scenes draws flat shapes, and does not know: {', '.join(new)}", file=sys.stderr)
         generator.encode_ahead(list(self.prompts))
         if self.adapter is not None:
             attach(pipeline, self.adapter, strength=self.strength, check_base=self.check_base)
@@ -62,12 +66,7 @@ class Generate(WithGenerator):
             self.tell_precision()
         pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
         rows = [
-            {
-                "prompt": prompt,
-                "seed": seed,
-                "inference_steps": self.num_inference_steps,
-                "file": f"{number:03d}-seed{seed}.png",
-            }
+            {"prompt": prompt, "seed": seed, "inference_steps": steps, "file": f"{number:03d}-seed{seed}.png"}
             for number, prompt in enumerate(self.prompts)
             for seed in range(self.seed, self.seed + self.num_images_per_prompt)
         ]
@@ -80,7 +79,7 @@ class Generate(WithGenerator):
                     width=generator.size[1],
                     generator=[torch.Generator(generator.device).manual_seed(row["seed"]) for row in own],
                     **generator.family.arguments(condition.tensors),
-                    **generator.call(self.num_inference_steps),
+                    **generator.call(steps),
                 ).images
             for row, picture in zip(own, pictures, strict=True):
                 picture.save(self.output_dir / row["file"])
