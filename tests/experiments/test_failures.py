@@ -116,9 +116,9 @@ def test_modes_are_measured_kept_and_not_run_again(tiny, tmp_path, capsys):
     assert (refused["looks"], refused["stopped"]) == ([], True)
     assert "gradient is cut" in refused["said"][0]
     assert f"stopped: {refused['said'][0]} |" in printed
-    began = time.perf_counter()
+    began = time.process_time()
     assert main(Failures, call) == 0
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert capsys.readouterr().out == printed
     (tmp_path / "out" / "nonzero-start" / "row.json").unlink()  # as if it had been interrupted
     (tmp_path / "out" / "nonzero-start" / "look-000002.json").unlink()

@@ -324,9 +324,9 @@ def test_what_is_no_picture_is_refused(pixels, message):
 def test_speed(drawn):
     taken = []
     for request, _, picture in drawn[:300]:
-        start = time.perf_counter()
+        start = time.process_time()
         judge(picture, request)
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     milliseconds = 1e3 * float(np.median(taken))
     print(f"{milliseconds:.2f} ms per picture (median of {len(taken)})")
     assert milliseconds < 6
