@@ -101,6 +101,14 @@ def parse_json(text: str, what: str) -> Any:
     return value
 
 
+def json_lines(text: str, what: str) -> Iterator[tuple[str, Any]]:
+    """Each line's place, for messages, and its value. Raises `parse_json`'s errors."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{what}, line {number}"
+            yield place, parse_json(line, place)
+
+
 def kept_json(file: Path, kind: type | tuple[type, ...] = dict) -> Any:
     """The contents of a cache file of ours; None if it is missing, damaged or of another kind: it is then remade."""
     try:

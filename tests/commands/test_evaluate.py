@@ -9,7 +9,7 @@ from PIL import Image
 
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
-from hypernoise.evaluation.geneval.detectors import HfDetector
+from hypernoise.evaluation.geneval.benchmark import GenEvalJudge
 from hypernoise.evaluation.geneval.mask2former import Mask2Former
 from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG
 from hypernoise.evaluation.questions import VqaModel
@@ -176,7 +176,7 @@ def test_drawn_judged_by_geneval_and_laid_out(geneval, tmp_path, capsys, monkeyp
     def never(*arguments):
         raise AssertionError("was kept, and is made again")
 
-    monkeypatch.setattr(HfDetector, "__call__", never)
+    monkeypatch.setattr(GenEvalJudge, "__call__", never)
     assert main(geneval) == 0
     assert summary(tmp_path / "out")["results"] == [plain, ours]
 

@@ -227,12 +227,12 @@ def test_half_finished_folders_are_named(picture_folder, detected):
     code, told = score(picture_folder.parent, *detected)
     assert code == 0
     why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in told["broken"]}
-    assert "metadata.jsonl is missing" in why["00000"]
+    assert "metadata.jsonl cannot be read: No such file" in why["00000"]
     assert why["00002"] == "1 of 2 pictures exist"
     assert why["00003"] == "0 of 2 pictures exist"
     assert "line 1 is not JSON" in why["00004"]
     assert list(told["results"][0]["categories"]) == ["counting", "colors"]
-    assert told["results"][0]["judged"] == 3
+    assert told["results"][0]["images"] == 3
 
 
 def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat, tmp_path):
@@ -240,7 +240,9 @@ def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat,
     rows = [{"file": f"{i}.png", "prompt": asked.prompt if i < 2 else "another"} for i in range(3)]
     (flat / "summary.json").write_text(json.dumps({"results": rows}))
     samples, others = read_flat(flat, "", {asked.prompt: asked})
-    assert [(one.name, one.number, one.request) for one in samples] == [("0.png", 0, asked), ("1.png", 0, asked)]
+    assert [(one.name, one.number, one.category) for one in samples] == [
+        ("0.png", 0, asked.tag), ("1.png", 0, asked.tag)
+    ]  # fmt: skip
     assert [(one.name, one.why) for one in others] == [("2.png", "'another' is not one of GenEval's prompts")]
 
 
@@ -251,7 +253,7 @@ def test_a_broken_picture_costs_itself(picture_folder, detected):
     ((broken),) = told["broken"]
     assert broken["name"] == f"{picture_folder}/00000/samples/00000.png"
     assert "cannot be read as a picture" in broken["why"]
-    assert told["results"][0]["judged"] == 5
+    assert told["results"][0]["images"] == 5
 
 
 def test_a_detector_that_does_not_know_the_classes(picture_folder, detected, capsys):

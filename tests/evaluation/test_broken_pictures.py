@@ -1,18 +1,19 @@
 """Damaged files, in each way in which Pillow was seen to report them when a PNG's bytes were changed at random."""
 
-import dataclasses
 import io
+import json
 import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.pictures import read_picture
-from hypernoise.evaluation.records import batch_file, whole
+from hypernoise.evaluation.records import batch_file, keep, whole
 from hypernoise.files import write_json
-from hypernoise.methods.base import Spent
+from hypernoise.methods.base import Result, Spent
 
 
 def png():
@@ -43,14 +44,13 @@ DAMAGES = {
     "of 16 bits": lambda data: saved(Image.fromarray(np.full((8, 8), 40_000, np.uint16))),
     "of another format": lambda data: saved(Image.new("RGB", (8, 8)), "BMP"),
 }
-RECORD = {"pictures": [{"file": "0000-0.png", "reward": 1.0}], "spent": dataclasses.asdict(Spent())}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_an_input_error(tmp_path, damage):
     file = tmp_path / "0000-0.png"
-    write_json(batch_file(tmp_path, 0), RECORD)
-    file.write_bytes(png())
+    drawn = Result(torch.rand(1, 3, 200, 200), torch.zeros(1), ["a"], None, None, Spent())
+    keep(tmp_path, 0, drawn, [{"reward": 1.0}], [file.name])
     assert read_picture(file).shape == (3, 200, 200)
     assert whole(tmp_path, 0, [file.name])
     file.write_bytes(DAMAGES[damage](png()))
@@ -70,13 +70,15 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     "record",
     [
-        *(None, [], "x", {"pictures": []}, {"pictures": [None]}, {"pictures": [{"reward": 1.0}]}, {"spent": 3}),
+        *(None, [], "x", {}, {"pictures": []}, {"pictures": [None]}, {"spent": 3}, {"spent": {"seconds": 1.0}}),
         *({"pictures": [{"file": "0000-0.png", name: "high"}]} for name in ("reward", "right", "kl")),
-        {"pictures": [{"file": "0000-0.png", "parts": {"color": [None]}}]},
-        {"spent": {"seconds": 1.0}},
+        {"sha256": None},
     ],
 )
 def test_a_batch_whose_record_is_damaged_is_not_whole(tmp_path, record):
-    (tmp_path / "0000-0.png").write_bytes(png())
-    write_json(batch_file(tmp_path, 0), {**RECORD, **record} if isinstance(record, dict) else record)
+    drawn = Result(torch.rand(1, 3, 8, 8), torch.zeros(1), ["a"], None, None, Spent())
+    keep(tmp_path, 0, drawn, [{"reward": 1.0}], ["0000-0.png"])
+    assert whole(tmp_path, 0, ["0000-0.png"])
+    kept = json.loads(batch_file(tmp_path, 0).read_text())
+    write_json(batch_file(tmp_path, 0), {**kept, **record} if record and isinstance(record, dict) else record)
     assert not whole(tmp_path, 0, ["0000-0.png"])

@@ -5,8 +5,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation import features
-from hypernoise.evaluation.features import Dino
-from hypernoise.evaluation.fidelity import kernel_distance, pairwise_similarity
+from hypernoise.evaluation.features import Dino, kernel_distance, pairwise_similarity
 from hypernoise.rewards.preprocess import normalise
 
 

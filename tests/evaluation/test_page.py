@@ -63,8 +63,9 @@ ROWS = [
 
 @pytest.fixture
 def page(tmp_path):
-    Image.new("RGB", (32, 64), "red").save(tmp_path / "red.png")
-    red, blue = tmp_path / "red.png", Image.new("RGB", (300, 300), "blue")
+    red, blue = tmp_path / "red.png", tmp_path / "blue.png"
+    Image.new("RGB", (32, 64), "red").save(red)
+    Image.new("RGB", (300, 300), "blue").save(blue)
     examples = [
         Example(
             'a "red" <circle>',
@@ -122,7 +123,8 @@ def test_pictures_are_inside_small_and_whole(page):
 
 
 def test_without_verdicts_only_the_category_is_picked(tmp_path):
-    picture = Image.new("RGB", (8, 8))
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
     rows = [empty_row("plain") | {"reward": 1.0}]
     text = rendered("a", {}, result_tables(rows), [], [Example("one", "all", [Shown("plain", picture)])])
     assert [select["id"] for select in Page(text).all("select")] == ["category"]

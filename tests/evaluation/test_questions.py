@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from hypernoise.errors import InputError
+from hypernoise.evaluation.benchmarks import Models
 from hypernoise.evaluation.questions import (
     Item,
     Question,
     QuestionJudge,
     VqaModel,
+    benchmark,
     read_dpg,
     read_geneval2,
     read_items,
@@ -41,14 +43,14 @@ SOFT = {
 def test_dpgs_questions_with_what_they_depend_on(tmp_path):
     (tmp_path / "dpg.csv").write_text(DPG)
     first, second = read_dpg(tmp_path / "dpg.csv")
-    assert (first.name, first.prompt, second.prompt) == ("p1", "A ring, on a square", "Two rings")
+    assert (first.prompt, second.prompt) == ("A ring, on a square", "Two rings")
     assert first.questions[2] == Question("Is the ring on the square?", "yes", "relation", (0, 1))
     assert first.questions[0].parents == second.questions[0].parents == ()
 
 
 def test_dpg_counts_a_child_only_with_its_parents():
     a, b = Question("a?", "yes", "entity"), Question("b?", "yes", "entity")
-    item = Item("p", "a on b", (a, b, Question("c?", "yes", "relation", (0, 1))))
+    item = Item("a on b", (a, b, Question("c?", "yes", "relation", (0, 1))))
     assert score_dpg(item, [0.9, 0.8, 0.7]) == (1.0, [1, 1, 1])
     assert score_dpg(item, [0.9, 0.3, 0.7]) == (pytest.approx(1 / 3), [1, 0, 1])  # categories count it as answered
     assert score_dpg(item, [0.9, 0.8, 0.5]) == (pytest.approx(2 / 3), [1, 1, 0])
@@ -57,8 +59,8 @@ def test_dpg_counts_a_child_only_with_its_parents():
 def test_dpg_passes_a_no_on_to_grandchildren():
     """In the file's order, as the official script: one that stands before its parent sees the parent's own answer."""
     a, b = Question("a?", "yes", "entity"), Question("b?", "yes", "attribute", (0,))
-    assert score_dpg(Item("p", "a", (a, b, Question("c?", "yes", "relation", (1,)))), [0.1, 0.9, 0.9]) == (0, [0, 1, 1])
-    early = Item("p", "a", (Question("c?", "yes", "relation", (2,)), a, Question("b?", "yes", "attribute", (1,))))
+    assert score_dpg(Item("a", (a, b, Question("c?", "yes", "relation", (1,)))), [0.1, 0.9, 0.9]) == (0, [0, 1, 1])
+    early = Item("a", (Question("c?", "yes", "relation", (2,)), a, Question("b?", "yes", "attribute", (1,))))
     assert score_dpg(early, [0.9, 0.1, 0.9]) == (pytest.approx(1 / 3), [1, 0, 1])
 
 
@@ -86,7 +88,7 @@ def test_unigenbench_asks_for_each_test_point(tmp_path):
         with pytest.raises(InputError, match="line 2: sub_dims_en needs Testpoints and Testpoint Description"):
             read_unigenbench(tmp_path / "wrong.csv")
     (tmp_path / "wrong.csv").write_text("index,prompt_en,sub_dims_en\n0,a,{\n")
-    with pytest.raises(InputError, match="sub_dims_en in line 2 of .* is not JSON"):
+    with pytest.raises(InputError, match="line 2: sub_dims_en is not JSON"):
         read_unigenbench(tmp_path / "wrong.csv")
 
 
@@ -159,7 +161,7 @@ def test_the_judge_asks_each_prompts_own_questions(tmp_path):
             asked.append((tuple(pixels.shape), [question.text for question in questions], sentence))
             return [0.9, 0.8, 0.3][: len(questions)]
 
-    judge = QuestionJudge(kind, items, Model())
+    judge = QuestionJudge(kind, {item.prompt: item for item in items}, Model())
     found = judge(np.zeros((4, 6, 3), np.float32), "A ring, on a square")
     assert asked == [
         ((3, 4, 6), [question.text for question in items[0].questions], "{} Please answer yes or no."),
@@ -168,8 +170,9 @@ def test_the_judge_asks_each_prompts_own_questions(tmp_path):
     assert found.parts == {"entity": [1.0, 1.0], "relation": [0.0]}
     assert found.note == "0.667; Is the ring on the square?"
     assert [one["probability"] for one in found.details] == [0.9, 0.8, 0.3]
+    (tmp_path / "dpg.csv").write_text(DPG + "p3,Two rings,x,1,0,entity,whole,entity - whole (rings),Are there two?\n")
     with pytest.raises(InputError, match="'Two rings' appears twice in the file, with different questions"):
-        QuestionJudge(kind, [items[1], Item("p3", "Two rings", items[0].questions)], Model())
+        benchmark(str(tmp_path / "dpg.csv"), 0, Models())
 
 
 def test_a_model_that_is_not_there_is_named():

@@ -5,7 +5,7 @@ from hypernoise.errors import InputError
 from hypernoise.methods.base import Method
 from hypernoise.methods.finetune import LoRATune
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.registry import EXAMPLES, Given, make_methods
+from hypernoise.methods.registry import METHODS, Given, make_methods
 from hypernoise.noise.lora import LoRANoise
 
 
@@ -13,7 +13,7 @@ def rewrite(prompt, number):
     return []
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [example for example, _, _ in METHODS])
 def test_every_example_is_made_under_its_own_name(name):
     (method,) = make_methods([name], Given(["a"], ["b"], rewrite))
     assert isinstance(method, Method)

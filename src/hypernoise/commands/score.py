@@ -53,13 +53,8 @@ class Score:
 
         from hypernoise.commands.common import tell_broken, tell_cut_prompts, write_report
         from hypernoise.evaluation import features
-        from hypernoise.evaluation.geneval.benchmark import by_prompt
-        from hypernoise.evaluation.geneval.official import metadata
-        from hypernoise.evaluation.geneval.picture_folder import is_picture_folder, read_flat, read_folder
-        from hypernoise.evaluation.geneval.requests import parse_lines
+        from hypernoise.evaluation.geneval.picture_folder import write_results
         from hypernoise.evaluation.measures import measured, measured_row, write_scores
-        from hypernoise.evaluation.pictures import pictures_in
-        from hypernoise.evaluation.result_rows import empty_row
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import score_tables
         from hypernoise.files import output_folder
@@ -68,38 +63,28 @@ class Score:
         from hypernoise.rewards.ensemble import WeightedSum
 
         device = pick_device(self.device)
-        requests = by_prompt(parse_lines(metadata(), "geneval")) if self.geneval else {}
-
-        def found_in(folder: Path) -> tuple[Sequence[Any], Sequence[Any]]:
-            if is_picture_folder(folder):
-                return read_folder(folder)
-            return read_flat(folder, self.prompts, requests) if requests else (pictures_in(folder, self.prompts), [])
-
-        contents = [found_in(Path(folder)) for folder in self.folders]
+        contents, requests = self._contents()
         self._check_pairs(contents)
         settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
         seen = features.load(self.features, device)
-        detector = self._detector(contents, device) if self.geneval else None
-        about = {"judge": detector.name} if detector else {}
+        judge = self._judge(requests, device) if self.geneval else None
+        about = {"judge": judge.name} if judge else {}
         output_folder(self.output_dir)
-        judged = [self._judged(detector, pictures) for pictures, _ in contents] if detector else []
         with tqdm(total=sum(len(pictures) for pictures, _ in contents), desc="scoring", unit="picture") as bar:
-            found = [
-                measured(p, seen, reward, batch_size=self.batch_size, device=device, progress=bar.update)
-                for p, _ in contents
-            ]
+            work = {"batch_size": self.batch_size, "device": device, "progress": bar.update}
+            found = [measured(pictures, seen, reward, judge, **work) for pictures, _ in contents]
         rows, broken = [], []
-        for number, (folder, (_, half), one) in enumerate(zip(self.folders, contents, found, strict=True)):
-            row = {**empty_row(folder), **measured_row(one, found[0])}
-            unusable = {bad.name: bad.why for bad in [*half, *one.broken]}
-            if judged:
-                row |= self._scored(number, judged)
-                unusable |= {bad.name: bad.why for bad in judged[number].broken}
-            broken += [{"name": f"{folder}/{name}", "why": why} for name, why in unusable.items()]
-            rows.append({**row, "broken": len(unusable)})
-            if row["similarity"] is None:
+        for number, (folder, (_, half), one) in enumerate(zip(self.folders, contents, found, strict=True), 1):
+            unusable = [*half, *one.broken]
+            broken += [{"name": f"{folder}/{bad.name}", "why": bad.why} for bad in unusable]
+            rows.append({**measured_row(folder, one, found[0]), "broken": len(unusable)})
+            if rows[-1]["similarity"] is None:
                 print(f"{folder}: diversity is not measured, as no prompt has two pictures", file=sys.stderr)
+            if judge:
+                pairs = zip(one.pictures, one.verdicts, strict=True)
+                lines = [(picture.name, picture.prompt, verdict.details) for picture, verdict in pairs]
+                write_results(self.output_dir / f"results-{number}.jsonl", judge.requests, lines)
         tell_broken(broken)
         cut = tell_cut_prompts(reward) if reward else {}
         if reward:
@@ -132,27 +117,31 @@ class Score:
                         f"{self.folders[0]} has {there!r}: gains in reward need equal prompts"
                     )
 
-    def _detector(self, contents: Sequence[tuple[Sequence[Any], Any]], device: Any) -> Any:
-        """The object detector. Raises InputError for classes that it does not know."""
-        from hypernoise.evaluation.geneval.detectors import check_classes, load
+    def _contents(self) -> tuple[list[tuple[Sequence[Any], Sequence[Any]]], list[Any]]:
+        """Each folder's pictures and unusable parts, and the GenEval requests of all."""
+        from hypernoise.evaluation.geneval.official import metadata
+        from hypernoise.evaluation.geneval.picture_folder import is_picture_folder, read_flat, read_folder
+        from hypernoise.evaluation.geneval.requests import parse_lines
+        from hypernoise.evaluation.pictures import pictures_in
 
-        detector = load(self.judge, self.colors, device)
-        check_classes(detector, [picture.request for pictures, _ in contents for picture in pictures])
-        return detector
+        contents: list[tuple[Sequence[Any], Sequence[Any]]] = []
+        requests: list[Any] = []
+        official = {one.prompt: one for one in parse_lines(metadata(), "geneval")} if self.geneval else {}
+        for folder in map(Path, self.folders):
+            if is_picture_folder(folder):
+                pictures, own, broken = read_folder(folder)
+                requests += own
+            elif self.geneval:
+                pictures, broken = read_flat(folder, self.prompts, official)
+                requests += [official[picture.prompt] for picture in pictures]
+            else:
+                pictures, broken = pictures_in(folder, self.prompts), []
+            contents.append((pictures, broken))
+        return contents, requests
 
-    def _judged(self, detector: Any, pictures: Sequence[Any]) -> Any:
-        from tqdm import tqdm
+    def _judge(self, requests: list[Any], device: Any) -> Any:
+        """Raises InputError for a class that the detector does not know, or a prompt with two meanings."""
+        from hypernoise.evaluation.benchmarks import Models
+        from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
 
-        from hypernoise.evaluation.geneval.scoring import judge_folder
-
-        with tqdm(total=len(pictures), desc="judging", unit="picture") as bar:
-            return judge_folder(pictures, detector, progress=bar.update)
-
-    def _scored(self, number: int, judged: Sequence[Any]) -> dict[str, Any]:
-        """A folder's score; also writes its results in the official format."""
-        from hypernoise.evaluation.geneval.scoring import score_row, write_results
-
-        own = judged[number]
-        row = score_row(own, judged[0])
-        write_results(self.output_dir / f"results-{number + 1}.jsonl", own.found)
-        return row
+        return GenEvalJudge.load(by_prompt(requests), Models(self.judge, self.colors), device)

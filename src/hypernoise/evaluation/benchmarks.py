@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.records import Judge, Records
 from hypernoise.prompts import read_prompts
-
-
-class Prompted(Protocol):
-    @property
-    def prompt(self) -> str: ...
-
-
-Item = TypeVar("Item", bound=Prompted)
 
 
 @dataclass(frozen=True)
@@ -76,33 +69,20 @@ def load_benchmark(source: str, count: int = 0, models: Models | None = None) ->
 
 def first_of_each(categories: Sequence[str], number: int) -> list[int]:
     """The indices of the first `number` of each category, without any selection."""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     chosen = []
     for place, name in enumerate(categories):
-        seen[name] = seen.get(name, 0) + 1
+        seen[name] += 1
         if seen[name] <= number:
             chosen.append(place)
     return chosen
 
 
-def one_per_prompt(items: Sequence[Item], meaning: str, twice: str) -> dict[str, Item]:
-    """The items by their prompts.
-
-    Args:
-        meaning: the attribute that items with the same prompt must share.
-        twice: how the message continues for a prompt with different items.
-
-    Raises:
-        InputError: there is such a prompt.
-    """
-    found: dict[str, Item] = {}
+def one_per_prompt(items: Sequence[Any], meaning: str, twice: str) -> dict[str, Any]:
+    """The items by their `prompt`. Raises InputError, which ends with `twice`, for a prompt with items that differ in
+    the attribute `meaning`."""
+    found: dict[str, Any] = {}
     for item in items:
         if getattr(found.setdefault(item.prompt, item), meaning) != getattr(item, meaning):
             raise InputError(f"the prompt {item.prompt!r} appears twice in {twice}")
     return found
-
-
-def no_file(name: str, file: str) -> None:
-    """Raises InputError for a file given to a benchmark that takes none."""
-    if file:
-        raise InputError(f"--prompts {name} takes no file, not {file!r}")

@@ -1,10 +1,11 @@
-"""Feature vectors of pictures: from DINOv2, or plain pixels without a model."""
+"""Feature vectors of pictures, from DINOv2 or plain pixels, and the diversity and distance of sets of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -48,3 +49,29 @@ class Dino:
             pixel_values=normalise(self.resize(pictures.to(self.model.device)), IMAGENET_MEAN, IMAGENET_STD)
         )
         return seen.pooler_output.float().cpu()
+
+
+def pairwise_similarity(features: np.ndarray) -> float:
+    """Mean cosine over all pairs of different vectors [N, D], N at least 2; 1 if all are alike."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return _between(unit @ unit.T)
+
+
+def kernel_distance(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The squared MMD of vectors [N, D] and [M, D] with the kernel (x·y / D + 1)³, unbiased: about 0 for sets from one
+    distribution.
+
+    In Inception's features this is KID (Bińkowski et al. 2018, arXiv 1801.01401), which averages over subsets.
+    """
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    within = _between(kernel(ours, ours)) + _between(kernel(theirs, theirs))
+    return float(within - 2 * kernel(ours, theirs).mean())
+
+
+def _between(values: np.ndarray) -> float:
+    """The mean over pairs of different rows and columns."""
+    count = len(values)
+    return float((values.sum() - np.trace(values)) / (count * (count - 1)))

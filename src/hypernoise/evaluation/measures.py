@@ -1,4 +1,4 @@
-"""Measures existing pictures: rewards with intervals, diversity, and drift from another folder."""
+"""Measures existing pictures: rewards and verdicts with intervals, diversity, and drift from another folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.bootstrap import interval, means_by
-from hypernoise.evaluation.features import Features
-from hypernoise.evaluation.fidelity import kernel_distance, pairwise_similarity
+from hypernoise.evaluation.bootstrap import grouped_mean, interval, means_by
+from hypernoise.evaluation.features import Features, kernel_distance, pairwise_similarity
 from hypernoise.evaluation.pictures import Broken, Picture, read_picture
+from hypernoise.evaluation.records import Judge, Judgement
+from hypernoise.evaluation.result_rows import empty_row
 from hypernoise.files import write_text
 from hypernoise.rewards.ensemble import WeightedSum
 
@@ -29,19 +30,25 @@ TOTAL = "total"  # the rewards' weighted sum, next to its members
 class Measured:
     """Measurements of the readable pictures [N].
 
-    features: [N, D]. rewards: by name, and their `TOTAL`, [N].
+    features: [N, D]. rewards: by name, and their `TOTAL`, [N]. verdicts: N, or none without a judge.
     """
 
     pictures: list[Picture]
     features: np.ndarray
     rewards: dict[str, np.ndarray]
+    verdicts: list[Judgement]
     broken: list[Broken]
+
+    @property
+    def right(self) -> np.ndarray:
+        return np.array([verdict.right for verdict in self.verdicts])
 
 
 def measured(
     pictures: Sequence[Picture],
     features: Features,
     reward: WeightedSum | None = None,
+    judge: Judge | None = None,
     *,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
@@ -56,9 +63,13 @@ def measured(
     kept: list[Picture] = []
     vectors: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {}
+    verdicts: list[Judgement] = []
     for batch, pixels in _batches(pictures, batch_size, broken, progress):
         kept += batch
         vectors.append(features(pixels))
+        if judge is not None:
+            seen = pixels.permute(0, 2, 3, 1).numpy()
+            verdicts += [judge(own, picture.prompt) for own, picture in zip(seen, batch, strict=True)]
         if reward is None:
             continue
         try:
@@ -70,8 +81,8 @@ def measured(
             scores.setdefault(name, []).append(values.float().cpu())
     if not kept:
         raise InputError(f"no picture could be read; the first: {broken[0].why}" if broken else "there is no picture")
-    rewards = {name: torch.cat(values).numpy() for name, values in scores.items()}
-    return Measured(kept, torch.cat(vectors).double().numpy(), rewards, broken)
+    rewards = {name: torch.cat(values).double().numpy() for name, values in scores.items()}
+    return Measured(kept, torch.cat(vectors).double().numpy(), rewards, verdicts, broken)
 
 
 def _batches(
@@ -88,54 +99,63 @@ def _batches(
                 broken.append(Broken(picture.name, str(error)))
 
     for _, alike in groupby(readable(), key=lambda pair: pair[1].shape):
-        batch: list[tuple[Picture, Tensor]] = []
-        for pair in alike:
-            batch.append(pair)
-            if len(batch) == size:
-                yield [picture for picture, _ in batch], torch.stack([pixels for _, pixels in batch])
-                batch = []
-        if batch:
+        while batch := list(islice(alike, size)):
             yield [picture for picture, _ in batch], torch.stack([pixels for _, pixels in batch])
 
 
-def measured_row(ours: Measured, base: Measured) -> dict[str, Any]:
-    """Diversity over prompts with at least two pictures; rewards, and their gains over `base`; distances to it.
-
-    Gains and distances are None for the base itself.
-    """
+def measured_row(name: str, ours: Measured, base: Measured) -> dict[str, Any]:
+    """A result row: diversity over prompts with at least two pictures; rewards and score, and their gains over `base`;
+    distance to it. Gains and distance are None for the base itself."""
     numbers = np.array([picture.number for picture in ours.pictures])
     groups = [ours.features[numbers == number] for number in np.unique(numbers)]
     several = [group for group in groups if len(group) > 1]
     apart = ours is not base and min(len(ours.pictures), len(base.pictures)) > 1
-    rewards = {name: _reward(name, ours, base) for name in ours.rewards}
-    total = rewards.get(TOTAL, dict.fromkeys(("mean", "gain", "gain_ci95")))
-    return {
+    rewards = {name: _compared(ours, base, ours.rewards[name], base.rewards[name]) for name in ours.rewards}
+    row = {
+        **empty_row(name),
         "images": len(ours.pictures),
         "prompts": len(groups),
-        "reward": total["mean"],
-        "reward_gain": total["gain"],
-        "reward_gain_ci95": total["gain_ci95"],
         "similarity": float(np.mean([pairwise_similarity(group) for group in several])) if several else None,
         "kernel": kernel_distance(ours.features, base.features) if apart else None,
         "rewards": rewards,
     }
+    if rewards:
+        total = rewards[TOTAL]
+        row |= {"reward": total["mean"], "reward_gain": total["gain"], "reward_gain_ci95": total["gain_ci95"]}
+    if ours.verdicts:
+        found = _compared(ours, base, ours.right, base.right, grouped=True)
+        row |= {"score": found["mean"], "score_ci95": found["mean_ci95"]}
+        row |= {"gain": found["gain"], "gain_ci95": found["gain_ci95"], "categories": _categories(ours)}
+    return row
 
 
-def _reward(name: str, ours: Measured, base: Measured) -> dict[str, Any]:
-    """A reward's mean and its gain over pictures of the same names in `base`, with intervals over prompts."""
-    found = _summary("mean", ours.rewards[name], [picture.number for picture in ours.pictures])
+def _compared(
+    ours: Measured, base: Measured, values: np.ndarray, plain: np.ndarray, grouped: bool = False
+) -> dict[str, Any]:
+    """The mean over prompts of values [N], and of their gain over pictures of the same names in `base`, with
+    intervals. Grouped: the mean over categories."""
+    found = {**_over_prompts("mean", ours.pictures, values, grouped), "gain": None, "gain_ci95": None}
     place = {picture.name: i for i, picture in enumerate(base.pictures)}
     both = [(i, place[picture.name]) for i, picture in enumerate(ours.pictures) if picture.name in place]
     if ours is base or not both:
-        return {**found, "gain": None, "gain_ci95": None}
+        return found
     mine, theirs = (np.array(side) for side in zip(*both, strict=True))
-    gains = ours.rewards[name][mine] - base.rewards[name][theirs]
-    return found | _summary("gain", gains, [ours.pictures[i].number for i in mine])
+    return found | _over_prompts("gain", [ours.pictures[i] for i in mine], values[mine] - plain[theirs], grouped)
 
 
-def _summary(name: str, values: np.ndarray, numbers: Sequence[int]) -> dict[str, Any]:
-    by_prompt = means_by(values.astype(float), numbers)
-    return {name: float(by_prompt.mean()), f"{name}_ci95": interval(by_prompt, np.zeros(len(by_prompt)))}
+def _over_prompts(name: str, pictures: Sequence[Picture], values: np.ndarray, grouped: bool) -> dict[str, Any]:
+    by_prompt = means_by(values, [picture.number for picture in pictures])
+    categories = {picture.number: picture.category if grouped else "all" for picture in pictures}
+    groups = np.array(list(categories.values()))
+    return {name: grouped_mean(by_prompt, groups), f"{name}_ci95": interval(by_prompt, groups)}
+
+
+def _categories(ours: Measured) -> dict[str, float]:
+    """The score of each category: the mean over its prompts."""
+    own: dict[str, dict[int, list[float]]] = {}
+    for picture, right in zip(ours.pictures, ours.right.tolist(), strict=True):
+        own.setdefault(picture.category, {}).setdefault(picture.number, []).append(right)
+    return {name: float(np.mean([np.mean(one) for one in prompts.values()])) for name, prompts in own.items()}
 
 
 def write_scores(file: Path, found: Sequence[tuple[str, Measured]]) -> None:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hypernoise.evaluation.charts import COLORS
 from hypernoise.evaluation.pictures import opened
@@ -30,7 +30,7 @@ class Shown:
     """One picture of an example: its method, whether it is right (None: not judged), and a note."""
 
     column: str
-    picture: Path | Image.Image
+    picture: Path
     right: bool | None = None
     note: str = ""
 
@@ -77,13 +77,9 @@ def page(
     )
 
 
-def _thumbnail(picture: Path | Image.Image) -> str:
-    if isinstance(picture, Path):
-        with opened(picture) as found:
-            picture = found.convert("RGB")
-    scale = TILE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return embedded(picture.convert("RGB").resize(size), "JPEG")
+def _thumbnail(file: Path) -> str:
+    with opened(file) as picture:
+        return embedded(ImageOps.contain(picture.convert("RGB"), (TILE, TILE)), "JPEG")
 
 
 def embedded(picture: Image.Image, kind: str) -> str:

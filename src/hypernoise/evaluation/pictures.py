@@ -34,6 +34,7 @@ class Picture:
     file: Path
     prompt: str
     number: int
+    category: str = "all"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -23,18 +23,14 @@ from torch import Tensor
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.evaluation.benchmarks import Benchmark, Models, one_per_prompt
-from hypernoise.evaluation.geneval.requests import lines_of
 from hypernoise.evaluation.records import Judgement
-from hypernoise.files import parse_json, read_text
+from hypernoise.files import json_lines, parse_json, read_text
 from hypernoise.rewards.base import RewardSettings
 
 YES = "yes"
 LEAST = 1e-12  # minimum probability in a geometric mean
+DPG = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
 UNIGENBENCH = ("Testpoints", "Testpoint Description")
-
-
-def _lines(file: Path) -> list[str]:
-    return read_text(file, f"questions {file}").split("\n")
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt, its name in the file, and its questions."""
+    """A prompt and its questions."""
 
-    name: str
     prompt: str
     questions: tuple[Question, ...]
 
@@ -69,79 +64,81 @@ class Kind:
     score: Callable[[Item, Sequence[float]], tuple[float, list[float]]]
 
 
-def read_dpg(file: Path) -> list[Item]:
-    """dpg_bench.csv: a line per question, with the columns item_id, text, proposition_id, dependency,
-    category_broad and question_natural_language. Every line counts (the official script skips the first)."""
-    groups: dict[str, list[tuple[int, dict[str, str]]]] = {}
-    needed = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
-    for number, line in _rows(file, "dpg_bench.csv", needed):
-        groups.setdefault(line["item_id"], []).append((number, line))
-    return [_dpg_item(file, name, lines) for name, lines in groups.items()]
-
-
-def _rows(file: Path, known: str, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The lines of a CSV file with their numbers. Raises InputError if one lacks a column that `known` has."""
-    reader = csv.DictReader((f"{line}\n" for line in _lines(file)), strict=True)
+def _rows(file: Path, known: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file with their places. Raises InputError if one lacks a column that `known` has."""
+    reader = csv.DictReader((f"{line}\n" for line in _text(file).split("\n")), strict=True)
     lacking = [name for name in needed if name not in (reader.fieldnames or [])]
     if lacking:
         raise InputError(f"{file} has no column {lacking[0]!r}; {known} has {', '.join(needed)}")
     try:
-        for line in reader:
-            if any(line[name] is None for name in needed):
-                raise InputError(f"{file}, line {reader.line_num}: fewer columns than the first line names")
-            yield reader.line_num, line
+        for row in reader:
+            place = f"{file}, line {reader.line_num}"
+            if any(row[name] is None for name in needed):
+                raise InputError(f"{place}: fewer columns than the first line names")
+            yield place, row
     except csv.Error as error:  # such as an unclosed quote
         raise InputError(f"{file}, line {reader.line_num} is not CSV: {error}") from error
+
+
+def _text(file: Path) -> str:
+    return read_text(file, f"questions {file}")
+
+
+def read_dpg(file: Path) -> list[Item]:
+    """dpg_bench.csv: a line per question, with the columns `DPG`. Every line counts (the official script skips the
+    first)."""
+    groups: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    for place, row in _rows(file, "dpg_bench.csv", DPG):
+        groups.setdefault(row["item_id"], []).append((place, row))
+    items = []
+    for name, rows in groups.items():
+        numbers = {row["proposition_id"].strip(): number for number, (_, row) in enumerate(rows)}
+        questions = []
+        for number, (place, row) in enumerate(rows):
+            parents = [part.strip() for part in row["dependency"].split(",") if part.strip() not in ("", "0")]
+            for parent in parents:
+                if numbers.get(parent, number) == number:
+                    raise InputError(f"{place}: dependency {parent!r} is not another question of {name}")
+            after = tuple(numbers[parent] for parent in parents)
+            questions.append(Question(row["question_natural_language"], YES, row["category_broad"], after))
+        items.append(Item(rows[0][1]["text"], tuple(questions)))
+    return items
 
 
 def read_unigenbench(file: Path) -> list[Item]:
     """test_prompts_en.csv: a prompt per line in prompt_en; sub_dims_en is JSON with Testpoints ("Attribute - Color")
     and each one's Testpoint Description in this prompt. A point's category is the part before the dash."""
     items = []
-    for number, line in _rows(file, "test_prompts_en.csv", ("prompt_en", "sub_dims_en")):
-        about = parse_json(line["sub_dims_en"], f"sub_dims_en in line {number} of {file}")
-        points, seen = (about.get(n) if isinstance(about, dict) else None for n in UNIGENBENCH)
+    for place, row in _rows(file, "test_prompts_en.csv", ("prompt_en", "sub_dims_en")):
+        about = parse_json(row["sub_dims_en"], f"{place}: sub_dims_en")
+        points, seen = (about.get(name) if isinstance(about, dict) else None for name in UNIGENBENCH)
         if not (_texts(points) and _texts(seen) and len(points) == len(seen) > 0):
-            raise InputError(f"{file}, line {number}: sub_dims_en needs {' and '.join(UNIGENBENCH)}, as many of each")
+            raise InputError(f"{place}: sub_dims_en needs {' and '.join(UNIGENBENCH)}, as many of each")
         questions = [
             Question(f'Does the picture show "{what}" ({point})?', YES, point.partition(" - ")[0])
             for point, what in zip(points, seen, strict=True)
         ]
-        items.append(Item(f"{len(items):05d}", line["prompt_en"], tuple(questions)))
+        items.append(Item(row["prompt_en"], tuple(questions)))
     return items
-
-
-def _dpg_item(file: Path, name: str, lines: list[tuple[int, dict[str, str]]]) -> Item:
-    numbers = {line["proposition_id"].strip(): place for place, (_, line) in enumerate(lines)}
-    questions = []
-    for place, (number, line) in enumerate(lines):
-        parents = [part.strip() for part in line["dependency"].split(",") if part.strip() not in ("", "0")]
-        for parent in parents:
-            if numbers.get(parent, place) == place:
-                raise InputError(f"{file}, line {number}: dependency {parent!r} is not another question of {name}")
-        told = tuple(numbers[parent] for parent in parents)
-        questions.append(Question(line["question_natural_language"], YES, line["category_broad"], told))
-    return Item(name, lines[0][1]["text"], tuple(questions))
 
 
 def read_geneval2(file: Path) -> list[Item]:
     """geneval2_data.jsonl: {"prompt", "vqa_list": [[question, answer], ...], "skills": [...]} per line."""
     items = []
-    for number, value in lines_of(file, "questions"):
+    for place, value in json_lines(_text(file), str(file)):
         names = ("prompt", "vqa_list", "skills")
         prompt, pairs, skills = (value.get(name) if isinstance(value, dict) else None for name in names)
-        whole = isinstance(pairs, list) and isinstance(skills, list) and len(pairs) == len(skills) > 0
-        if not (isinstance(prompt, str) and whole and all(_pair(pair) for pair in pairs or [])):
-            raise InputError(
-                f"{file}, line {number}: needs a prompt, a vqa_list of [question, answer], and as many skills"
-            )
-        questions = [Question(q, a, str(skill)) for (q, a), skill in zip(pairs or [], skills or [], strict=True)]
-        items.append(Item(f"{len(items):05d}", prompt, tuple(questions)))
+        if not (
+            isinstance(prompt, str)
+            and isinstance(pairs, list)
+            and all(_texts(pair) and len(pair) == 2 for pair in pairs)
+            and _texts(skills)
+            and len(pairs) == len(skills) > 0
+        ):
+            raise InputError(f"{place}: needs a prompt, a vqa_list of [question, answer], and as many skills")
+        questions = [Question(*pair, category=skill) for pair, skill in zip(pairs, skills, strict=True)]
+        items.append(Item(prompt, tuple(questions)))
     return items
-
-
-def _pair(value: Any) -> bool:
-    return _texts(value) and len(value) == 2
 
 
 def _texts(value: Any) -> TypeGuard[list[str]]:
@@ -180,7 +177,8 @@ def read_items(file: Path) -> tuple[Kind, list[Item]]:
             "--prompts questions:FILE takes dpg_bench.csv, UniGenBench++'s test_prompts_en.csv or geneval2_data.jsonl, "
             f"not {str(file)!r}"
         )
-    kind = geneval2 if file.suffix == ".jsonl" else unigenbench if "prompt_en" in _lines(file)[0] else dpg
+    first, _, _ = _text(file).partition("\n")
+    kind = geneval2 if file.suffix == ".jsonl" else unigenbench if "prompt_en" in first else dpg
     items = kind.read(file)
     if not items:
         raise InputError(f"{file} has no prompts of {kind.name}")
@@ -188,24 +186,23 @@ def read_items(file: Path) -> tuple[Kind, list[Item]]:
 
 
 def benchmark(file: str, count: int, models: Models) -> Benchmark:
-    """The first `count` prompts of a benchmark's file, 0: all, and a model that answers its questions."""
+    """The first `count` prompts of a benchmark's file, 0: all, and a model that answers its questions.
+
+    Raises:
+        InputError: an invalid file, or a prompt that occurs with two sets of questions.
+    """
     kind, items = read_items(Path(file))
     items = items[: count or len(items)]
-    _by_prompt(items)
+    by_prompt = one_per_prompt(items, "questions", "the file, with different questions")
 
     def load_judge(device: Any) -> QuestionJudge:
-        return QuestionJudge(kind, items, VqaModel.load(models.judge or "vqascore", device))
+        return QuestionJudge(kind, by_prompt, VqaModel.load(models.judge or "vqascore", device))
 
     return Benchmark(
         prompts=[item.prompt for item in items],
         load_judge=None if models.judge == "none" else load_judge,
         about={"benchmark": kind.name, "file": file, "count": len(items)},
     )
-
-
-def _by_prompt(items: Sequence[Item]) -> dict[str, Item]:
-    """Raises InputError if a prompt occurs with two sets of questions."""
-    return one_per_prompt(items, "questions", "the file, with different questions")
 
 
 class VqaModel:
@@ -239,8 +236,8 @@ class VqaModel:
 class QuestionJudge:
     """Asks a model every question about a picture; the right answers' probabilities give its score."""
 
-    def __init__(self, kind: Kind, items: Sequence[Item], model: Any):
-        self.kind, self.model, self.items = kind, model, _by_prompt(items)
+    def __init__(self, kind: Kind, items: Mapping[str, Item], model: Any):
+        self.kind, self.items, self.model = kind, items, model
         self.name = f"{kind.name} by {model.name}"
 
     def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
@@ -248,11 +245,10 @@ class QuestionJudge:
         sure = self.model(torch.from_numpy(picture).permute(2, 0, 1), item.questions, self.kind.sentence)
         score, counted = self.kind.score(item, sure)
         parts: dict[str, list[float]] = {}
-        for question, value in zip(item.questions, counted, strict=True):
+        asked, unsure = [], []
+        for question, probability, value in zip(item.questions, sure, counted, strict=True):
+            own = {"question": question.text, "answer": question.answer, "category": question.category}
+            asked.append({**own, "probability": probability})
             parts.setdefault(question.category, []).append(value)
-        asked = [
-            {"question": q.text, "answer": q.answer, "category": q.category, "probability": p}
-            for q, p in zip(item.questions, sure, strict=True)
-        ]
-        unsure = [q.text for q, p in zip(item.questions, sure, strict=True) if p <= 0.5]
+            unsure += [question.text] if probability <= 0.5 else []
         return Judgement(score, note="; ".join([f"{score:.3f}", *unsure]), parts=parts, details=asked)

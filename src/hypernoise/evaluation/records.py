@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.spatial.distance import pdist
 from torch import Tensor
 
-from hypernoise.errors import InputError
 from hypernoise.evaluation.pictures import opened
 from hypernoise.files import kept_json, read_json, write_json
 from hypernoise.methods.base import Result, Spent
@@ -102,37 +104,23 @@ def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], 
     for pixels, name in zip(result.pixels, files, strict=True):
         picture(pixels).save(folder / name)
     pictures = [{"file": name, **row} for name, row in zip(files, rows, strict=True)]
-    write_json(batch_file(folder, number), {"pictures": pictures, "spent": dataclasses.asdict(result.spent)})
+    batch = {"pictures": pictures, "spent": dataclasses.asdict(result.spent)}
+    write_json(batch_file(folder, number), {**batch, "sha256": _digest(batch, folder, files)})
 
 
 def whole(folder: Path, number: int, files: Sequence[str]) -> bool:
-    """Whether a batch is stored and readable, including its pictures."""
-    part = kept_json(batch_file(folder, number))
-    if part is None or not _recorded(part.get("pictures"), part.get("spent"), files):
+    """Whether a batch is stored undamaged, with its pictures."""
+    batch = kept_json(batch_file(folder, number))
+    if batch is None or not all((folder / name).is_file() for name in files):
         return False
+    return batch.pop("sha256", None) == _digest(batch, folder, files)
+
+
+def _digest(batch: Mapping[str, Any], folder: Path, files: Sequence[str]) -> str:
+    found = hashlib.sha256(json.dumps(batch).encode())
     for name in files:
-        try:
-            with opened(folder / name) as picture:
-                picture.load()
-        except InputError:
-            return False
-    return True
-
-
-def _recorded(rows: Any, spent: Any, files: Sequence[str]) -> bool:
-    """Whether these are valid records of the batch with these files."""
-    fields = {own.name for own in dataclasses.fields(Spent)}
-    if not (isinstance(rows, list) and isinstance(spent, dict) and spent.keys() == fields):
-        return False
-    if [row.get("file") if isinstance(row, dict) else None for row in rows] != list(files):
-        return False
-    numbers = [row[name] for row in rows for name in MEASURES if name in row]
-    numbers += [value for name, value in spent.items() if name != "peak_bytes" or value is not None]
-    for parts in (row.get("parts", {}) for row in rows):
-        if not (isinstance(parts, dict) and all(isinstance(scores, list) for scores in parts.values())):
-            return False
-        numbers += [score for scores in parts.values() for score in scores]
-    return all(isinstance(number, int | float) for number in numbers)
+        found.update((folder / name).read_bytes())
+    return found.hexdigest()
 
 
 def batch_file(folder: Path, number: int) -> Path:
@@ -173,14 +161,9 @@ def _diversity(files: Sequence[Path], noises: int) -> float:
 def mean_distance(files: Sequence[Path]) -> float:
     """Mean RMS distance between the pixels, in [0, 1], of all pairs of these pictures, each read once."""
     values = np.stack([_bytes(file) for file in files])  # [N, D]
-    products = np.zeros((len(values), len(values)))
-    for start in range(0, values.shape[1], COLUMNS):
-        part = values[:, start : start + COLUMNS].astype(float)
-        products += part @ part.T  # integers below 2^53: exact
-    squares = np.diag(products)
-    squared = squares[:, None] + squares - 2 * products
-    pairs = np.triu_indices(len(values), 1)
-    return float(np.sqrt(squared[pairs] / values.shape[1]).mean() / 255)
+    parts = (values[:, start : start + COLUMNS] for start in range(0, values.shape[1], COLUMNS))
+    squares = np.sum([pdist(part.astype(float), "sqeuclidean") for part in parts], axis=0)  # [pairs]
+    return float(np.sqrt(squares / values.shape[1]).mean() / 255)
 
 
 def _bytes(file: Path) -> np.ndarray:

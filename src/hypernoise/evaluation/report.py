@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -14,10 +14,11 @@ from hypernoise.evaluation.page import Example, Shown
 from hypernoise.evaluation.records import Records
 from hypernoise.evaluation.tables import name_of
 
+Row = Mapping[str, Any]  # of summary.json
 SHOWN, SHOWN_EACH = 60, 10  # prompts with pictures, in total or per category
 
 
-def network_calls(row: Mapping[str, Any]) -> float:
+def network_calls(row: Row) -> float:
     """Denoiser calls per image, forward and backward."""
     return row["denoiser_forwards"] + row["denoiser_backwards"]
 
@@ -41,57 +42,53 @@ def charts_of(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
     charts = [_over_calls(rows, field)]
     steps = sorted({row["inference_steps"] for row in rows})
     if len(steps) > 1:
-        methods = dict.fromkeys(row["method"] for row in rows)
-        own = {method: [row for row in rows if row["method"] == method] for method in methods}
-        lines = [
-            Line(method, [(steps.index(r["inference_steps"]), r[field]) for r in of], spans=_spans(of, field))
-            for method, of in own.items()
-        ]
         marks = {float(place): str(count) for place, count in enumerate(steps)}
-        charts.append(
-            line_chart(
-                lines, title=f"{field} over inference steps", across="inference steps", marks=marks, with_zero=False
-            )
-        )
-    return charts + _over_strength(rows)
-
-
-def _over_strength(rows: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-    """Score, reward and KL of the noise network against strength, from plain on."""
+        places = [float(steps.index(row["inference_steps"])) for row in rows]
+        charts.append(_curves(rows, places, field, "inference steps", lambda row: row["method"], marks))
     strengths = {"plain": 0.0, "hypernoise": 1.0} | {
         row["method"]: float(row["method"].partition("@")[2]) for row in rows if "@" in row["method"]
     }
-    if len(strengths) == 2:
-        return []
-    steps = sorted({row["inference_steps"] for row in rows})
-    known = [row for row in rows if row["method"] in strengths]
-    found = sorted(((strengths[row["method"]], row) for row in known), key=lambda pair: pair[0])
-    charts = []
-    for field in ("score", "reward", "kl"):
-        seen = [(strength, row) for strength, row in found if row[field] is not None]
-        points = {count: [(at, row[field]) for at, row in seen if row["inference_steps"] == count] for count in steps}
-        lines = [Line(f"{count} steps", own) for count, own in points.items() if own]
-        if lines:
-            charts.append(line_chart(lines, title=f"{field} over strength", across="strength", with_zero=False))
+    for name in ("score", "reward", "kl") if len(strengths) > 2 else ():
+        own = [row for row in rows if row["method"] in strengths and row[name] is not None]
+        places = [strengths[row["method"]] for row in own]
+        if own:
+            charts.append(_curves(own, places, name, "strength", lambda row: f"{row['inference_steps']} steps"))
     return charts
 
 
-def _over_calls(rows: Sequence[Mapping[str, Any]], field: str) -> Image.Image:
+def _curves(
+    rows: Sequence[Row],
+    places: Sequence[float],
+    field: str,
+    across: str,
+    name_of_line: Callable[[Row], str],
+    marks: Mapping[float, str] | None = None,
+) -> Image.Image:
+    """A field of the rows, at their places on the horizontal axis, with a line per name."""
+    lines: dict[str, list[tuple[float, Row]]] = {}
+    for place, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0]):
+        lines.setdefault(name_of_line(row), []).append((place, row))
+    drawn = [
+        Line(name, [(place, row[field]) for place, row in own], spans=_spans([row for _, row in own], field))
+        for name, own in lines.items()
+    ]
+    return line_chart(drawn, title=f"{field} over {across}", across=across, marks=marks, with_zero=False)
+
+
+def _over_calls(rows: Sequence[Row], field: str) -> Image.Image:
     """Every row by its calls, on a log axis; the line joins the Pareto front."""
     points = [(math.log10(network_calls(row)), row[field]) for row in rows]
     front = [points[i] for i in pareto_front(points)]
     lines = [Line("best for the calls", front)] if len(front) > 1 else []
-    lines += [
-        Line(name_of(row), [point], dots=True, spans=_spans([row], field))
-        for row, point in zip(rows, points, strict=True)
-    ]
-    low, high = math.floor(min(x for x, _ in points)), math.floor(max(x for x, _ in points)) + 1
-    marks = {float(power): f"{10**power:g}" for power in range(low, high + 1)}
+    for row, point in zip(rows, points, strict=True):
+        lines.append(Line(name_of(row), [point], dots=True, spans=_spans([row], field)))
+    low, high = (math.floor(end(x for x, _ in points)) for end in (min, max))
+    marks = {float(power): f"{10**power:g}" for power in range(low, high + 2)}
     title = f"{field} over denoiser calls per image"
     return line_chart(lines, title=title, across="calls, forward and backward", marks=marks, with_zero=False)
 
 
-def _spans(rows: Sequence[Mapping[str, Any]], field: str) -> list[Sequence[float]]:
+def _spans(rows: Sequence[Row], field: str) -> list[Sequence[float]]:
     return [row["score_ci95"] for row in rows if field == "score" and row["score_ci95"] is not None]
 
 

@@ -14,7 +14,7 @@ from hypernoise.methods.base import Spent
 FIELDS = (
     "method", "inference_steps", "score", "score_ci95", "categories", "reward", "validation_reward", "kl", "artefacts",
     "diversity", "gain", "gain_ci95", "reward_gain", "reward_gain_ci95", "denoiser_forwards", "denoiser_backwards",
-    "decodes", "reward_calls", "seconds_per_image", "peak_bytes", "images",
+    "decodes", "reward_calls", "seconds_per_image", "images",
 )  # fmt: skip
 COSTS = ("denoiser_forwards", "denoiser_backwards", "decodes", "reward_calls")
 
@@ -52,7 +52,6 @@ def result_row(
         "diversity": float(np.mean(varied)) if varied else None,
         **{name: getattr(spent, name) / count for name in COSTS},
         "seconds_per_image": spent.seconds / count,
-        "peak_bytes": spent.peak_bytes,
         "images": count,
     }
     for name in ("reward", "validation_reward", "kl", "artefacts"):

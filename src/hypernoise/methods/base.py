@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +39,6 @@ class Spent:
     """The cost of a batch. Calls count samples: a denoiser call on a batch of 8 is 8 forwards.
 
     seconds: from prompts and noise to pictures, text encoding included.
-    peak_bytes: peak accelerator memory; None on devices that do not report it.
     """
 
     denoiser_forwards: int = 0
@@ -46,13 +46,10 @@ class Spent:
     decodes: int = 0
     reward_calls: int = 0
     seconds: float = 0.0
-    peak_bytes: int | None = None
 
     def __add__(self, other: Spent) -> Spent:
-        """The sum of both, one after the other; the peak is the higher one."""
-        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(Spent)[:-1]}
-        peaks = [peak for peak in (self.peak_bytes, other.peak_bytes) if peak is not None]
-        return Spent(**sums, peak_bytes=max(peaks, default=None))
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Spent(*(mine + theirs for mine, theirs in pairs))
 
 
 @dataclass(frozen=True)
@@ -102,10 +99,8 @@ class Meter:
     """Draws and scores for one method, and counts; created by `metered`."""
 
     def __init__(self, problem: Problem):
-        self.problem = problem
-        self.forwards = self.backwards = self.decodes = self.reward_calls = 0
-        self.seconds = 0.0
-        self.peak_bytes: int | None = None
+        self.problem, self.seconds = problem, 0.0
+        self.calls: Counter[str] = Counter()  # by field of `Spent`
 
     def draw(self, noise: Tensor, condition: Condition) -> Tensor:
         """Pixels [B, 3, H, W] in fp32 or better, differentiable in the noise."""
@@ -115,7 +110,7 @@ class Meter:
 
     def score(self, pixels: Tensor, prompts: list[str], hint: str = "") -> Tensor:
         """Rewards [B], differentiable in the pixels. InputError, with the hint, for one that is not finite."""
-        self.reward_calls += len(pixels)
+        self.calls.update(reward_calls=len(pixels))
         scores = scores_of(self.problem.reward, pixels, prompts)
         finite = torch.isfinite(scores)
         if not finite.all():
@@ -124,42 +119,48 @@ class Meter:
         return scores
 
     def spent(self) -> Spent:
-        return Spent(self.forwards, self.backwards, self.decodes, self.reward_calls, self.seconds, self.peak_bytes)
+        return Spent(**self.calls, seconds=self.seconds)
 
     def _on_denoiser(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        answer = output if isinstance(output, Tensor) else next(filter(_counts, parts_of(output)))
-        self.forwards += len(answer)
-        alone = not isinstance(answer, Tensor)  # Z-Image's denoiser returns a list with a tensor per sample
+        parts = [output] if isinstance(output, Tensor) else parts_of(output)
+        answer = next(part for part in parts if isinstance(part, Tensor | list))
+        self.calls.update(denoiser_forwards=len(answer))
+        alone = isinstance(answer, list)  # Z-Image's denoiser returns a list with a tensor per sample
         for part in answer if alone else [answer]:
             if part.requires_grad:
-                part.register_hook(lambda gradient: self._on_backward(1 if alone else len(gradient)))
-
-    def _on_backward(self, samples: int) -> None:
-        self.backwards += samples
+                samples = 1 if alone else len(part)
+                part.register_hook(lambda gradient, n=samples: self.calls.update(denoiser_backwards=n))
 
     def _on_decoder(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        self.decodes += len(output)
+        self.calls.update(decodes=len(output))
 
 
 class BestSoFar:
     """Draws candidates for each sample and keeps the best one's noise and pixels, and all scores in order."""
 
-    def __init__(self, meter: Meter, prompts: list[str], noise: Tensor):
+    def __init__(self, meter: Meter, prompts: list[str]):
         self.meter, self.prompts = meter, prompts
         self.condition = meter.problem.generator.encode(prompts)
-        self.noise, self.pixels = noise, meter.draw(noise, self.condition)
-        self.score = meter.score(self.pixels, prompts)
-        self.scores = [self.score]
+        self.scores: list[Tensor] = []
 
-    def offer(self, noise: Tensor) -> None:
-        """Keeps a candidate [B, *noise_shape] where it scores higher than all before."""
+    def offer(self, noise: Tensor, hint: str = "") -> Tensor:
+        """The score [B] of a candidate [B, *noise_shape], which is kept where it is higher than all before."""
         pixels = self.meter.draw(noise, self.condition)
-        score = self.meter.score(pixels, self.prompts)
-        better = score > self.score
-        self.scores.append(score)
-        self.score = torch.where(better, score, self.score)
-        self.noise = torch.where(per_sample(better, noise), noise, self.noise)
-        self.pixels = torch.where(per_sample(better, pixels), pixels, self.pixels)
+        score = self.meter.score(pixels, self.prompts, hint)
+        new = (noise.detach().clone(), pixels.detach(), score.detach())  # ReNO moves its noise in place
+        if not self.scores:
+            self.noise, self.pixels, self.score = new
+        better = new[2] > self.score
+        self.noise, self.pixels, self.score = (
+            torch.where(per_sample(better, mine), mine, best)
+            for mine, best in zip(new, (self.noise, self.pixels, self.score), strict=True)
+        )
+        self.scores.append(new[2])
+        return score
+
+    def result(self, kl: Tensor | None) -> Result:
+        scores = torch.stack(self.scores, 1)
+        return Result(self.pixels, self.noise, self.prompts, kl, scores, self.meter.spent())
 
 
 @contextmanager
@@ -173,7 +174,6 @@ def metered(problem: Problem) -> Iterator[Meter]:
         hooks.append(decoder.register_forward_hook(meter._on_decoder))
     if cuda:
         torch.cuda.synchronize(generator.device)
-        torch.cuda.reset_peak_memory_stats(generator.device)
     began = time.perf_counter()
     try:
         yield meter
@@ -182,7 +182,6 @@ def metered(problem: Problem) -> Iterator[Meter]:
             hook.remove()
     if cuda:
         torch.cuda.synchronize(generator.device)
-        meter.peak_bytes = torch.cuda.max_memory_allocated(generator.device)
     meter.seconds = time.perf_counter() - began
 
 
@@ -195,10 +194,6 @@ def _denoiser(generator: Generator) -> nn.Module:
             "that holds its network"
         )
     return network
-
-
-def _counts(part: Any) -> bool:
-    return isinstance(part, Tensor | list)
 
 
 def fresh_noise(noise: Tensor, number: int) -> Tensor:

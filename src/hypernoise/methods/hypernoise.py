@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.noise.base import NoiseNetwork, check_strength, kl_of, knows_kl
+from hypernoise.noise.stored import digest_of
 
 Load = Callable[[Generator, Path], NoiseNetwork]
 
@@ -46,10 +45,7 @@ class Adapter:
         else:
             assert self._network is not None
             settings, state = self._network.settings, self._network.trainable_state()
-        found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in sorted(state.items()):
-            found.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
+        return digest_of({"settings": settings}, {name: tensor.float() for name, tensor in state.items()})
 
 
 class HyperNoise:

@@ -65,21 +65,18 @@ class PromptSearch:
             found = {prompt: self._wordings(generator, prompt) for prompt in dict.fromkeys(prompts)}
             wordings = [found[prompt] for prompt in prompts]
             scores = torch.full((len(prompts), self.n), math.nan, device=noise.device)
-            best = torch.full((len(prompts),), -math.inf, device=noise.device)
-            drawn_with, best_pixels = list(prompts), None
+            best: dict[int, tuple[Tensor, Tensor, str]] = {}  # of each sample: score, pixels, wording
             for number in range(max(map(len, wordings))):
                 rows = [i for i, texts in enumerate(wordings) if len(texts) > number]
                 texts = [wordings[i][number] for i in rows]
                 pixels = meter.draw(noise[rows], generator.encode(texts))
                 score = meter.score(pixels, [prompts[i] for i in rows]).to(scores.dtype)
                 scores[rows, number] = score
-                if best_pixels is None:  # the first wording is the prompt itself, which every sample has
-                    best_pixels = pixels.clone()
-                for place, i in enumerate(rows):
-                    if score[place] > best[i]:
-                        best[i], best_pixels[i], drawn_with[i] = score[place], pixels[place], texts[place]
-        assert best_pixels is not None
-        return Result(best_pixels, noise, drawn_with, None, scores, meter.spent())
+                for i, mine, drawn, text in zip(rows, score, pixels, texts, strict=True):
+                    if i not in best or mine > best[i][0]:
+                        best[i] = mine, drawn.clone(), text
+        _, drawn, texts = zip(*best.values(), strict=True)  # every sample has a first wording, so they are in order
+        return Result(torch.stack(drawn), noise, list(texts), None, scores, meter.spent())
 
     def _wordings(self, generator: Generator, prompt: str) -> list[str]:
         rewrites = self.rewriter(prompt, self.n - 1) if self.n > 1 else []
@@ -105,32 +102,29 @@ def parse_lines(answer: str, number: int) -> list[str]:
 class EndpointRewriter:
     """Calls `POST url/chat/completions`, at temperature 0.
 
+    OPENAI_API_KEY from the environment, if set, is sent as a bearer token.
+
     Args:
         url: such as http://localhost:8000/v1.
         model: the model's name there.
-        key: sent as a bearer token if not empty; by default OPENAI_API_KEY from the environment.
     """
 
-    def __init__(self, url: str, model: str, *, key: str | None = None):
+    def __init__(self, url: str, model: str):
         if not re.match(r"https?://", url):
             raise InputError(f"a rewriter's URL starts with http:// or https://, not {url!r}")
         if not model:
             raise InputError("name the endpoint's model with --rewriter-model")
         self.url, self.model = url.rstrip("/"), model
-        self.key = os.environ.get("OPENAI_API_KEY", "") if key is None else key
         self.name = f"{self.url} {model}"
 
     def __call__(self, prompt: str, number: int) -> list[str]:
         """Raises InputError if the endpoint does not respond in this format."""
         message = {"role": "user", "content": REQUEST.format(number=number, prompt=prompt)}
         body = {"model": self.model, "temperature": 0, "messages": [message]}
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        url, who = f"{self.url}/chat/completions", f"the rewriter at {self.url}"
+        key, who = os.environ.get("OPENAI_API_KEY"), f"the rewriter at {self.url}"
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            answer = post_json(url, body, who, seconds=TIMEOUT, headers=headers)
-            content = answer["choices"][0]["message"]["content"] or ""
-            if not isinstance(content, str):
-                raise TypeError(content)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise InputError(f"the rewriter at {self.url} does not answer as /chat/completions does") from error
-        return parse_lines(content, number)
+            answer = post_json(f"{self.url}/chat/completions", body, who, seconds=TIMEOUT, headers=headers)
+            return parse_lines(answer["choices"][0]["message"]["content"] or "", number)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # AttributeError: content is not a text
+            raise InputError(f"{who} does not answer as /chat/completions does") from error

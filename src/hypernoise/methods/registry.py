@@ -32,43 +32,36 @@ def _trained(kind: str, folders: Sequence[str], flag: str) -> list[tuple[str, st
     return [(kind if len(folders) == 1 else f"{kind}-{number}", folder) for number, folder in enumerate(folders, 1)]
 
 
-def _noise_networks(given: Given, name: str = "hypernoise", strength: float = 1.0) -> list[HyperNoise]:
-    runs = _trained(name, given.adapters, "--adapter")
-    return [HyperNoise(folder, strength=strength, name=own) for own, folder in runs]
+def _hypernoise(given: Given, strength: str | None = None) -> list[HyperNoise]:
+    runs = _trained(f"hypernoise@{strength}" if strength else "hypernoise", given.adapters, "--adapter")
+    return [HyperNoise(folder, strength=float(strength or 1), name=name) for name, folder in runs]
 
 
-def _reno(found: re.Match[str], given: Given) -> list[Method]:
-    starts: Sequence[HyperNoise | None] = _noise_networks(given) if found[1] else [None]
-    return [ReNO(int(found[2] or 50), start=start) for start in starts]
+def _finetune(given: Given) -> list[FineTune]:
+    return [FineTune(folder, name=name) for name, folder in _trained("finetune", given.finetuned, "--finetuned")]
 
 
-def _prompt_search(found: re.Match[str], given: Given) -> list[Method]:
+def _prompt_search(given: Given, n: str | None) -> list[PromptSearch]:
     if given.rewriter is None:
         raise InputError("prompt-search needs a rewriter: --rewriter URL, or prompts of the scenes world")
-    return [PromptSearch(given.rewriter, int(found[1] or 8))]
+    return [PromptSearch(given.rewriter, int(n or 8))]
 
 
-METHODS: list[tuple[str, str, Callable[[re.Match[str], Given], list[Method]]]] = [  # pattern, example, maker
-    (r"plain", "plain", lambda found, given: [Plain()]),
-    (r"best-of-(\d{1,6})", "best-of-8", lambda found, given: [BestOfN(int(found[1]))]),
-    (r"search-(\d{1,6})x(\d{1,6})", "search-7x4", lambda found, given: [Search(int(found[1]), int(found[2]))]),
-    (r"(hypernoise-)?reno(?:-(\d{1,6}))?", "reno-50", _reno),
-    (r"prompt-search(?:-(\d{1,6}))?", "prompt-search-8", _prompt_search),
-    (r"hypernoise", "hypernoise", lambda found, given: [*_noise_networks(given)]),
+METHODS: list[tuple[str, str, Callable[..., Sequence[Method]]]] = [  # example, pattern, maker from the pattern's groups
+    ("plain", r"plain", lambda given: [Plain()]),
+    ("best-of-8", r"best-of-(\d{1,6})", lambda given, n: [BestOfN(int(n))]),
+    ("search-7x4", r"search-(\d{1,6})x(\d{1,6})", lambda given, rounds, k: [Search(int(rounds), int(k))]),
+    ("reno-50", r"reno(?:-(\d{1,6}))?", lambda given, n: [ReNO(int(n or 50))]),
     (
-        r"hypernoise@(\d*\.?\d+)",
-        "hypernoise@0.5",
-        lambda found, given: [*_noise_networks(given, found[0], float(found[1]))],
+        "hypernoise-reno-50",
+        r"hypernoise-reno(?:-(\d{1,6}))?",
+        lambda given, n: [ReNO(int(n or 50), start=start) for start in _hypernoise(given)],
     ),
-    (
-        r"finetune",
-        "finetune",
-        lambda found, given: [
-            FineTune(folder, name=name) for name, folder in _trained("finetune", given.finetuned, "--finetuned")
-        ],
-    ),
+    ("prompt-search-8", r"prompt-search(?:-(\d{1,6}))?", _prompt_search),
+    ("hypernoise", r"hypernoise", _hypernoise),
+    ("hypernoise@0.5", r"hypernoise@(\d*\.?\d+)", _hypernoise),
+    ("finetune", r"finetune", _finetune),
 ]
-EXAMPLES = [*(example for _, example, _ in METHODS), "hypernoise-reno-50"]
 
 
 def make_methods(names: Sequence[str], given: Given) -> list[Method]:
@@ -78,9 +71,10 @@ def make_methods(names: Sequence[str], given: Given) -> list[Method]:
     """
     made: list[Method] = []
     for name in names:
-        makers = [(match, make) for pattern, _, make in METHODS if (match := re.fullmatch(pattern, name))]
-        if not makers:
-            raise unknown("method", name, EXAMPLES)
-        (match, make), *_ = makers
-        made += make(match, given)
+        for _, pattern, make in METHODS:
+            if found := re.fullmatch(pattern, name):
+                made += make(given, *found.groups())
+                break
+        else:
+            raise unknown("method", name, [example for example, _, _ in METHODS])
     return made

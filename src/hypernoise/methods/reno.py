@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition
-from hypernoise.methods.base import Meter, Problem, Result, metered, per_sample
+from hypernoise.methods.base import BestSoFar, Problem, Result, metered, per_sample
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.objective import l2_kl
 from hypernoise.settings import whole
@@ -51,45 +50,27 @@ class ReNO:
         return {"method": "reno", "iterations": self.iterations, "lr": self.lr, "start": start}
 
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
-        network, begin = self.start.adapter.on(problem.generator) if self.start else None, noise
+        network = self.start.adapter.on(problem.generator) if self.start else None
         with metered(problem) as meter:
-            condition = problem.generator.encode(prompts)
+            best = BestSoFar(meter, prompts)
+            x = noise.detach().clone()
             if network is not None:
                 with torch.no_grad():
-                    begin = noise + network(noise, condition).to(noise.dtype)
-            pixels, best, scores = self._climb(meter, prompts, condition, begin)
-        return Result(pixels, best, prompts, l2_kl(best - noise), scores, meter.spent())
-
-    def _climb(
-        self, meter: Meter, prompts: list[str], condition: Condition, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pixels [B, 3, H, W], their noise, and the score of every iteration [B, iterations]."""
-        x = noise.detach().clone().requires_grad_()
-        optimizer = torch.optim.SGD([x], lr=self.lr, momentum=MOMENTUM, nesterov=True)
-        found: tuple[Tensor, Tensor, Tensor] | None = None  # best pixels, their noise, their score
-        scores = []
-        for iteration in range(self.iterations):
-            last = iteration == self.iterations - 1
-            with torch.set_grad_enabled(not last):
-                pixels = meter.draw(x, condition)
-                hint = f" at iteration {iteration}; lower lr" if iteration else ""
-                score = meter.score(pixels, prompts, hint)
-            if not last and not score.requires_grad:
-                raise InputError("reno needs a reward with a gradient in the pixels; search and best-of do not")
-            seen = pixels.detach(), x.detach().clone(), score.detach()
-            scores.append(seen[2])
-            if found is None:
-                found = seen
-            better = seen[2] > found[2]
-            found = tuple(torch.where(per_sample(better, new), new, old) for new, old in zip(seen, found, strict=True))  # type: ignore[assignment]
-            if last:
-                break
-            gradient = torch.autograd.grad((norm_penalty(x, NORM_WEIGHT) - score).sum(), x)[0]
-            norms = gradient.flatten(1).norm(dim=1)
-            x.grad = gradient * per_sample((CLIP / (norms + 1e-6)).clamp_max(1), gradient)
-            optimizer.step()
-        assert found is not None
-        return found[0], found[1], torch.stack(scores, 1)
+                    x += network(noise, best.condition).to(noise.dtype)
+            optimizer = torch.optim.SGD([x.requires_grad_()], lr=self.lr, momentum=MOMENTUM, nesterov=True)
+            for iteration in range(self.iterations):
+                last = iteration == self.iterations - 1
+                with torch.set_grad_enabled(not last):
+                    score = best.offer(x, f" at iteration {iteration}; lower lr" if iteration else "")
+                if last:
+                    break
+                if not score.requires_grad:
+                    raise InputError("reno needs a reward with a gradient in the pixels; search and best-of do not")
+                gradient = torch.autograd.grad((norm_penalty(x, NORM_WEIGHT) - score).sum(), x)[0]
+                norms = gradient.flatten(1).norm(dim=1)
+                x.grad = gradient * per_sample((CLIP / (norms + 1e-6)).clamp_max(1), gradient)
+                optimizer.step()
+        return best.result(l2_kl(best.noise - noise))
 
 
 def norm_penalty(noise: Tensor, weight: float) -> Tensor:

@@ -37,11 +37,11 @@ class BestOfN:
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         with metered(problem) as meter:
-            best = BestSoFar(meter, prompts, noise)
+            best = BestSoFar(meter, prompts)
+            best.offer(noise)
             for number in range(1, self.n):
                 best.offer(fresh_noise(noise, number))
-        kl = torch.full_like(best.score, math.log(self.n) - (self.n - 1) / self.n)
-        return Result(best.pixels, best.noise, prompts, kl, torch.stack(best.scores, 1), meter.spent())
+        return best.result(torch.full_like(best.score, math.log(self.n) - (self.n - 1) / self.n))
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,12 @@ class Search:
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         kept = math.sqrt(1 - self.radius**2)
         with metered(problem) as meter:
-            best = BestSoFar(meter, prompts, noise)
+            best = BestSoFar(meter, prompts)
+            best.offer(noise)
             for turn in range(self.rounds):
                 pivot = best.noise
                 for number in range(self.neighbours):
                     # seeded by the given noise, not the pivot, so that every candidate is a new draw
                     step = fresh_noise(noise, 1 + turn * self.neighbours + number)
                     best.offer(kept * pivot + self.radius * step)
-        return Result(best.pixels, best.noise, prompts, None, torch.stack(best.scores, 1), meter.spent())
+        return best.result(None)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hypernoise.evaluation.benchmarks import Benchmark, Models, no_file
+from hypernoise.errors import InputError
+from hypernoise.evaluation.benchmarks import Benchmark, Models
 from hypernoise.evaluation.records import Judgement
 from hypernoise.scenes.judge import judge
 from hypernoise.scenes.prompts import EVALUATION_VERSION, digest, evaluation_requests
@@ -19,7 +20,8 @@ COUNT = 50  # captions per category
 
 def benchmark(file: str = "", count: int = 0, models: Models | None = None) -> Benchmark:
     """`count` held-out captions per category (0: 50)."""
-    no_file("scenes", file)
+    if file:
+        raise InputError(f"--prompts scenes takes no file, not {file!r}")
     requests = evaluation_requests(count or COUNT)
     about = {"version": EVALUATION_VERSION, "count": len(requests), "sha256": digest(requests)}
     return benchmark_of(requests, about)

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.geneval import colors, mask2former, official
+from hypernoise.evaluation.benchmarks import Models
+from hypernoise.evaluation.geneval import mask2former, official
+from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
 from hypernoise.evaluation.geneval.colors import SENTENCES, ClipColors
-from hypernoise.evaluation.geneval.detectors import HfDetector, check_classes, load
 from hypernoise.evaluation.geneval.mask2former import Mask2Former, benchmark_name, box_of
 from hypernoise.evaluation.geneval.requests import COLORS, parse, parse_lines
 from hypernoise.evaluation.geneval.rules import Detection, judge, kept
@@ -146,25 +147,25 @@ def picture(tmp_path_factory):
 
 
 def test_from_folders_only_the_deciding_object_is_coloured(tiny_models, picture):
-    detector = load(*tiny_models, "cpu")
-    (best, _), *_ = detector.objects(read_picture(picture))
+    official_judge = GenEvalJudge.load({}, Models(*tiny_models), "cpu")
+    (best, _), *_ = official_judge.objects(read_picture(picture))
     assert best.score > 0.3
     asked = request(name=best.name, color="red")
     pixels = read_picture(picture)
-    found = detector(pixels, asked)
+    found = official_judge.detect(pixels, asked)
     colored = [detection for detection in found if detection.color is not None]
     assert len(colored) == 1
-    assert len(detector(pixels, request(name=best.name))) == len(found)
-    assert judge(asked, kept(found, asked.tag)).correct == (colored[0].color == "red")
-    assert detector.classes == {"circle", "square", "ring", "computer mouse"}
-    assert detector.name == " + ".join(tiny_models)
+    assert len(official_judge.detect(pixels, request(name=best.name))) == len(found)
+    assert (not judge(asked, kept(found, asked.tag))) == (colored[0].color == "red")
+    assert set(official_judge.objects.labels) == {"circle", "square", "ring", "computer mouse"}
+    assert official_judge.name == "geneval by " + " + ".join(tiny_models)
 
 
 def test_a_detector_without_needed_classes_is_refused(tiny_models):
-    detector = load(*tiny_models, "cpu")
-    check_classes(detector, [request(), request(name="computer mouse")])
+    GenEvalJudge.load({"a": request(), "b": request(name="computer mouse")}, Models(*tiny_models), "cpu")
+    requests = {"a": request(), "b": request(name="mouse"), "c": request(name="dog")}
     with pytest.raises(InputError, match="does not know dog, mouse \\(2 of the classes .*; it knows 4, such as circle"):
-        check_classes(detector, [request(), request(name="mouse"), request(name="dog")])
+        GenEvalJudge.load(requests, Models(*tiny_models), "cpu")
 
 
 COCO = (
@@ -194,7 +195,7 @@ def test_either_spelling_of_cocos_classes_serves_the_official_prompts(labels):
     assert tuple(objects.labels) == official.CLASSES
     requests = parse_lines(official.metadata(), "geneval")
     assert len(requests) == 553
-    check_classes(HfDetector(objects, SimpleNamespace(name="none")), requests)
+    GenEvalJudge(objects, SimpleNamespace(name="none"), by_prompt(requests))
 
 
 def test_a_class_is_not_renamed_to_one_that_is_there():
@@ -203,7 +204,7 @@ def test_a_class_is_not_renamed_to_one_that_is_there():
     assert benchmark_name("cat", ["cat"]) == "cat"
 
 
-@pytest.mark.parametrize(("load_", "number"), [(mask2former.load, 0), (colors.load, 1)])
+@pytest.mark.parametrize(("load_", "number"), [(Mask2Former.load, 0), (ClipColors.load, 1)])
 def test_weights_that_cannot_be_had_or_do_not_fit(tiny_models, tmp_path, load_, number):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_(str(tmp_path / "none"), "cpu")

@@ -6,19 +6,21 @@ import pytest
 from PIL import Image
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.geneval.picture_folder import read_folder
+from hypernoise.evaluation import features
+from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
+from hypernoise.evaluation.geneval.picture_folder import read_folder, write_results
 from hypernoise.evaluation.geneval.rules import Detection
-from hypernoise.evaluation.geneval.scoring import Judged, judge_folder, score_row, write_results
-from hypernoise.evaluation.pictures import Broken
+from hypernoise.evaluation.measures import measured, measured_row
 from tests.evaluation.geneval.conftest import LINES
 
 
-class Seen:
+class Seen(GenEvalJudge):
     """Finds what is asked for; in blue pictures of rings, one ring too many."""
 
-    name, classes = "seen", ("circle", "ring")
+    def __init__(self, requests):
+        self.requests = by_prompt(requests)
 
-    def __call__(self, pixels, request):
+    def detect(self, pixels, request):
         clause = request.include[0]
         more = clause.name == "ring" and pixels[2].mean() > 0.5
         return [
@@ -28,7 +30,7 @@ class Seen:
 
 
 @pytest.fixture
-def samples(tmp_path):
+def folder(tmp_path):
     """Three prompts with a red and a blue picture each."""
     for number, line in enumerate(LINES):
         folder = tmp_path / f"{number:05d}" / "samples"
@@ -36,18 +38,32 @@ def samples(tmp_path):
         (folder.parent / "metadata.jsonl").write_text(json.dumps(line))
         for index in range(2):
             Image.new("RGB", (16, 16), ("red", "blue")[index]).save(folder / f"{index:05d}.png")
-    return read_folder(tmp_path)[0]
+    return tmp_path
 
 
-def test_a_folders_score_and_its_official_results(samples, tmp_path):
+@pytest.fixture
+def judged(folder):
+    """Judges the pictures whose names are wanted."""
+
+    def of(wanted=lambda name: True, **more):
+        pictures, requests, _ = read_folder(folder)
+        own = [picture for picture in pictures if wanted(picture.name)]
+        return measured(own, features.pixels, None, Seen(requests), **more)
+
+    return of
+
+
+def test_a_folders_score_and_its_official_results(judged, folder, tmp_path):
     done = []
-    judged = judge_folder(samples, Seen(), progress=done.append)
+    found = judged(progress=done.append)
     assert done == [1] * 6
-    row = score_row(judged)
+    row = measured_row("folder", found, found)
     assert row["categories"] == {"single_object": 1.0, "counting": 0.5, "colors": 1.0}
     assert row["score"] == pytest.approx(2.5 / 3)
-    assert row["judged"] == 6
-    write_results(tmp_path / "results.jsonl", judged.found)
+    assert (row["images"], row["gain"]) == (6, None)
+    pairs = zip(found.pictures, found.verdicts, strict=True)
+    lines = [(picture.name, picture.prompt, verdict.details) for picture, verdict in pairs]
+    write_results(tmp_path / "results.jsonl", by_prompt(read_folder(folder)[1]), lines)
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     (wrong,) = [line for line in results if not line["correct"]]
     assert (wrong["filename"], wrong["reason"]) == ("00001/samples/00001.png", "expected ring < 3, found 3")
@@ -55,19 +71,24 @@ def test_a_folders_score_and_its_official_results(samples, tmp_path):
     assert json.loads(wrong["metadata"]) == LINES[1]
 
 
-def test_a_gain_is_over_the_base_on_the_prompts_that_both_have(samples):
-    base = judge_folder([sample for sample in samples if sample.name.startswith("00001/")], Seen())
-    right = judge_folder([sample for sample in samples if sample.name.endswith("00000.png")], Seen())
-    assert score_row(right, base)["gain"] == pytest.approx(0.5)
+def test_a_gain_is_over_the_bases_pictures_of_the_same_names(judged, folder):
+    base = judged(lambda name: name.startswith("00001/"))
+    (folder / "00001" / "samples" / "00001.png").write_bytes((folder / "00000/samples/00000.png").read_bytes())
+    row = measured_row("other", judged(), base)
+    assert (row["score"], row["gain"]) == (1.0, 0.5)
+    alone = judged(lambda name: name.endswith("00000.png"))
+    assert measured_row("alone", alone, base)["gain"] == 0
 
 
-def test_a_picture_that_cannot_be_read_costs_itself(samples):
-    samples[0].file.write_bytes(b"no picture")
-    judged = judge_folder(samples, Seen())
-    assert [one.name for one in judged.broken] == ["00000/samples/00000.png"]
-    assert len(judged.found) == 5
+def test_a_picture_that_cannot_be_read_costs_itself(judged, folder):
+    (folder / "00000" / "samples" / "00000.png").write_bytes(b"no picture")
+    found = judged()
+    assert [one.name for one in found.broken] == ["00000/samples/00000.png"]
+    assert len(found.verdicts) == len(found.pictures) == 5
 
 
-def test_if_nothing_can_be_judged_it_says_why():
-    with pytest.raises(InputError, match="no picture could be judged; the first: a.png: too dark"):
-        score_row(Judged([], [Broken("a.png", "too dark")]))
+def test_if_nothing_can_be_judged_it_says_why(judged, folder):
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"no picture could be read; the first: .*00000.png cannot be read"):
+        judged()

@@ -23,22 +23,17 @@ SENTENCES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}
 GREY = 0x99 / 255
 
 
-def load(source: str, device: torch.device | str) -> ClipColors:
-    """From a Hub repository (the local cache or downloaded) or a folder.
-
-    Raises:
-        InputError: weights that cannot be loaded or do not fit.
-    """
-    model = pretrained(CLIPModel, source, "CLIP", "the model", device)
-    return ClipColors(model, load_tokenizer(source), source)
-
-
 class ClipColors:
     """The nearest of `COLORS` for an object in a picture."""
 
     def __init__(self, model: CLIPModel, tokenizer: Any, name: str):
         self.name, self.clip = name, ClipReward("colors", model, tokenizer)
         self.known: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, source: str, device: torch.device | str) -> ClipColors:
+        """From a Hub repository or a folder; raises InputError for weights that cannot be loaded or do not fit."""
+        return cls(pretrained(CLIPModel, source, "CLIP", "the model", device), load_tokenizer(source), source)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, detection: Detection, mask: Tensor) -> str:

@@ -36,16 +36,6 @@ RENAMED = {  # names of detectors that differ from the benchmark's
 }
 
 
-def load(source: str, device: torch.device | str) -> Mask2Former:
-    """The detector of a Hub repository (from the local cache or downloaded) or a folder.
-
-    Raises:
-        InputError: weights that cannot be loaded or do not fit.
-    """
-    model = pretrained(Mask2FormerForUniversalSegmentation, source, "detector", "Mask2Former", device)
-    return Mask2Former(model, source)
-
-
 class Mask2Former:
     """Detects all objects in a picture, with masks.
 
@@ -59,6 +49,12 @@ class Mask2Former:
         labels = [config.id2label[i] for i in range(len(config.id2label))]
         self.model, self.name, self.short, self.long = model, name, short, long
         self.labels = [benchmark_name(label, labels) for label in labels]
+
+    @classmethod
+    def load(cls, source: str, device: torch.device | str) -> Mask2Former:
+        """From a Hub repository or a folder; raises InputError for weights that cannot be loaded or do not fit."""
+        model = pretrained(Mask2FormerForUniversalSegmentation, source, "detector", "Mask2Former", device)
+        return cls(model, source)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> list[tuple[Detection, Tensor]]:
@@ -87,13 +83,8 @@ class Mask2Former:
 
 def box_of(mask: Tensor) -> tuple[float, float, float, float]:
     """The box (left, top, right, bottom) in pixels around the True values in [H, W]; right and bottom are exclusive."""
-    rows, columns = torch.nonzero(mask.any(1)), torch.nonzero(mask.any(0))
-    return (
-        float(columns[0].item()),
-        float(rows[0].item()),
-        float(columns[-1].item() + 1),
-        float(rows[-1].item() + 1),
-    )
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def benchmark_name(name: str, among: Collection[str]) -> str:

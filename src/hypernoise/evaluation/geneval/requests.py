@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hypernoise.errors import InputError
-from hypernoise.files import parse_json, read_text
+from hypernoise.files import json_lines, read_text
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -44,10 +44,6 @@ class Request:
     exclude: tuple[Clause, ...]
     source: Mapping[str, Any]
 
-    @property
-    def names(self) -> set[str]:
-        return {clause.name for clause in (*self.include, *self.exclude)}
-
 
 def parse(source: Any, where: str) -> Request:
     """A request from one line's JSON value; `where` begins the message of an InputError."""
@@ -58,41 +54,29 @@ def parse(source: Any, where: str) -> Request:
         raise InputError(f"{where}: 'tag' must name a category such as two_object, not {tag!r}")
     if not (isinstance(prompt, str) and prompt.strip()):
         raise InputError(f"{where}: 'prompt' must be the text to draw, not {prompt!r}")
-    include = [_clause(part, f"{where}: include[{i}]", i) for i, part in enumerate(_parts(source, "include", where))]
-    exclude = [_clause(part, f"{where}: exclude[{i}]", 0) for i, part in enumerate(_parts(source, "exclude", where))]
-    if not include and not exclude:
+    clauses: dict[str, tuple[Clause, ...]] = {}
+    for name in ("include", "exclude"):
+        parts = source.get(name, [])
+        if not isinstance(parts, list):
+            raise InputError(f"{where}: {name!r} must be a list of objects with class and count")
+        own = enumerate(parts)
+        clauses[name] = tuple(_clause(part, f"{where}: {name}[{i}]", i if name == "include" else 0) for i, part in own)
+    if not any(clauses.values()):
         raise InputError(f"{where}: the prompt has no metadata to judge by: 'include' and 'exclude' are empty")
-    return Request(tag, prompt, tuple(include), tuple(exclude), source)
+    return Request(tag, prompt, **clauses, source=source)
 
 
 def read_requests(file: Path) -> list[Request]:
     """Every prompt of a metadata file. Raises InputError naming the line."""
-    return parse_lines(read_text(file, f"metadata {file}"), str(file))
+    return parse_lines(read_text(file, f"metadata {file}"), f"metadata {file}")
 
 
 def parse_lines(text: str, where: str) -> list[Request]:
     """Every prompt of a metadata file's text."""
-    requests = [parse(value, f"{where}, line {number}") for number, value in _json_lines(text, where)]
+    requests = [parse(value, place) for place, value in json_lines(text, where)]
     if not requests:
-        raise InputError(f"metadata {where} has no prompts; it needs a JSON object per line")
+        raise InputError(f"{where} has no prompts; it needs a JSON object per line")
     return requests
-
-
-def lines_of(file: Path, kind: str) -> list[tuple[int, Any]]:
-    """The number and value of every line of a JSON lines file. Raises InputError naming the line."""
-    return _json_lines(read_text(file, f"{kind} {file}"), f"{kind} {file}")
-
-
-def _json_lines(text: str, where: str) -> list[tuple[int, Any]]:
-    lines = enumerate(text.split("\n"), 1)
-    return [(number, parse_json(line, f"{where}, line {number}")) for number, line in lines if line.strip()]
-
-
-def _parts(source: dict[str, Any], name: str, where: str) -> list[Any]:
-    parts = source.get(name, [])
-    if not isinstance(parts, list):
-        raise InputError(f"{where}: {name!r} must be a list of objects with class and count")
-    return parts
 
 
 def _clause(part: Any, where: str, earlier: int) -> Clause:

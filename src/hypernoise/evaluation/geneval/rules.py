@@ -29,17 +29,6 @@ class Detection:
     color: str | None = None
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """`reasons` has a phrase for each clause that fails; empty if the picture is right."""
-
-    reasons: tuple[str, ...]
-
-    @property
-    def correct(self) -> bool:
-        return not self.reasons
-
-
 Objects = Mapping[str, Sequence[Detection]]
 """Detections by class, the most confident first."""
 
@@ -54,8 +43,8 @@ def kept(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]
     return {name: same[:MOST] for name, same in found.items()}
 
 
-def judge(request: Request, objects: Objects) -> Verdict:
-    """Whether these objects satisfy the request.
+def judge(request: Request, objects: Objects) -> list[str]:
+    """Why these objects do not satisfy the request: a phrase for each clause that fails.
 
     Raises:
         InputError: an object whose colour decides has none.
@@ -63,7 +52,7 @@ def judge(request: Request, objects: Objects) -> Verdict:
     reasons: list[str] = []
     matched: list[Sequence[Detection] | None] = []  # for each clause, its objects if it holds
     for clause in request.include:
-        found = list(objects.get(clause.name, []))[: clause.count]
+        found = objects.get(clause.name, [])[: clause.count]
         reason = ""
         if len(found) < clause.count:
             reason = f"expected {clause.name} >= {clause.count}, found {len(found)}"
@@ -77,14 +66,14 @@ def judge(request: Request, objects: Objects) -> Verdict:
         number = len(objects.get(clause.name, []))
         if number >= clause.count:
             reasons.append(f"expected {clause.name} < {clause.count}, found {number}")
-    return Verdict(tuple(reasons))
+    return reasons
 
 
 def deciding_colors(request: Request, objects: Objects) -> list[Detection]:
     """The objects whose colour `judge` needs."""
     asked: list[Detection] = []
     for clause in request.include:
-        found = list(objects.get(clause.name, []))[: clause.count]
+        found = objects.get(clause.name, [])[: clause.count]
         if clause.color is not None and len(found) == clause.count:
             asked += [detection for detection in found if detection not in asked]
     return asked
