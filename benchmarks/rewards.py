@@ -25,10 +25,10 @@ from hypernoise.waiting import wait_passively
 wait_passively()
 
 import torch
-import tyro
 from transformers import CLIPConfig, CLIPModel
 
 from dev.scenes.networks import build_tokenizer
+from hypernoise.commands.flags import parse
 from hypernoise.files import write_json
 from hypernoise.generators.registry import pick_device
 from hypernoise.rewards import image_reward
@@ -222,4 +222,4 @@ def machine(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Benchmark, description=__doc__))
+    main(parse(Benchmark))

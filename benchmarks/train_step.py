@@ -34,7 +34,6 @@ from hypernoise.waiting import wait_passively
 wait_passively()
 
 import torch
-import tyro
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
@@ -49,6 +48,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, Gemma2Config, Gemma2Model
 
 from dev.scenes.networks import build_tokenizer
+from hypernoise.commands.flags import parse
 from hypernoise.files import write_json
 from hypernoise.generators.diffusion import DiffusionGenerator, quiet, replaced
 from hypernoise.generators.memory import NO_SAVING, Memory
@@ -535,5 +535,5 @@ def stable_diffusion(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    asked = tyro.cli(Benchmark, description=__doc__)
+    asked = parse(Benchmark)
     (full if asked.full else parts if asked.parts else main)(asked)

@@ -235,10 +235,9 @@ def main(experiment: type[Any], arguments: list[str] | None = None) -> int:
     """Runs an experiment, a dataclass of `output_dir` and others with `run`.
     Exit codes: 0 done; 2 wrong input, with a one-line message; 130 interrupted, checkpoint saved."""
     name = name_of(experiment)
-    default = experiment(output_dir=Path("runs") / name)
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        return parse(experiment, given, prog=f"python -m experiments.{name}", default=default).run()
+        asked = parse(experiment, arguments, prog=f"python -m experiments.{name}", output_dir=Path("runs") / name)
+        return asked.run()
     except hn.InputError as error:
         print(f"experiments.{name}: {error}", file=sys.stderr)
         return 2

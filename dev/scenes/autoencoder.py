@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from dev.scenes.drawing import draw, sample_scene
 from dev.scenes.lessons import taught_request
 from dev.scenes.training import TrainState
+from hypernoise.commands.flags import parse
 
 SHARES = [0.1, 0.15, 0.25, 0.15, 0.15, 0.2]  # of the categories, in world.CATEGORIES' order
 
@@ -80,6 +80,6 @@ def train_autoencoder(config: AutoencoderConfig) -> Any:
 
 
 if __name__ == "__main__":
-    settings = tyro.cli(AutoencoderConfig, description=__doc__)
+    settings = parse(AutoencoderConfig)
     settings.output.mkdir(parents=True, exist_ok=True)
     train_autoencoder(settings)

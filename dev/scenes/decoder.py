@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -26,6 +25,7 @@ from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
 from dev.scenes.layout import taught_scene
 from dev.scenes.path import EulerPath
 from dev.scenes.training import TrainState
+from hypernoise.commands.flags import parse
 
 BLOCKS = (6, 5, 1, 0)  # three more at 8 x 8 and two at 16 x 16, where they are cheap
 
@@ -104,4 +104,4 @@ def _stages(decoder: Any) -> list[list[Any]]:
 
 
 if __name__ == "__main__":
-    train_decoder(tyro.cli(DecoderConfig, description=__doc__))
+    train_decoder(parse(DecoderConfig))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -26,6 +25,7 @@ from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build, integrate
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
 from dev.scenes.training import TrainState
+from hypernoise.commands.flags import parse
 
 
 @dataclass(frozen=True)
@@ -146,4 +146,4 @@ def train_generator(config: DistilConfig) -> None:
 
 
 if __name__ == "__main__":
-    train_generator(tyro.cli(DistilConfig, description=__doc__))
+    train_generator(parse(DistilConfig))

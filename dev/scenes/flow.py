@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +22,7 @@ from dev.scenes import networks
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
 from dev.scenes.training import TrainState
+from hypernoise.commands.flags import parse
 
 TEXT_ENCODER = Path(str(files("hypernoise"))) / "scenes/weights/generator/text_encoder"  # the predecessor's, kept
 
@@ -115,4 +115,4 @@ def integrate(path: EulerPath, unet: Any, noise: Tensor, embeds: Tensor, steps: 
 
 
 if __name__ == "__main__":
-    train_flow(tyro.cli(FlowConfig, description=__doc__))
+    train_flow(parse(FlowConfig))

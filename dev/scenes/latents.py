@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dev.scenes.autoencoder import AutoencoderConfig, train_autoencoder
 from dev.scenes.drawing import draw
 from dev.scenes.layout import taught_scene
+from hypernoise.commands.flags import parse
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ def read_latents(output: Path) -> tuple[Tensor, list[str]]:
 
 
 if __name__ == "__main__":
-    make_latents(tyro.cli(LatentsConfig, description=__doc__))
+    make_latents(parse(LatentsConfig))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -21,6 +20,7 @@ from dev.scenes import lessons, networks
 from dev.scenes.autoencoder import build_autoencoder
 from dev.scenes.decoder import BLOCKS
 from dev.scenes.flow import TEXT_ENCODER
+from hypernoise.commands.flags import parse
 from hypernoise.evaluation.engine import compare
 from hypernoise.files import atomic_file, write_json
 from hypernoise.generators.registry import load_generator
@@ -108,5 +108,5 @@ def _name_as_published(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    settings = tyro.cli(PipelineConfig, description=__doc__)
+    settings = parse(PipelineConfig)
     report(settings, save_pipeline(settings))

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from transformers import BlipForImageTextRetrieval
@@ -25,6 +24,7 @@ from transformers import BlipForImageTextRetrieval
 from dev.scenes import lessons, networks
 from dev.scenes.matcher import build_matcher
 from dev.scenes.training import TrainState
+from hypernoise.commands.flags import parse
 from hypernoise.files import write_json
 from hypernoise.scenes import scorers
 
@@ -160,6 +160,6 @@ def report(config: RewardConfig) -> None:
 
 
 if __name__ == "__main__":
-    settings = tyro.cli(RewardConfig, description=__doc__)
+    settings = parse(RewardConfig)
     settings.output.mkdir(parents=True, exist_ok=True)
     train_reward(settings)

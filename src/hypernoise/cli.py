@@ -70,7 +70,8 @@ def _run(arguments: list[str]) -> int:
         from hypernoise.commands.flags import parse
 
         command = import_module(f"hypernoise.commands.{arguments[0]}")
-        return parse(getattr(command, arguments[0].capitalize()), arguments[1:]).run()
+        cls = getattr(command, arguments[0].capitalize())
+        return parse(cls, arguments[1:], prog=f"hypernoise {arguments[0]}").run()
     except InputError as error:
         print(f"hypernoise: {error}", file=sys.stderr)
         return 2

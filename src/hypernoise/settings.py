@@ -113,16 +113,10 @@ def as_declared(name: str, value: Any, hint: Any) -> Any:
         if value not in typing.get_args(hint):
             raise InputError(f"{name} must be one of {', '.join(map(str, typing.get_args(hint)))}, not {shown(value)}")
         return value
-    if hint == int | tuple[int, ...]:
-        many = isinstance(value, list | tuple)
-        counts = tuple(as_declared(name, one, int) for one in (value if many else [value]))
-        return counts[0] if len(counts) == 1 else counts
-    if kind is tuple:
-        if isinstance(value, str):
-            return (value,)
-        if not (isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)):
-            raise InputError(f"{name} must be a text or a list of texts, not {shown(value)}")
-        return tuple(value)
+    if kind is tuple or hint == int | tuple[int, ...]:
+        one = typing.get_args(hint)[0]
+        many = tuple(as_declared(name, own, one) for own in (value if isinstance(value, list | tuple) else [value]))
+        return many[0] if kind is not tuple and len(many) == 1 else many
     if kind is dict:
         if isinstance(value, str):
             return {value: 1.0}

@@ -314,7 +314,7 @@ def test_on_scenes_the_judge_decides(tmp_path):
         (["--adapter", "nowhere"], "no adapter at nowhere"),
         (["--prompts", "README.md", "--methods", "best-of-2"], "best-of-2 searches by a reward: name one"),
         (["--methds", "plain"], "unknown flag '--methds'; did you mean '--methods'?"),
-        (["--seed", "one"], "Error parsing --seed: invalid literal for int() with base 10: 'one'"),
+        (["--seed", "one"], "--seed must be a whole number, not 'one'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):

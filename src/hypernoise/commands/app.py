@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError
 from hypernoise.settings import seed_in_range, whole
-from hypernoise.training.config import Weights
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +33,7 @@ class App(WithGenerator):
 
     adapter: str = "scenes"
     """An adapter directory or Hub repository; the page can load others."""
-    rewards: Weights = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
     """Rewards to show; default on the embedded generator: the scenes reward."""
     seed: int = 0
     """Initial seed of the first noise."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError
 from hypernoise.settings import MOST_AT_ONCE, whole
-from hypernoise.training.config import Weights
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Diagnose(WithGenerator):
     """An adapter directory."""
     prompts: str = "scenes"
     """A text file with a prompt per line, or "scenes" for the embedded world's training captions."""
-    rewards: Weights = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
     """Rewards for the prompt-swap control; default: the ones the adapter was trained on."""
     noises: int = 32
     """Number of noises; more make the standard errors smaller."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, TooLongError, shown
 from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
-from hypernoise.training.config import Weights
 
 if TYPE_CHECKING:
     from hypernoise.evaluation.benchmarks import Benchmark
@@ -47,9 +46,9 @@ class Evaluate(WithGenerator):
     num_images_per_prompt: int = 4
     num_inference_steps: tuple[int, ...] = (1,)
     """Denoiser calls per picture; each number gets its own rows."""
-    rewards: Weights = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
     """Rewards that methods search by and the report shows; default for --prompts scenes: the scenes reward."""
-    validation_rewards: Weights = field(default_factory=dict)
+    validation_rewards: dict[str, float] = field(default_factory=dict)
     """Rewards that are reported but no method uses."""
     judge: str = ""
     """The judging model, from the Hub (downloaded on first use) or a folder: a Mask2Former for geneval, for

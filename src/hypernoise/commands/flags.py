@@ -1,188 +1,184 @@
-"""Flags from dataclasses, by tyro: one-line errors with the nearest name, and help in sections."""
+"""Flags from dataclasses, by argparse: one-line errors with the nearest name, and help in sections."""
 
 from __future__ import annotations
 
+import argparse
 import ast
-import contextlib
 import dataclasses
 import inspect
-import io
+import operator
+import sys
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import tyro
+from typing import Any, Literal, NoReturn, TypeVar
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.loading import Loading
-from hypernoise.training.config import Recipe, read_recipe
+from hypernoise.settings import as_declared
+from hypernoise.training.config import Recipe, TrainConfig, read_recipe
 
 Asked = TypeVar("Asked")
 
+SECTIONS = {TrainConfig: "the training loop", Recipe: "what is trained", Loading: "the generator"}
+SHORT = {  # as other training scripts call them
+    "lora.rank": "--rank",
+    "lora.alpha": "--lora-alpha",
+    "memory.gradient_checkpointing": "--gradient-checkpointing",
+    "memory.fit": "--fit",
+}
 
-def parse(cls: type[Asked], arguments: Sequence[str], *, prog: str = "", default: Asked | None = None) -> Asked:
-    """The flags of a command as an instance of its class; --help prints them in sections.
 
-    Dashes and underscores are interchangeable. Flags that are not given take their values from `default`, or else from
-    the recipe, if any.
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def parse(
+    cls: type[Asked], arguments: Sequence[str] | None = None, *, prog: str | None = None, **defaults: Any
+) -> Asked:
+    """A dataclass whose fields are flags, from the command line; --help prints them in sections.
+
+    Dashes and underscores are interchangeable. Flags that are not given take their values from the recipe, if any.
+    The class may name its field for words without a flag as POSITIONAL, and those that come first in the help as
+    ESSENTIAL.
+
+    Args:
+        arguments: the words after the command; None: this process's.
+        prog: the command, for its help.
+        defaults: values that replace the class's own.
 
     Raises:
         InputError: an unknown flag, with the nearest name, or a value that a flag does not accept.
     """
-    command, values = prog or f"hypernoise {cls.__name__.lower()}", default or _default(cls, arguments)
-    if {"-h", "--help"} & set(arguments):
-        print(help_of(cls, command, values))
+    words = [_dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    helped = {"-h", "--help"} & set(words)
+    parser = _parser(cls)
+    found, rest = parser.parse_known_intermixed_args([word for word in words if word not in helped])
+    for word in rest:
+        if word.startswith("-"):
+            raise unknown("flag", word.partition("=")[0], parser._option_string_actions)
+        raise InputError(f"unexpected argument {word!r}")
+    given = {name: _value(name, hint, vars(found)[name]) for name, hint, _ in flags_of(cls) if name in vars(found)}
+    asked: Any = cls(**defaults)
+    if issubclass(cls, Loading) and "recipe" in given:
+        recipe = read_recipe(given["recipe"])
+        shared = dataclasses.fields(Recipe if issubclass(cls, Recipe) else Loading)
+        asked = dataclasses.replace(asked, **{own.name: getattr(recipe, own.name) for own in shared})
+    if helped:
+        print(_parser(cls, asked, prog).format_help())
         raise SystemExit(0)
-    _check_names(cls, arguments)
-    shown = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(shown):
-            asked = tyro.cli(cls, args=arguments, default=values, prog=command)
-    except SystemExit as ended:
-        if ended.code != 2:
-            raise
-        raise InputError(_one_line(shown.getvalue())) from None
-    recipe = vars(asked).get("recipe")  # of quickstart it is a property
-    if default is None and recipe is not None and recipe != getattr(values, "recipe", None):
-        raise InputError(f"name the recipe first: {command} {recipe} [flags]")
-    return asked
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, value in given.items():
+        group, _, field = name.rpartition(".")
+        grouped.setdefault(group, {})[field] = value
+    own = grouped.pop("", {})
+    groups = {group: dataclasses.replace(getattr(asked, group), **values) for group, values in grouped.items()}
+    return dataclasses.replace(asked, **own, **groups)
 
 
-def _default(cls: type[Asked], arguments: Sequence[str]) -> Asked:
-    """The class's defaults, or the values of the recipe that the arguments name."""
-    hint = typing.get_type_hints(cls, include_extras=True).get("recipe")
-    named = list(arguments[:1]) if hint and _positional(hint) else []
-    for number, argument in enumerate(arguments if hint else ()):
-        flag, equals, value = argument.partition("=")
-        if flag == "--recipe":
-            named = [value] if equals else list(arguments[number + 1 : number + 2])
-    if not named or named[0].startswith("-"):
-        return cls()
-    recipe, fields = read_recipe(named[0]), dataclasses.fields(Recipe if issubclass(cls, Recipe) else Loading)
-    return cls(recipe=Path(named[0]), **{own.name: getattr(recipe, own.name) for own in fields})  # type: ignore[call-arg]
-
-
-def _positional(hint: Any) -> bool:
-    return tyro.conf.Positional in getattr(hint, "__metadata__", ())
-
-
-def _check_names(cls: type, arguments: Sequence[str]) -> None:
-    known = {"help"}
-    for name, hint in flags_of(cls):
-        for own in (name, *_aliases(hint)):
-            *group, leaf = own.split(".")
-            known |= {own, ".".join([*group, f"no-{leaf}"])} if _bare(hint) is bool else {own}
-    for argument in arguments:
-        name = argument.partition("=")[0].removeprefix("--").replace("_", "-")
-        if argument.startswith("--") and name and name not in known:
-            raise unknown("flag", f"--{name}", [f"--{own}" for own in known])
-
-
-def flags_of(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every flag without its leading dashes, and its annotation; fields of groups as group.field."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+def flags_of(cls: type, group: str = "") -> Iterator[tuple[str, Any, type]]:
+    """Every field's name, its type, and the class that declares it; the fields of a group as group.field."""
+    hints = typing.get_type_hints(cls)
+    declaring = {name: base for base in reversed(cls.__mro__) for name in inspect.get_annotations(base)}
     for own in dataclasses.fields(cls):
-        hint, name = hints[own.name], prefix + own.name.replace("_", "-")
-        if _positional(hint):
-            continue
+        hint = hints[own.name]
         if dataclasses.is_dataclass(hint):
-            yield from flags_of(hint, f"{name}.")  # type: ignore[arg-type]
+            yield from flags_of(hint, f"{own.name}.")  # type: ignore[arg-type]
         else:
-            yield name, hint
+            yield group + own.name, hint, declaring[own.name]
 
 
-def _aliases(hint: Any) -> list[str]:
-    found = [getattr(mark, "aliases", None) or () for mark in getattr(hint, "__metadata__", ())]
-    return [alias.removeprefix("--") for aliases in found for alias in aliases]
+def _dashed(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
-def _bare(hint: Any) -> Any:
-    return hint.__origin__ if hasattr(hint, "__metadata__") else hint
+def _parser(cls: Any, default: Any = None, prog: str | None = None) -> Parser:
+    """The parser of a class's flags. With `default`, an instance of it, its help explains them."""
+    positional, essential = getattr(cls, "POSITIONAL", ""), getattr(cls, "ESSENTIAL", ())
+    own = None if cls.__doc__.startswith(f"{cls.__name__}(") else cls.__doc__  # a dataclass without one gets its fields
+    parser = Parser(
+        prog=prog,
+        usage=f"%(prog)s [{positional.upper()}] [flags]" if positional else "%(prog)s [flags]",
+        description=inspect.cleandoc(own or sys.modules[cls.__module__].__doc__ or ""),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=8, width=104),
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    groups = {title: parser.add_argument_group(title) for title in (["essential"] if essential else [])}
+    for name, hint, owner in flags_of(cls):
+        about: dict[str, Any] = {"nargs": "*"} if _takes_many(hint) else {}
+        about |= {"help": _help(owner, name, default)} if default else {}
+        about |= {"action": argparse.BooleanOptionalAction} if hint is bool else {"metavar": _metavar(hint)}
+        if name == positional:
+            parser.add_argument(name, **{"nargs": "?", **about, "metavar": name.upper()})
+            continue
+        title = "essential" if name in essential else name.rpartition(".")[0] or SECTIONS.get(owner, "flags")
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        options = [SHORT[name]] if name in SHORT else []
+        groups[title].add_argument(*options, f"--{name.replace('_', '-')}", dest=name, **about)
+    return parser
 
 
-def _one_line(box: str) -> str:
-    """The first paragraph of tyro's boxed error."""
-    lines = [line.strip("│| ") for line in box.splitlines()]
-    title = next((number for number, line in enumerate(lines) if line.strip("─-╭╮ ")), 0)
-    paragraph = []
-    for line in lines[title + 1 :]:
-        if paragraph and not line.strip("─- "):
-            break
-        paragraph += [line] if line.strip("─- ") else []
-    return " ".join(paragraph)
+def _takes_many(hint: Any) -> bool:
+    return typing.get_origin(hint) in (tuple, dict) or hint == int | tuple[int, ...]
 
 
-def _sections(cls: Any) -> Mapping[str, Sequence[str]]:
-    """Titles, and the fields or groups under each: the class's SECTIONS, or the generator's apart from the rest."""
-    loading = [own.name for own in dataclasses.fields(Loading)] if issubclass(cls, Loading) else []
-    rest = [own.name for own in dataclasses.fields(cls) if own.name not in loading]
-    return getattr(cls, "SECTIONS", {"flags": rest, **({"the generator": loading} if loading else {})})
+def _value(name: str, hint: Any, given: Any) -> Any:
+    """A flag's word or words as its field's type."""
+    if typing.get_origin(hint) is dict:
+        return _weights(given)
+    if hint in (Path, Path | None):
+        return Path(given)
+    return as_declared(f"--{name.replace('_', '-')}", given, hint)
 
 
-def help_of(cls: type, command: str, default: Any) -> str:
-    """The page that --help prints."""
-    places = [
-        name.upper() for name, hint in typing.get_type_hints(cls, include_extras=True).items() if _positional(hint)
-    ]
-    usage = " ".join([f"usage: {command}", *(f"[{place}]" for place in places), "[flags]"])
-    docs, lines = _docs(cls), [usage, "", inspect.cleandoc(cls.__doc__ or "")]
-    flags = list(flags_of(cls))
-    for title, names in _sections(cls).items():
-        lines += ["", f"{title}:"]
-        for wanted in (name.replace("_", "-") for name in names):
-            for name, hint in flags:
-                if name == wanted or name.startswith(f"{wanted}."):
-                    value: Any = default
-                    for part in name.replace("-", "_").split("."):
-                        value = getattr(value, part)
-                    lines += _flag(name, hint, docs.get(name.replace("-", "_"), ""), value)
-    return "\n".join(lines)
-
-
-def _flag(name: str, hint: Any, doc: str, value: Any) -> list[str]:
-    head = ", ".join(f"--{one}" for one in [*_aliases(hint), name])
-    doc = f"{doc} (default: {_shown(value)})".strip()
-    indented = textwrap.wrap(doc, 96, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return [f"  {head} {_metavar(hint)}".rstrip(), *indented]
+def _weights(words: Sequence[str]) -> dict[str, float]:
+    """Names and weights from NAME=WEIGHT words; without a number, all of a word is a name, as paths may hold a =."""
+    weights: dict[str, float] = {}
+    for word in words:
+        name, weight = word, 1.0
+        before, _, number = word.rpartition("=")
+        with suppress(ValueError):
+            name, weight = (before, float(number)) if before else (word, 1.0)
+        if name in weights:
+            raise InputError(f"{name!r} is named twice; give it one weight")
+        weights[name] = weight
+    return weights
 
 
 def _metavar(hint: Any) -> str:
-    for mark in getattr(hint, "__metadata__", ()):
-        if isinstance(getattr(mark, "metavar", None), str):
-            return mark.metavar
-    bare = _bare(hint)
-    if typing.get_origin(bare) is Literal:
-        return "|".join(option or "''" for option in typing.get_args(bare))
-    if bare == int | tuple[int, ...]:
-        return "INT ..."
-    if typing.get_origin(bare) is tuple:
-        return "TEXT ..."
-    return {bool: "", int: "INT", float: "FLOAT"}.get(bare, "TEXT")
+    if typing.get_origin(hint) is Literal:
+        return "|".join(option or "''" for option in typing.get_args(hint))
+    if typing.get_origin(hint) is dict:
+        return "NAME[=WEIGHT]"
+    number = next((kind for kind in (hint, *typing.get_args(hint)) if kind in (int, float)), None)
+    return {int: "INT", float: "FLOAT", None: "TEXT"}[number]
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{name}={weight:g}" for name, weight in value.items()) or "none"
+def _help(owner: type, name: str, default: Any) -> str:
+    """The docstring under a field, and its value in `default`, if any."""
+    value = operator.attrgetter(name)(default)
+    if isinstance(value, Mapping):
+        value = tuple(f"{key}={weight:g}" for key, weight in value.items())
     if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "none"
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value) or "''"
+        value = " ".join(map(str, value))
+    doc = _docs(owner).get(name.rpartition(".")[2], "").replace("%", "%%")
+    return doc if value is None or value is False or value == "" else f"{doc} (default: {value})".strip()
 
 
-def _docs(cls: type, prefix: str = "") -> dict[str, str]:
-    """The docstring under each field, on one line."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(tree, ast.ClassDef)
-        for before, after in zip(tree.body, tree.body[1:], strict=False):
-            text = getattr(after.value, "value", None) if isinstance(after, ast.Expr) else None
-            if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and isinstance(text, str):
-                found[prefix + before.target.id] = " ".join(text.split())
-    for name, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            found |= _docs(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+def _docs(owner: type) -> dict[str, str]:
+    """The docstring under each field of a class, on one line."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for field, after in zip(tree.body, tree.body[1:], strict=False):
+        text = getattr(after.value, "value", None) if isinstance(after, ast.Expr) else None
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
+            found[field.target.id] = " ".join(text.split())
     return found

@@ -6,9 +6,7 @@ import sys
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
-
-import tyro
+from typing import ClassVar
 
 from hypernoise.commands.generator import WithGenerator
 from hypernoise.errors import InputError, no_traceback
@@ -19,7 +17,9 @@ from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 class Generate(WithGenerator):
     """Draw each prompt; with --adapter, from improved noise (the same seed gives the same starting noise)."""
 
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    POSITIONAL: ClassVar = "prompts"
+
+    prompts: tuple[str, ...] = ()
     """The prompts to draw; quote each."""
     adapter: Path | None = None
     """An adapter directory; without it, the plain generator draws."""

@@ -6,13 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, ClassVar, Literal
 
 from hypernoise.errors import InputError
 from hypernoise.settings import MOST_AT_ONCE, whole
-from hypernoise.training.config import Weights
 
 
 @dataclass(frozen=True)
@@ -24,11 +21,13 @@ class Score:
     pictures of the same names. Writes summary.json, report.html and scores.csv to --output-dir.
     """
 
-    folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")] = ()
+    POSITIONAL: ClassVar = "folders"
+
+    folders: tuple[str, ...] = ()
     """Folders of pictures; the first is the base."""
     prompts: str = ""
     """For folders without prompts: a text file with a prompt per picture, in the order of the pictures' names."""
-    rewards: Weights = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
     """Rewards or ensembles, and their weights in the total; their networks are downloaded on first use."""
     features: str = "pixels"
     """Features for similarity and kernel distance: the picture itself at 16 x 16, or a DINOv2 such as

@@ -8,37 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
-
-import tyro
+from typing import Any, ClassVar
 
 from hypernoise.errors import no_traceback
 from hypernoise.training.config import Recipe
 from hypernoise.training.early_stopping import readings, table
 from hypernoise.training.metrics import mean_of, rows_of
 
-SECTIONS: Mapping[str, Sequence[str]] = {
-    "essential": (
-        *("generator", "prompts", "rewards", "kl_weight", "max_train_steps", "train_batch_size", "learning_rate"),
-        *("lora.rank", "lora.alpha", "seed", "output_dir", "device", "dry_run", "smoke_test"),
-    ),
-    "optimisation": (
-        *("optimizer", "lr_scheduler", "lr_warmup_steps", "gradient_accumulation_steps", "max_grad_norm"),
-        *("adam_weight_decay", "one_noise_per_step", "sample_clip", "num_inference_steps", "mixed_precision"),
-        *("kl_term", "kl_limit", "clipping_limit"),
-    ),
-    "monitoring": (
-        *("validation_reward", "validation_steps", "validation_prompts", "patience", "diagnostics"),
-        *("diagnostics_steps", "report_to"),
-    ),
-    "checkpoints": ("checkpointing_steps", "checkpoints_total_limit"),
-    "the Hub": ("push_to_hub", "hub_model_id"),
-    "rewards": ("long_prompts", "reward_dtype", "reward_device", "reward_checkpointing"),
-    "noise network": ("noise_network", "lora.layers", "lora.init", "spectral"),
-    "Lipschitz constant": ("lipschitz",),
-    "the generator": ("variant", "revision", "height", "width", "few_step_lora", "scheduler"),
-    "memory": ("memory",),
-}
 CHARTS = {  # the columns of metrics.jsonl to plot
     "reward": "reward",
     "validation_reward": "validation reward",
@@ -56,9 +32,13 @@ class Train(Recipe):
     same --output-dir, it resumes from the last checkpoint. With --dry-run it prints the plan and stops.
     """
 
-    SECTIONS: ClassVar = SECTIONS
+    POSITIONAL: ClassVar = "recipe"
+    ESSENTIAL: ClassVar = (
+        *("generator", "prompts", "rewards", "kl_weight", "max_train_steps", "train_batch_size", "learning_rate"),
+        *("lora.rank", "lora.alpha", "seed", "output_dir", "device", "dry_run", "smoke_test"),
+    )
 
-    recipe: Annotated[Path | None, tyro.conf.Positional] = None
+    recipe: Path | None = None
     """A YAML recipe; flags override its fields."""
     output_dir: Path = Path("runs/train")
     device: str = "auto"

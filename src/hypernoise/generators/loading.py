@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from hypernoise.precision import MixedPrecision
 from hypernoise.settings import MOST_SIDE, typed, whole
@@ -15,7 +13,7 @@ from hypernoise.settings import MOST_SIDE, typed, whole
 class Memory:
     """Ways for a generator to need less memory; see `generators.memory`."""
 
-    gradient_checkpointing: Annotated[bool, tyro.conf.arg(aliases=["--gradient-checkpointing"])] = False
+    gradient_checkpointing: bool = False
     """Recompute the denoiser's and the decoder's activations for the gradient: less memory, more time."""
     decode_slice: int = 0
     """Pictures decoded at once; 0: all of them."""
@@ -25,7 +23,7 @@ class Memory:
     """A small decoder of the TAESD family that replaces the generator's: a directory or a Hub repository."""
     quantise: Literal["none", "int8", "nf4"] = "none"
     """Quantise the frozen denoiser's linear layers with torchao (int8) or bitsandbytes (nf4); the LoRA stays fp32."""
-    fit: Annotated[str, tyro.conf.arg(aliases=["--fit"])] = ""
+    fit: str = ""
     """Choose settings so that training fits the current device (auto) or a size such as 24GB, the cheapest in time
     first: gradient_accumulation_steps, then the fields here and reward_dtype. Empty: keep the settings."""
 

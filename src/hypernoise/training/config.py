@@ -7,9 +7,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
 import yaml
 
 from hypernoise.errors import InputError, first_line, shown, unknown
@@ -34,34 +33,6 @@ from hypernoise.settings import (
 if TYPE_CHECKING:
     from hypernoise.rewards.base import RewardSettings
 
-
-def _weights_from_words(words: list[str]) -> dict[str, float]:
-    weights: dict[str, float] = {}
-    for word in words:
-        name, _, number = word.rpartition("=")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = None
-        if not name or weight is None:  # no weight; a path may contain a =
-            name, weight = word, 1.0
-        if name in weights:
-            raise InputError(f"{name!r} is named twice; give it one weight")
-        weights[name] = weight
-    return weights
-
-
-Weights = Annotated[
-    dict[str, float],
-    tyro.constructors.PrimitiveConstructorSpec[dict[str, float]](
-        nargs="*",
-        metavar="NAME[=WEIGHT] ...",
-        instance_from_str=_weights_from_words,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda weights: [f"{name}={weight:g}" for name, weight in weights.items()],
-    ),
-]
-"""Names and weights: a mapping or one name in a recipe, NAME=WEIGHT words on the command line; no weight means 1."""
 
 DIAGNOSTICS = ("lipschitz", "kl")
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -196,8 +167,8 @@ def recognised(config: TrainConfig) -> dict[str, Any]:
 class LoRA:
     """The noise network: a LoRA on the denoiser."""
 
-    rank: Annotated[int, tyro.conf.arg(aliases=["--rank"])] = 16
-    alpha: Annotated[float, tyro.conf.arg(aliases=["--lora-alpha"])] = 32.0
+    rank: int = 16
+    alpha: float = 32.0
     """The LoRA update is scaled by alpha / rank."""
     layers: tuple[str, ...] = ()
     """Layers of the denoiser that get a LoRA, including the output layer; without-depthwise: every Linear and Conv
@@ -215,12 +186,12 @@ class LoRA:
 class Recipe(TrainConfig, Loading):
     """A complete training run; a recipe file may set any of these fields."""
 
-    prompts: Weights = field(default_factory=lambda: {"scenes": 1.0})
+    prompts: dict[str, float] = field(default_factory=lambda: {"scenes": 1.0})
     """Prompt files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's
     training captions; several are sampled in proportion to their weights."""
-    rewards: Weights = field(default_factory=lambda: {"redness": 1.0})
+    rewards: dict[str, float] = field(default_factory=lambda: {"redness": 1.0})
     """Rewards or ensembles to train on, and their weights in the sum."""
-    validation_reward: Weights = field(default_factory=dict)
+    validation_reward: dict[str, float] = field(default_factory=dict)
     """Rewards that are measured but not trained on, to detect reward hacking."""
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
     """Prompts longer than a reward's text encoder: truncate them (the number is reported), or score windows that fit
