@@ -50,15 +50,15 @@ def no_traceback(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, InputError) or out_of_memory(error):
             raise
-        if "numpy() on Tensor that requires grad" in str(error):
-            raise InputError(f"{what}: it goes through numpy, which has no gradient; use torch") from error
         raise InputError(f"{what}: {type(error).__name__}: {located(error)}") from error
 
 
 def located(error: Exception) -> str:
     """An error's first line, and the code location that raised it."""
     *_, place = traceback.extract_tb(error.__traceback__)
-    return f"{first_line(error)} ({Path(place.filename).name}, line {place.lineno})"
+    numpy = "numpy() on Tensor that requires grad" in str(error)  # torch advises to detach it
+    what = "it goes through numpy, which has no gradient; use torch" if numpy else first_line(error)
+    return f"{what} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def check_is(value: Any, kind: Any, what: str, made: str) -> None:

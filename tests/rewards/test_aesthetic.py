@@ -11,7 +11,7 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.check import check_reward
 from hypernoise.rewards.ensemble import NETWORKS
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
-from hypernoise.rewards.weights import filled
+from hypernoise.rewards.weights import Released, filled
 from tests.rewards import layouts
 from tests.rewards.test_clip import L14, pictures
 
@@ -47,7 +47,7 @@ def test_released_layouts_fit_the_full_size():
 def test_a_head_that_lacks_a_layer_is_refused():
     tower = layouts.on_meta(layouts.transformers_clip(**L14, length=77))
     head = {name: tensor for name, tensor in layouts.on_meta(HEAD).items() if ".7." not in name}
-    with pytest.raises(InputError, match=r"2 missing \(head.7.weight, head.7.bias\)"):
+    with pytest.raises(InputError, match='Missing key.*: "head.7.weight", "head.7.bias"'):
         filled(AestheticNetwork, from_released(tower, head), "head")
 
 
@@ -102,5 +102,7 @@ def test_released_files_load_by_name(tmp_path, monkeypatch, build):
     torch.save({**tower, "text_model.final_layer_norm.weight": torch.zeros(3)}, tmp_path / "tower.bin")
     torch.save(head, tmp_path / "head.pth")
     monkeypatch.setattr(aesthetic, "AestheticNetwork", lambda: AestheticNetwork(SMALL))
-    loaded = aesthetic.load("aesthetic-v2", RewardSettings(), (tmp_path / "tower.bin", tmp_path / "head.pth"))
+    names = {aesthetic.TOWER: "tower.bin", aesthetic.HEAD: "head.pth"}
+    monkeypatch.setattr(Released, "fetch", lambda released: tmp_path / names[released])
+    loaded = aesthetic.load("aesthetic-v2", RewardSettings())
     assert torch.equal(loaded(pictures(), ["a", "b"]), source(pictures(), ["a", "b"]))

@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,9 @@ from dev.scenes.networks import build_tokenizer
 from hypernoise.errors import InputError
 from hypernoise.rewards import clip
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.clip import CLIPS, ClipReward
-from hypernoise.rewards.openclip import from_openclip
+from hypernoise.rewards.clip import CLIPS, ClipReward, from_openclip
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
-from hypernoise.rewards.weights import filled
+from hypernoise.rewards.weights import Released, filled
 from tests.rewards import layouts
 from tests.rewards.gradients import assert_gradient_is_right
 
@@ -104,13 +104,14 @@ def test_missing_unexpected_and_misshapen_weights_are_named(tokenizer, state):
         return str(told.value)
 
     lacking = {name: tensor for name, tensor in state.items() if name != "visual.ln_post.bias"}
-    assert "file.pt does not fit the model: 1 missing (vision_model.post_layernorm.bias)" in refused(lacking)
-    assert "1 unexpected (visual.head.weight)" in refused({**state, "visual.head.weight": torch.zeros(2)})
-    cut = {**state, "visual.proj": torch.zeros(48, 20)}
-    assert "1 of another shape (visual_projection.weight [20, 48] for [24, 48])" in refused(cut)
-    assert "unexpected (transformer.resblocks.0.attn.rope" in refused(
-        {**state, "transformer.resblocks.0.attn.rope": torch.zeros(2)}
-    )
+    missing = 'file.pt does not fit the model: Missing key(s) in state_dict: "vision_model.post_layernorm.bias"'
+    assert missing in refused(lacking)
+    unexpected = 'Unexpected key(s) in state_dict: "visual.head.weight"'
+    assert unexpected in refused({**state, "visual.head.weight": torch.zeros(2)})
+    cut = refused({**state, "visual.proj": torch.zeros(48, 20)})
+    assert "size mismatch for visual_projection.weight" in cut
+    assert "torch.Size([20, 48])" in cut
+    assert "layers.0.self_attn.rope" in refused({**state, "transformer.resblocks.0.attn.rope": torch.zeros(2)})
 
 
 def test_a_released_file_loads_by_name(tmp_path, monkeypatch, tokenizer, state):
@@ -118,12 +119,11 @@ def test_a_released_file_loads_by_name(tmp_path, monkeypatch, tokenizer, state):
     file = tmp_path / "HPS_v2.1_compressed.pt"
     torch.save({"state_dict": {name: tensor.half() for name, tensor in state.items()}}, file)
     row = CLIPS["hpsv2.1"]
-    small = clip.Clip(
-        small_config(tokenizer), row.weights, row.fit, row.scale, row.convert, str(tmp_path / "tokenizer")
-    )
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    monkeypatch.setitem(CLIPS, "hpsv2.1", small)
-    reward = clip.load("hpsv2.1", RewardSettings(), file)
+    monkeypatch.setitem(CLIPS, "hpsv2.1", replace(row, config=small_config(tokenizer)))
+    monkeypatch.setattr(clip, "TOKENIZER", str(tmp_path / "tokenizer"))
+    monkeypatch.setattr(Released, "fetch", lambda released: file)
+    reward = clip.load("hpsv2.1", RewardSettings())
     assert (reward.name, reward.resize, reward.scale) == ("hpsv2.1", Resize(32, "pad"), 1.0)
     assert (reward.dtype, reward.network.training) == (torch.float32, False)
     assert not any(parameter.requires_grad for parameter in reward.network.parameters())
@@ -132,15 +132,16 @@ def test_a_released_file_loads_by_name(tmp_path, monkeypatch, tokenizer, state):
     assert (reward(pictures(), PROMPTS) - expected).abs().max() < 1e-5
 
 
-def test_a_pickle_and_a_cut_file_are_refused(tmp_path):
+def test_a_pickle_and_a_cut_file_are_refused(tmp_path, monkeypatch):
     evil = tmp_path / "evil.pt"
     torch.save({"state_dict": {"w": torch.zeros(1)}, "hook": print}, evil)
     cut = tmp_path / "cut.safetensors"
     save_file({"w": torch.zeros(100)}, cut)
     cut.write_bytes(cut.read_bytes()[:-10])
     for file in (evil, cut):
+        monkeypatch.setattr(Released, "fetch", lambda released, file=file: file)
         with pytest.raises(InputError, match="is not a complete file of tensors"):
-            clip.load("clip", RewardSettings(), file)
+            clip.load("clip", RewardSettings())
 
 
 def test_weights_that_cannot_be_had_are_told_in_one_line(monkeypatch, tmp_path):
@@ -332,7 +333,7 @@ def test_each_prompt_is_encoded_once(build):
     first = reward(pictures(), [PROMPTS[0], "two rings"])
     assert encoded == [PROMPTS, ["two rings"]]
     assert torch.equal(first, reward(pictures(), [PROMPTS[0], "two rings"]))
-    reward.forget()
+    reward.texts.clear()
     assert torch.allclose(first, reward(pictures(), [PROMPTS[0], "two rings"]), atol=1e-6)
     assert len(encoded) == 3
 

@@ -42,30 +42,11 @@ def test_scores_are_per_sample(name):
         ("greenness", (0.2, 0.8, 0.4), 0.5),
         ("blueness", (0.2, 0.4, 0.8), 0.5),
         ("brightness", (0.3, 0.6, 0.9), 0.6),
-        ("saturation", (0.3, 0.6, 0.9), 0.6),
-        ("contrast", (0.3, 0.6, 0.9), 0.0),
-        ("smoothness", (0.3, 0.6, 0.9), 0.0),
     ],
 )
 def test_values_on_flat_pictures(name, color, value):
     pixels = torch.tensor(color, dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     assert PIXEL_REWARDS[name](pixels, ["x"]).item() == pytest.approx(value, abs=1e-5)
-
-
-def test_contrast_and_smoothness_on_stripes():
-    stripes = torch.tensor([0.0, 1.0]).repeat(4).view(1, 1, 1, 8).expand(1, 3, 8, 8)
-    assert PIXEL_REWARDS["contrast"](stripes, ["x"]).item() == pytest.approx(0.5)
-    assert PIXEL_REWARDS["smoothness"](stripes, ["x"]).item() == pytest.approx(-1.0)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1)])
-def test_pictures_a_pixel_wide_have_a_smoothness(shape):
-    pixels = torch.arange(3.0 * shape[0] * shape[1]).view(1, 3, *shape).requires_grad_()
-    (score,) = PIXEL_REWARDS["smoothness"](pixels, ["x"])
-    assert score.item() == (0.0 if shape == (1, 1) else -1.0)
-    score.backward()
-    assert pixels.grad is not None
-    assert pixels.grad.isfinite().all()
 
 
 def test_weighted_sum_adds_and_keeps_each_member():

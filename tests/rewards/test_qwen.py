@@ -17,18 +17,18 @@ from hypernoise.rewards import hpsv3, vqa
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.check import check_reward
 from hypernoise.rewards.ensemble import NETWORKS, load_reward
-from hypernoise.rewards.hpsv3 import CHAT, MARK, HpsV3, Network, renamed
+from hypernoise.rewards.hpsv3 import MARK, NAMES, UNUSED, HpsV3, Network
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from hypernoise.rewards.qwen import AreaResize, QwenReward, patches, places_of, shown
-from hypernoise.rewards.vqa import QUESTION, VLMS, with_places
-from hypernoise.rewards.weights import Released, filled, read_state
+from hypernoise.rewards.vqa import HELPFUL, QUESTION, VLMS, with_places
+from hypernoise.rewards.weights import Released, filled, read_state, renamed
 from tests.rewards import layouts
 from tests.rewards.gradients import assert_gradient_is_right
 from tests.rewards.test_clip import LONG, pictures
 
 PROMPTS = ["a red ring and a blue square", "three crosses"]
 WORDING = "Judge this for {text_prompt} : <|Reward|> END"
-NAMES = ("vqascore-qwen2.5-vl", "vqascore-qwen3-vl")
+QWENS = ("vqascore-qwen2.5-vl", "vqascore-qwen3-vl")
 TEXT = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
     max_position_embeddings=2048, rope_theta=1e6,
@@ -45,7 +45,7 @@ def fewer_tokens(monkeypatch):
 @pytest.fixture
 def tokenizer():
     marks = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>"]
-    words = " ".join([*PROMPTS, LONG, QUESTION, WORDING, CHAT, *(row.chat for row in VLMS.values()), "Yes No"])
+    words = " ".join([*PROMPTS, LONG, QUESTION, WORDING, *(row.chat for row in VLMS.values()), "Yes No"])
     for mark in [*marks, MARK]:
         words = words.replace(mark, " ")
     pieces = [piece for piece, _ in pre_tokenizers.Whitespace().pre_tokenize_str(words)]
@@ -113,7 +113,7 @@ def test_pictures_keep_their_shape_at_one_area(size, monkeypatch):
         assert AreaResize(28)(torch.zeros(1, 3, *size)).shape[-2:] == (448, 448)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QWENS)
 @pytest.mark.parametrize("shape", [(32, 32), (32, 64)], ids=str)
 def test_the_score_is_the_answers_log_probability(build, name, shape):
     """Each sample alone, without padding, as generation would see it."""
@@ -134,7 +134,7 @@ def test_the_score_is_the_answers_log_probability(build, name, shape):
     assert NETWORKS[name] == "hypernoise.rewards.vqa"
 
 
-@pytest.mark.parametrize("name", [*NAMES, "hpsv3"])
+@pytest.mark.parametrize("name", [*QWENS, "hpsv3"])
 def test_gradient_is_right_by_finite_differences(build, name):
     reward = build(name)
     reward.network.double()
@@ -154,7 +154,7 @@ def test_a_qwen_loads_by_name(tmp_path, monkeypatch, build, tokenizer):
     assert isinstance(loaded, QwenReward)
     assert torch.allclose(loaded(pictures(), PROMPTS), reward(pictures(), PROMPTS), atol=1e-6)
     monkeypatch.setitem(VLMS, name, replace(VLMS[name], repository=str(tmp_path / "none")))
-    with pytest.raises(InputError, match="cannot be loaded: .*hf download .*none"):
+    with pytest.raises(InputError, match="cannot be loaded .*hf download .*none"):
         vqa.load(name, RewardSettings())
 
 
@@ -163,7 +163,7 @@ def test_hpsv3_scores_by_the_state_of_its_mark(build):
     scores = reward(pictures(), [PROMPTS[0], LONG])
     network = reward.network
     for row, prompt in enumerate([PROMPTS[0], LONG]):
-        text = CHAT.replace("{wording}", WORDING.replace("{text_prompt}", prompt))
+        text = HELPFUL.replace("{question}", WORDING.replace("{text_prompt}", prompt))
         resized = reward.resize(pictures()[row : row + 1])
         ids = with_places(
             reward.tokenizer(text, return_tensors="pt").input_ids[0], 1, places_of(network.config, resized)
@@ -227,11 +227,11 @@ def test_the_published_checkpoints_names_and_shapes_fit(old):
         vision_config=dict(depth=32, embed_dim=1280, hidden_size=3584, num_heads=16, mlp_ratio=4),
     )  # fmt: skip
     layout = published(old)
-    network = filled(lambda: Network(config), renamed(layouts.on_meta(layout)), "HPSv3")
+    network = filled(lambda: Network(config), renamed(layouts.on_meta(layout), NAMES, UNUSED), "HPSv3")
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(7.75e9, rel=0.01)
     layout.pop("rm_head.3.bias")
-    with pytest.raises(InputError, match=r"HPSv3 does not fit the model: 1 missing \(rm_head.3.bias\)"):
-        filled(lambda: Network(config), renamed(layouts.on_meta(layout)), "HPSv3")
+    with pytest.raises(InputError, match='HPSv3 does not fit the model: Missing key.*: "rm_head.3.bias"'):
+        filled(lambda: Network(config), renamed(layouts.on_meta(layout), NAMES, UNUSED), "HPSv3")
 
 
 @pytest.fixture

@@ -152,10 +152,10 @@ def test_loads_by_name_and_refuses_weights_that_do_not_fit(tmp_path, monkeypatch
     with pytest.raises(InputError, match="does not fit the model: extra.weight"):
         vqa.load("vqascore", RewardSettings())
     save_file({**state, lost: torch.zeros(7)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"does not fit the model: model.multi_modal_projector.* \[7\] for \[32\]"):
+    with pytest.raises(InputError, match=r"does not fit the model: .*model.multi_modal_projector.*\[7\].*\[32\]"):
         vqa.load("vqascore", RewardSettings())
     monkeypatch.setitem(VLMS, "vqascore", replace(VLMS["vqascore"], repository=str(tmp_path / "none")))
-    with pytest.raises(InputError, match="cannot be loaded: .*hf download .*none"):
+    with pytest.raises(InputError, match="cannot be loaded .*hf download .*none"):
         vqa.load("vqascore", RewardSettings())
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import Dinov2Model
 
-from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resize, normalise
+from hypernoise.rewards.weights import pretrained
 
 SIDE = 224  # px, DINOv2's input
 SMALL = 16  # px, for plain pixels as features
@@ -27,7 +27,7 @@ def load(source: str, device: torch.device | str) -> Features:
     Raises:
         InputError: weights that are missing or do not fit.
     """
-    return pixels if source == "pixels" else Dino(pretrained(Dinov2Model, source, "features", "DINOv2", device))
+    return pixels if source == "pixels" else Dino(pretrained(Dinov2Model, source, f"features {source}").to(device))
 
 
 def pixels(pictures: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -53,6 +53,20 @@ class RewardSettings:
             raise InputError(f"device must be a torch device such as cuda:1, or empty, not {self.device!r}") from error
 
 
+class Prompts(list[str]):
+    """Prompts that are known to be texts, and that record whether a reward reads them."""
+
+    read = False
+
+    def __iter__(self) -> Iterator[str]:
+        self.read = True
+        return super().__iter__()
+
+    def __getitem__(self, place: Any) -> Any:
+        self.read = True
+        return super().__getitem__(place)
+
+
 def check_pictures(pixels: Any) -> None:
     """Raises InputError, with the fix, for anything but pictures.
 
@@ -71,7 +85,7 @@ def check_pairs(pixels: Any, prompts: Any) -> None:
     check_pictures(pixels)
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) != len(pixels):
         raise InputError(f"prompts must be a list with one prompt for each of {len(pixels)} pictures")
-    if not all(isinstance(prompt, str) for prompt in prompts):
+    if not isinstance(prompts, Prompts) and not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError(f"prompts must be texts, not {shown(list(prompts))}")
 
 
@@ -96,12 +110,7 @@ def check_callable(reward: object, name: str = "the reward") -> None:
 def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str = "the reward") -> Tensor:
     """The result of `reward`: a tensor with one score per picture, as floats. InputError, with `name`, if it is not."""
     version = 0 if pixels.is_inference() else pixels._version
-    try:
-        scores = reward(pixels, prompts)
-    except RuntimeError as error:
-        if "numpy() on Tensor that requires grad" not in str(error):
-            raise
-        raise InputError(f"{name} passes the pixels to numpy, which has no gradient; compute with torch") from error
+    scores = reward(pixels, prompts)
     if not pixels.is_inference() and pixels._version != version:
         raise InputError(f"{name} changes the pixels in place, also for others; use pixels.clone()")
     if not isinstance(scores, Tensor):

@@ -89,7 +89,9 @@ def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]
             raise InputError(f"{name}: the gradient is cut: {CUT}")
         faint = _rounding(call, pixels, scores)
         for direction in _directions(pixels, gradient):
-            _compare(name, call, pixels, scores, faint, gradient, direction)
+            slope = (gradient * direction).flatten(1).sum(1)  # [B], scores per step
+            steepest = gradient.flatten(1).norm(dim=1) * direction.flatten(1).norm(dim=1)
+            _compare(name, lambda step, along=direction: call(pixels + step * along), scores, faint, slope, steepest)
 
 
 def _gradient(score: Tensor, pixels: Tensor) -> Tensor:
@@ -121,30 +123,22 @@ def _directions(pixels: Tensor, gradient: Tensor) -> Iterator[Tensor]:
 
 
 def _compare(
-    name: str,
-    call: Callable[[Tensor], Tensor],
-    pixels: Tensor,
-    scores: Tensor,
-    faint: Tensor,
-    gradient: Tensor,
-    direction: Tensor,
+    name: str, moved: Callable[[float], Tensor], scores: Tensor, faint: Tensor, slope: Tensor, steepest: Tensor
 ) -> None:
-    """Raises InputError if finite differences along a direction disagree with the gradient."""
-    promised = (gradient * direction).flatten(1).sum(1)  # [B], scores per step
-    steepest = gradient.flatten(1).norm(dim=1) * direction.flatten(1).norm(dim=1)
+    """Raises InputError if finite differences of `moved`, scores by step, disagree with the gradient's `slope` [B]."""
     for step in STEPS:
-        far_down, down, up, far_up = (call(pixels + share * step * direction) for share in (-1, -0.5, 0.5, 1))
+        far_down, down, up, far_up = (moved(share * step) for share in (-1, -0.5, 0.5, 1))
         rise, near, bend = (far_up - far_down) / 2, up - down, (far_up + far_down) / 2 - scores
         sure = (rise - near).abs() < 0.1 * rise.abs()  # neither curved nor rounded off
         sure &= (bend.abs() < 0.25 * rise.abs()) & (rise.abs() > torch.maximum(faint, 1e-5 * scores.abs()))
         found = rise / step
-        off = (found - promised).abs()
-        wrong = sure & (off > 0.2 * torch.maximum(found.abs(), promised.abs())) & (off > 0.01 * steepest)
+        off = (found - slope).abs()
+        wrong = sure & (off > 0.2 * torch.maximum(found.abs(), slope.abs())) & (off > 0.01 * steepest)
         if wrong.any():
             first = int(wrong.nonzero()[0])
             raise InputError(
                 f"{name}: the gradient disagrees with the scores: a change of the pixels moves a score by "
-                f"{rise[first].item():.4g} instead of {step * promised[first].item():.4g} (a part of it is cut "
+                f"{rise[first].item():.4g} instead of {step * slope[first].item():.4g} (a part of it is cut "
                 "by a detach, a no_grad, rounding or numpy, or has a custom backward)"
             )
         if sure.all():

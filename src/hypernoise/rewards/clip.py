@@ -11,7 +11,6 @@ from __future__ import annotations
 # pyright: reportCallIssue=false
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,54 +18,71 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
-from hypernoise.generators.text_cache import Remembered
+from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, prepared, wide
-from hypernoise.rewards.openclip import from_openclip
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
-from hypernoise.rewards.text import ENCODED_TOGETHER, Windows, combined, load_tokenizer, tokens
-from hypernoise.rewards.weights import Released, filled, read_state
+from hypernoise.rewards.network import NetworkReward
+from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.text import Windows, combined, load_tokenizer
+from hypernoise.rewards.weights import Released, filled, read_state, renamed
 
+ENCODED_TOGETHER = 256  # windows
 SOFTNESS = 0.01  # soft minimum over windows, in cosines: good and bad differ by a few hundredths
 
-H14: dict[str, Any] = {
-    "projection_dim": 1024,
-    "text_config": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "projection_dim": 1024,
-        "hidden_act": "gelu",
-    },
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-        "projection_dim": 1024,
-        "hidden_act": "gelu",
-    },
+Size = tuple[int, int, int]  # of a tower: width, layers, heads
+
+
+def _config(joint: int, text: Size, vision: Size, act: str, longest: int = 77) -> dict[str, Any]:
+    def tower(size: Size, **more: int) -> dict[str, Any]:
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        both = {"intermediate_size": 4 * size[0], "projection_dim": joint, "hidden_act": act}
+        return {**dict(zip(names, size, strict=True)), **both, **more}
+
+    towers = {
+        "text_config": tower(text, max_position_embeddings=longest),
+        "vision_config": tower(vision, patch_size=14),
+    }
+    return {"projection_dim": joint, **towers}
+
+
+H14 = _config(1024, (1024, 24, 16), (1280, 32, 16), "gelu")
+L14 = _config(768, (768, 12, 12), (1024, 24, 16), "quick_gelu")
+L14_LONG = _config(768, (768, 12, 12), (1024, 24, 16), "quick_gelu", longest=248)
+
+OPENCLIP = {  # its names (github.com/mlfoundations/open_clip, model.py and transformer.py), and transformers'
+    r"^visual\.transformer\.resblocks": "vision_model.encoder.layers",
+    r"^transformer\.resblocks": "text_model.encoder.layers",
+    r"\.attn\.": ".self_attn.",
+    r"\.ln_([12])\.": r".layer_norm\1.",
+    r"\.c_fc\.": ".fc1.",
+    r"\.c_proj\.": ".fc2.",
+    r"^token_embedding\.": "text_model.embeddings.token_embedding.",
+    r"^positional_embedding$": "text_model.embeddings.position_embedding.weight",
+    r"^visual\.positional_embedding$": "vision_model.embeddings.position_embedding.weight",
+    r"^visual\.class_embedding$": "vision_model.embeddings.class_embedding",
+    r"^visual\.conv1\.": "vision_model.embeddings.patch_embedding.",
+    r"^ln_final\.": "text_model.final_layer_norm.",
+    r"^visual\.ln_pre\.": "vision_model.pre_layrnorm.",  # transformers' own spelling
+    r"^visual\.ln_post\.": "vision_model.post_layernorm.",
+    r"^visual\.proj$": "visual_projection.weight",
+    r"^text_projection$": "text_projection.weight",
 }
-L14: dict[str, Any] = {
-    "projection_dim": 768,
-    "text_config": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "projection_dim": 768,
-    },
-    "vision_config": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-        "projection_dim": 768,
-    },
-}
-L14_LONG = {**L14, "text_config": {**L14["text_config"], "max_position_embeddings": 248}}
+
+
+def from_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict for `transformers.CLIPModel` from OpenCLIP's, under which HPSv2.1 is published.
+
+    OpenCLIP keeps query, key and value in one matrix, and its projections transposed; everything else differs only in
+    its name. Unknown names stay and are refused later.
+    """
+    converted: dict[str, Tensor] = {}
+    for name, tensor in renamed(state, OPENCLIP, unused="attn_mask").items():  # the causal mask of older versions
+        place, fused, kind = name.partition("in_proj_")
+        if fused:
+            thirds = zip("qkv", tensor.chunk(3), strict=True)
+            converted |= {f"{place}{letter}_proj.{kind}": third.contiguous() for letter, third in thirds}
+        else:
+            converted[name] = tensor.T.contiguous() if name.endswith("_projection.weight") else tensor
+    return converted
 
 
 @dataclass(frozen=True)
@@ -82,9 +98,9 @@ class Clip:
     fit: str = "crop"
     scale: float | None = None
     convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = field(default=dict)
-    tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # one vocabulary for all, OpenAI's
 
 
+TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # one vocabulary for all, OpenAI's
 SAFE = ("model.safetensors", "pytorch_model.bin")
 CLIPS = {
     "clip": Clip(H14, Released("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", SAFE)),
@@ -96,16 +112,12 @@ CLIPS = {
 }
 
 
-def load(name: str, settings: RewardSettings, weights: Path | None = None) -> ClipReward:
-    """The reward of a row of `CLIPS`, from `weights` or its published location.
-
-    Raises:
-        InputError: weights that cannot be loaded or do not fit.
-    """
+def load(name: str, settings: RewardSettings) -> ClipReward:
+    """The reward of a row of `CLIPS`. Raises InputError for weights that cannot be loaded or do not fit."""
     row = CLIPS[name]
-    file = weights or row.weights.fetch()
-    model = filled(lambda: CLIPModel(CLIPConfig(**row.config)), row.convert(read_state(file)), f"{name}'s {file.name}")
-    return ClipReward(name, model, load_tokenizer(row.tokenizer), settings, fit=row.fit, scale=row.scale)
+    state = row.convert(read_state(row.weights.fetch()))
+    model = filled(lambda: CLIPModel(CLIPConfig(**row.config)), state, f"reward {name!r}")
+    return ClipReward(name, model, load_tokenizer(TOKENIZER), settings, fit=row.fit, scale=row.scale)
 
 
 class ClipReward(NetworkReward):
@@ -128,14 +140,11 @@ class ClipReward(NetworkReward):
         scale: float | None = None,
     ):
         config: Any = model.config
-        self.name, self.settings = name, settings or RewardSettings()
-        self.resize = Resize(config.vision_config.image_size, fit)
+        super().__init__(name, model, Resize(config.vision_config.image_size, fit), settings)
         self.scale = model.logit_scale.detach().double().exp().item() if scale is None else scale
-        self.network = prepared(model.requires_grad_(False).eval(), self.settings)
         self.limit: int = config.text_config.max_position_embeddings
         self.tokenizer = tokenizer
         self.windows = Windows(name, tokenizer, self.limit, self.settings.long_prompts)
-        self.texts = Remembered(self._encode)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         texts = self.texts(prompts)
@@ -146,21 +155,19 @@ class ClipReward(NetworkReward):
 
     def pictures(self, resized: Tensor) -> Tensor:
         """Unit features [B, D] of pixels [B, 3, size, size] in [0, 1]."""
-        network: Any = self.network
-        seen = network.vision_model(pixel_values=normalise(resized, CLIP_MEAN, CLIP_STD).to(self.dtype))
-        return normalize(wide(network.visual_projection(seen.pooler_output)), dim=-1)
-
-    def forget(self) -> None:
-        self.texts.clear()
+        seen = self.network.vision_model(pixel_values=self.normalised(resized))
+        return normalize(wide(self.network.visual_projection(seen.pooler_output)), dim=-1)
 
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> list[Tensor]:
         """Unit features [windows, D] of each prompt."""
         split = [self.windows(prompt) for prompt in prompts]
         texts = [window for windows in split for window in windows]
-        network: Any = self.network
         features = []
         for start in range(0, len(texts), ENCODED_TOGETHER):
-            given = tokens(self.tokenizer, texts[start : start + ENCODED_TOGETHER], self.limit, self.device)
-            features.append(network.text_projection(network.text_model(**given).pooler_output))
+            part = texts[start : start + ENCODED_TOGETHER]
+            given = self.tokenizer(part, padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
+            ids, mask = given["input_ids"].to(self.device), given["attention_mask"].to(self.device)
+            states = self.network.text_model(input_ids=ids, attention_mask=mask).pooler_output
+            features.append(self.network.text_projection(states))
         return list(normalize(wide(torch.cat(features)), dim=-1).split([len(windows) for windows in split]))

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from hypernoise.endpoints import post_json
 from hypernoise.errors import InputError
+from hypernoise.rewards.base import Reward
 
 SCHEMES = ("http://", "https://")
 SECONDS = 120
 
 
-class EndpointReward:
+class EndpointReward(Reward):
     """Scores from a user's server.
 
     Args:
@@ -43,9 +44,6 @@ class EndpointReward:
             )
         levels = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return torch.tensor(self._ask(prompts, [_png(picture) for picture in levels]), device=pixels.device)
-
-    def member_scores(self) -> dict[str, Tensor]:
-        return {}
 
     def _ask(self, prompts: list[str], images: list[str]) -> list[float]:
         body = {"prompts": prompts, "images": images}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Container, Mapping
 from importlib import import_module
 from typing import Any
@@ -10,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, shown, unknown
+from hypernoise.errors import InputError, no_traceback, shown, unknown
 from hypernoise.rewards.base import RewardFunction, RewardSettings, check_callable, check_pairs, scored
 from hypernoise.rewards.endpoint import SCHEMES, EndpointReward
-from hypernoise.rewards.imported import imported
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
 from hypernoise.rewards.preprocess import Resize
@@ -21,24 +22,17 @@ from hypernoise.settings import finite_weights
 
 NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the weights
     "scenes-match": "hypernoise.scenes.scorers",
-    "clip": "hypernoise.rewards.clip",
-    "pickscore": "hypernoise.rewards.clip",
-    "hpsv2.1": "hypernoise.rewards.clip",
-    "long-clip": "hypernoise.rewards.clip",
+    **dict.fromkeys(("clip", "pickscore", "hpsv2.1", "long-clip"), "hypernoise.rewards.clip"),
     "imagereward": "hypernoise.rewards.image_reward",
     "aesthetic-v2": "hypernoise.rewards.aesthetic",
-    "vqascore": "hypernoise.rewards.vqa",
-    "vqascore-small": "hypernoise.rewards.vqa",
-    "vqascore-qwen2.5-vl": "hypernoise.rewards.vqa",
-    "vqascore-qwen3-vl": "hypernoise.rewards.vqa",
+    **dict.fromkeys(("vqascore", "vqascore-small"), "hypernoise.rewards.vqa"),
+    **dict.fromkeys(("vqascore-qwen2.5-vl", "vqascore-qwen3-vl"), "hypernoise.rewards.vqa"),
     "hpsv3": "hypernoise.rewards.hpsv3",
 }
 ENSEMBLES: dict[str, dict[str, float]] = {
     "scenes": {"scenes-match": 20.0},
     "human-preference": {"imagereward": 1.0, "hpsv2.1": 5.0, "pickscore": 0.05, "clip": 0.01},  # arXiv 2508.09968
 }
-
-
 ALSO = {  # common spellings, without punctuation
     **dict.fromkeys(("hps", "hpsv2", "hpsv21", "hpscore"), "hpsv2.1"),
     **dict.fromkeys(("pickscorev1", "pick"), "pickscore"),
@@ -87,6 +81,31 @@ def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunc
     raise unknown("reward", name, [*ENSEMBLES, *NETWORKS, *PIXEL_REWARDS])
 
 
+def imported(path: str) -> RewardFunction:
+    """A user's reward at "module:name": a function, or a class constructed without arguments.
+
+    Searches the working directory first, as `python -m` does. Importing a module runs it: only name modules that you
+    would run.
+
+    Raises:
+        InputError: no such module or name, or something that is not callable.
+    """
+    module_name, _, name = path.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    with no_traceback(f"reward {path!r}: module {module_name!r} cannot be imported from {here}"):
+        module = import_module(module_name)
+    if not hasattr(module, name):
+        raise unknown(f"name in {module_name}", name, [known for known in vars(module) if not known.startswith("_")])
+    found = getattr(module, name)
+    if isinstance(found, type):
+        with no_traceback(f"reward {path!r}: the class cannot be constructed without arguments"):
+            found = found()
+    check_callable(found, f"reward {path!r}")
+    return found
+
+
 def members_of(weights: Mapping[str, float], own: Container[str] = ()) -> dict[str, float]:
     """Weights under the tables' names, except the user's `own`, with every ensemble replaced by its members."""
     flat: dict[str, float] = {}
@@ -126,9 +145,17 @@ class WeightedSum:
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1]."""
         check_pairs(pixels, prompts)
-        self._scores = self._each(pixels, prompts)
-        parts = [self.weights[name] * score for name, score in self._scores.items()]
-        return torch.stack(parts).sum(0)
+        resized: dict[Resize, Tensor] = {}
+        self._scores = {}
+        for name, member in self.members.items():
+            call, given = member, pixels
+            if isinstance(member, NetworkReward):
+                resize = member.resize.of(pixels)
+                if resize not in resized:
+                    resized[resize] = resize(pixels)
+                call, given = member.seen, resized[resize]
+            self._scores[name] = scored(call, given, prompts, f"reward {name!r}")
+        return torch.stack([self.weights[name] * score for name, score in self._scores.items()]).sum(0)
 
     def member_scores(self) -> dict[str, Tensor]:
         """Each member's scores [B] of the last call, with their graph, before the weight."""
@@ -137,29 +164,15 @@ class WeightedSum:
     @property
     def described(self) -> dict[str, Any] | None:
         """What else changes its numbers, besides the weights; None if nothing does."""
-        numbers = {"long_prompts": self.settings.long_prompts, "dtype": self.settings.dtype}
         usual = RewardSettings()
-        changed = {name: value for name, value in numbers.items() if value != getattr(usual, name)}
-        return changed or None
+        numbers = {name: getattr(self.settings, name) for name in ("long_prompts", "dtype")}
+        return {name: value for name, value in numbers.items() if value != getattr(usual, name)} or None
 
     @property
     def truncated(self) -> dict[str, int]:
         """How many distinct prompts each prompt-reading member truncated."""
         windows: dict[str, Any] = {name: getattr(member, "windows", None) for name, member in self.members.items()}
         return {name: found.truncated for name, found in windows.items() if found is not None}
-
-    def _each(self, pixels: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        resized: dict[Resize, Tensor] = {}
-        scores = {}
-        for name, member in self.members.items():
-            if isinstance(member, NetworkReward):
-                resize = member.resize.of(pixels)
-                if resize not in resized:
-                    resized[resize] = resize(pixels)
-                scores[name] = scored(member.seen, resized[resize], prompts, f"reward {name!r}")
-            else:
-                scores[name] = scored(member, pixels, prompts, f"reward {name!r}")
-        return scores
 
 
 def each_of(reward: RewardFunction, *, weighted: bool = False) -> dict[str, RewardFunction]:

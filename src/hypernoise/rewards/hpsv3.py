@@ -16,23 +16,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, Qwen2VLModel
 
-from hypernoise.errors import InputError, first_line
-from hypernoise.generators.text_cache import Remembered
+from hypernoise.errors import InputError, no_traceback
+from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, prepared, wide
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
+from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.qwen import AreaResize, places_of, shown, unit_of
 from hypernoise.rewards.text import load_tokenizer
-from hypernoise.rewards.vqa import with_places
-from hypernoise.rewards.weights import Released, filled, read_state
+from hypernoise.rewards.vqa import HELPFUL, padded, with_places
+from hypernoise.rewards.weights import Released, filled, read_state, renamed
 
 RELEASED = Released("MizzenAI/HPSv3", ("HPSv3.safetensors",))
 BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"  # only configuration and tokenizer
+DOWNLOAD = f"to download it: hf download {BACKBONE} --include '*.json' --include '*.txt'"
+NAMES = {r"^visual\.": "model.visual.", r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."}
+UNUSED = r"lm_head\."
 MARK = "<|Reward|>"
-CHAT = (  # Qwen2-VL's own template, with its system prompt
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-    "<|vision_start|><|image_pad|><|vision_end|>{wording}<|im_end|>\n<|im_start|>assistant\n"
-)
 WORDING = "dataset/data_collator_qwen.py", ("INSTRUCTION", "prompt_with_special_token")
 
 
@@ -59,19 +57,13 @@ def load(name: str, settings: RewardSettings) -> HpsV3:
         InputError: the authors' wording is not installed, or weights that cannot be loaded or do not fit.
     """
     text = wording()
-    try:
+    with no_traceback(f"reward {name!r}: the configuration of {BACKBONE} cannot be loaded ({DOWNLOAD})"):
         config = AutoConfig.from_pretrained(BACKBONE, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"reward {name!r}: the configuration of {BACKBONE} cannot be loaded: {first_line(error)} "
-            f"(put it in the local Hub cache with: hf download {BACKBONE} --include '*.json' --include '*.txt')"
-        ) from error
-    state = renamed(read_state(RELEASED.fetch()))
+    state = renamed(read_state(RELEASED.fetch()), NAMES, UNUSED)
     words = state.get("model.language_model.embed_tokens.weight")
     if words is not None:
         config.text_config.vocab_size = len(words)  # the authors shrink it to the tokenizer's
-    network = filled(lambda: Network(config), state, f"reward {name!r}: {RELEASED.repository}")
-    return HpsV3(network, load_tokenizer(BACKBONE), text, settings)
+    return HpsV3(filled(lambda: Network(config), state, f"reward {name!r}"), load_tokenizer(BACKBONE), text, settings)
 
 
 def wording() -> str:
@@ -90,45 +82,25 @@ def wording() -> str:
         ) from error
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint under current transformers' names, without the language head."""
-    places = {"visual.": "model.visual."} | {
-        f"model.{part}": f"model.language_model.{part}" for part in ("embed_tokens.", "layers.", "norm.")
-    }
-    found = {}
-    for name, tensor in state.items():
-        old = next((place for place in places if name.startswith(place)), None)
-        found[name if old is None else places[old] + name.removeprefix(old)] = tensor
-    return {name: tensor for name, tensor in found.items() if not name.startswith("lm_head.")}
-
-
 class HpsV3(NetworkReward):
     """The mean of HPSv3's preference, unbounded: higher is better."""
 
-    name = "hpsv3"
-
     def __init__(self, network: Network, tokenizer: Any, wording: str, settings: RewardSettings | None = None):
-        self.settings = settings or RewardSettings()
-        self.resize = AreaResize(unit_of(network.config))  # type: ignore[assignment]
-        self.network = prepared(network, self.settings)
+        super().__init__("hpsv3", network, AreaResize(unit_of(network.config)), settings)
         self.network.rm_head.to(torch.float32)  # as in the authors' code
         tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
         self.mark: int = tokenizer.convert_tokens_to_ids(MARK)
         self.tokenizer, self.wording = tokenizer, wording
-        self.texts = Remembered(self._encode)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        network: Any = self.network
-        config, places = network.config, places_of(network.config, resized)
+        model, config = self.network.model, self.network.config
+        places = places_of(config, resized)
         texts = [with_places(text, config.image_token_id, places) for text in self.texts(prompts)]
-        ids = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(self.device)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(text) for text in texts], batch_first=True).to(self.device)
-        pixels = normalise(resized, CLIP_MEAN, CLIP_STD).to(self.dtype)
-        states = network.model(
-            input_ids=ids, attention_mask=mask, use_cache=False, **shown(network.model, config, pixels, ids)
-        ).last_hidden_state
-        return network.rm_head(wide(states[ids == self.mark]))[:, 0]
+        ids, mask = padded(texts, "right", self.device)
+        pictures = shown(model, config, self.normalised(resized), ids)
+        states = model(input_ids=ids, attention_mask=mask, use_cache=False, **pictures).last_hidden_state
+        return self.network.rm_head(wide(states[ids == self.mark]))[:, 0]
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
-        asked = [CHAT.replace("{wording}", self.wording.replace("{text_prompt}", prompt)) for prompt in prompts]
+        asked = [HELPFUL.replace("{question}", self.wording.replace("{text_prompt}", prompt)) for prompt in prompts]
         return [torch.tensor(self.tokenizer(text).input_ids) for text in asked]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 # transformers' configurations accept keywords that its stubs do not name
 # pyright: reportCallIssue=false
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from hypernoise.generators.text_cache import Remembered
+from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, linear_head, prepared, wide
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
+from hypernoise.rewards.network import NetworkReward, linear_head
+from hypernoise.rewards.preprocess import Resize
 from hypernoise.rewards.text import Windows, combined, load_tokenizer
-from hypernoise.rewards.weights import Released, filled, read_state
+from hypernoise.rewards.weights import Released, filled, read_state, renamed
 
 WEIGHTS = Released("zai-org/ImageReward", ("ImageReward.pt",))
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -42,22 +40,19 @@ VISION: dict[str, Any] = {
 }
 TEXT: dict[str, Any] = {"num_attention_heads": 12, "encoder_hidden_size": 1024}  # med_config.json; the rest: defaults
 
-NAMES = (  # patterns of released names, and transformers'
-    (r"blip\.visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
-    (r"blip\.visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
-    (r"blip\.visual_encoder\.patch_embed\.proj\.(\w+)", r"vision_model.embeddings.patch_embedding.\1"),
-    (r"blip\.visual_encoder\.norm\.(\w+)", r"vision_model.post_layernorm.\1"),
-    (r"blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.(\w+)", r"vision_model.encoder.layers.\1.layer_norm\2.\3"),
-    (r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.(\w+)", r"vision_model.encoder.layers.\1.self_attn.qkv.\2"),
-    (
-        r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.(\w+)",
-        r"vision_model.encoder.layers.\1.self_attn.projection.\2",
-    ),
-    (r"blip\.visual_encoder\.blocks\.(\d+)\.mlp\.fc([12])\.(\w+)", r"vision_model.encoder.layers.\1.mlp.fc\2.\3"),
-    (r"blip\.text_encoder\.(.+)", r"text_encoder.\1"),
-    (r"mlp\.layers\.(.+)", r"mlp.\1"),
-)
-UNUSED = re.compile(r"blip\.(vision|text)_proj\.\w+")  # BLIP's contrastive loss
+NAMES = {  # patterns of released names, and transformers'
+    r"^mlp\.layers\.": "mlp.",
+    r"^blip\.text_encoder\.": "text_encoder.",
+    r"^blip\.visual_encoder\.cls_token$": "vision_model.embeddings.class_embedding",
+    r"^blip\.visual_encoder\.pos_embed$": "vision_model.embeddings.position_embedding",
+    r"^blip\.visual_encoder\.patch_embed\.proj\.": "vision_model.embeddings.patch_embedding.",
+    r"^blip\.visual_encoder\.norm\.": "vision_model.post_layernorm.",
+    r"^blip\.visual_encoder\.blocks\.": "vision_model.encoder.layers.",
+    r"\.norm([12])\.": r".layer_norm\1.",
+    r"\.attn\.qkv\.": ".self_attn.qkv.",
+    r"\.attn\.proj\.": ".self_attn.projection.",
+}
+UNUSED = r"blip\.(vision|text)_proj\."  # BLIP's contrastive loss
 
 
 class ImageRewardNetwork(nn.Module):
@@ -65,7 +60,7 @@ class ImageRewardNetwork(nn.Module):
 
     def __init__(self, vision: Mapping[str, Any] = VISION, text: Mapping[str, Any] = TEXT):
         super().__init__()
-        self.vision_model = BlipVisionModel(BlipVisionConfig(**vision))
+        self.vision_model: Any = BlipVisionModel(BlipVisionConfig(**vision))
         config: Any = BlipTextConfig(is_decoder=True, **text)  # a decoder's layers attend to the picture
         self.text_encoder = BlipTextModel(config, add_pooling_layer=False)
         self.mlp = linear_head(config.hidden_size)
@@ -77,57 +72,30 @@ class ImageRewardNetwork(nn.Module):
         return self.mlp(words[:, 0])[:, 0]
 
 
-def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict for `ImageRewardNetwork`; unknown names stay and are refused later."""
-    return {_renamed(name): tensor for name, tensor in state.items() if not UNUSED.fullmatch(name)}
-
-
-def _renamed(name: str) -> str:
-    for pattern, ours in NAMES:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, ours, name)
-    return name
-
-
-def load(name: str, settings: RewardSettings, weights: Path | None = None) -> ImageReward:
-    """ImageReward v1.0, from `weights` or its published location.
-
-    Raises:
-        InputError: weights that cannot be loaded or do not fit.
-    """
-    file = weights or WEIGHTS.fetch()
-    network = filled(ImageRewardNetwork, from_released(read_state(file)), f"{name}'s {file.name}")
-    return ImageReward(name, network, load_tokenizer(TOKENIZER), settings)
+def load(name: str, settings: RewardSettings) -> ImageReward:
+    """ImageReward v1.0. Raises InputError for weights that cannot be loaded or do not fit."""
+    state = renamed(read_state(WEIGHTS.fetch()), NAMES, UNUSED)
+    return ImageReward(name, filled(ImageRewardNetwork, state, f"reward {name!r}"), load_tokenizer(TOKENIZER), settings)
 
 
 class ImageReward(NetworkReward):
     """(score − mean) / std of an `ImageRewardNetwork`; about 0 for an average picture, 1 for a good one."""
 
     def __init__(self, name: str, network: ImageRewardNetwork, tokenizer: Any, settings: RewardSettings | None = None):
-        self.name, self.settings = name, settings or RewardSettings()
-        config: Any = network.vision_model.config
-        self.resize = Resize(config.image_size)
-        self.network = prepared(network.requires_grad_(False).eval(), self.settings)
+        super().__init__(name, network, Resize(network.vision_model.config.image_size), settings)
         self.tokenizer = tokenizer
         self.windows = Windows(name, tokenizer, LIMIT, self.settings.long_prompts)
-        self.texts = Remembered(self._encode)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        network: Any = self.network
         split = self.texts(prompts)
         counts = [len(windows) for windows in split]
         ids = pad_sequence([ids for windows in split for ids in windows.unbind()], batch_first=True).to(self.device)
-        pictures = normalise(resized, CLIP_MEAN, CLIP_STD).to(self.dtype)
-        states = network.vision_model(pixel_values=pictures).last_hidden_state
+        states = self.network.vision_model(pixel_values=self.normalised(resized)).last_hidden_state
         states = states.repeat_interleave(torch.tensor(counts, device=self.device), 0)
-        scores = (wide(network(states, ids, (ids > 0).long())) - MEAN) / STD
+        scores = (wide(self.network(states, ids, (ids > 0).long())) - MEAN) / STD
         return combined(scores, counts, self.settings.long_prompts, SOFTNESS)
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
         """Token ids [windows, words] of each prompt, 0 beyond a window's end."""
-        return [
-            self.tokenizer(
-                self.windows(prompt), padding=True, truncation=True, max_length=LIMIT, return_tensors="pt"
-            ).input_ids
-            for prompt in prompts
-        ]
+        given = {"padding": True, "truncation": True, "max_length": LIMIT, "return_tensors": "pt"}
+        return [self.tokenizer(self.windows(prompt), **given).input_ids for prompt in prompts]

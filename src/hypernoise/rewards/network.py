@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypernoise.rewards.base import RewardSettings, check_pairs
-from hypernoise.rewards.preprocess import Resize
+from hypernoise.generators.text_cache import Remembered
+from hypernoise.rewards.base import Reward, RewardSettings, check_pairs
+from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
 
 
-class NetworkReward:
+class NetworkReward(Reward):
     """A reward whose scores are a frozen network's.
 
-    A subclass implements `score` and, if it caches anything on the device, `forget`. The network moves to the first
-    pictures' device, or to the one in `settings`, where scores are computed; they return to the pictures' device.
+    A subclass implements `score`, and `_encode` if it reads prompts. The network moves to the first pictures' device,
+    or to the one in `settings`, where scores are computed; they return to the pictures' device.
     """
 
-    name: str
-    resize: Resize
-    network: nn.Module
-    settings: RewardSettings
+    def __init__(self, name: str, network: nn.Module, resize: Resize, settings: RewardSettings | None):
+        self.name, self.resize, self.settings = name, resize, settings or RewardSettings()
+        self.network: Any = prepared(network.requires_grad_(False).eval(), self.settings)
+        self.texts = Remembered(self._encode)
 
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1], of any size."""
@@ -37,17 +38,21 @@ class NetworkReward:
             device = torch.empty(0, device=self.settings.device).device  # "cuda" becomes "cuda:0"
         if self.device != device:
             self.network.to(device)
-            self.forget()
+            self.texts.clear()  # they may be on the other device
         return self.score(resized.to(device), prompts).to(resized.device)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         raise NotImplementedError
 
-    def member_scores(self) -> dict[str, Tensor]:
-        return {}
+    def _encode(self, prompts: list[str]) -> list[Any]:
+        """What `self.texts` caches for each prompt."""
+        raise NotImplementedError
 
-    def forget(self) -> None:
-        """Drops results computed on another device."""
+    def normalised(
+        self, resized: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
+    ) -> Tensor:
+        """The network's input, in its precision."""
+        return normalise(resized, mean, std).to(self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -76,11 +81,6 @@ def prepared(network: nn.Module, settings: RewardSettings) -> Any:
                     part.disable_input_require_grads()
         network.train()
     return network
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """In fp32 or better."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def linear_head(width: int) -> nn.Sequential:

@@ -48,38 +48,10 @@ def brightness(pixels: Tensor, prompts: list[str]) -> Tensor:
     return pixels.flatten(1).mean(1)
 
 
-@checked
-def contrast(pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Standard deviation of the grey picture, in [0, 0.5]."""
-    grey = pixels.mean(1).flatten(1)
-    return (grey.var(1, unbiased=False) + 1e-12).sqrt()
-
-
-@checked
-def saturation(pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Mean of max(RGB) − min(RGB), in [0, 1]."""
-    return (pixels.amax(1) - pixels.amin(1)).flatten(1).mean(1)
-
-
-@checked
-def smoothness(pixels: Tensor, prompts: list[str]) -> Tensor:
-    """Minus the total variation: the mean absolute difference of neighbouring pixels, in [-2, 0]."""
-    return -(_mean_step(pixels, -1) + _mean_step(pixels, -2))
-
-
-def _mean_step(pixels: Tensor, dim: int) -> Tensor:
-    """0 if a picture is a single pixel wide."""
-    steps = pixels.diff(dim=dim).abs().flatten(1)
-    return steps.sum(1) / max(1, steps.shape[1])
-
-
 def _over_the_others(pixels: Tensor, channel: int) -> Tensor:
     weights = torch.full((3,), -0.5, dtype=pixels.dtype, device=pixels.device)
     weights[channel] = 1.0
     return torch.einsum("bchw,c->bhw", pixels, weights).flatten(1).mean(1)
 
 
-PIXEL_REWARDS = {
-    function.__name__: function
-    for function in (redness, greenness, blueness, brightness, contrast, saturation, smoothness)
-}
+PIXEL_REWARDS = {function.__name__: function for function in (redness, greenness, blueness, brightness)}

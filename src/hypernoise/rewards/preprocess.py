@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+
+from hypernoise.objective import wide
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's CLIP
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,11 +36,8 @@ class Resize:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, size, size] of pixels [B, 3, H, W], both in [0, 1]; fp32 or better."""
-        pixels = pixels if pixels.dtype == torch.float64 else pixels.float()
-        height, width = pixels.shape[-2:]
-        rows, columns = self._scaled(height, width)
-        if (rows, columns) != (height, width):
-            pixels = interpolate(pixels, (rows, columns), mode="bicubic", align_corners=False, antialias=True)
+        rows, columns = self._scaled(*pixels.shape[-2:])
+        pixels = bicubic(pixels, (rows, columns))
         if self.fit == "crop":
             top, left = round((rows - self.size) / 2), round((columns - self.size) / 2)  # torchvision's rounding
             return pixels[..., top : top + self.size, left : left + self.size]
@@ -55,6 +53,14 @@ class Resize:
         if height <= width:
             return self.size, int(self.size * width / height)
         return int(self.size * height / width), self.size
+
+
+def bicubic(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels [B, 3, *size], in fp32 or better."""
+    pixels = wide(pixels)
+    if pixels.shape[-2:] == size:
+        return pixels
+    return interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

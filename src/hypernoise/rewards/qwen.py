@@ -9,39 +9,30 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from hypernoise.rewards.preprocess import normalise
-from hypernoise.rewards.vqa import VqaReward
+from hypernoise.rewards.preprocess import Resize, bicubic
+from hypernoise.rewards.vqa import Vlm, VqaReward
 
 AREA = 256  # approximate tokens per picture: 448 x 448 pixels for Qwen2-VL
 
 
-@dataclass(frozen=True)
-class AreaResize:
-    """Resizes pictures to sides that are multiples of `unit`, close to their aspect ratio and to an area of `AREA`."""
+class AreaResize(Resize):
+    """Resizes pictures to sides that are multiples of `size`, close to their aspect ratio and to an area of `AREA`."""
 
-    unit: int
-
-    def of(self, pixels: Tensor) -> AreaResize:
+    def of(self, pixels: Tensor) -> Resize:
         return self
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, h, w] of pixels [B, 3, H, W], both in [0, 1]; fp32 or better."""
-        pixels = pixels if pixels.dtype == torch.float64 else pixels.float()
-        size = self.scaled(*pixels.shape[-2:])
-        if size == tuple(pixels.shape[-2:]):
-            return pixels
-        return interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
+        return bicubic(pixels, self.scaled(*pixels.shape[-2:]))
 
     def scaled(self, height: int, width: int) -> tuple[int, int]:
         """Rounds like Qwen's processors with min_pixels and max_pixels at this area, operation by operation."""
-        unit, area = self.unit, AREA * self.unit**2
+        unit, area = self.size, AREA * self.size**2
         rows, columns = round(height / unit) * unit, round(width / unit) * unit
         if rows * columns > area:
             over = math.sqrt(height * width / area)
@@ -88,12 +79,11 @@ def places_of(config: Any, resized: Tensor) -> int:
 class QwenReward(VqaReward):
     """log P(answer | picture, question) in nats of a Qwen2.5-VL or Qwen3-VL, at most 0."""
 
-    def look(self, config: Any) -> None:
-        self.resize = AreaResize(unit_of(config))  # type: ignore[assignment]
+    def resize_of(self, config: Any, row: Vlm) -> AreaResize:
+        return AreaResize(unit_of(config))
 
     def places(self, resized: Tensor) -> int:
         return places_of(self.network.config, resized)
 
     def shown(self, resized: Tensor, ids: Tensor) -> dict[str, Any]:
-        pixels = normalise(resized, self.row.mean, self.row.std).to(self.dtype)
-        return shown(self.network, self.network.config, pixels, ids)
+        return shown(self.network, self.network.config, self.normalised(resized, self.row.mean, self.row.std), ids)

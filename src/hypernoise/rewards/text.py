@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from typing import Any
@@ -11,8 +12,6 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from hypernoise.errors import no_traceback
-
-ENCODED_TOGETHER = 256  # windows
 
 
 class Windows:
@@ -28,35 +27,32 @@ class Windows:
         self.truncated = 0
 
     def __call__(self, prompt: str) -> list[str]:
-        if self._fits(prompt):
-            return [prompt]
-        if self.policy == "truncate":
-            self._cut(prompt)
-            return [prompt]
+        if self.policy == "truncate" or self._tokens(prompt) <= self.limit:
+            return [self._noted(prompt)]
         windows: list[str] = []
         for clause in re.split(r"(?<=[.,;:!?])\s+|\s*\n\s*", prompt.strip()):
-            for part in [clause] if self._fits(clause) else clause.split():
+            for part in [clause] if self._tokens(clause) <= self.limit else clause.split():
                 joined = f"{windows[-1]} {part}" if windows else part
-                if windows and self._fits(joined):
+                if windows and self._tokens(joined) <= self.limit:
                     windows[-1] = joined
                 else:
-                    windows.append(part)
-                    if not self._fits(part):
-                        self._cut(part)
+                    windows.append(self._noted(part))
         return windows
 
-    def _fits(self, text: str) -> bool:
-        return len(self.tokenizer(text, truncation=False, verbose=False).input_ids) <= self.limit
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
 
-    def _cut(self, text: str) -> None:
-        self.truncated += 1
-        if self.truncated == 1:
-            tokens = len(self.tokenizer(text, truncation=False, verbose=False).input_ids)
+    def _noted(self, text: str) -> str:
+        """The text, counted if it is too long."""
+        tokens = self._tokens(text)
+        self.truncated += tokens > self.limit
+        if tokens > self.limit and self.truncated == 1:
             warnings.warn(
                 f"reward {self.reward!r} reads {self.limit} tokens, but a prompt has {tokens}: the rest is not "
                 "scored (such prompts are counted; long_prompts: chunk-mean or chunk-min scores all of it)",
                 stacklevel=2,
             )
+        return text
 
 
 def load_tokenizer(repository: str) -> Any:
@@ -64,12 +60,6 @@ def load_tokenizer(repository: str) -> Any:
     get = f"hf download {repository} --include '*.json' --include '*.txt'"
     with no_traceback(f"the tokenizer of {repository} cannot be loaded (put it in the local Hub cache with: {get})"):
         return AutoTokenizer.from_pretrained(repository, trust_remote_code=False)
-
-
-def tokens(tokenizer: Any, texts: list[str], limit: int, device: torch.device) -> dict[str, Tensor]:
-    """Token ids and mask [texts, longest], truncated to `limit` tokens."""
-    given = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    return {"input_ids": given["input_ids"].to(device), "attention_mask": given["attention_mask"].to(device)}
 
 
 def combined(scores: Tensor, counts: list[int], policy: str, softness: float) -> Tensor:
@@ -80,9 +70,5 @@ def combined(scores: Tensor, counts: list[int], policy: str, softness: float) ->
     """
     parts = scores.split(counts)
     if policy == "chunk-min":
-        return torch.stack([-softness * ((-part / softness).logsumexp(0) - _log(len(part), part)) for part in parts])
+        return torch.stack([-softness * ((-part / softness).logsumexp(0) - math.log(len(part))) for part in parts])
     return torch.stack([part.mean() for part in parts])
-
-
-def _log(number: int, like: Tensor) -> Tensor:
-    return like.new_tensor(float(number)).log()

@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError
 from hypernoise.generators.text_cache import Remembered
-from hypernoise.quiet import no_loading_bars
+from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, prepared, wide
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Resize, normalise
+from hypernoise.rewards.network import NetworkReward
+from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Resize
 from hypernoise.rewards.text import load_tokenizer
+from hypernoise.rewards.weights import pretrained
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
 
@@ -52,32 +53,20 @@ class Vlm:
 
 
 CHATML = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
+HELPFUL = f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{CHATML}"  # Qwen2-VL's and Qwen2.5-VL's
+LLAVA = "USER: <image>\n{question} ASSISTANT:"
+LLAVA_QWEN = "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant\n"
+QWEN = "qwen.QwenReward"
 VLMS = {
-    "vqascore": Vlm(
-        "llava-hf/llava-1.5-7b-hf", "USER: <image>\n{question} ASSISTANT:", CLIP_MEAN, CLIP_STD, fit="crop"
-    ),
-    "vqascore-small": Vlm(
-        "llava-hf/llava-interleave-qwen-0.5b-hf",
-        "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistant\n",
-        HALF,
-        HALF,
-        fit="squash",
-    ),
+    "vqascore": Vlm("llava-hf/llava-1.5-7b-hf", LLAVA, CLIP_MEAN, CLIP_STD, fit="crop"),
+    "vqascore-small": Vlm("llava-hf/llava-interleave-qwen-0.5b-hf", LLAVA_QWEN, HALF, HALF, fit="squash"),
     "vqascore-qwen2.5-vl": Vlm(
-        "Qwen/Qwen2.5-VL-3B-Instruct",
-        f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{CHATML}",
-        CLIP_MEAN,
-        CLIP_STD,
+        *("Qwen/Qwen2.5-VL-3B-Instruct", HELPFUL, CLIP_MEAN, CLIP_STD),
         model="Qwen2_5_VLForConditionalGeneration",
-        reward="qwen.QwenReward",
+        reward=QWEN,
     ),
     "vqascore-qwen3-vl": Vlm(
-        "Qwen/Qwen3-VL-4B-Instruct",
-        CHATML,
-        HALF,
-        HALF,
-        model="Qwen3VLForConditionalGeneration",
-        reward="qwen.QwenReward",
+        *("Qwen/Qwen3-VL-4B-Instruct", CHATML, HALF, HALF), model="Qwen3VLForConditionalGeneration", reward=QWEN
     ),
 }
 
@@ -89,35 +78,12 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
         InputError: weights that cannot be loaded or do not fit.
     """
     row = VLMS[name]
-    try:
-        with no_loading_bars():
-            loaded: Any = getattr(transformers, row.model).from_pretrained(
-                row.repository,
-                dtype=getattr(torch, settings.dtype),
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # the error below names them
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"reward {name!r}: {row.repository} cannot be loaded: {first_line(error)} "
-            f"(put it in the local Hub cache with: hf download {row.repository})"
-        ) from error
-    model, report = loaded
-    constants = ("position_ids", "inv_freq")  # which older versions saved
-    wrong = sorted(name for kind in ("missing_keys", "unexpected_keys") for name in report[kind])
-    wrong = [name for name in wrong if not name.endswith(constants)]
-    for misshapen in report["mismatched_keys"]:  # (name, given, wanted), or the name alone in transformers 4
-        wrong.append(misshapen if isinstance(misshapen, str) else "{} {} for {}".format(*map(_plain, misshapen)))
-    if wrong:
-        raise InputError(f"reward {name!r}: {row.repository} does not fit the model: {', '.join(wrong[:5])}")
+    where = f"reward {name!r}: {row.repository}"
+    dtype = getattr(torch, settings.dtype)
+    model = pretrained(getattr(transformers, row.model), row.repository, where, dtype=dtype, strict=True)
     module, _, cls = row.reward.partition(".")
     reward = getattr(import_module(f"hypernoise.rewards.{module}"), cls)
     return reward(name, model, load_tokenizer(row.repository), row, settings)
-
-
-def _plain(part: Any) -> Any:
-    return part if isinstance(part, str) else list(part)
 
 
 class VqaReward(NetworkReward):
@@ -131,30 +97,27 @@ class VqaReward(NetworkReward):
         row: Vlm,
         settings: RewardSettings | None = None,
     ):
-        self.name, self.row, self.settings = name, row, settings or RewardSettings()
         config: Any = model.config
-        self.look(config)
+        super().__init__(name, model, self.resize_of(config, row), settings)
         self.picture_token: int = getattr(config, "image_token_id", None) or config.image_token_index
-        self.network = prepared(model.requires_grad_(False).eval(), self.settings)
-        self.tokenizer, self.question = tokenizer, QUESTION
+        self.row, self.tokenizer, self.question = row, tokenizer, QUESTION
         self.answer = torch.tensor(tokenizer(row.answer, add_special_tokens=False).input_ids)
         self.longest: int = config.text_config.max_position_embeddings
-        self.texts = Remembered(self._encode)
 
-    def look(self, config: Any) -> None:
-        """Sets how pictures are resized."""
-        self.resize = Resize(config.vision_config.image_size, self.row.fit)  # type: ignore[arg-type]
+    def resize_of(self, config: Any, row: Vlm) -> Resize:
+        return Resize(config.vision_config.image_size, row.fit)  # type: ignore[arg-type]
 
     def places(self, resized: Tensor) -> int:
         """The picture's place among the tokens."""
-        config: Any = self.network.config
-        seen = config.vision_config
-        with_class = config.vision_feature_select_strategy == "full" and seen.model_type == "clip_vision_model"
+        seen = self.network.config.vision_config
+        with_class = (
+            self.network.config.vision_feature_select_strategy == "full" and seen.model_type == "clip_vision_model"
+        )
         return (seen.image_size // seen.patch_size) ** 2 + with_class
 
     def shown(self, resized: Tensor, ids: Tensor) -> dict[str, Any]:
         """The model's inputs for the pictures of texts with these token ids."""
-        return {"pixel_values": normalise(resized, self.row.mean, self.row.std).to(self.dtype)}
+        return {"pixel_values": self.normalised(resized, self.row.mean, self.row.std)}
 
     def asking(self, question: str, answer: str) -> VqaReward:
         """The same model with another question: "prompts" fill the {} of `question`, and P(answer) is scored."""
@@ -170,14 +133,9 @@ class VqaReward(NetworkReward):
         for text in texts:
             if len(text) > self.longest:
                 raise InputError(f"reward {self.name!r} reads {self.longest} tokens, but a prompt has {len(text)}")
-        longest = max(len(ids) for ids in texts)
-        ids = torch.zeros(len(texts), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):  # left-padded, as positions are relative: all answers end together
-            ids[row, longest - len(text) :], mask[row, longest - len(text) :] = text, 1
-        ids, mask, answer = ids.to(self.device), mask.to(self.device), self.answer.to(self.device)
-        network: Any = self.network
-        logits = network(
+        ids, mask = padded(texts, "left", self.device)  # as positions are relative: all answers end together
+        answer = self.answer.to(self.device)
+        logits = self.network(
             input_ids=ids,
             attention_mask=mask,
             **self.shown(resized, ids),
@@ -196,3 +154,10 @@ def with_places(ids: Tensor, picture_token: int, places: int) -> Tensor:
     """Token ids [L] with the picture's one token repeated as often as needed."""
     place = int((ids == picture_token).nonzero()[0, 0])
     return torch.cat([ids[:place], ids.new_full((places,), picture_token), ids[place + 1 :]])
+
+
+def padded(texts: list[Tensor], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [B, longest] of texts [L]."""
+    both = (texts, [torch.ones_like(text) for text in texts])
+    ids, mask = (pad_sequence(rows, batch_first=True, padding_side=side).to(device) for rows in both)
+    return ids, mask

@@ -1,12 +1,12 @@
 """Loads released weights into transformers' models: strictly, from the Hub only when named, without running their code.
 
-A file is safetensors or is read by `torch.load(weights_only=True)`. Every key must match: a checkpoint
-with missing, unexpected or misshapen tensors is refused with their names.
+A file is safetensors or is read by `torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError, first_line, no_traceback
 from hypernoise.generators.hub import explained
+from hypernoise.quiet import no_loading_bars
 
 Model = TypeVar("Model", bound=nn.Module)
-NAMED = 5  # keys that an error names
+SAVED_ONCE = ("position_ids", "inv_freq")  # constants that older versions of transformers saved
 
 
 @dataclass(frozen=True)
@@ -61,33 +62,54 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return state
 
 
+def renamed(state: Mapping[str, Tensor], names: Mapping[str, str], unused: str = "$^") -> dict[str, Tensor]:
+    """A state dict with every pattern of `names` replaced in its keys, in order, without keys that match `unused`."""
+    found = {}
+    for name, tensor in state.items():
+        if re.match(unused, name):
+            continue
+        for pattern, ours in names.items():
+            name = re.sub(pattern, ours, name)
+        found[name] = tensor
+    return found
+
+
 def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -> Model:
     """The model that `build` constructs, with exactly the tensors of `state`, frozen, in eval mode.
 
     It is built without allocating memory first, so loading costs one copy of the weights.
 
     Raises:
-        InputError: keys are missing, unexpected, or of another shape; the first few are named.
+        InputError: keys are missing, unexpected, or of another shape; the message names them.
     """
     with init_empty_weights():  # buffers, which are constants, get their values
         model = build()
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in state.items() if not name.endswith("position_ids")}
-    wrong = {
-        "missing": [name for name in wanted if name not in given],
-        "unexpected": [name for name in given if name not in wanted],
-        "of another shape": [
-            f"{name} {list(given[name])} for {list(wanted[name])}"
-            for name in wanted
-            if name in given and given[name] != wanted[name]
-        ],
-    }
-    faults = [f"{len(names)} {kind} ({_some(names)})" for kind, names in wrong.items() if names]
-    if faults:
-        raise InputError(f"{what} does not fit the model: " + "; ".join(faults))
-    model.load_state_dict({name: state[name] for name in wanted}, assign=True)
+    given = {name: tensor for name, tensor in state.items() if not name.endswith(SAVED_ONCE)}
+    try:
+        model.load_state_dict(given, assign=True)
+    except RuntimeError as error:
+        faults = " ".join(str(error).partition(":")[2].split())
+        raise InputError(f"{what} does not fit the model: {faults}") from error
     return model.requires_grad_(False).eval()
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+def pretrained(architecture: Any, source: str, what: str, *, strict: bool = False, **settings: Any) -> Any:
+    """`architecture.from_pretrained(source)` of a Hub repository or a folder, frozen, in eval mode; safetensors only.
+
+    Args:
+        what: begins the message of an error.
+        strict: also refuse weights that the model does not have.
+
+    Raises:
+        InputError: weights that cannot be loaded or do not fit.
+    """
+    with no_loading_bars(), no_traceback(f"{what} cannot be loaded (to download it: hf download {source})"):
+        model, report = architecture.from_pretrained(
+            source, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+        )
+    kinds = ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if strict else []))
+    wrong = sorted(str(name) for kind in kinds for name in report[kind])
+    wrong = [name for name in wrong if not name.endswith(SAVED_ONCE)]
+    if wrong:
+        raise InputError(f"{what} does not fit the model: {', '.join(wrong[:5])}")
+    return model.requires_grad_(False).eval()

@@ -15,9 +15,9 @@ from transformers import CLIPModel
 
 from hypernoise.evaluation.geneval.requests import COLORS
 from hypernoise.evaluation.geneval.rules import Detection
-from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.text import load_tokenizer
+from hypernoise.rewards.weights import pretrained
 
 SENTENCES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 GREY = 0x99 / 255
@@ -33,7 +33,7 @@ class ClipColors:
     @classmethod
     def load(cls, source: str, device: torch.device | str) -> ClipColors:
         """From a Hub repository or a folder; raises InputError for weights that cannot be loaded or do not fit."""
-        return cls(pretrained(CLIPModel, source, "CLIP", "the model", device), load_tokenizer(source), source)
+        return cls(pretrained(CLIPModel, source, f"CLIP {source}").to(device), load_tokenizer(source), source)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, detection: Detection, mask: Tensor) -> str:

@@ -17,8 +17,8 @@ from torch.nn.functional import interpolate, pad
 from transformers import Mask2FormerForUniversalSegmentation
 
 from hypernoise.evaluation.geneval.rules import Detection
-from hypernoise.evaluation.pretrained import pretrained
 from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hypernoise.rewards.weights import pretrained
 
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
 BEST = 100  # pairs of query and class
@@ -53,7 +53,7 @@ class Mask2Former:
     @classmethod
     def load(cls, source: str, device: torch.device | str) -> Mask2Former:
         """From a Hub repository or a folder; raises InputError for weights that cannot be loaded or do not fit."""
-        model = pretrained(Mask2FormerForUniversalSegmentation, source, "detector", "Mask2Former", device)
+        model = pretrained(Mask2FormerForUniversalSegmentation, source, f"detector {source}").to(device)
         return cls(model, source)
 
     @torch.no_grad()
