@@ -7,7 +7,7 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.early_stopping import Reading, early_stop, readings, should_stop, stopped_line, table
+from hypernoise.training.early_stopping import Reading, readings, should_stop, stopped_line
 from hypernoise.training.loop import train
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
@@ -39,23 +39,11 @@ def test_the_best_stretch_is_told_by_its_middle():
     assert 80 <= int(found[1]) <= 120
 
 
-def test_stretches_cover_every_reading_once():
-    seen = [Reading(step, float(step), -float(step)) for step in range(1, 31)]
-    found = [line.split() for line in table(seen).splitlines()[1:]]
-    assert [steps for steps, *_ in found] == [f"{i}-{i + 2}" for i in range(1, 31, 3)]
-    assert (found[0][1], found[-1][2]) == ("2.0000", "-29.0000")
-    assert len(table(seen[:13]).splitlines()) == 1 + 7  # at most 12, of equal length
-    assert len(table([]).splitlines()) == 1
-
-
 def test_readings_come_from_the_rows_that_have_one():
     rows = [{"step": 1, "reward": 2.0}, {"step": 2, "reward": 3.0, "validation_reward": 4.0}]
     rows += [{"step": 4, "reward": 5.0, "validation_reward": 6.0}]
     rows += [{"step": 3, "reward": 5.0, "validation_reward": float("nan")}]
-    assert readings(rows, 3) == [Reading(2, 3.0, 4.0)]
-    seen = []
-    assert not any(early_stop(seen, row, 3) for row in rows)
-    assert seen == [Reading(2, 3.0, 4.0), Reading(4, 5.0, 6.0)]
+    assert readings(rows) == [Reading(2, 3.0, 4.0), Reading(4, 5.0, 6.0)]
 
 
 def green(pixels, prompts):

@@ -19,7 +19,6 @@ from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Recipe, read_recipe
 from hypernoise.training.loop import train
-from hypernoise.training.networks import build
 from tests.conftest import disturb
 from tests.families import build_pipeline, size_of
 from tests.training.ranks import on_ranks
@@ -158,11 +157,11 @@ def test_a_recipe_says_which_network(tmp_path, sd_pipeline):
     recipe = read_recipe(file)
     assert (recipe.noise_network, recipe.spectral) == ("spectral", Spectral(k=2, width=8))
     generator = DiffusionGenerator(sd_pipeline())
-    network = build(recipe, generator)
+    network = recipe.build_network(generator)
     assert isinstance(network, SpectralNoise)
     own = {"channels": 4, "text_width": 8, "token_width": 8, "k": 2, "width": 8, "depth": 4, "patch": 1}
     assert network.settings == own
-    assert isinstance(build(Recipe(), generator), LoRANoise)
+    assert isinstance(Recipe().build_network(generator), LoRANoise)
 
 
 @pytest.mark.parametrize(

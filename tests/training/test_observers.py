@@ -7,15 +7,16 @@ from hypernoise.commands.training import stretch_warning
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.draws import OBSERVED_STEP, noise_for
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.spectral import SpectralNoise
+from hypernoise.prompts import spread
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import Lipschitz, TrainConfig, read_recipe
 from hypernoise.training.lipschitz import clamp, lipschitz_seen, squared_excess
 from hypernoise.training.loop import train
-from hypernoise.training.observers import diagnosed, peak_memory
-from hypernoise.training.run import fixed_noises
+from hypernoise.training.observers import NOISES, diagnosed, peak_memory
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import affine, draws
 from tests.training.test_trainer import PROMPTS, build, config, same, state
@@ -32,8 +33,8 @@ def rows_of(folder):
 
 
 def measured(generator, network):
-    noise, condition = fixed_noises(generator, network, PROMPTS, generator.encode, 0)
-    return diagnosed(("lipschitz", "kl"), network, noise, condition)
+    noise = noise_for(generator, network, seed=0, step=OBSERVED_STEP, samples=range(NOISES))
+    return diagnosed(("lipschitz", "kl"), network, noise, generator.encode(spread(PROMPTS, NOISES)))
 
 
 def test_watching_changes_no_weight_and_writes_its_rows(sd_pipeline, tmp_path):
@@ -57,6 +58,8 @@ def test_a_run_that_stretches_by_1_or_more_is_told_so():
     assert warning.startswith("Lipschitz constant 1.25 at step 10, 0.8 at the end: from 1 on nothing bounds")
     assert stretch_warning(network, [rows[0], {"step": 6}]) == ""
     assert stretch_warning(SpectralNoise(2, 1, k=1, width=8), rows) == ""  # whose KL is exact
+    folding = stretch_warning(SpectralNoise(2, 1, k=1, width=8, map="residual"), rows)
+    assert "from 1 on x + f may fold noises onto each other, and its KL is then a lower bound" in folding
 
 
 def test_peak_memory_is_in_bytes_on_every_system(monkeypatch):

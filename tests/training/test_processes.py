@@ -11,7 +11,7 @@ from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.loop import train
-from hypernoise.training.processes import own_device, samples_per_round
+from hypernoise.training.processes import own_device
 from tests.training.ranks import free_port, on_ranks
 from tests.training.test_resume import quick
 from tests.training.test_trainer import PROMPTS, build, config
@@ -80,12 +80,12 @@ def test_a_bad_number_on_one_process_is_skipped_by_all_and_named(sd_pipeline, tm
 @pytest.mark.parametrize(("processes", "accumulation", "fits"), [(3, 1, 12), (2, 4, 16), (1, 1, 10)])
 def test_a_batch_that_does_not_divide_names_the_multiple(processes, accumulation, fits):
     settings = TrainConfig(train_batch_size=fits, gradient_accumulation_steps=accumulation)
-    assert samples_per_round(settings, processes) == fits // processes // accumulation
+    assert settings.samples_per_round(processes) == fits // processes // accumulation
     if fits != 10:
         settings = TrainConfig(train_batch_size=fits - accumulation, gradient_accumulation_steps=accumulation)
         message = f"must be a multiple of {processes * accumulation} .* the next that fits is {fits}"
         with pytest.raises(InputError, match=message):
-            samples_per_round(settings, processes)
+            settings.samples_per_round(processes)
 
 
 def test_the_environment_of_accelerate_launch_changes_no_number():

@@ -110,8 +110,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsy
     else:
         file.write_bytes(content if how == "changed" else content[: len(content) // 2])
     network, result = quick(tmp_path, max_train_steps=6, checkpointing_steps=2)
-    if (name, how) != ("state.json", "gone"):  # without it there is no checkpoint to speak of
-        assert "checkpoint-000004 is damaged" in capsys.readouterr().err
+    assert "checkpoint-000004 is damaged" in capsys.readouterr().err
     assert [row["step"] for row in result.history] == [3, 4, 5, 6]
     assert same(state(network), state(whole))
     assert [damage(folder) for folder in checkpoints(tmp_path)] == [None, None]
@@ -152,12 +151,10 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
         quick(tmp_path / "file")
 
 
-def test_what_a_killed_save_left_is_removed_and_what_it_had_moved_is_put_back(tmp_path):
+def test_what_a_killed_save_left_is_removed(tmp_path):
     quick(tmp_path, max_train_steps=4, checkpointing_steps=2)
     (tmp_path / ".checkpoint-000006-x1y2z3").mkdir()
-    shutil.copytree(tmp_path / "checkpoint-000002", tmp_path / ".checkpoint-000002.old")
-    (tmp_path / "checkpoint-000004").rename(tmp_path / ".checkpoint-000004.old")
-    for left in (".checkpoint-000000.gone", ".adapter-abc", "adapter/.adapter-abc"):
+    for left in (".adapter-abc", "adapter/.adapter-abc"):
         (tmp_path / left).mkdir(parents=True)
     (tmp_path / ".metrics.jsonl.123.tmp").write_text("")
     _, result = quick(tmp_path, max_train_steps=5)
@@ -165,11 +162,12 @@ def test_what_a_killed_save_left_is_removed_and_what_it_had_moved_is_put_back(tm
     assert not [file.name for file in tmp_path.rglob("*") if file.name.startswith(".")]
 
 
-def test_an_old_checkpoint_is_out_of_the_way_before_it_is_deleted(tmp_path, monkeypatch):
+def test_a_kill_in_the_middle_of_a_deletion_leaves_the_newest_checkpoint(tmp_path, monkeypatch):
     own = shutil.rmtree
 
     def die(folder, **settings):
-        if folder.name.endswith(".gone"):
+        if folder.name == "checkpoint-000001":
+            (folder / "state.json").unlink()
             raise KeyboardInterrupt
         own(folder, **settings)
 
@@ -177,9 +175,9 @@ def test_an_old_checkpoint_is_out_of_the_way_before_it_is_deleted(tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         quick(tmp_path, max_train_steps=3, checkpointing_steps=1, checkpoints_total_limit=1)
     monkeypatch.setattr(shutil, "rmtree", own)
-    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-000002"]
-    quick(tmp_path, max_train_steps=3)
-    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-000002", [])
+    quick(tmp_path, max_train_steps=3, checkpoints_total_limit=1)
+    assert [folder.name for folder in tmp_path.glob("*checkpoint-*")] == ["checkpoint-000003"]
 
 
 def test_the_same_run_ends_in_the_same_bytes(tmp_path):
@@ -279,14 +277,14 @@ def test_a_second_sigterm_while_saving_changes_nothing(tmp_path, monkeypatch, pr
     """A cluster signals every process, and torchrun passes it on again."""
     from hypernoise.training import run as running
 
-    own = running.save_checkpoint
+    own = running.write_adapter
 
     def slow(*args, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.3)
         return own(*args, **settings)
 
-    monkeypatch.setattr(running, "save_checkpoint", slow)
+    monkeypatch.setattr(running, "write_adapter", slow)
 
     def run():
         def reward(pixels, prompts):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from hypernoise.errors import no_traceback
 from hypernoise.training.config import Recipe
-from hypernoise.training.early_stopping import readings, table
+from hypernoise.training.early_stopping import readings
 from hypernoise.training.metrics import mean_of, rows_of
 
 CHARTS = {  # the columns of metrics.jsonl to plot
@@ -67,7 +67,7 @@ class Train(Recipe):
         if launched()[0] > 0:
             return 0
         rows = rows_of(self.output_dir)
-        seen = readings(rows, trained.result.step)
+        seen = readings(rows)
         validation = sum(reading.validation_reward for reading in seen[-5:]) / len(seen[-5:]) if seen else None
         result = {
             "method": "hypernoise",
@@ -75,10 +75,8 @@ class Train(Recipe):
             **{name: mean_of(rows[-20:], name) for name in ("reward", "kl")},
             "validation_reward": validation,
         }
-        more = {"stopped_early": trained.result.stopped_early, "validation": [vars(reading) for reading in seen]}
+        more = {"stopped_early": trained.result.stopped_early, "validation": [reading._asdict() for reading in seen]}
         write_summary(self.output_dir, "train", self, trained.generator.device, [result], **more)
-        if seen:
-            print(table(seen))
         draw_curves(rows, self.output_dir / "curves.png")
         print(f"curves:  {self.output_dir / 'curves.png'}\nadapter: {self.output_dir / 'adapter'}")
         if self.push_to_hub:

@@ -14,7 +14,7 @@ from hypernoise.errors import InputError, out_of_memory
 from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
-from hypernoise.noise.base import NoiseNetwork, knows_kl
+from hypernoise.noise.base import NoiseNetwork, knows_kl, never_folds
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.precision import resolve
@@ -24,7 +24,6 @@ from hypernoise.training.config import Recipe
 from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.loop import TrainResult, train
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.networks import build
 from hypernoise.training.processes import launched, leave, own_device, say, say_once
 
 
@@ -70,7 +69,7 @@ def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Tra
     generator.check_prompts(shown)
     output_folder(output_dir)
     say_once(precision)
-    network = build(recipe, generator)
+    network = recipe.build_network(generator)
     generator.encode_ahead(shown)
     result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
     if launched()[0] == 0:
@@ -89,22 +88,24 @@ def _finish(
         return
     rows = rows_of(output_dir)
     if result.stopped_early:
-        say(stopped_line(readings(rows, result.step), result.step, recipe.patience))
+        say(stopped_line(readings(rows), result.step, recipe.patience))
     say(stretch_warning(network, rows))
     training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
     save_adapter(network, output_dir / "adapter", generator=generator, training=training)
 
 
 def stretch_warning(network: NoiseNetwork, rows: Sequence[Mapping[str, Any]]) -> str:
-    """A warning if the run's Lipschitz constant reached 1, else empty; empty for a network with an exact KL."""
+    """A warning if the run's Lipschitz constant reached 1, else empty; empty for a network that never folds."""
     seen = [row for row in rows if "lipschitz" in row]
     over = [row for row in seen if row["lipschitz"] >= 1]
-    if not over or knows_kl(network):
+    if not over or never_folds(network):
         return ""
+    fear, modes = "nothing bounds what the KL term leaves out", "penalty or clamp"
+    if knows_kl(network):
+        fear, modes = "x + f may fold noises onto each other, and its KL is then a lower bound", "penalty"
     return (
         f"Lipschitz constant {over[0]['lipschitz']:.3g} at step {over[0]['step']}, {seen[-1]['lipschitz']:.3g} at the "
-        "end: from 1 on nothing bounds what the KL term leaves out; train with --lipschitz.mode penalty or clamp, or "
-        "measure it with hypernoise diagnose"
+        f"end: from 1 on {fear}; train with --lipschitz.mode {modes}, or measure it with hypernoise diagnose"
     )
 
 

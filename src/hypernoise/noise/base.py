@@ -48,6 +48,11 @@ def knows_kl(network: NoiseNetwork) -> bool:
     return hasattr(network, "kl")
 
 
+def never_folds(network: NoiseNetwork) -> bool:
+    """Whether x + f is invertible whatever the weights, so that the network's own KL is the KL and no lower bound."""
+    return knows_kl(network) and not getattr(network, "may_fold", False)
+
+
 def kl_of(network: NoiseNetwork, noise: Tensor, condition: Condition, residual: Tensor) -> Tensor:
     """The KL term of each sample [B], in nats: the network's own, exact on average, or the paper's ½‖f‖²."""
     own: Any = network

@@ -32,7 +32,6 @@ from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.training.config import Recipe
 from hypernoise.training.loop import train
-from hypernoise.training.networks import build
 from hypernoise.training.observers import peak_memory
 
 STEPS = 2
@@ -81,7 +80,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
             check_can_quantise(memory.quantise)
             quantise_linears(generator.denoiser, memory.quantise, generator.family.output_layer)
             pipeline.to(place)  # this packs them
-        network = build(recipe, generator)
+        network = recipe.build_network(generator)
         rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)
         elsewhere = torch.device(recipe.reward_device or place)
         for reward in rewards.networks:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hypernoise.settings import finite
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.lipschitz import MOST_DIMENSIONS
 
@@ -26,7 +27,7 @@ def advice(rows: Sequence[Mapping[str, Any]], config: TrainConfig, dimensions: i
         exact: whether the rows' KL is the whole KL rather than ½‖f‖².
     """
     columns = ("loss", "kl", "gradient_norm")
-    seen = [row for row in rows if all(_finite(row.get(name)) for name in columns)]
+    seen = [row for row in rows if all(finite(row.get(name)) for name in columns)]
     if len(seen) < FEWEST:
         return ""
     quarter = len(seen) // 4
@@ -61,7 +62,3 @@ def _of_kl(nats: float, config: TrainConfig, dimensions: int) -> str:
     if nats < little:
         return f"{spent}, less than best-of-{BEST_OF} spends ({little:.2f}): a lower kl_weight lets f go further"
     return f"{spent}: a lower kl_weight trades more of it for reward, a higher one the reverse"
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

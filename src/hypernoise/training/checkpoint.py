@@ -8,78 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
-
-from hypernoise.adapters import PART, WEIGHTS, compare_base, read_about, read_weights, write_adapter
+from hypernoise.adapters import PART, WEIGHTS
 from hypernoise.errors import InputError
 from hypernoise.files import UNFINISHED, atomic_folder, read_json, write_json, writing
-from hypernoise.generators.base import Generator
-from hypernoise.noise.base import NoiseNetwork
 
 ABOUT, STATE, SUMS = "state.json", "training_state.pt", "sha256.json"
 
 
-class Stateful(Protocol):
-    """A part of a run's state, in tensors and plain values: the optimiser, the running average ..."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
-
-
-def save_checkpoint(
-    output: Path,
-    step: int,
-    network: NoiseNetwork,
-    generator: Generator,
-    state: Mapping[str, Stateful],
-    *,
-    fixed: Mapping[str, Any],
-    keep: int,
-) -> Path:
-    """Writes `output`/checkpoint-STEP, complete or not at all, and deletes all but the last `keep`.
-
-    Args:
-        fixed: the settings that must be the same on resume to reach the same numbers.
+@contextmanager
+def new_checkpoint(output: Path, step: int, *, keep: int) -> Iterator[Path]:
+    """A folder to fill, which becomes `output`/checkpoint-STEP with its sums; then deletes all but the last `keep`.
 
     Raises:
         InputError: it cannot be written, for example on a full disk; earlier ones are intact.
     """
     folder = output / f"checkpoint-{step:06d}"
-    with writing(f"checkpoint at step {step}", "the earlier checkpoints are intact"), _replacing(folder) as temporary:
-        write_adapter(network, temporary, generator=generator, training={**fixed, "steps": step})
-        with (temporary / STATE).open("wb") as file:
-            torch.save({name: part.state_dict() for name, part in state.items()}, file)
-        write_json(temporary / ABOUT, {"step": step, "fixed": dict(fixed)})
-        write_json(temporary / SUMS, {file.name: _sum(file) for file in sorted(temporary.iterdir())})
+    with writing(f"checkpoint at step {step}", "the earlier checkpoints are intact"):
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one of the same step
+        with atomic_folder(folder) as temporary:
+            yield temporary
+            write_json(temporary / SUMS, {file.name: _sum(file) for file in sorted(temporary.iterdir())})
     for old in checkpoints(output)[:-keep]:
-        gone = old.replace(old.with_name(f".{old.name}.gone"))  # `tidied` removes it if deletion is interrupted
-        shutil.rmtree(gone)
-    return folder
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that replaces `folder`, if it exists, only once complete."""
-    old = folder.with_name(f".{folder.name}.old")
-    with atomic_folder(folder) as temporary:
-        yield temporary
-        if folder.exists():  # the same step, saved earlier
-            folder.replace(old)
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old)
 
 
 def tidied(output: Path) -> None:
-    """Removes what a killed save left behind, and restores a checkpoint that it was about to replace."""
-    for old in output.glob(".checkpoint-*.old"):
-        folder = output / old.name.removeprefix(".").removesuffix(".old")
-        if not folder.exists():
-            old.replace(folder)
+    """Removes what a killed save left behind."""
     for name in (".checkpoint-*", f"{PART}*", f"*/{PART}*"):
         for left in output.glob(name):
             shutil.rmtree(left, ignore_errors=True)
@@ -90,8 +48,7 @@ def tidied(output: Path) -> None:
 def checkpoints(output: Path) -> list[Path]:
     """A run's checkpoints, oldest first; ignores other folders."""
     named = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
-    whole = [folder for folder in named if (folder / ABOUT).is_file()]
-    return sorted(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+    return sorted(named, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
 
 def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
@@ -136,28 +93,3 @@ def damage(folder: Path) -> str | None:
 def _sum(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def load_checkpoint(
-    folder: Path,
-    network: NoiseNetwork,
-    generator: Generator,
-    state: Mapping[str, Stateful],
-    *,
-    fixed: Mapping[str, Any],
-) -> int:
-    """Restores a run's state and returns its step. Raises InputError if settings or base differ from the saved ones."""
-    about = read_json(folder / ABOUT, f"{folder / ABOUT}")
-    saved = about["fixed"]
-    for name, value in fixed.items():
-        if saved.get(name) != value:
-            raise InputError(
-                f"{folder} was trained with {name} = {saved.get(name)!r}, not {value!r}; "
-                "resume with the same settings, or give another --output-dir"
-            )
-    compare_base(read_about(folder), generator, folder)
-    network.load_trainable_state(read_weights(folder))
-    parts = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-    for name, part in state.items():
-        part.load_state_dict(parts[name])
-    return int(about["step"])

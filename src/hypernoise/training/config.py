@@ -31,6 +31,9 @@ from hypernoise.settings import (
 )
 
 if TYPE_CHECKING:
+    from hypernoise.generators.diffusion import DiffusionGenerator
+    from hypernoise.noise.lora import LoRANoise
+    from hypernoise.noise.spectral import SpectralNoise
     from hypernoise.rewards.base import RewardSettings
 
 
@@ -137,12 +140,18 @@ class TrainConfig:
         if self.patience in (1, 2):
             raise InputError(f"patience must be 0 (never stop early) or at least 3 readings, not {self.patience}")
         seed_in_range(self.seed)
-        parts, size = self.gradient_accumulation_steps, self.train_batch_size
+        self.samples_per_round()
+
+    def samples_per_round(self, processes: int = 1) -> int:
+        """Samples per process and forward pass. Raises InputError naming the next valid train_batch_size."""
+        size, rounds = self.train_batch_size, self.gradient_accumulation_steps
+        parts = processes * rounds
         if size % parts:
             raise InputError(
-                f"gradient_accumulation_steps {parts} must divide train_batch_size {size}; "
-                f"the next train_batch_size that fits is {math.ceil(size / parts) * parts}"
+                f"train_batch_size {size} must be a multiple of {parts} ({processes} processes x "
+                f"gradient_accumulation_steps {rounds}); the next that fits is {size - size % parts + parts}"
             )
+        return size // parts
 
     @property
     def inference_steps(self) -> tuple[int, ...]:
@@ -240,6 +249,16 @@ class Recipe(TrainConfig, Loading):
         return RewardSettings(
             self.long_prompts, self.reward_dtype, self.reward_device, checkpointing=self.reward_checkpointing
         )
+
+    def build_network(self, generator: DiffusionGenerator) -> LoRANoise | SpectralNoise:
+        """A new noise network on `generator`, with f = 0."""
+        from hypernoise.noise.lora import LoRANoise
+        from hypernoise.noise.spectral import spectral_noise
+
+        if self.noise_network == "spectral":
+            return spectral_noise(generator, self.spectral, seed=self.seed)
+        settings = {**vars(self.lora), "layers": self.lora.layers or None}
+        return LoRANoise(generator, seed=self.seed, **settings)
 
 
 class _Reader(yaml.BaseLoader):

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 SURE = 3.0  # standard errors
-STRETCHES = 12  # maximum rows of the table
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """Both rewards' means over the pictures of one step."""
 
     step: int
@@ -24,24 +21,10 @@ class Reading:
     validation_reward: float
 
 
-def reading_of(row: Mapping[str, Any]) -> Reading | None:
-    """The reading in a row of metrics.jsonl, if both rewards are there and finite."""
-    rewards = [row.get(name, math.nan) for name in ("reward", "validation_reward")]
-    return Reading(row["step"], *rewards) if all(map(math.isfinite, rewards)) else None
-
-
-def readings(rows: Sequence[Mapping[str, Any]], until: int) -> list[Reading]:
-    """The readings in a run's rows, up to a step."""
-    return [reading for row in rows if row["step"] <= until and (reading := reading_of(row)) is not None]
-
-
-def early_stop(seen: list[Reading], row: Mapping[str, Any], patience: int) -> bool:
-    """Adds a row's reading, if any, to those `seen`; returns whether the run should stop."""
-    reading = reading_of(row)
-    if reading is None:
-        return False
-    seen.append(reading)
-    return should_stop(seen, patience)
+def readings(rows: Iterable[Mapping[str, Any]]) -> list[Reading]:
+    """The readings in rows of metrics.jsonl: where both rewards are there and finite."""
+    found = (Reading(row["step"], row.get("reward", math.nan), row.get("validation_reward", math.nan)) for row in rows)
+    return [reading for reading in found if math.isfinite(reading.reward + reading.validation_reward)]
 
 
 def should_stop(seen: Sequence[Reading], patience: int) -> bool:
@@ -54,9 +37,10 @@ def should_stop(seen: Sequence[Reading], patience: int) -> bool:
     if not stretches:
         return False
     best, last = max(stretches, key=_validation), seen[-patience:]
-    error = math.sqrt(sum(_variance(part) / patience for part in (best, last)))
-    fallen = _validation(best) - _validation(last) > SURE * error
-    return fallen and _trained(last) >= _trained(best)
+    spread = (statistics.variance(reading.validation_reward for reading in part) for part in (best, last))
+    fallen = _validation(best) - _validation(last) > SURE * math.sqrt(sum(spread) / patience)
+    trained = [statistics.fmean(reading.reward for reading in part) for part in (best, last)]
+    return fallen and trained[1] >= trained[0]
 
 
 def stopped_line(seen: Sequence[Reading], step: int, patience: int) -> str:
@@ -68,28 +52,9 @@ def stopped_line(seen: Sequence[Reading], step: int, patience: int) -> str:
     )
 
 
-def table(seen: Sequence[Reading]) -> str:
-    """A table of the trained and the validation reward over training, in at most `STRETCHES` rows of means."""
-    length = max(1, math.ceil(len(seen) / STRETCHES))
-    lines = [f"{'step':>14}{'trained reward':>18}{'validation reward':>18}"]
-    for start in range(0, len(seen), length):
-        part = seen[start : start + length]
-        steps = f"{part[0].step}-{part[-1].step}" if len(part) > 1 else str(part[0].step)
-        lines.append(f"{steps:>14}{_trained(part):>18.4f}{_validation(part):>18.4f}")
-    return "\n".join(lines)
-
-
 def _stretches(seen: Sequence[Reading], patience: int) -> list[Sequence[Reading]]:
     return [seen[i : i + patience] for i in range(len(seen) - patience + 1)]
 
 
 def _validation(part: Sequence[Reading]) -> float:
     return statistics.fmean(reading.validation_reward for reading in part)
-
-
-def _trained(part: Sequence[Reading]) -> float:
-    return statistics.fmean(reading.reward for reading in part)
-
-
-def _variance(part: Sequence[Reading]) -> float:
-    return statistics.variance(reading.validation_reward for reading in part)

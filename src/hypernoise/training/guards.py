@@ -95,8 +95,8 @@ class BlowUp:
     def state_dict(self) -> dict[str, Any]:
         return {"first_clipped": self.first_clipped}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.first_clipped = state["first_clipped"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.first_clipped = state_dict["first_clipped"]
 
 
 def faults_of(reward: RewardFunction, rounds: list[Round]) -> list[str]:

@@ -38,11 +38,6 @@ def exact_gap(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Ten
         return kl_gap(network(x, condition).flatten(1), x)
 
 
-def scalable(network: NoiseNetwork) -> bool:
-    """Whether its weights can be rescaled to scale the residual down."""
-    return hasattr(network, "scale_output")
-
-
 def squared_excess(network: NoiseNetwork, noise: Tensor, condition: Condition, bound: float) -> Tensor:
     """max(0, ‖f(x + v/2) − f(x − v/2)‖ − bound)², averaged over noises; v is the most stretched direction at x.
 

@@ -11,9 +11,9 @@ from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.early_stopping import early_stop
+from hypernoise.training.early_stopping import readings, should_stop
 from hypernoise.training.observers import OBSERVERS
-from hypernoise.training.run import finish, open_run
+from hypernoise.training.run import Run
 from hypernoise.training.step import batch_of, commit, forward_backward, measure
 
 
@@ -67,17 +67,8 @@ def train(
             gradient, too many non-finite steps, a KL or pictures that blow up, a checkpoint with other settings or of a
             later step, a full disk, or a clamp on a network that cannot be rescaled.
     """
-    run = open_run(
-        generator,
-        network,
-        reward,
-        prompts,
-        config,
-        validation_reward=validation_reward,
-        folder=output_dir,
-        resume=resume_from_checkpoint,
-        progress=progress,
-    )
+    settings = {"output_dir": output_dir, "resume": resume_from_checkpoint, "progress": progress}
+    run = Run(generator, network, reward, prompts, config, validation_reward=validation_reward, **settings)
     with run.opened() as stop:
         while not run.ended:
             batch = batch_of(run)
@@ -88,10 +79,11 @@ def train(
             for observe in OBSERVERS:
                 row |= observe(run, batch)
             run.write_row()
-            run.stopped_early = early_stop(run.readings, row, config.patience)
+            run.readings += (new := readings([row]))
+            run.stopped_early = bool(new) and should_stop(run.readings, config.patience)
             if run.ended or run.step % config.checkpointing_steps == 0:
                 run.save()
-        finish(run)
+        run.finish()
     return TrainResult(
         step=run.step,
         finished=run.finished,

@@ -58,7 +58,7 @@ class Log:
         self, accelerator: Any, folder: Path | None, start: int, config: TrainConfig, settings: Any, progress: bool
     ):
         main = accelerator.is_main_process
-        self.accelerator, self.start, self.skipped = accelerator, start, 0
+        self.accelerator, self.skipped = accelerator, 0
         self.history: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self.file = folder / METRICS if folder is not None and main else None
         if folder is not None and main:

@@ -14,29 +14,26 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.files import output_folder, writing
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.noise.draws import VALIDATION_STEP, keyed_noise
-from hypernoise.training.optimizers import autocast
-from hypernoise.training.run import Run, fixed_noises
+from hypernoise.noise.draws import OBSERVED_STEP, VALIDATION_STEP, noise_for
+from hypernoise.prompts import spread
+from hypernoise.training.run import Run
 from hypernoise.training.step import Batch
 
+NOISES = 4  # at which the KL and the Lipschitz constant are measured
 GAP = 4  # px between the pictures of a grid
 
 
 def pace(run: Run, batch: Batch) -> dict[str, float]:
-    """Seconds and pictures per second of the step, peak memory so far, and remaining time."""
-    now = time.perf_counter()
-    seconds, per_step = now - batch.began, (now - run.began) / (run.step - run.log.start)
-    row = {
-        "seconds": round(seconds, 4),
-        "images_per_second": round(len(batch.prompts) / seconds, 3),
-        "eta_seconds": round(per_step * (run.config.max_train_steps - run.step), 1),
-    }
+    """Seconds and pictures per second of the step, and peak memory so far."""
+    seconds = time.perf_counter() - batch.began
+    row = {"seconds": round(seconds, 4), "images_per_second": round(len(batch.prompts) / seconds, 3)}
     peak = peak_memory(run.generator.device)
     return row | ({} if peak is None else {"memory_gib": round(peak / 2**30, 3)})
 
@@ -59,9 +56,9 @@ def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
     due = run.step % config.diagnostics_steps == 0 or run.step == config.max_train_steps
     if not (config.diagnostics and due and run.accelerator.is_main_process):
         return {}
-    with autocast(run.generator.device, config):
-        noise, condition = fixed_noises(run.generator, run.network, run.prompts, run.encode, config.seed)
-        return diagnosed(config.diagnostics, run.network, noise, condition)
+    noise = noise_for(run.generator, run.network, seed=config.seed, step=OBSERVED_STEP, samples=range(NOISES))
+    with run.autocast():
+        return diagnosed(config.diagnostics, run.network, noise, run.encode(spread(run.prompts, NOISES)))
 
 
 def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condition: Condition) -> dict[str, float]:
@@ -78,42 +75,31 @@ def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condit
     return row
 
 
+@torch.no_grad()
 def sample_grid(run: Run, batch: Batch) -> dict[str, Any]:
     """Draws the validation prompts every `validation_steps` from the same noises, plain above improved, as a PNG."""
-    config = run.config
-    if run.folder is None or not (config.validation_prompts and run.accelerator.is_main_process):
+    config, texts = run.config, run.config.validation_prompts
+    due = run.step % config.validation_steps == 0 and run.accelerator.is_main_process
+    if run.folder is None or not (texts and due):
         return {}
-    if run.step % config.validation_steps:
-        return {}
-    with autocast(run.generator.device, config):
-        rows = _samples(run, batch.inference_steps)
+    noise = noise_for(run.generator, run.network, seed=config.seed, step=VALIDATION_STEP, samples=range(len(texts)))
+    settings = {"num_inference_steps": batch.inference_steps, "seed": config.seed}
+    rows: list[list[Tensor]] = [[], []]
+    with run.autocast():
+        for x, text in zip(noise.split(1), texts, strict=True):  # one by one, to save memory
+            c = run.encode([text])
+            for row, z in zip(rows, (x, x + run.network(x, c)), strict=True):
+                row.append(run.generator.sample(z, c, **settings)[0].float().cpu())
     with writing("sample grid", "the checkpoints are intact"):
         grid(rows).save(output_folder(run.folder / "samples") / f"step-{run.step:06d}.png")
     return {}
 
 
-@torch.no_grad()
-def _samples(run: Run, inference_steps: int) -> list[list[Tensor]]:
-    generator, seed, texts = run.generator, run.config.seed, run.config.validation_prompts
-    noise = keyed_noise(generator.noise_shape, seed=seed, step=VALIDATION_STEP, samples=range(len(texts)))
-    noise = noise.to(generator.device, run.network.trainable_parameters()[0].dtype)
-    rows: list[list[Tensor]] = [[], []]
-    for i, text in enumerate(texts):  # one by one, to save memory
-        x, c = noise[i : i + 1], run.encode([text])
-        for row, z in zip(rows, (x, x + run.network(x, c)), strict=True):
-            row.append(generator.sample(z, c, num_inference_steps=inference_steps, seed=seed)[0].float().cpu())
-    return rows
-
-
 def grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
     """Rows of pictures [3, H, W] in [0, 1] of one size."""
-    height, width = rows[0][0].shape[1:]
-    sheet = Image.new("RGB", (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
-    for number, row in enumerate(rows):
-        for column, picture in enumerate(row):
-            values = picture.clamp(0, 1).permute(1, 2, 0).mul(255).round().byte()
-            sheet.paste(Image.fromarray(values.numpy()), (column * (width + GAP), number * (height + GAP)))
-    return sheet
+    sheet = torch.cat([torch.cat([pad(picture, (0, GAP, 0, GAP), value=1) for picture in row], 2) for row in rows], 1)
+    values = sheet[:, :-GAP, :-GAP].clamp(0, 1).permute(1, 2, 0).mul(255).round().byte()
+    return Image.fromarray(values.numpy())
 
 
 OBSERVERS = (pace, diagnostics, sample_grid)

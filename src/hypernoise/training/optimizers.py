@@ -1,4 +1,4 @@
-"""The optimiser, its learning-rate schedule, and the precision of matrix products."""
+"""The optimiser and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from hypernoise.precision import resolve
 from hypernoise.training.config import TrainConfig
 
 
@@ -25,10 +24,3 @@ def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> N
     left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.lr_scheduler]
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * (warm * left)
-
-
-def autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
-    """Matrix products inside the block use the run's mixed precision, if any."""
-    precision = resolve(config.mixed_precision, device)
-    mixed = precision.name != "no"
-    return torch.autocast(device.type, precision.dtype if mixed else None, enabled=mixed)

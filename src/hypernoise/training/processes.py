@@ -6,20 +6,17 @@ depend on how many processes share the batch.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
 from hypernoise.errors import InputError, no_traceback, shown
-from hypernoise.training.config import TrainConfig
 
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # what launchers set, and the values without one
 
@@ -76,33 +73,3 @@ def leave() -> None:
     """Undoes `start`, so that the process exits without a warning."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def samples_per_round(config: TrainConfig, processes: int) -> int:
-    """Samples per process and forward pass. Raises InputError naming the next valid train_batch_size."""
-    parts = processes * config.gradient_accumulation_steps
-    if config.train_batch_size % parts:
-        raise InputError(
-            f"train_batch_size {config.train_batch_size} must be a multiple of {parts} "
-            f"({processes} processes x gradient_accumulation_steps {config.gradient_accumulation_steps}); "
-            f"the next that fits is {math.ceil(config.train_batch_size / parts) * parts}"
-        )
-    return config.train_batch_size // parts
-
-
-def broadcast(accelerator: Accelerator, value: Any) -> Any:
-    """The first process's value, in all processes."""
-    if accelerator.num_processes == 1:
-        return value
-    values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def gathered(accelerator: Accelerator, values: list[Any]) -> list[Any]:
-    """The values of all processes, by rank."""
-    if accelerator.num_processes == 1:
-        return values
-    parts: list[list[Any]] = [[] for _ in range(accelerator.num_processes)]
-    torch.distributed.all_gather_object(parts, values)
-    return [value for part in parts for value in part]

@@ -9,50 +9,48 @@ import math
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list
+from torch import nn
 
+from hypernoise.adapters import compare_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, check_is, first_line
-from hypernoise.files import output_folder, write_json
-from hypernoise.generators.base import Condition, Generator, Sampler, check_texts
+from hypernoise.files import output_folder, read_json, write_json
+from hypernoise.generators.base import Generator, Sampler, check_texts
 from hypernoise.generators.text_cache import KeptInMemory
 from hypernoise.noise.base import NoiseNetwork, knows_kl
-from hypernoise.noise.draws import OBSERVED_STEP, keyed_noise
 from hypernoise.precision import resolve
-from hypernoise.prompts import PromptMix, spread
+from hypernoise.prompts import PromptMix
 from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.ensemble import known_by
 from hypernoise.training.advice import advice
-from hypernoise.training.checkpoint import (
-    Stateful,
-    checkpoints,
-    load_checkpoint,
-    newest_whole,
-    save_checkpoint,
-    tidied,
-)
+from hypernoise.training.checkpoint import ABOUT, STATE, checkpoints, new_checkpoint, newest_whole, tidied
 from hypernoise.training.config import TrainConfig, recognised
-from hypernoise.training.early_stopping import Reading, readings, should_stop
+from hypernoise.training.early_stopping import readings, should_stop
 from hypernoise.training.guards import BlowUp, Skipped
-from hypernoise.training.lipschitz import check_exact, clamp, lipschitz_seen, scalable
+from hypernoise.training.lipschitz import check_exact
 from hypernoise.training.metrics import Log, check_trackers, rows_of
-from hypernoise.training.optimizers import autocast, make_optimizer
-from hypernoise.training.processes import broadcast, samples_per_round, say, say_once, start
+from hypernoise.training.optimizers import make_optimizer
+from hypernoise.training.processes import say, say_once, start
 from hypernoise.training.signals import stop_requested
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
+
 PROCESS = "process.json"
-NOISES = 4  # at which the KL and the Lipschitz constant are measured
 
 
 class Run:
-    """A run in progress. `state` names everything that checkpoints hold besides the network: see `Stateful`."""
+    """A run in progress. `state` names everything that checkpoints hold besides the network.
+
+    Creating it checks the input, joins the other processes and restores the newest checkpoint, or without `resume`
+    deletes all of them. Raises the errors of `train`.
+    """
 
     def __init__(
         self,
@@ -61,30 +59,141 @@ class Run:
         reward: RewardFunction,
         prompts: Sequence[str],
         config: TrainConfig,
+        *,
         validation_reward: RewardFunction | None,
-        folder: Path | None,
-        accelerator: Accelerator,
+        output_dir: str | Path | None,
+        resume: bool,
+        progress: bool,
     ):
         self.generator, self.network, self.reward, self.prompts = generator, network, reward, prompts
         self.config, self.validation_reward = config, validation_reward
-        self.folder, self.accelerator = folder, accelerator
+        self._check()
+        check_trackers(config.report_to, output_dir)
+        self.folder = None if output_dir is None else output_folder(output_dir)
+        self.precision = resolve(config.mixed_precision, generator.device)
+        if self.precision.slow:
+            say_once(self.precision.line)
+        self.config = dataclasses.replace(config, mixed_precision=self.precision.name)
+        self.accelerator = start(generator.device, config.report_to, self.folder)
+        self.samples = config.samples_per_round(self.accelerator.num_processes)
+        own: Any = network
+        if hasattr(network, "suit"):
+            own.suit(generator, prompts)
+        own.to(generator.device)
         self.optimizer = make_optimizer(network.trainable_parameters(), config)
-        fp16 = config.mixed_precision == "fp16"
+        fp16 = self.precision.name == "fp16"
         self.scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=fp16)
         self.blow_up, self.skipped = BlowUp(config, generator.noise_shape), Skipped()
         self.state: dict[str, Stateful] = {"optimizer": self.optimizer, "scaler": self.scaler, "blow_up": self.blow_up}
-        self.fixed = _fixed_settings(config, generator, network, reward, prompts)
+        self.fixed = self._fixed_settings()
+        self.encode = KeptInMemory(generator, prompts)
         self.step = 0  # completed updates
-        self.checkpoint: Path | None = None  # the newest
-        self.readings: list[Reading] = []  # of the validation reward
         self.row: dict[str, Any] | None = None  # of the current step, until it is written
         self.committing = False  # inside an update, where the state is neither the old nor the new step's
-        self.signal, self.stopped_early = 0, False
+        self.signal = 0
         self.advice = ""  # once it is over
-        self.began = time.perf_counter()
-        self.model: Any = network  # wrapped in DDP with several processes
-        self.encode = KeptInMemory(generator, prompts)
-        self.log: Log
+        self.checkpoint = self._found(resume)  # the newest
+        if self.checkpoint is not None:
+            self._load(self.checkpoint)
+        self.log = Log(self.accelerator, self.folder, self.step, config, self.fixed, progress)
+        self.model: Any = self.accelerator.prepare_model(own, device_placement=False)  # in DDP with several processes
+        earlier = rows_of(self.folder) if self.folder is not None else []
+        self.readings = readings([row for row in earlier if row["step"] <= self.step])  # of the validation reward
+        self.stopped_early = should_stop(self.readings, config.patience)  # such a run does not continue
+
+    def _check(self) -> None:
+        config, network = self.config, self.network
+        check_is(self.generator, Sampler, "the generator", "what load_generator or ModuleGenerator makes")
+        for kind in (nn.Module, NoiseNetwork):
+            check_is(network, kind, "the network", "a LoRANoise, ResidualNoise or SpectralNoise")
+        check_is(config, TrainConfig, "the config", "a TrainConfig, such as TrainConfig(max_train_steps=100)")
+        check_texts(self.prompts)
+        check_texts(config.validation_prompts, "validation_prompts")
+        if not self.prompts:
+            raise InputError("no prompt to train on")
+        check_callable(self.reward)
+        if self.validation_reward is not None:
+            check_callable(self.validation_reward, "the validation reward")
+        elif config.patience:
+            raise InputError("patience needs a validation reward")
+        if config.lipschitz.mode == "clamp" and not hasattr(network, "scale_output"):
+            lacking = f"which a {network.kind!r} network lacks"
+            raise InputError(f"lipschitz: clamp needs a network with scale_output, {lacking}")
+        if config.kl_term == "exact" and not knows_kl(network):
+            check_exact(self.generator.noise_shape)
+
+    def _found(self, resume: bool) -> Path | None:
+        """The checkpoint to resume from, the same in every process. Reports damaged ones; or deletes all."""
+        if self.folder is None:
+            return None
+        found: Path | InputError | None = None
+        if self.accelerator.is_main_process:
+            tidied(self.folder)
+            for old in [] if resume else checkpoints(self.folder):
+                shutil.rmtree(old)
+            try:
+                found, damaged = newest_whole(self.folder)
+                for line in damaged:
+                    say(line)
+            except InputError as error:
+                found = error
+        (found,) = broadcast_object_list([found])
+        if isinstance(found, InputError):
+            raise found
+        if found is not None and not found.is_dir():
+            raise InputError(
+                f"{found} is not visible to every process; --output-dir must be on a disk that all nodes share"
+            )
+        return found
+
+    def _fixed_settings(self) -> dict[str, Any]:
+        """The settings that must be the same on resume to reach the same numbers."""
+        settings, prompts = recognised(self.config), self.prompts
+        if self.config.lr_scheduler == "constant":
+            del settings["max_train_steps"]
+        digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+        shares = f", mixed {prompts.counts.tolist()}" if isinstance(prompts, PromptMix) else ""
+        fixed = {
+            **settings,
+            "generator": self.generator.name,
+            "network": {"kind": self.network.kind, **self.network.settings},
+            "rewards": known_by(self.reward),
+            "reward_settings": getattr(self.reward, "described", None),
+            "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
+        }
+        return json.loads(json.dumps(fixed))  # as it is read back
+
+    def _load(self, folder: Path) -> None:
+        """Restores the state of a checkpoint, with the same settings and base."""
+        about = read_json(folder / ABOUT, f"{folder / ABOUT}")
+        for name, value in self.fixed.items():
+            saved = about["fixed"].get(name)
+            if saved != value:
+                raise InputError(
+                    f"{folder} was trained with {name} = {saved!r}, not {value!r}; "
+                    "resume with the same settings, or give another --output-dir"
+                )
+        compare_base(read_about(folder), self.generator, folder)
+        self.network.load_trainable_state(read_weights(folder))
+        parts = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+        for name, part in self.state.items():
+            part.load_state_dict(parts[name])
+        self.step = int(about["step"])
+        say(f"resuming from {folder} (delete {self.folder} to start over)")
+        if self.step > self.config.max_train_steps:
+            reached = f"{folder} is at step {self.step}, beyond max_train_steps {self.config.max_train_steps}"
+            raise InputError(f"{reached}; give another --output-dir")
+
+    def save(self) -> None:
+        """Writes a checkpoint, from the first process."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        with new_checkpoint(self.folder, self.step, keep=self.config.checkpoints_total_limit) as folder:
+            write_adapter(self.network, folder, generator=self.generator, training={**self.fixed, "steps": self.step})
+            with (folder / STATE).open("wb") as file:
+                torch.save({name: part.state_dict() for name, part in self.state.items()}, file)
+            write_json(folder / ABOUT, {"step": self.step, "fixed": self.fixed})
+        self.checkpoint = checkpoints(self.folder)[-1]
 
     @property
     def finished(self) -> bool:
@@ -104,10 +213,12 @@ class Run:
         Yields a function that returns the signal received so far, or 0. If the block raises, saves the row of the
         current step and the last completed step.
         """
-        main = self.accelerator.is_main_process
-        with run_status(self.folder if main else None) as status, self.log.opened():
+        ended = "interrupted"
+        self._write_status("")
+        try:
             # without checkpoints, a signal ends the run like any other program
-            with stop_requested() if self.folder is not None else nullcontext(lambda: 0) as stop:
+            signals = stop_requested() if self.folder is not None else nullcontext(lambda: 0)
+            with self.log.opened(), signals as stop:
                 try:
                     yield stop
                 except Exception:
@@ -115,194 +226,40 @@ class Run:
                         with suppress(InputError):  # a full disk: the error itself reports it
                             keep()
                     raise
-            status["ended"] = self.ended
+            ended = self.ended
+        except Exception as error:
+            ended = first_line(error)
+            raise
+        finally:
+            self._write_status(ended)
 
-    def clamp(self, noise: Tensor, condition: Condition) -> None:
-        """Scales the residual down until its Lipschitz constant at some noises is within the bound."""
-        with autocast(self.generator.device, self.config):
-            seen = self.accelerator.gather(lipschitz_seen(self.network, noise, condition))
-        clamp(self.network, seen.max().item(), self.config.lipschitz.bound)  # type: ignore[union-attr]
-
-    def write_row(self) -> None:
-        row, self.row = self.row, None
-        if row is not None:
-            self.log.write(row)
-
-    def save(self) -> None:
-        """Writes a checkpoint, from the first process."""
+    def _write_status(self, ended: str) -> None:
+        """Writes process.json: which process trains, and how it ended."""
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "ended": ended}
         if self.folder is not None and self.accelerator.is_main_process:
-            self.checkpoint = save_checkpoint(
-                self.folder,
-                self.step,
-                self.network,
-                self.generator,
-                self.state,
-                fixed=self.fixed,
-                keep=self.config.checkpoints_total_limit,
-            )
+            with suppress(OSError):  # a full disk is reported by required writes
+                write_json(self.folder / PROCESS, about)
 
     def _save_last_good(self) -> None:
         saved = self.checkpoint is not None and self.checkpoint.name == f"checkpoint-{self.step:06d}"
         if self.step and not (self.committing or saved):
             self.save()
 
+    def write_row(self) -> None:
+        row, self.row = self.row, None
+        if row is not None:
+            self.log.write(row)
 
-def open_run(
-    generator: Generator,
-    network: NoiseNetwork,
-    reward: RewardFunction,
-    prompts: Sequence[str],
-    config: TrainConfig,
-    *,
-    validation_reward: RewardFunction | None,
-    folder: str | Path | None,
-    resume: bool,
-    progress: bool,
-) -> Run:
-    """Checks the input, joins the other processes and restores the newest checkpoint. Raises the errors of `train`."""
-    _check(config, generator, network, reward, validation_reward, prompts, folder)
-    folder = None if folder is None else Path(folder)
-    precision = resolve(config.mixed_precision, generator.device)
-    if precision.slow:
-        say_once(precision.line)
-    config = dataclasses.replace(config, mixed_precision=precision.name)
-    accelerator = start(generator.device, config.report_to, folder)
-    samples_per_round(config, accelerator.num_processes)
-    suit = getattr(network, "suit", None)
-    if suit is not None:
-        suit(generator, prompts)
-    if isinstance(network, nn.Module):
-        network.to(generator.device)
-    run = Run(generator, network, reward, prompts, config, validation_reward, folder, accelerator)
-    if folder is not None:
-        run.checkpoint = _found(folder, accelerator, resume)
-    if run.checkpoint is not None:
-        run.step = load_checkpoint(run.checkpoint, network, generator, run.state, fixed=run.fixed)
-        say(f"resuming from {run.checkpoint} (delete {folder} to start over)")
-    if run.step > config.max_train_steps:
-        reached = f"{run.checkpoint} is at step {run.step}, beyond max_train_steps {config.max_train_steps}"
-        raise InputError(f"{reached}; give another --output-dir")
-    run.log = Log(accelerator, folder, run.step, config, run.fixed, progress)
-    if isinstance(network, nn.Module):
-        run.model = accelerator.prepare_model(network, device_placement=False)
-    run.readings = readings(rows_of(folder), run.step) if folder is not None and run.step else []
-    run.stopped_early = should_stop(run.readings, config.patience)  # such a run does not continue
-    return run
+    def autocast(self) -> torch.autocast:
+        """Matrix products inside the block use the run's mixed precision, if any."""
+        mixed = self.precision.name != "no"
+        return torch.autocast(self.generator.device.type, self.precision.dtype if mixed else None, enabled=mixed)
 
-
-def finish(run: Run) -> None:
-    """Tells every process the last checkpoint; a finished run gets advice on its settings."""
-    run.checkpoint = broadcast(run.accelerator, run.checkpoint)
-    if run.finished:
-        rows = rows_of(run.folder) if run.folder is not None else run.log.history
-        exact = run.config.kl_term == "exact" or knows_kl(run.network)
-        run.advice = advice(rows, run.config, math.prod(run.generator.noise_shape), exact=exact)
-        say(run.advice)
-
-
-def fixed_noises(
-    generator: Generator,
-    network: NoiseNetwork,
-    prompts: Sequence[str],
-    encode: Callable[[list[str]], Condition],
-    seed: int,
-) -> tuple[Tensor, Condition]:
-    """The noises [4, *noise_shape] for diagnostics, and their conditions."""
-    noise = keyed_noise(generator.noise_shape, seed=seed, step=OBSERVED_STEP, samples=range(NOISES))
-    noise = noise.to(generator.device, network.trainable_parameters()[0].dtype)
-    return noise, encode(spread(prompts, NOISES))
-
-
-@contextmanager
-def run_status(folder: Path | None) -> Iterator[dict[str, Any]]:
-    """Keeps process.json in `folder`: which process trains, and after the block, how it ended."""
-    about: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "ended": ""}
-
-    def write() -> None:
-        if folder is not None:
-            with suppress(OSError):  # a full disk is reported by required writes
-                write_json(folder / PROCESS, about)
-
-    write()
-    try:
-        yield about
-    except BaseException as error:
-        about["ended"] = first_line(error) if isinstance(error, Exception) else "interrupted"
-        raise
-    finally:
-        write()
-
-
-def _check(
-    config: TrainConfig,
-    generator: Generator,
-    network: NoiseNetwork,
-    reward: RewardFunction,
-    validation_reward: RewardFunction | None,
-    prompts: Sequence[str],
-    folder: str | Path | None,
-) -> None:
-    check_is(generator, Sampler, "the generator", "what load_generator or ModuleGenerator makes")
-    check_is(network, NoiseNetwork, "the network", "a LoRANoise, ResidualNoise or SpectralNoise")
-    check_is(config, TrainConfig, "the config", "a TrainConfig, such as TrainConfig(max_train_steps=100)")
-    check_texts(prompts)
-    check_texts(config.validation_prompts, "validation_prompts")
-    if not prompts:
-        raise InputError("no prompt to train on")
-    check_callable(reward)
-    if validation_reward is not None:
-        check_callable(validation_reward, "the validation reward")
-    if config.patience and validation_reward is None:
-        raise InputError("patience needs a validation reward")
-    if config.lipschitz.mode == "clamp" and not scalable(network):
-        raise InputError(f"lipschitz: clamp needs a network with scale_output, which a {network.kind!r} network lacks")
-    if config.kl_term == "exact" and not knows_kl(network):
-        check_exact(generator.noise_shape)
-    check_trackers(config.report_to, folder)
-    if folder is not None:
-        output_folder(folder)
-
-
-def _found(folder: Path, accelerator: Accelerator, resume: bool) -> Path | None:
-    """The checkpoint to resume from, the same in every process. Reports damaged ones; without `resume`, deletes all."""
-    found: Path | InputError | None = None
-    if accelerator.is_main_process:
-        tidied(folder)
-        if resume:
-            try:
-                found, damaged = newest_whole(folder)
-                for line in damaged:
-                    say(line)
-            except InputError as error:
-                found = error
-        else:
-            for old in checkpoints(folder):
-                shutil.rmtree(old)
-    found = broadcast(accelerator, found)
-    if isinstance(found, InputError):
-        raise found
-    if found is not None and not found.is_dir():
-        raise InputError(
-            f"{found} is not visible to every process; --output-dir must be on a disk that all nodes share"
-        )
-    return found
-
-
-def _fixed_settings(
-    config: TrainConfig, generator: Generator, network: NoiseNetwork, reward: RewardFunction, prompts: Sequence[str]
-) -> dict[str, Any]:
-    """The settings that must be the same on resume to reach the same numbers."""
-    settings = recognised(config)
-    if config.lr_scheduler == "constant":
-        del settings["max_train_steps"]
-    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
-    shares = f", mixed {prompts.counts.tolist()}" if isinstance(prompts, PromptMix) else ""
-    fixed = {
-        **settings,
-        "generator": generator.name,
-        "network": {"kind": network.kind, **network.settings},
-        "rewards": known_by(reward),
-        "reward_settings": getattr(reward, "described", None),
-        "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
-    }
-    return json.loads(json.dumps(fixed))  # as it is read back
+    def finish(self) -> None:
+        """Tells every process the last checkpoint; a finished run gets advice on its settings."""
+        (self.checkpoint,) = broadcast_object_list([self.checkpoint])
+        if self.finished:
+            rows = rows_of(self.folder) if self.folder is not None else self.log.history
+            exact = self.config.kl_term == "exact" or knows_kl(self.network)
+            self.advice = advice(rows, self.config, math.prod(self.generator.noise_shape), exact=exact)
+            say(self.advice)

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 from hypernoise.errors import InputError
 from hypernoise.noise.base import kl_of, knows_kl
-from hypernoise.noise.draws import key_of, keyed_noise
+from hypernoise.noise.draws import key_of, noise_for
 from hypernoise.objective import limit_gradient
 from hypernoise.prompts import prompts_of_step
+from hypernoise.rewards.base import Prompts
 from hypernoise.rewards.check import check_gradients
-from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.rewards.pixel import PIXEL_REWARDS
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.guards import NOT_THE_REWARDS, Round, clipped_share, faults_of, scored, shortened
-from hypernoise.training.lipschitz import exact_gap, squared_excess
-from hypernoise.training.optimizers import autocast, set_learning_rate
-from hypernoise.training.processes import gathered, samples_per_round, say
+from hypernoise.training.lipschitz import clamp, exact_gap, lipschitz_seen, squared_excess
+from hypernoise.training.optimizers import set_learning_rate
+from hypernoise.training.processes import say
 from hypernoise.training.run import Run
 
 DRAW = -1  # the sample number in the key of a step's inference steps: no sample uses it
@@ -63,18 +62,17 @@ def inference_steps_of(config: TrainConfig, step: int) -> int:
 
 def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     """Draws this process's samples of an accumulation step, scores them, and accumulates their gradient."""
-    config, generator, accelerator, device = run.config, run.generator, run.accelerator, run.generator.device
-    count = samples_per_round(config, accelerator.num_processes)
+    config, generator, accelerator, count = run.config, run.generator, run.accelerator, run.samples
     first = (part * accelerator.num_processes + accelerator.process_index) * count
     samples = range(first, first + count)
     torch.manual_seed(key_of(config.seed, run.step, first))  # for rewards that draw random numbers
-    prompts = batch.prompts[first : first + count]
+    prompts = Prompts(batch.prompts[first : first + count])
     drawn_for = [0] * count if config.one_noise_per_step else samples
-    noise = keyed_noise(generator.noise_shape, seed=config.seed, step=run.step, samples=drawn_for)
-    noise = noise.to(device, run.network.trainable_parameters()[0].dtype)  # [B, *noise_shape]
+    noise = noise_for(generator, run.network, seed=config.seed, step=run.step, samples=drawn_for)  # [B, *noise_shape]
     condition = run.encode(prompts)
+    prompts.read = False
     with nullcontext() if part == batch.parts[-1] else accelerator.no_sync(run.model):
-        with autocast(device, config):
+        with run.autocast():
             residual = run.model(noise, condition)  # f(x0, c)
             improved = noise + residual
             if config.sample_clip:
@@ -83,21 +81,19 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             seeds = [key_of(config.seed, run.step, sample) for sample in samples]
             pixels = generator.sample(improved, condition, num_inference_steps=batch.inference_steps, seed=seeds)
         drawn = pixels.detach().to(noise.dtype)
-        watched = _Watched(prompts)
-        rewards = scored(run.reward, pixels.to(noise.dtype), watched, run.step)  # in fp32
+        rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step)  # in fp32
         nats = kl_of(run.network, noise, condition, residual)
         loss, kl = (config.kl_weight * nats - rewards).mean(), nats.mean()
         if config.kl_term == "exact" and not knows_kl(run.network):
             gap = exact_gap(run.network, noise, condition).mean()
             loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
         if config.lipschitz.mode == "penalty":
-            with autocast(device, config):
+            with run.autocast():
                 excess = squared_excess(run.network, noise, condition, config.lipschitz.bound)
             loss = loss + config.lipschitz.weight * excess
         if not run.log.history:  # the first step of this call
             check_gradients(run.reward, rewards, pixels)
-            checks = isinstance(run.reward, WeightedSum) or run.reward in PIXEL_REWARDS.values()  # they count prompts
-            if not checks and watched.read and set(condition.tensors) == {"index"} and len(set(prompts)) > 1:
+            if prompts.read and set(condition.tensors) == {"index"} and len(set(prompts)) > 1:
                 say(
                     "the reward reads the prompt, which the noise network does not see: give the generator an `embed` "
                     "(a module that takes only noise is not passed its result)"
@@ -107,26 +103,12 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     members = getattr(run.reward, "member_scores", dict)()
     means |= {f"reward/{name}": scores.mean() for name, scores in members.items()}
     if run.validation_reward is not None and batch.validated:
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.no_grad(), torch.random.fork_rng(devices=[drawn.device] if drawn.is_cuda else []):
             pictures = drawn.nan_to_num(0.0, 1.0, 0.0)  # `commit` reports non-finite values
             scores = scored(run.validation_reward, pictures, prompts, run.step, "the validation reward")
             means["validation_reward"] = scores.mean()
-    means = {name: mean.detach().float().to(device) for name, mean in means.items()}
+    means = {name: mean.detach().float().to(noise.device) for name, mean in means.items()}
     return Round(prompts, noise, condition, drawn, rewards.detach(), means)
-
-
-class _Watched(list[str]):
-    """Prompts that record whether they are read."""
-
-    read = False
-
-    def __iter__(self) -> Iterator[str]:
-        self.read = True
-        return super().__iter__()
-
-    def __getitem__(self, place: Any) -> Any:
-        self.read = True
-        return super().__getitem__(place)
 
 
 def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], int]:
@@ -167,12 +149,14 @@ def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
         set_learning_rate(run.optimizer, config, run.step)
         scaler.step(run.optimizer)
         if config.lipschitz.mode == "clamp":
-            run.clamp(rounds[-1].noise, rounds[-1].condition)
+            with run.autocast():
+                seen = lipschitz_seen(run.network, rounds[-1].noise, rounds[-1].condition)
+            clamp(run.network, run.accelerator.gather(seen).max().item(), config.lipschitz.bound)  # type: ignore[union-attr]
     else:
         row["skipped"] = 1
         narrow = math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1
         if not narrow:  # otherwise fp16 overflowed, and the loss scale is lowered
-            faults = gathered(run.accelerator, faults_of(run.reward, rounds)) or [NOT_THE_REWARDS]
+            faults = gather_object(faults_of(run.reward, rounds)) or [NOT_THE_REWARDS]
             row["faults"] = faults
     scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
