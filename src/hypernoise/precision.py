@@ -44,18 +44,17 @@ class Precision:
 
 def resolve(asked: MixedPrecision, device: torch.device) -> Precision:
     """The precision on `device`; "meta", the device of plans, counts as a GPU with bf16."""
-    named = NAMES.get(device.type)
-    if asked == "auto" and device.type == "meta":
+    kind = device.type
+    if asked != "auto":
+        slow = asked == "bf16" and kind == "cpu" and not native_bf16(device)
+        return Precision(asked, f"as asked; this CPU has no bf16 units: {SLOWER}" if slow else "as asked", slow)
+    if kind == "meta":
         return Precision("bf16", "as on a GPU from Ampere on")
-    if asked == "auto" and named is None:
-        return Precision("no", f"bf16 is not measured on {device.type}")
-    if asked == "auto" and native_bf16(device):
-        return Precision("bf16", f"this {named} has bf16 units")
-    if asked == "auto":
-        return Precision("no", f"this {named} has no bf16 units" + ("; fp16 may fit" if named == "GPU" else ""))
-    if asked == "bf16" and device.type == "cpu" and not native_bf16(device):
-        return Precision("bf16", f"as asked; this CPU has no bf16 units: {SLOWER}", slow=True)
-    return Precision(asked, "as asked")
+    if kind not in NAMES:
+        return Precision("no", f"bf16 is not measured on {kind}")
+    if native_bf16(device):
+        return Precision("bf16", f"this {NAMES[kind]} has bf16 units")
+    return Precision("no", f"this {NAMES[kind]} has no bf16 units" + ("; fp16 may fit" if kind == "cuda" else ""))
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ from hypernoise.cli import main
 from hypernoise.diagnostics.diagnosis import diagnose, findings
 from hypernoise.diagnostics.kl import Estimate
 from hypernoise.diagnostics.swap import swap_control
+from hypernoise.diagnostics.whiteness import low_frequency_share
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
@@ -92,7 +93,7 @@ def test_verdict_on_a_specific_shift():
     assert finding(found, "L2 term").text.startswith("to be trusted: KL 0.16")
     assert finding(found, "Lipschitz").good
     assert finding(found, "prompt").text.startswith("specific: 200% of the gain")
-    assert found.low == (pytest.approx(1), 1 / 4)
+    assert low_frequency_share(found.bands) == (pytest.approx(1), 1 / 4)
 
 
 def test_a_single_prompt_is_diagnosed_without_the_swap():

@@ -17,13 +17,16 @@ from hypernoise.diagnostics.whiteness import Band, Check, band_powers, low_frequ
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
+from hypernoise.noise.draws import DIAGNOSIS_STEP, noise_for
 from hypernoise.prompts import spread
 from hypernoise.rewards.base import RewardFunction
 
 MISSED = 0.1  # share of the KL that the L2 term may miss
 GENERIC = 0.2  # share of the gain that another prompt's residual must lose for f to count as prompt-specific
 CERTAIN = 3.0  # standard errors
+WHITE = 3.5  # standard errors: two-sided 5 % over a hundred independent statistics
+CLAMP = "train with --lipschitz.mode clamp"
+MORE_NOISES = "more --noises; the error falls with their square root"
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,7 @@ class Diagnosis:
 
     norms: ‖J‖₂ at each noise. ratios: ‖f(a) − f(b)‖/‖a − b‖ of unrelated noises under one prompt.
     distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for all noises and prompts.
-    bands: f's power by frequency (None for noise that is not an image), low: the lowest band's share of ‖f‖² and of
-    the dimensions. checks: of x + f against N(0, I).
+    bands: f's power by frequency (None for noise that is not an image). checks: of x + f against N(0, I).
     swap: None with a single prompt.
     """
 
@@ -44,7 +46,6 @@ class Diagnosis:
     distance: float
     constant: float
     bands: list[Band] | None
-    low: tuple[float, float] | None
     checks: list[Check]
     swap: Swap | None
 
@@ -95,77 +96,60 @@ def diagnose(
         raise InputError(f"a diagnosis needs at least 8 noises, not {noises}")
     if not prompts:
         raise InputError("no prompt to diagnose on")
-    texts = spread(prompts, noises)
-    noise = _noise(generator, network, seed, range(noises))
-    condition = generator.encode(texts)
-    kl = estimate_kl(network, noise, condition, batch=batch, seed=seed)
-    rows = [slice(start, start + batch) for start in range(0, noises, batch)]
-    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed) for part in rows])
-    other = noise.roll(1, 0)
-    ratios = torch.cat([pairwise_ratios(network, noise[part], other[part], condition[part]) for part in rows])
+    texts, steps = spread(prompts, noises), num_inference_steps
+    noise = noise_for(generator, network, seed=seed, step=DIAGNOSIS_STEP, samples=range(noises))
+    condition, other = generator.encode(texts), noise.roll(1, 0)
+    parts = [slice(start, start + batch) for start in range(0, noises, batch)]
+    norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed) for part in parts])
+    ratios = torch.cat([pairwise_ratios(network, noise[part], other[part], condition[part]) for part in parts])
     with torch.no_grad():
-        residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in rows])
-    picture_shaped, swapped = noise.ndim == 4, len(set(texts)) > 1
+        residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in parts])
+    swap = None
+    if len(set(texts)) > 1:
+        swap = swap_control(generator, network, reward, texts, noise, num_inference_steps=steps, batch=batch)
     return Diagnosis(
         dimensions=noise[0].numel(),
-        kl=kl,
+        kl=estimate_kl(network, noise, condition, batch=batch, seed=seed),
         norms=norms.tolist(),
         ratios=ratios.tolist(),
         distance=(residual.flatten(1).norm(dim=1) / math.sqrt(noise[0].numel())).mean().item(),
         constant=_constant_share(residual),
-        bands=band_powers(residual) if picture_shaped else None,
-        low=low_frequency_share(residual) if picture_shaped else None,
+        bands=band_powers(residual) if noise.ndim == 4 else None,
         checks=white_checks(noise + residual),
-        swap=swap_control(
-            generator, network, reward, texts, noise, num_inference_steps=num_inference_steps, batch=batch
-        )
-        if swapped
-        else None,
+        swap=swap,
     )
 
 
 def findings(found: Diagnosis) -> list[Finding]:
     """The verdict, one line per question."""
     lines = [_trust(found), _stretch(found), _distance(found), _white(found), _prompt(found)]
-    if found.low is not None:
-        share, dimensions = found.low
+    if found.bands is not None:
+        share, dimensions = low_frequency_share(found.bands)
         text = f"{share:.0%} of ‖f‖² lies in the lowest {dimensions:.0%} of frequencies"
         lines.append(Finding("spectrum", True, text))
     return lines
 
 
 def _trust(found: Diagnosis) -> Finding:
-    kl, gap = found.kl.kl.value, found.kl.gap
+    kl, l2, gap = found.kl.kl, found.kl.l2, found.kl.gap
     if found.kl.own:
-        return Finding("KL", True, f"{found.kl.kl} nats, exact, as it was trained on; ½‖f‖² would be {found.kl.l2}")
-    if math.isinf(kl):
-        return Finding(
-            "L2 term",
-            False,
-            "not to be trusted: the KL is infinite, x + f collapses noise to fewer dimensions",
-            "train with --lipschitz.mode clamp, or a greater --kl-weight",
-        )
+        return Finding("KL", True, f"{kl} nats, exact, as it was trained on; ½‖f‖² would be {l2}")
     least = "at least " if found.may_fold else ""
-    text = f"KL {least}{found.kl.kl} nats, of which ½‖f‖² is {found.kl.l2.value:.4g} and the terms left out {gap}"
-    limit = MISSED * max(kl, found.kl.l2.value)
-    small = abs(gap.value) + CERTAIN * gap.error <= limit
-    if small and found.may_fold:
-        return Finding(
-            "L2 term",
-            False,
-            f"a lower bound, as x + f may fold noises onto each other: {text}",
-            "train with --lipschitz.mode clamp: below 1 nothing folds",
-        )
-    if small:
-        return Finding("L2 term", True, f"to be trusted: {text}")
-    if abs(gap.value) - CERTAIN * gap.error > limit:
-        return Finding(
-            "L2 term",
-            False,
-            f"not to be trusted: {text}",
-            "train with --lipschitz.mode clamp, or a greater --kl-weight",
-        )
-    return Finding("L2 term", False, f"undecided: {text}", "more --noises; the error falls with their square root")
+    text = f"KL {least}{kl} nats, of which ½‖f‖² is {l2.value:.4g} and the terms left out {gap}"
+    limit = MISSED * max(kl.value, l2.value)
+    advice = f"{CLAMP}, or a greater --kl-weight"
+    if math.isinf(kl.value):
+        text = "not to be trusted: the KL is infinite, x + f collapses noise to fewer dimensions"
+    elif abs(gap.value) + CERTAIN * gap.error <= limit:
+        if not found.may_fold:
+            return Finding("L2 term", True, f"to be trusted: {text}")
+        text = f"a lower bound, as x + f may fold noises onto each other: {text}"
+        advice = f"{CLAMP}: below 1 nothing folds"
+    elif abs(gap.value) - CERTAIN * gap.error > limit:
+        text = f"not to be trusted: {text}"
+    else:
+        text, advice = f"undecided: {text}", MORE_NOISES
+    return Finding("L2 term", False, text, advice)
 
 
 def _stretch(found: Diagnosis) -> Finding:
@@ -176,13 +160,12 @@ def _stretch(found: Diagnosis) -> Finding:
         text = f"{seen:.3g} seen, below 1; if it holds everywhere, {seen:.3g} bounds the terms left out by {bound:.3g}"
         return Finding("Lipschitz", True, text)
     over = sum(norm >= 1 for norm in found.norms)
-    return Finding(
-        "Lipschitz",
-        False,
+    text = (
         f"{seen:.3g} seen, above 1 at {over} of {len(found.norms)} noises: there the theory bounds nothing, and x + f "
-        "may fold noises onto each other",
-        "train with --lipschitz.mode clamp --lipschitz.bound 0.5, a smaller --learning-rate, or a greater --kl-weight",
+        "may fold noises onto each other"
     )
+    advice = f"{CLAMP} --lipschitz.bound 0.5, a smaller --learning-rate, or a greater --kl-weight"
+    return Finding("Lipschitz", False, text, advice)
 
 
 def _distance(found: Diagnosis) -> Finding:
@@ -192,9 +175,8 @@ def _distance(found: Diagnosis) -> Finding:
 
 def _white(found: Diagnosis) -> Finding:
     worst = max(found.checks, key=lambda check: abs(check.z))
-    limit = 3.5  # two-sided 5 % over a hundred independent statistics
     text = f"{worst.name} is {worst.found:.4g} where N(0, I) has {worst.expected:g}, {worst.z:+.1f} standard errors"
-    if abs(worst.z) < limit:
+    if abs(worst.z) < WHITE:
         return Finding("white", True, f"{len(found.checks)} statistics do not tell x + f from N(0, I); {text}")
     return Finding("white", False, f"x + f is not white: {text}", "a greater --kl-weight keeps it nearer")
 
@@ -203,27 +185,20 @@ def _prompt(found: Diagnosis) -> Finding:
     swap = found.swap
     if swap is None:
         return Finding("prompt", True, "not tested: a swap needs at least two different prompts, but there is only one")
-    text = f"reward {swap.own} over plain with its own prompt's f, {swap.swapped} with another's"
-    if swap.own.value <= CERTAIN * swap.own.error:
-        return Finding(
-            "prompt", False, f"no gain is seen: {text}", "train longer, a smaller --kl-weight, more --noises"
-        )
-    share = swap.lost.value / swap.own.value
-    if swap.lost.value > CERTAIN * swap.lost.error and share >= GENERIC:
-        return Finding("prompt", True, f"specific: {share:.0%} of the gain is lost by a swap; {text}")
-    if swap.lost.value + CERTAIN * swap.lost.error >= GENERIC * swap.own.value:
-        return Finding(
-            "prompt",
-            False,
-            f"undecided: {share:.0%} ± {swap.lost.error / swap.own.value:.0%} of the gain is lost by a swap; {text}",
-            "more --noises; the error falls with their square root",
-        )
-    return Finding(
-        "prompt",
-        False,
-        f"generic: {share:.0%} of the gain is lost by a swap, cosine {swap.cosine:.2f}; {text}",
-        "a reward that reads the prompt, if the prompt is meant to matter",
-    )
+    own, lost = swap.own, swap.lost
+    text = f"reward {own} over plain with its own prompt's f, {swap.swapped} with another's"
+    if own.value <= CERTAIN * own.error:
+        advice = "train longer, a smaller --kl-weight, more --noises"
+        return Finding("prompt", False, f"no gain is seen: {text}", advice)
+    share = lost.value / own.value
+    swapped = f"of the gain is lost by a swap; {text}"
+    if lost.value > CERTAIN * lost.error and share >= GENERIC:
+        return Finding("prompt", True, f"specific: {share:.0%} {swapped}")
+    if lost.value + CERTAIN * lost.error >= GENERIC * own.value:
+        text = f"undecided: {share:.0%} ± {lost.error / own.value:.0%} {swapped}"
+        return Finding("prompt", False, text, MORE_NOISES)
+    text = f"generic: {share:.0%} of the gain is lost by a swap, cosine {swap.cosine:.2f}; {text}"
+    return Finding("prompt", False, text, "a reward that reads the prompt, if the prompt is meant to matter")
 
 
 def _constant_share(residual: Tensor) -> float:
@@ -234,8 +209,3 @@ def _constant_share(residual: Tensor) -> float:
         return 0.0
     between = (flat.mean(0).square().sum() * count - total) / (count - 1)
     return max(0.0, (between / total).item())
-
-
-def _noise(generator: Generator, network: NoiseNetwork, seed: int, samples: range) -> Tensor:
-    noise = keyed_noise(generator.noise_shape, seed=seed, step=DIAGNOSIS_STEP, samples=samples)
-    return noise.to(generator.device, network.trainable_parameters()[0].dtype)

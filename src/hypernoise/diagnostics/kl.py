@@ -21,7 +21,6 @@ error is of second order in J, like the gap itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -34,7 +33,7 @@ from torch import Tensor
 from hypernoise.diagnostics.linear import Linearised, jacobian
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
-from hypernoise.noise.base import NoiseNetwork, knows_kl
+from hypernoise.noise.base import NoiseNetwork, never_folds
 from hypernoise.objective import l2_kl
 
 STEPS = 8  # Arnoldi iterations
@@ -91,7 +90,7 @@ def estimate_kl(
         condition: one per noise.
         method: see the top of this module; None: the network's own KL if it is exact, else "arnoldi".
         probes: random probes per noise (ignored by "exact").
-        batch: noises in memory at once; for "exact", rows of the Jacobian.
+        batch: noises in memory at once; "exact" also keeps their Jacobians.
         seed: for the probes.
 
     Raises:
@@ -101,64 +100,39 @@ def estimate_kl(
         raise unknown("method", method, get_args(Method))
     if not len(noise) or probes < 1 or batch < 1:
         raise InputError(f"estimate_kl needs a noise, a probe and a batch, not {len(noise)}, {probes} and {batch}")
-    rows = [slice(start, start + batch) for start in range(0, len(noise), batch)]
-    if method is None and knows_kl(network) and not getattr(network, "may_fold", False):
-        return _own(network, [(noise[part], condition[part]) for part in rows])
+    parts = [(noise[i : i + batch], condition[i : i + batch]) for i in range(0, len(noise), batch)]
+    if method is None and never_folds(network):
+        own: Any = network
+        with torch.no_grad():
+            residual, kl = (torch.cat([f(x, c) for x, c in parts]) for f in (network, own.kl))
+        l2, kl = l2_kl(_finite(residual)).cpu().double(), kl.cpu().double()
+        return KLReport(Estimate.of(kl), Estimate.of(l2), Estimate.of(kl - l2), turned=0, own=True)
     draw = torch.Generator().manual_seed(seed)
-    parts = []
-    for part in rows:
-        x, c = noise[part], condition[part]
-        if method == "exact":
-            parts.append(_exact(network, x, c, batch))
-        else:
-            parts.append(_probed(Linearised(partial(network, condition=c), x), probes, draw))
-    residual = torch.cat([found for found, _ in parts])
-    trace, volume, turned = (torch.cat(values) for values in zip(*(terms for _, terms in parts), strict=True))
-    l2, gap = l2_kl(residual).cpu().double(), trace - volume
-    return KLReport(
-        kl=Estimate.of(l2 + gap),
-        l2=Estimate.of(l2),
-        gap=Estimate.of(gap),
-        turned=int((turned > 0).sum()),
-    )
+    l2s, gaps, turned = [], [], 0
+    for x, c in parts:
+        linear = Linearised(partial(network, condition=c), x)
+        l2s.append(l2_kl(_finite(linear.residual)).cpu().double())
+        terms = [_exact(linear)] if method == "exact" else [_arnoldi(linear, draw) for _ in range(probes)]
+        trace, volume, folded = (torch.stack(values) for values in zip(*terms, strict=True))
+        gaps.append((trace - volume).mean(0))
+        turned += int(folded.any(0).sum())
+    l2, gap = torch.cat(l2s), torch.cat(gaps)
+    return KLReport(Estimate.of(l2 + gap), Estimate.of(l2), Estimate.of(gap), turned)
 
 
-@torch.no_grad()
-def _own(network: Any, parts: Sequence[tuple[Tensor, Condition]]) -> KLReport:
-    residual = torch.cat([network(x, c) for x, c in parts])
-    _check_finite(residual)
-    kl, l2 = torch.cat([network.kl(x, c) for x, c in parts]).cpu().double(), l2_kl(residual).cpu().double()
-    return KLReport(Estimate.of(kl), Estimate.of(l2), Estimate.of(kl - l2), turned=0, own=True)
-
-
-Terms = tuple[Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, 1.0 where det(I + J) ≤ 0 is found, else 0.0
-
-
-def _exact(network: NoiseNetwork, noise: Tensor, condition: Condition, rows: int) -> tuple[Tensor, Terms]:
-    residuals, traces, volumes, turned = [], [], [], []
-    for i, x in enumerate(noise):
-        copies = condition[torch.full((min(rows, x.numel()),), i)]
-        linear = Linearised(partial(network, condition=copies), x.expand(len(copies), *x.shape))
-        _check_finite(linear.residual)
-        j = jacobian(linear)
-        residuals.append(linear.residual[:1])
-        traces.append(j.trace())
-        sign, volume = torch.linalg.slogdet(torch.eye(len(j), dtype=j.dtype) + j)
-        volumes.append(volume)
-        turned.append((sign <= 0).to(volume))
-    return torch.cat(residuals), (torch.stack(traces), torch.stack(volumes), torch.stack(turned))
-
-
-def _check_finite(residual: Tensor) -> None:
+def _finite(residual: Tensor) -> Tensor:
     if not residual.isfinite().all():
         raise InputError("the residual is not finite: the noise network has non-finite weights or outputs")
+    return residual
 
 
-def _probed(linear: Linearised, probes: int, draw: torch.Generator) -> tuple[Tensor, Terms]:
-    _check_finite(linear.residual)
-    found = [_arnoldi(linear, _signs(linear.noise, draw)) for _ in range(probes)]
-    trace, volume, turned = (torch.stack(values).mean(0) for values in zip(*found, strict=True))
-    return linear.residual, (trace, volume, turned)
+Terms = tuple[Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, whether det(I + J) ≤ 0 is found
+
+
+def _exact(linear: Linearised) -> Terms:
+    j = jacobian(linear)
+    sign, volume = torch.linalg.slogdet(torch.eye(j.shape[-1], dtype=j.dtype) + j)
+    return j.diagonal(dim1=1, dim2=2).sum(1), volume, sign <= 0
 
 
 def _signs(like: Tensor, draw: torch.Generator) -> Tensor:
@@ -166,8 +140,9 @@ def _signs(like: Tensor, draw: torch.Generator) -> Tensor:
     return (2 * torch.randint(0, 2, like.shape, generator=draw) - 1).to(like)
 
 
-def _arnoldi(linear: Linearised, probe: Tensor) -> Terms:
-    """vᵀ log(I + Jᵀ) v from the Hessenberg matrix of Jᵀ in v's Krylov space."""
+def _arnoldi(linear: Linearised, draw: torch.Generator) -> Terms:
+    """vᵀ log(I + Jᵀ) v of a random v from the Hessenberg matrix of Jᵀ in v's Krylov space."""
+    probe = _signs(linear.noise, draw)
     steps = min(STEPS, probe[0].numel())
     length = _dot(probe, probe).sqrt()
     basis = [probe / _scale(length, probe)]
@@ -183,8 +158,7 @@ def _arnoldi(linear: Linearised, probe: Tensor) -> Terms:
     square = hessenberg[:, :steps]
     flat = torch.finfo(probe.dtype).eps
     trace, volume = length.square() * square[:, 0, 0], length.square() * _log_corner(square, flat)
-    turned = torch.linalg.det(torch.eye(steps).double() + square) <= 0
-    return trace, volume, turned.double()
+    return trace, volume, torch.linalg.det(torch.eye(steps).double() + square) <= 0
 
 
 def _grow(basis: list[Tensor], image: Tensor, norms: Tensor) -> None:

@@ -51,14 +51,8 @@ class Linearised:
 
 
 def jacobian(linear: Linearised) -> Tensor:
-    """The whole J [d, d], in fp64 on the CPU, of a function linearised at copies of one noise.
-
-    One backward pass per dimension, as many at a time as there are copies (at most d).
-    """
-    copies, size = len(linear.noise), linear.noise[0].numel()
-    basis = torch.eye(size, dtype=linear.noise.dtype, device=linear.noise.device)
-    whole = torch.empty(size, size, dtype=torch.float64)
-    for start in range(0, size, copies):
-        rows = slice(min(start, size - copies), min(start, size - copies) + copies)  # the last block may overlap
-        whole[rows] = linear.vjp(basis[rows].view_as(linear.noise)).flatten(1).cpu().double()
-    return whole
+    """The whole J [B, d, d] at each noise, in fp64 on the CPU: a backward pass per dimension."""
+    shape = linear.noise.shape
+    basis = torch.eye(shape[1:].numel(), dtype=linear.noise.dtype, device=linear.noise.device)
+    rows = (linear.vjp(row.view(shape[1:]).expand(shape)).flatten(1).cpu().double() for row in basis)
+    return torch.stack(list(rows), 1)

@@ -7,6 +7,7 @@ coefficients are independent and N(0, 1), so every expectation and standard erro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from scipy.fft import dctn
 from torch import Tensor
 
 EDGES = (0.0, 0.25, 0.5, 0.75, 1.0, math.sqrt(2))  # band edges, in units of the highest frequency along an axis
+AT_EACH_PLACE = "mean square of the mean at each place, times noises"
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,8 @@ def band_powers(values: Tensor) -> list[Band]:
     return bands
 
 
-def low_frequency_share(residual: Tensor) -> tuple[float, float]:
+def low_frequency_share(bands: Sequence[Band]) -> tuple[float, float]:
     """The first band's share of ‖f‖² and of the dimensions."""
-    bands = band_powers(residual)
     total = sum(band.share * band.power for band in bands)
     return (bands[0].share * bands[0].power / total if total else 0.0), bands[0].share
 
@@ -62,11 +63,12 @@ def white_checks(noise: Tensor) -> list[Check]:
     """Statistics of noise [B, ...] against N(0, I); the spatial ones only for [B, C, H, W]."""
     values = noise.detach().cpu().double()
     count, size = values.numel(), values[0].numel()
+    spread = (values.flatten(1).square().sum(1) - size).square().mean()  # of ‖z‖², a χ²: its square varies by 2 + 12/d
     checks = [
         _check("mean", values.mean(), 0, 1, count),
         _check("variance", values.square().mean(), 1, math.sqrt(2), count),
-        _check("mean square of the mean at each place, times noises", _pattern(values), 1, math.sqrt(2), size),
-        _check("variance of ‖z‖² / 2d", _norm_variance(values), 1, math.sqrt(2 + 12 / size), len(values)),
+        _check(AT_EACH_PLACE, len(values) * values.mean(0).square().mean(), 1, math.sqrt(2), size),  # χ² over d
+        _check("variance of ‖z‖² / 2d", spread / (2 * size), 1, math.sqrt(2 + 12 / size), len(values)),
     ]
     if values.ndim == 4:
         across, down = values[..., 1:] * values[..., :-1], values[..., 1:, :] * values[..., :-1, :]
@@ -81,14 +83,3 @@ def white_checks(noise: Tensor) -> list[Check]:
 def _check(name: str, found: float | Tensor, expected: float, deviation: float, count: int) -> Check:
     """A mean of `count` values, each with this standard deviation under N(0, I)."""
     return Check(name, expected, float(found), (float(found) - expected) * math.sqrt(count) / deviation)
-
-
-def _pattern(values: Tensor) -> Tensor:
-    """n·(mean over the n noises)² averaged over the d positions: χ² with d degrees of freedom over d, for any n."""
-    return len(values) * values.mean(0).square().mean()
-
-
-def _norm_variance(values: Tensor) -> Tensor:
-    """Mean squared deviation of ‖z‖² from d, divided by 2d; the square of a χ² deviation varies by 2 + 12/d."""
-    size = values[0].numel()
-    return (values.flatten(1).square().sum(1) - size).square().mean() / (2 * size)
