@@ -17,7 +17,6 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.precision import native_bf16, resolve  # as they are, before conftest's fixture
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe
-from hypernoise.training.optimizers import autocast
 from hypernoise.training.processes import say_once
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
@@ -119,7 +118,7 @@ def test_this_machine_with_avx2_alone_has_none():
     ("asked", "inside"), [("no", torch.float32), ("auto", torch.float32), ("bf16", torch.bfloat16)]
 )
 def test_products_are_in_it(asked, inside):
-    with autocast(CPU, TrainConfig(mixed_precision=asked)):
+    with resolve(asked, CPU).autocast(CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == inside
 
 

@@ -37,6 +37,13 @@ class Precision:
 
         return getattr(torch, WEIGHTS[self.name])
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Matrix products inside the block are in this precision, if it is mixed."""
+        import torch
+
+        mixed = self.name != "no"
+        return torch.autocast(device.type, self.dtype if mixed else None, enabled=mixed)
+
     @property
     def line(self) -> str:
         return f"mixed precision: {self.name} ({self.why})"

@@ -19,8 +19,8 @@ from hypernoise.rewards.check import check_reward
 from hypernoise.rewards.ensemble import NETWORKS, load_reward
 from hypernoise.rewards.hpsv3 import MARK, NAMES, UNUSED, HpsV3, Network
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
-from hypernoise.rewards.qwen import AreaResize, QwenReward, patches, places_of, shown
-from hypernoise.rewards.vqa import HELPFUL, QUESTION, VLMS, with_places
+from hypernoise.rewards.qwen import AreaResize, patches, places_of, shown
+from hypernoise.rewards.vqa import HELPFUL, QUESTION, VLMS, QwenReward, with_places
 from hypernoise.rewards.weights import Released, filled, read_state, renamed
 from tests.rewards import layouts
 from tests.rewards.gradients import assert_gradient_is_right

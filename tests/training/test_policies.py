@@ -9,7 +9,7 @@ import pytest
 from hypernoise.errors import InputError
 from hypernoise.noise import draws as noise_keys
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.optimizers import make_optimizer, set_learning_rate
+from hypernoise.training.run import make_optimizer, set_learning_rate
 from hypernoise.training.step import inference_steps_of
 from tests.training.test_resume import quick, small
 

@@ -15,7 +15,7 @@ from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.loop import train
-from hypernoise.training.optimizers import make_optimizer
+from hypernoise.training.run import make_optimizer
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross", "a ring", "a black square"]
 

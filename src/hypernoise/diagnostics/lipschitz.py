@@ -24,12 +24,7 @@ SILU = 1.0998394  # the maximum slope of x·sigmoid(x), at x = 2.3994
 
 
 def spectral_norm(
-    network: NoiseNetwork,
-    noise: Tensor,
-    condition: Condition,
-    *,
-    iterations: int = ITERATIONS,
-    seed: int = 0,
+    network: NoiseNetwork, noise: Tensor, condition: Condition, *, iterations: int = ITERATIONS, seed: int = 0
 ) -> Tensor:
     """‖J‖₂ at each noise [B], by power iteration on JᵀJ: a lower bound that increases to the true value.
 
@@ -42,12 +37,7 @@ def spectral_norm(
 
 
 def most_stretched(
-    network: NoiseNetwork,
-    noise: Tensor,
-    condition: Condition,
-    *,
-    iterations: int = ITERATIONS,
-    seed: int = 0,
+    network: NoiseNetwork, noise: Tensor, condition: Condition, *, iterations: int = ITERATIONS, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """`spectral_norm`'s ‖J‖₂ [B], and the unit directions [B, ...] stretched by it."""
     if iterations < 1:

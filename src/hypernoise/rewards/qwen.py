@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from hypernoise.rewards.preprocess import Resize, bicubic
-from hypernoise.rewards.vqa import Vlm, VqaReward
 
 AREA = 256  # approximate tokens per picture: 448 x 448 pixels for Qwen2-VL
 
@@ -74,16 +73,3 @@ def unit_of(config: Any) -> int:
 def places_of(config: Any, resized: Tensor) -> int:
     """Tokens per picture."""
     return (resized.shape[-2] // unit_of(config)) * (resized.shape[-1] // unit_of(config))
-
-
-class QwenReward(VqaReward):
-    """log P(answer | picture, question) in nats of a Qwen2.5-VL or Qwen3-VL, at most 0."""
-
-    def resize_of(self, config: Any, row: Vlm) -> AreaResize:
-        return AreaResize(unit_of(config))
-
-    def places(self, resized: Tensor) -> int:
-        return places_of(self.network.config, resized)
-
-    def shown(self, resized: Tensor, ids: Tensor) -> dict[str, Any]:
-        return shown(self.network, self.network.config, self.normalised(resized, self.row.mean, self.row.std), ids)

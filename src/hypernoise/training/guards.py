@@ -127,13 +127,7 @@ def _faulty(reward: RewardFunction, seen: Round) -> Iterator[str]:
                     break
 
 
-def scored(
-    reward: RewardFunction,
-    pixels: Tensor,
-    prompts: list[str],
-    step: int,
-    called: str = "the reward",
-) -> Tensor:
+def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], step: int, called: str = "the reward") -> Tensor:
     """The rewards [B]. An exception in a reward becomes an InputError that names the reward and the prompt."""
     try:
         return base.scored(reward, pixels, prompts, called)

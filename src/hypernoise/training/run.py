@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.optim import Optimizer
 
 from hypernoise.adapters import compare_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, check_is, first_line
@@ -35,7 +36,6 @@ from hypernoise.training.early_stopping import readings, should_stop
 from hypernoise.training.guards import BlowUp, Skipped
 from hypernoise.training.lipschitz import check_exact
 from hypernoise.training.metrics import Log, check_trackers, rows_of
-from hypernoise.training.optimizers import make_optimizer
 from hypernoise.training.processes import say, say_once, start
 from hypernoise.training.signals import stop_requested
 
@@ -43,6 +43,21 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
 
 PROCESS = "process.json"
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.adam_weight_decay)
+
+
+def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> None:
+    """The learning-rate factor of a step: warm-up, then constant or decaying to 0. Depends only on the step."""
+    warm = min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
+    done = min(1.0, step / config.max_train_steps)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.lr_scheduler]
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * (warm * left)
 
 
 class Run:
@@ -251,9 +266,7 @@ class Run:
             self.log.write(row)
 
     def autocast(self) -> torch.autocast:
-        """Matrix products inside the block use the run's mixed precision, if any."""
-        mixed = self.precision.name != "no"
-        return torch.autocast(self.generator.device.type, self.precision.dtype if mixed else None, enabled=mixed)
+        return self.precision.autocast(self.generator.device)
 
     def finish(self) -> None:
         """Tells every process the last checkpoint; a finished run gets advice on its settings."""

@@ -22,9 +22,8 @@ from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.guards import NOT_THE_REWARDS, Round, clipped_share, faults_of, scored, shortened
 from hypernoise.training.lipschitz import clamp, exact_gap, lipschitz_seen, squared_excess
-from hypernoise.training.optimizers import set_learning_rate
 from hypernoise.training.processes import say
-from hypernoise.training.run import Run
+from hypernoise.training.run import Run, set_learning_rate
 
 DRAW = -1  # the sample number in the key of a step's inference steps: no sample uses it
 
