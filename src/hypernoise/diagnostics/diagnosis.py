@@ -122,7 +122,8 @@ def diagnose(
 
 def findings(found: Diagnosis) -> list[Finding]:
     """The verdict, one line per question."""
-    lines = [_trust(found), _stretch(found), _distance(found), _white(found), _prompt(found)]
+    moved = f"‖f‖ is {found.distance:.1%} of √d; {found.constant:.0%} of ‖f‖² is one shift for every noise and prompt"
+    lines = [_trust(found), _stretch(found), Finding("distance", True, moved), _white(found), _prompt(found)]
     if found.bands is not None:
         share, dimensions = low_frequency_share(found.bands)
         text = f"{share:.0%} of ‖f‖² lies in the lowest {dimensions:.0%} of frequencies"
@@ -166,11 +167,6 @@ def _stretch(found: Diagnosis) -> Finding:
     )
     advice = f"{CLAMP} --lipschitz.bound 0.5, a smaller --learning-rate, or a greater --kl-weight"
     return Finding("Lipschitz", False, text, advice)
-
-
-def _distance(found: Diagnosis) -> Finding:
-    text = f"‖f‖ is {found.distance:.1%} of √d; {found.constant:.0%} of ‖f‖² is one shift for every noise and prompt"
-    return Finding("distance", True, text)
 
 
 def _white(found: Diagnosis) -> Finding:

@@ -67,10 +67,10 @@ class Prompts(list[str]):
         return super().__getitem__(place)
 
 
-def check_pictures(pixels: Any) -> None:
-    """Raises InputError, with the fix, for anything but pictures.
+def check_pairs(pixels: Any, prompts: Any, *, read: bool = True) -> None:
+    """Raises InputError, with the fix, unless these are pictures with a prompt each; or without, if none is read.
 
-    Values are only checked without a gradient: a generator's pixels are in [0, 1], and reading them would
+    Pixels' values are only checked without a gradient: a generator's pixels are in [0, 1], and reading them would
     synchronise the device.
     """
     fault = fault_of(pixels, values=not getattr(pixels, "requires_grad", False))
@@ -78,11 +78,8 @@ def check_pictures(pixels: Any) -> None:
         what, fix = fault
         mend = f"; pass {fix.replace('y', 'pixels')}" if fix else ""
         raise InputError(f"a reward takes pixels [B, 3, H, W], floats in [0, 1], not {what}{mend}")
-
-
-def check_pairs(pixels: Any, prompts: Any) -> None:
-    """Raises InputError unless these are pictures with a prompt each."""
-    check_pictures(pixels)
+    if not (read or prompts):
+        return
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or len(prompts) != len(pixels):
         raise InputError(f"prompts must be a list with one prompt for each of {len(pixels)} pictures")
     if not isinstance(prompts, Prompts) and not all(isinstance(prompt, str) for prompt in prompts):

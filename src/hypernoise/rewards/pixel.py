@@ -10,7 +10,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from hypernoise.rewards.base import RewardFunction, check_pairs, check_pictures
+from hypernoise.rewards.base import RewardFunction, check_pairs
 
 
 def checked(reward: RewardFunction) -> RewardFunction:
@@ -18,7 +18,7 @@ def checked(reward: RewardFunction) -> RewardFunction:
 
     @wraps(reward)
     def of_pictures(pixels: Tensor, prompts: list[str]) -> Tensor:
-        check_pairs(pixels, prompts) if prompts else check_pictures(pixels)
+        check_pairs(pixels, prompts, read=False)
         return reward(pixels, prompts)
 
     return of_pictures

@@ -148,8 +148,3 @@ def _culprit(reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> tupl
             except Exception as error:
                 return name, prompt, error
     return None
-
-
-def clipped_share(pixels: Tensor) -> Tensor:
-    """The share of values that are exactly 0 or 1, where clamping cuts the gradient."""
-    return ((pixels <= 0) | (pixels >= 1)).float().mean()

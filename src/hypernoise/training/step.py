@@ -20,7 +20,7 @@ from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.base import Prompts
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.guards import NOT_THE_REWARDS, Round, clipped_share, faults_of, scored, shortened
+from hypernoise.training.guards import NOT_THE_REWARDS, Round, faults_of, scored, shortened
 from hypernoise.training.lipschitz import clamp, exact_gap, lipschitz_seen, squared_excess
 from hypernoise.training.processes import say
 from hypernoise.training.run import Run, set_learning_rate
@@ -98,7 +98,8 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
                     "(a module that takes only noise is not passed its result)"
                 )
         accelerator.backward(run.scaler.scale(loss / config.gradient_accumulation_steps))
-    means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped_share(drawn)}
+    clipped = ((drawn <= 0) | (drawn >= 1)).float().mean()  # where clamping cuts the gradient
+    means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped}
     members = getattr(run.reward, "member_scores", dict)()
     means |= {f"reward/{name}": scores.mean() for name, scores in members.items()}
     if run.validation_reward is not None and batch.validated:
