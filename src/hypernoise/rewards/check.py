@@ -58,9 +58,9 @@ def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> N
     if isinstance(reward, WeightedSum):
         parts = {f"reward {name!r}": score for name, score in reward.member_scores().items() if reward.weights[name]}
     for name, score in parts.items():
-        if _gradient(score.sum(), pixels).any():
+        if gradient_of(score.sum(), pixels).any():
             continue
-        if len(score) > 1 and _gradient(score[0], pixels).any():
+        if len(score) > 1 and gradient_of(score[0], pixels).any():
             raise InputError(f"{name}: the gradients of a batch cancel: {OTHERS}")
         raise InputError(f"{name}: the gradient is cut: {CUT}")
 
@@ -77,9 +77,9 @@ def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]
     scores = call(pixels)
     if not scores.isfinite().all():
         raise InputError(f"{name} returned {scores.tolist()} for noise pictures; scores must be finite")
-    if _gradient(scores[0], pixels)[1:].any():
+    if gradient_of(scores[0], pixels)[1:].any():
         raise InputError(f"{name}: {OTHERS}")
-    gradient = _gradient(scores.sum(), pixels)
+    gradient = gradient_of(scores.sum(), pixels)
     pixels, scores = pixels.detach(), scores.detach()
     with torch.no_grad():
         others = torch.cat([pixels[:1], 1 - pixels[1:]])
@@ -94,7 +94,7 @@ def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]
             _compare(name, lambda step, along=direction: call(pixels + step * along), scores, faint, slope, steepest)
 
 
-def _gradient(score: Tensor, pixels: Tensor) -> Tensor:
+def gradient_of(score: Tensor, pixels: Tensor) -> Tensor:
     """The gradient of a number in the pixels; zero if it does not depend on them."""
     found = None
     if score.requires_grad:

@@ -15,6 +15,7 @@ from hypernoise.errors import InputError, located
 from hypernoise.generators.base import Condition
 from hypernoise.rewards import base
 from hypernoise.rewards.base import RewardFunction
+from hypernoise.rewards.check import gradient_of
 from hypernoise.rewards.ensemble import each_of
 from hypernoise.training.config import TrainConfig
 
@@ -118,8 +119,7 @@ def _faulty(reward: RewardFunction, seen: Round) -> Iterator[str]:
         pixels = seen.pixels.detach().clone().requires_grad_()
         with torch.enable_grad():
             scores = member(pixels, seen.prompts)
-            (gradient,) = torch.autograd.grad(scores.sum(), pixels, allow_unused=True)
-        slopes = torch.zeros(len(scores)) if gradient is None else gradient.flatten(1).sum(1)
+            slopes = gradient_of(scores.sum(), pixels).flatten(1).sum(1)
         for prompt, score, slope in zip(seen.prompts, scores.tolist(), slopes.tolist(), strict=True):
             for what, value in (("", score), ("the gradient of ", slope)):
                 if not math.isfinite(value):
