@@ -39,17 +39,9 @@ def _tokens(output: Any, shape: tuple[int, ...]) -> Tensor:
     return output[:, : shape[2] * shape[3]].mT.reshape(shape)
 
 
-def _same_at_any(steps: int) -> dict[str, Any]:
-    return {}
-
-
 def _scm_timesteps(steps: int) -> dict[str, Any]:
     """SANA-Sprint has a tuned middle timestep for two steps, and refuses it for any other number."""
     return {} if steps == 2 else {"intermediate_timesteps": None}
-
-
-def _by_row(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    return dict(tensors)
 
 
 def _lists(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -84,11 +76,11 @@ class Family:
     output_layer: str
     embeddings: tuple[str | None, ...]
     call: dict[str, Any] = field(default_factory=dict)
-    call_at: Callable[[int], dict[str, Any]] = _same_at_any
+    call_at: Callable[[int], dict[str, Any]] = lambda steps: {}
     layout: Literal["grid", "tokens"] = "grid"
     patch: int = 1
     answer: Callable[[Any, tuple[int, ...]], Tensor] = _whole
-    arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]] = _by_row
+    arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict
     wide_noise: bool = False
     guided_first: bool = False
     unguided: float | None = 1.0

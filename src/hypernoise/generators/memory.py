@@ -105,18 +105,18 @@ def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def replaced(owner: Any, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Overrides the object's methods inside the block; restores its attributes afterwards."""
-    before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
-    for name, method in methods.items():
-        setattr(owner, name, method)
+def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
+    """Overrides the object's methods or other attributes inside the block."""
+    before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for name in methods:
+        for name in attributes:
             delattr(owner, name)
-        for name, method in before.items():
-            setattr(owner, name, method)
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 def on_hub(tiny_decoder: str) -> bool:

@@ -6,10 +6,8 @@ grows with the number of pictures: so one trace covers any batch, also with deco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +32,8 @@ class Part:
 
     kept: int
     forward: int
-    backward: int
     flops: int
+    backward: int
     flops_back: int
 
 
@@ -72,11 +70,7 @@ class _Parts:
         self._next()
 
     def found(self) -> dict[str, Part]:
-        parts = {}
-        for name, (kept, more, flops, _) in self.forward.items():
-            back, flops_back = self.backward[name]
-            parts[name] = Part(kept, more, back, flops, flops_back)
-        return parts
+        return {name: Part(*own[:3], *self.backward[name]) for name, own in self.forward.items()}
 
 
 def generator_parts(planned: Planned, network: LoRANoise | SpectralNoise, *, steps: int = 1) -> dict[str, Part]:
@@ -98,12 +92,13 @@ def generator_parts(planned: Planned, network: LoRANoise | SpectralNoise, *, ste
         improved = noise + residual
         parts.end("noise network")
 
-        def decode(latents: Tensor) -> None:
+        def decode(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            hook.remove()  # checkpointing calls it again
             parts.end("generator")
-            latents.register_hook(lambda gradient: parts.ended_back("decoder"))
+            arguments[0].register_hook(lambda gradient: parts.ended_back("decoder"))
 
-        with _at_first_call(generator.pipeline.vae.decoder, decode):
-            pixels = generator.sample(improved, condition, num_inference_steps=steps)
+        hook = generator.pipeline.vae.decoder.register_forward_pre_hook(decode)
+        pixels = generator.sample(improved, condition, num_inference_steps=steps)
         parts.end("decoder")
         improved.register_hook(lambda gradient: parts.ended_back("generator"))
         (nats + moved(pixels.mean(), "cpu")).backward()
@@ -124,19 +119,3 @@ def reward_parts(score: Callable[[Tensor], Tensor], size: tuple[int, int]) -> di
         torch.autograd.grad(total, pixels)
         parts.ended_back("rewards")
     return parts.found()
-
-
-@contextmanager
-def _at_first_call(module: nn.Module, act: Callable[[Tensor], None]) -> Iterator[None]:
-    """Inside the block, `act` receives the module's input when it is first called."""
-    waiting = [act]
-
-    def begin(module: nn.Module, arguments: Any) -> None:
-        while waiting:
-            waiting.pop()(arguments[0])
-
-    hook = module.register_forward_pre_hook(begin)
-    try:
-        yield
-    finally:
-        hook.remove()

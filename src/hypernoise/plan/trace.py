@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 
@@ -175,8 +175,4 @@ class _Move(torch.autograd.Function):
 
 def moved(nest: Any, device: str) -> Any:
     """Every tensor of a nested structure on the meta device, or as zeros on the CPU (for a scheduler's arithmetic)."""
-
-    def one(value: Any) -> Any:
-        return _Move.apply(value, device) if isinstance(value, Tensor) and value.device.type != device else value
-
-    return tree_map(one, nest)
+    return tree_map_only(Tensor, lambda t: t if t.device.type == device else _Move.apply(t, device), nest)
