@@ -31,6 +31,7 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
 from hypernoise.training.config import LoRA, Recipe, TrainConfig, read_recipe
 from hypernoise.training.loop import train
+from tests.families import build_pipeline
 
 
 def allocated_peak(run):
@@ -132,6 +133,9 @@ def test_image_reward_and_the_clips_are_planned_by_their_own_networks():
     assert "redness" not in found.parameters
     held = sum(weight.nbytes for network in found.networks for weight in network.parameters())
     assert held == 4 * sum(count for count in found.parameters.values() if count)
+    assert planned_rewards(["my.module:reward"], [], RewardSettings()).parameters == {"my.module:reward": None}
+    with pytest.raises(InputError, match="unknown reward 'rednes'; did you mean 'redness'"):
+        planned_rewards(["rednes"], [], RewardSettings())
     with Live() as live:
         pixels = torch.empty(2, 3, 512, 512, device="meta", requires_grad=True)
         assert found.score is not None
@@ -152,6 +156,24 @@ def test_frozen_parameters_are_the_real_ones():
     assert planned.generator.noise_shape == generator.noise_shape
     condition, wanted = planned.condition(2).tensors, generator.encode(["a ring", "a cross"]).tensors
     assert {n: t.shape for n, t in condition.items()} == {n: t.shape for n, t in wanted.items()}
+
+
+def test_a_saved_pipeline_is_planned_at_the_length_its_prompts_are_padded_to(tmp_path):
+    build_pipeline("FluxPipeline", tmp_path).save_pretrained(tmp_path / "flux")
+    for tokens, length in ((0, 512), (64, 64)):
+        real = load_generator(tmp_path / "flux", device="cpu", size=(16, 16), max_sequence_length=tokens)
+        planned = planned_generator(str(tmp_path / "flux"), dtype=torch.float32, size=(16, 16), tokens=tokens)
+        shapes = [{n: t.shape for n, t in c.tensors.items()} for c in (real.encode(["a"]), planned.condition(1))]
+        assert shapes[0] == shapes[1]
+        assert shapes[0]["prompt_embeds"][1] == real.asked()["max_sequence_length"] == length
+    with pytest.raises(InputError, match="scenes is a StableDiffusionPipeline, which takes no max_sequence_length"):
+        plan(Recipe(max_sequence_length=64))
+
+
+def test_a_saved_pipeline_with_other_lists_in_its_index_is_planned(tmp_path):
+    build_pipeline("Krea2Pipeline", tmp_path).save_pretrained(tmp_path / "krea")
+    assert "text_encoder_select_layers" in json.loads((tmp_path / "krea" / "model_index.json").read_text())
+    assert len(planned_generator(str(tmp_path / "krea"), dtype=torch.float32).found.configuration["text_encoders"]) == 1
 
 
 def test_options_save_what_they_are_for():
@@ -400,6 +422,8 @@ def test_the_smoke_test_trains_and_draws_with_random_weights_and_says_what_would
     assert len(row["step_seconds"]) == 2
     assert not (tmp_path / "out" / "adapter").exists()
     assert main(["train", str(tmp_path / "r.yaml"), *flags, "--device", "xpu"]) == 2
+    assert main(["train", str(tmp_path / "r.yaml"), *flags, "--reward-device", "xpu"]) == 2
+    assert "device 'xpu' does not exist here" in capsys.readouterr().err
 
 
 def test_random_weights_keep_the_scale_of_what_goes_through_them():

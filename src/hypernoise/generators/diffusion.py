@@ -72,6 +72,8 @@ class DiffusionGenerator:
         self.name = name
         self.family: Family = family_of(pipeline)
         self._call_of_model = dict(call)
+        for argument in call.keys() - inspect.signature(self._draw).parameters.keys():
+            raise InputError(f"{name} is a {type(pipeline).__name__}, which takes no {argument}")
         self.memory = memory
         self.changed = dict(changed)
         self._ahead: dict[str, Condition] = {}  # of prompts encoded in advance, on the CPU
@@ -355,18 +357,9 @@ def _uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-@contextmanager
-def quiet(pipeline: Any) -> Iterator[None]:
-    """Disables the pipeline's progress bar."""
-    before = getattr(pipeline, "_progress_bar_config", None)
-    pipeline._progress_bar_config = {"disable": True}
-    try:
-        yield
-    finally:
-        if before is None:
-            del pipeline._progress_bar_config
-        else:
-            pipeline._progress_bar_config = before
+def quiet(pipeline: Any) -> AbstractContextManager[None]:
+    """Disables the pipeline's progress bar inside the block."""
+    return replaced(pipeline, {"_progress_bar_config": {"disable": True}})
 
 
 def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) -> None:

@@ -48,6 +48,8 @@ class Loading:
     """Height of the pictures in pixels; 0: the width, or the generator's default."""
     width: int = 0
     """Width of the pictures in pixels; 0: the height."""
+    max_sequence_length: int = 0
+    """Tokens of a prompt that the text encoder reads, where its length can be chosen; 0: the generator's default."""
     few_step_lora: str = ""
     """An LCM, Hyper-SD or Lightning LoRA to fuse into the generator: a safetensors file, or owner/name/file on the
     Hub."""
@@ -57,7 +59,7 @@ class Loading:
 
     def __post_init__(self) -> None:
         typed(self, Loading)
-        whole(self, "height", "width", least=0, most=MOST_SIDE)
+        whole(self, "height", "width", "max_sequence_length", least=0, most=MOST_SIDE)
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -55,6 +55,10 @@ class Preset:
     call: Mapping[str, Any] = field(default_factory=dict)
     tiny_decoder: str | None = None
     gated: bool = False
+
+    def reading(self, tokens: int) -> Preset:
+        """With this max_sequence_length, unless it is 0."""
+        return replace(self, call={**self.call, "max_sequence_length": tokens}) if tokens else self
 
 
 _DMD = "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512"

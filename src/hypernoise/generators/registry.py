@@ -40,6 +40,7 @@ def load_generator(
     variant: str | None = None,
     revision: str | None = None,
     size: tuple[int, int] | None = None,
+    max_sequence_length: int = 0,
     lora: str | None = None,
     scheduler: str | None = None,
     memory: Memory = NO_SAVING,
@@ -54,6 +55,7 @@ def load_generator(
         variant: of the weight files, such as "fp16"; if None, the preset's, or a directory's plain files.
         revision: of the preset's repository; if None, the pinned one, or the newest.
         size: height and width in pixels; if None, the preset's, or the pipeline's default.
+        max_sequence_length: tokens of a prompt that the text encoder reads; 0: the generator's default.
         lora: a few-step LoRA (LCM, Hyper-SD, Lightning ...) to fuse into the base: a safetensors file, or
             "owner/name/file" on the Hub.
         scheduler: a name in `SCHEDULERS`, from the LoRA's model card; the pipeline's if None.
@@ -110,11 +112,12 @@ def load_generator(
         if place.type == "cpu" and isinstance(pipeline.vae, AutoencoderTiny):  # it then decodes in 2/3 of the time
             pipeline.vae.to(memory_format=torch.channels_last)  # type: ignore[reportCallIssue]
         changed = {"scheduler": scheduler or "", "tiny_decoder": memory.tiny_decoder, "quantise": memory.quantise}
+        changed |= {"max_sequence_length": str(max_sequence_length or "")}
         return DiffusionGenerator(
             pipeline,
             name=name,
             size=size or preset.size,
-            call=preset.call,
+            call=preset.reading(max_sequence_length).call,
             memory=memory,
             changed={name: value for name, value in changed.items() if value not in ("", "none")},
         )
@@ -129,6 +132,7 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
         variant=loading.variant or None,
         revision=loading.revision or None,
         size=loading.size,
+        max_sequence_length=loading.max_sequence_length,
         lora=loading.few_step_lora or None,
         scheduler=loading.scheduler or None,
         memory=loading.memory,

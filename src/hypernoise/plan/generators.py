@@ -35,10 +35,6 @@ Place = Callable[[], AbstractContextManager[Any]]
 """Inside such a block, networks are built with their weights in one place."""
 
 
-def on_meta() -> torch.device:
-    return META
-
-
 Conditions = Callable[[int], Condition]
 """Ones in the shape of so many encoded prompts."""
 
@@ -78,15 +74,15 @@ def configurations() -> dict[str, dict[str, Any]]:
     return found
 
 
-def published(source: str) -> Published:
-    """The configuration of a preset's name or a pipeline directory.
+def published(source: str, tokens: int = 0) -> Published:
+    """The configuration of a preset's name or a pipeline directory; `tokens`: max_sequence_length, 0 for its own.
 
     Raises:
         InputError: neither a preset nor a directory of one of diffusers' own pipelines.
     """
     preset = PRESETS.get(source)
     if preset is not None and source in configurations():
-        return Published(source, preset, configurations()[source])
+        return Published(source, preset.reading(tokens), configurations()[source])
     packaged = preset is not None and preset.packaged
     folder = Path(str(files("hypernoise").joinpath(packaged))) if packaged else Path(source)
     if not folder.is_dir():
@@ -94,14 +90,14 @@ def published(source: str) -> Published:
     family, configuration, words = _read_folder(folder)
     if family not in _CONDITIONS:
         raise InputError(f"a {family} cannot be planned: only these can: {', '.join(_CONDITIONS)}")
-    return Published(source, preset or Preset(family), configuration, words)
+    return Published(source, (preset or Preset(family)).reading(tokens), configuration, words)
 
 
 def planned_generator(
-    source: str, *, dtype: torch.dtype, size: tuple[int, int] | None = None, memory: Memory = NO_SAVING
+    source: str, *, dtype: torch.dtype, size: tuple[int, int] | None = None, tokens: int = 0, memory: Memory = NO_SAVING
 ) -> Planned:
     """A generator without data. Raises the InputErrors of `published`."""
-    found = published(source)
+    found = published(source, tokens)
     pipeline = assembled(found, dtype, memory.tiny_decoder)
     _without_data(pipeline)
     memory = Memory(gradient_checkpointing=memory.gradient_checkpointing)  # the rest is computed from a trace
@@ -117,7 +113,8 @@ def generator_of(
 
 
 def conditions(found: Published, generator: DiffusionGenerator, dtype: torch.dtype) -> Conditions:
-    shapes = _CONDITIONS[found.preset.family](cast(Any, generator.denoiser).config, found.words or 77)
+    words = generator.asked().get("max_sequence_length", found.words or 77)
+    shapes = _CONDITIONS[found.preset.family](cast(Any, generator.denoiser).config, words)
     dtypes = {name: torch.bool if name.endswith("mask") else dtype for name in shapes}
     return lambda count: Condition(
         {name: torch.ones(count, *shape, dtype=dtypes[name]) for name, shape in shapes.items()}
@@ -135,7 +132,7 @@ def _read_folder(folder: Path) -> tuple[str, dict[str, Any], int | None]:
         return read(f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json")
 
     family, index = check_directory(folder), read("model_index.json")
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    parts = [name for name, value in index.items() if isinstance(value, list) and isinstance(value[0], str)]
     own = {"denoiser": "unet" if "unet" in parts else "transformer", "vae": "vae", "scheduler": "scheduler"}
     configuration = {part: {**config_of(name), "class": index[name][1]} for part, name in own.items()}
     encoders = [config_of(name) for name in parts if name.startswith("text_encoder")]
@@ -152,7 +149,7 @@ def _encoder_parameters(config: dict[str, Any]) -> int:
         return count(cls(cls.config_class.from_dict(config)))
 
 
-def build(config: Mapping[str, Any], dtype: torch.dtype, place: Place = on_meta) -> nn.Module:
+def build(config: Mapping[str, Any], dtype: torch.dtype, place: Place = lambda: META) -> nn.Module:
     """A diffusers class and its configuration, as a module with weights in `place`."""
     with place():
         module = getattr(diffusers, config["class"]).from_config({k: v for k, v in config.items() if k != "class"})
@@ -163,7 +160,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype, place: Place = on_meta)
     return module
 
 
-def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", place: Place = on_meta) -> Any:
+def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", place: Place = lambda: META) -> Any:
     """The pipeline without text encoders, with its networks' weights in `place`."""
     family, configuration = found.preset.family, found.configuration
     cls = getattr(diffusers, family)
@@ -200,8 +197,8 @@ def _tiny(source: str, own: Mapping[str, Any]) -> dict[str, Any]:
     return {"class": "AutoencoderTiny", **{k: v for k, v in config.items() if not k.startswith("_")}}
 
 
-# The outputs of each family's text encoders for a prompt, at the padded lengths: (the denoiser's configuration,
-# its tokenizer's length) -> shapes by name
+# The outputs of each family's text encoders for a prompt: (the denoiser's configuration, the padded length) -> shapes
+# by name
 _CONDITIONS: dict[str, Callable[[Any, int], dict[str, tuple[int, ...]]]] = {
     "StableDiffusionPipeline": lambda c, words: {"prompt_embeds": (words, c.cross_attention_dim)},
     "StableDiffusionXLPipeline": lambda c, words: {
@@ -209,19 +206,19 @@ _CONDITIONS: dict[str, Callable[[Any, int], dict[str, tuple[int, ...]]]] = {
         "pooled_prompt_embeds": (c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim,),
     },
     "StableDiffusion3Pipeline": lambda c, words: {
-        "prompt_embeds": (words + 256, c.joint_attention_dim),
+        "prompt_embeds": (77 + words, c.joint_attention_dim),
         "pooled_prompt_embeds": (c.pooled_projection_dim,),
     },
-    "SanaSprintPipeline": lambda c, words: _masked("prompt_attention_mask", 300, c.caption_channels),
-    "PixArtAlphaPipeline": lambda c, words: _masked("prompt_attention_mask", 120, c.caption_channels),
-    "FluxPipeline": lambda c, words: {  # FLUX.1-schnell's length
-        "prompt_embeds": (256, c.joint_attention_dim),
+    "SanaSprintPipeline": lambda c, words: _masked("prompt_attention_mask", words, c.caption_channels),
+    "PixArtAlphaPipeline": lambda c, words: _masked("prompt_attention_mask", words, c.caption_channels),
+    "FluxPipeline": lambda c, words: {
+        "prompt_embeds": (words, c.joint_attention_dim),
         "pooled_prompt_embeds": (c.pooled_projection_dim,),
     },
-    "Flux2KleinPipeline": lambda c, words: {"prompt_embeds": (512, c.joint_attention_dim)},
+    "Flux2KleinPipeline": lambda c, words: {"prompt_embeds": (words, c.joint_attention_dim)},
     "Krea2Pipeline": lambda c, words: {
-        "prompt_embeds": (512, c.num_text_layers, c.text_hidden_dim),
-        "prompt_embeds_mask": (512,),
+        "prompt_embeds": (words, c.num_text_layers, c.text_hidden_dim),
+        "prompt_embeds_mask": (words,),
     },
     "QwenImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.joint_attention_dim),
     "ZImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.cap_feat_dim),

@@ -16,10 +16,10 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import SpectralNoise, untrained
-from hypernoise.plan.generators import META, Place, Planned, count, on_meta
+from hypernoise.plan.generators import META, Place, Planned, count
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
-from hypernoise.rewards.ensemble import NETWORKS, members_of
+from hypernoise.rewards.ensemble import NETWORKS, load_reward, members_of
 from hypernoise.rewards.image_reward import LIMIT, ImageReward, ImageRewardNetwork
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from hypernoise.training.config import LoRA
@@ -62,17 +62,18 @@ def planned_rewards(
     trained: Iterable[str],
     measured: Iterable[str],
     settings: RewardSettings,
-    place: Place = on_meta,
+    place: Place = lambda: META,
 ) -> PlannedRewards:
     """The networks of these rewards, with weights in `place`.
 
-    Prompts are encoded once, so their encoding is not counted.
+    Prompts are encoded once, so their encoding is not counted. Raises InputError for an unknown name.
     """
     parameters: dict[str, int | None] = {}
     networks: list[nn.Module] = []
     scores: list[Callable[[Tensor], Tensor]] = []
     for name in members_of(dict.fromkeys([*trained, *measured], 1.0)):
-        if name not in NETWORKS:
+        if name not in NETWORKS and ":" not in name:
+            load_reward(name, settings)  # raises if there is none; pixel rewards have no network
             continue
         maker = _clip_scores if name in CLIPS else _image_reward_scores if name == "imagereward" else None
         parameters[name] = None

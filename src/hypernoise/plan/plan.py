@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 
-from hypernoise.generators.loading import Memory
+from hypernoise.generators.loading import Loading, Memory
 from hypernoise.generators.presets import Preset
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.settings import Spectral
@@ -85,9 +85,10 @@ class Plan:
 
 @cache
 def _traced(
-    source: str, dtype: torch.dtype, size: tuple[int, int] | None, memory: Memory, network: LoRA | Spectral, steps: int
+    asked: Loading, dtype: torch.dtype, network: LoRA | Spectral, steps: int
 ) -> tuple[Planned, LoRANoise | SpectralNoise, dict[str, Part]]:
-    planned = planned_generator(source, dtype=dtype, size=size, memory=memory)
+    size, tokens = asked.size, asked.max_sequence_length
+    planned = planned_generator(asked.generator, dtype=dtype, size=size, tokens=tokens, memory=asked.memory)
     f = meta_network(planned, network)
     return planned, f, generator_parts(planned, f, steps=steps)
 
@@ -108,10 +109,12 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     """
     precision, memory = resolve(recipe.mixed_precision, device), recipe.memory
     width = precision.dtype.itemsize
-    saving = Memory(gradient_checkpointing=memory.gradient_checkpointing, tiny_decoder=memory.tiny_decoder)
     network = recipe.lora if recipe.noise_network == "lora" else recipe.spectral
     steps = max(recipe.inference_steps)
-    planned, f, traced = _traced(recipe.generator, precision.dtype, recipe.size, saving, network, steps)
+    saving = Memory(gradient_checkpointing=memory.gradient_checkpointing, tiny_decoder=memory.tiny_decoder)
+    drawn = {name: getattr(recipe, name) for name in ("generator", "height", "width", "max_sequence_length")}
+    asked = Loading(**drawn, memory=saving)
+    planned, f, traced = _traced(asked, precision.dtype, network, steps)
     generator, parts = planned.generator, dict(traced)
     settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
     rewards, scoring = _rewards(tuple(recipe.rewards), tuple(recipe.validation_reward), settings, generator.size)

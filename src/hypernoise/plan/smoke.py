@@ -66,12 +66,13 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         InputError: the error, and the part that failed.
     """
     place = pick_device(device)
+    elsewhere = pick_device(recipe.reward_device) if recipe.reward_device else place
     planned = plan(recipe, place)
     dtype = resolve(recipe.mixed_precision, place).dtype
     expected, before = planned.training.peak, _held(place)
     doubts = _doubts(recipe)
     with _part("building the networks"):
-        found, memory = published(recipe.generator), recipe.memory
+        found, memory = published(recipe.generator, recipe.max_sequence_length), recipe.memory
         text = found.text_parameters if memory.text_encoders == "stay" else 0
         standing_in = torch.zeros(text, dtype=dtype, device=place)
         generator = random_generator(found, dtype, place, recipe.size, memory)
@@ -82,7 +83,6 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
             pipeline.to(place)  # this packs them
         network = recipe.build_network(generator)
         rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)
-        elsewhere = torch.device(recipe.reward_device or place)
         for reward in rewards.networks:
             fill(reward, elsewhere)
     print(f"built    {gigabytes(_held(place) - before)} of weights")
@@ -144,10 +144,8 @@ def fill(network: nn.Module, device: torch.device) -> None:
     block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).to(device)
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
-            made = torch.zeros(weight.shape, dtype=weight.dtype, device=device)
-            if weight.ndim < 2:
-                made.fill_(0.0 if "bias" in name else 1.0)
-            else:
+            made = torch.full(weight.shape, 0.0 if "bias" in name else 1.0, dtype=weight.dtype, device=device)
+            if weight.ndim > 1:
                 scale = weight[0].numel() ** -0.5
                 for part in made.view(-1).split(BLOCK):
                     part.copy_(block[: len(part)] * scale)
