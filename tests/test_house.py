@@ -17,7 +17,7 @@ FLOORS = (  # a room may import rooms of its own floor, as long as none comes ba
     {"training", "methods", "diagnostics"},
     {"evaluation"},
     {"scenes", "plan", "model_card"},
-    {"commands", "cli", "__init__"},
+    {"commands", "cli", "__init__", "__main__"},
 )
 
 
