@@ -13,13 +13,13 @@ noise itself, so the noise that the network sees is also white.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
+from hypernoise.methods.base import fresh_noise
 from hypernoise.noise.spectral import cosine_basis
 
 
@@ -47,7 +47,7 @@ class NoiseMap:
     def __call__(self, noise: Tensor, *, seed: int = 0) -> Tensor:
         """N(0, I) of `target` from N(0, I) of `source`; equal noise and seed give equal results."""
         shared = _along(noise, self._down)
-        fresh = _fresh(noise, self.target, seed)
+        fresh = fresh_noise(noise, seed, self.target)
         return fresh - _along(_along(fresh, self._up), self._up, back=True) + _along(shared, self._up, back=True)
 
     def adjoint(self, residual: Tensor) -> Tensor:
@@ -71,13 +71,3 @@ def _along(values: Tensor, matrices: list[Tensor], *, back: bool = False) -> Ten
 def in_double(values: Tensor) -> Tensor:
     """The values in fp64, on the CPU if their device does not support it (MPS)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
-
-
-def _fresh(noise: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
-    """N(0, I) for each sample, from its own noise and the seed: the same in any batch."""
-    draws = []
-    for own in noise.detach().float().cpu():
-        digest = hashlib.blake2b(own.numpy().tobytes() + seed.to_bytes(8, "big"), digest_size=8).digest()
-        draw = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-        draws.append(torch.randn(shape, generator=draw))
-    return torch.stack(draws).to(noise.device, noise.dtype)

@@ -10,9 +10,9 @@ from PIL import Image
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
 from hypernoise.evaluation.geneval.benchmark import GenEvalJudge
-from hypernoise.evaluation.geneval.mask2former import Mask2Former
+from hypernoise.evaluation.geneval.detection import Mask2Former
 from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG
-from hypernoise.evaluation.questions import VqaModel
+from hypernoise.evaluation.questions import QuestionJudge
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_generator
 from hypernoise.methods.finetune import LoRATune
@@ -235,7 +235,7 @@ def test_drawn_asked_and_kept_question_by_question(questions, tmp_path, capsys, 
     assert page.count("<figure") == 4  # two prompts, two methods
     unsure = [asked["question"] for asked in pictures[0]["details"] if asked["probability"] <= 0.5]
     assert f"<small>{'; '.join([format(pictures[0]['right'], '.3f'), *unsure])}</small>" in page
-    monkeypatch.setattr(VqaModel, "__call__", None)  # answers are kept
+    monkeypatch.setattr(QuestionJudge, "__call__", None)  # answers are kept
     assert main(call) == 0
     assert summary(tmp_path / "out")["results"] == told["results"]
 

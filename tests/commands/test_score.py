@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hypernoise.cli import main
-from hypernoise.evaluation.geneval.mask2former import Mask2Former
+from hypernoise.evaluation.geneval.detection import Mask2Former
 from hypernoise.evaluation.geneval.picture_folder import read_flat
 from hypernoise.evaluation.geneval.requests import parse
 from hypernoise.evaluation.measures import TOTAL

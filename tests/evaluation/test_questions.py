@@ -9,10 +9,10 @@ import torch
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Models
 from hypernoise.evaluation.questions import (
+    KINDS,
     Item,
     Question,
     QuestionJudge,
-    VqaModel,
     benchmark,
     read_dpg,
     read_geneval2,
@@ -133,8 +133,9 @@ def picture(seed=0):
 
 def test_a_vqa_model_gives_the_right_answers_probability(tokenizer, small):  # noqa: F811
     reward = VqaReward("vqascore", small("vqascore"), tokenizer, VLMS["vqascore"])
-    model, asked = VqaModel(reward), [Question("three crosses", "yes", "object"), Question("crosses", "No", "object")]
-    found = model(picture(), asked, "{} Please answer yes or no.")
+    judge, asked = QuestionJudge(KINDS[0], {}, reward), [Question("three crosses", "yes", "object")]
+    asked.append(Question("crosses", "No", "object"))
+    found = [judge.probability(picture(), question) for question in asked]
     for one, question in zip(found, asked, strict=True):
         text = VLMS["vqascore"].chat.replace("<image>", "<image> " * reward.places(torch.empty(0)))
         text = text.replace("{question}", f"{question.text} Please answer yes or no.")
@@ -157,26 +158,33 @@ def test_the_judge_asks_each_prompts_own_questions(tmp_path):
     class Model:
         name = "mine"
 
-        def __call__(self, pixels, questions, sentence):
-            asked.append((tuple(pixels.shape), [question.text for question in questions], sentence))
-            return [0.9, 0.8, 0.3][: len(questions)]
+        def asking(self, sentence, answer):
+            def ask(pixels, questions):
+                asked.append((tuple(pixels.shape), *questions, sentence, answer))
+                return torch.tensor([[0.9, 0.8, 0.3][len(asked) - 1]], dtype=torch.float64).log()
+
+            return ask
 
     judge = QuestionJudge(kind, {item.prompt: item for item in items}, Model())
     found = judge(np.zeros((4, 6, 3), np.float32), "A ring, on a square")
-    assert asked == [
-        ((3, 4, 6), [question.text for question in items[0].questions], "{} Please answer yes or no."),
-    ]
+    sentence = "{} Please answer yes or no."
+    assert asked == [((1, 3, 4, 6), question.text, sentence, "Yes") for question in items[0].questions]
     assert (judge.name, found.right) == ("dpg by mine", pytest.approx(2 / 3))
     assert found.parts == {"entity": [1.0, 1.0], "relation": [0.0]}
     assert found.note == "0.667; Is the ring on the square?"
-    assert [one["probability"] for one in found.details] == [0.9, 0.8, 0.3]
+    assert [one["probability"] for one in found.details] == pytest.approx([0.9, 0.8, 0.3])
     (tmp_path / "dpg.csv").write_text(DPG + "p3,Two rings,x,1,0,entity,whole,entity - whole (rings),Are there two?\n")
     with pytest.raises(InputError, match="'Two rings' appears twice in the file, with different questions"):
         benchmark(str(tmp_path / "dpg.csv"), 0, Models())
 
 
-def test_a_model_that_is_not_there_is_named():
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "dpg.csv").write_text(DPG)
+
+    def load(name):
+        benchmark(str(tmp_path / "dpg.csv"), 0, Models(name)).load_judge("cpu")
+
     with pytest.raises(InputError, match="unknown judge 'vqascore-smal'; did you mean 'vqascore-small'"):
-        VqaModel.load("vqascore-smal", "cpu")
+        load("vqascore-smal")
     with pytest.raises(InputError, match="llava-hf/llava-1.5-7b-hf cannot be loaded"):
-        VqaModel.load("vqascore", "cpu")
+        load("vqascore")

@@ -3,8 +3,7 @@ import pytest
 
 from dev.scenes.drawing import draw, sample_scene
 from hypernoise.scenes.judge import judge
-from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.scenes.rewriter import ScenesRewriter
+from hypernoise.scenes.prompts import ScenesRewriter, evaluation_requests
 from hypernoise.scenes.world import Request, Thing
 
 

@@ -26,7 +26,7 @@ def write_report(
     examples: Sequence[Any] = (),
 ) -> None:
     """Prints the tables, and writes `output`/report.html with them and the rest."""
-    from hypernoise.evaluation.page import page
+    from hypernoise.evaluation.report import page
     from hypernoise.evaluation.tables import as_text
 
     print("\n\n".join(as_text(table) for table in tables))

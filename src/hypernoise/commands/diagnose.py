@@ -40,7 +40,7 @@ class Diagnose(WithGenerator):
         whole(self, "batch_size", "noises", most=MOST_AT_ONCE, flags=True)
         from hypernoise.adapters import adapter_folder, load_adapter, read_about
         from hypernoise.diagnostics.diagnosis import diagnose, findings
-        from hypernoise.evaluation.diagnosis_charts import charts
+        from hypernoise.evaluation.charts import diagnosis_page
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.files import output_folder
         from hypernoise.prompts import read_prompts
@@ -73,7 +73,7 @@ class Diagnose(WithGenerator):
         rows = [{"name": f.name, "good": f.good, "text": f.text, "advice": f.advice} for f in verdict]
         write_summary(self.output_dir, "diagnose", self, generator.device, rows, measured=found.as_json())
         sheet = self.output_dir / "diagnosis.png"
-        charts(found, text).save(sheet)
+        diagnosis_page(found, text).save(sheet)
         print(f"page: {sheet}", file=sys.stderr)
         return 0
 

@@ -15,11 +15,21 @@ def grouped_mean(values: np.ndarray, groups: np.ndarray) -> float:
     return float(np.mean([values[groups == name].mean() for name in np.unique(groups)]))
 
 
+def means_of_groups(values: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+    """The mean of each group in values [..., prompts], in order of first occurrence."""
+    return {str(name): float(values[..., groups == name].mean()) for name in dict.fromkeys(groups.tolist())}
+
+
 def means_by(values: np.ndarray, keys: Sequence[Any]) -> np.ndarray:
     """The mean of the values [N] for each key [N], in order of first occurrence."""
     which = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     places = np.array([which[key] for key in keys])
     return np.bincount(places, values) / np.bincount(places)
+
+
+def estimate(name: str, values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """`name`, the grouped mean of values [prompts] or [runs, prompts], and `name`_ci95, its `interval`."""
+    return {name: grouped_mean(np.atleast_2d(values).mean(0), groups), f"{name}_ci95": interval(values, groups)}
 
 
 def interval(values: np.ndarray, groups: np.ndarray, rounds: int = ROUNDS) -> list[float] | None:

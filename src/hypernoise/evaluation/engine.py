@@ -97,12 +97,14 @@ def compare(
             check_callable(own, name)
     _check(prompts, methods, noises, batch_size, shard, categories)
     asked = [prompt for prompt in prompts for _ in range(noises)]
-    batches = [range(start, min(start + batch_size, len(asked))) for start in range(0, len(asked), batch_size)]
+    batches = [range(len(asked))[start : start + batch_size] for start in range(0, len(asked), batch_size)]
     files = [[picture_file(i, noises) for i in batch] for batch in batches]
-    counts = [num_inference_steps] if isinstance(num_inference_steps, int) else list(num_inference_steps)
+    counts = [num_inference_steps] if isinstance(num_inference_steps, int) else num_inference_steps
     shared = {
         "version": __version__,
-        "generator": _describe(generator),
+        "generator": generator.describe(),
+        "dtype": str(getattr(generator, "dtype", None)),
+        "changed": getattr(generator, "changed", None),
         "rewards": [known_by(reward), known_by(validation_reward)],
         "judge": known_by(judge),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
@@ -112,14 +114,10 @@ def compare(
     }
     warm = False
     with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
-        folders = {
-            (steps, method.name): _folder(Path(place) / "methods", method, {**shared, "steps": steps})
-            for steps in counts
-            for method in methods
-        }
-        for steps, method in itertools.product(counts, methods):
+        cases = list(itertools.product(counts, methods))
+        folders = [_folder(Path(place), method, {**shared, "steps": steps}) for steps, method in cases]
+        for (steps, method), folder in zip(cases, folders, strict=True):
             problem = Problem(generator, reward or _unrewarded, num_inference_steps=steps, seed=seed)
-            folder = folders[steps, method.name]
             for number in range(shard[0], len(batches), shard[1]):
                 batch = batches[number]
                 if not whole(folder, number, files[number]):
@@ -134,15 +132,15 @@ def compare(
                     keep(folder, number, result, rows, files[number])
                 progress(len(batch))
         others = [number for number in range(len(batches)) if number % shard[1] != shard[0]]
-        missing = sum(not whole(folder, number, files[number]) for folder in folders.values() for number in others)
+        missing = sum(not whole(folder, number, files[number]) for folder in folders for number in others)
         if missing:
             return Comparison([], {}, missing)
-        found = {key: read(folder, len(batches), noises) for key, folder in folders.items()}
-        groups = np.array(categories if categories is not None else ["all"] * len(prompts))
-        rows = [
-            result_row(name, steps, records, found.get((steps, BASE)), groups)
-            for (steps, name), records in found.items()
-        ]
+        pairs = zip(cases, folders, strict=True)
+        found = {(steps, method.name): read(folder, len(batches), noises) for (steps, method), folder in pairs}
+    groups = np.array(categories if categories is not None else ["all"] * len(prompts))
+    rows = [
+        result_row(name, steps, records, found.get((steps, BASE)), groups) for (steps, name), records in found.items()
+    ]
     if output is None:
         found = {key: dataclasses.replace(records, files=[]) for key, records in found.items()}
     return Comparison(rows, found, 0)
@@ -176,19 +174,11 @@ def _check(
         raise InputError(f"{len(categories)} categories do not fit {len(prompts)} prompts")
 
 
-def _folder(root: Path, method: Method, shared: dict[str, Any]) -> Path:
+def _folder(output: Path, method: Method, shared: dict[str, Any]) -> Path:
     """The folder of one method, named by a hash of the settings that determine its numbers, listed in what.json."""
     known = {**shared, "method": method.settings()}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    folder = output_folder(root / f"{method.name}-{digest[:12]}")
+    folder = output_folder(output / "methods" / f"{method.name}-{digest[:12]}")
     if not (folder / "what.json").exists():
         write_json(folder / "what.json", known)
     return folder
-
-
-def _describe(generator: Generator) -> dict[str, Any]:
-    about = generator.describe() | {"dtype": str(getattr(generator, "dtype", None))}
-    changed = getattr(generator, "changed", None)
-    if changed:
-        about["changed"] = changed
-    return about

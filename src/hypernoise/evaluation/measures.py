@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.bootstrap import grouped_mean, interval, means_by
+from hypernoise.evaluation.bootstrap import estimate, means_by, means_of_groups
 from hypernoise.evaluation.features import Features, kernel_distance, pairwise_similarity
 from hypernoise.evaluation.pictures import Broken, Picture, read_picture
 from hypernoise.evaluation.records import Judge, Judgement
@@ -110,7 +110,7 @@ def measured_row(name: str, ours: Measured, base: Measured) -> dict[str, Any]:
     groups = [ours.features[numbers == number] for number in np.unique(numbers)]
     several = [group for group in groups if len(group) > 1]
     apart = ours is not base and min(len(ours.pictures), len(base.pictures)) > 1
-    rewards = {name: _compared(ours, base, ours.rewards[name], base.rewards[name]) for name in ours.rewards}
+    rewards = {name: _compared("mean", ours, base, ours.rewards[name], base.rewards[name]) for name in ours.rewards}
     row = {
         **empty_row(name),
         "images": len(ours.pictures),
@@ -123,39 +123,34 @@ def measured_row(name: str, ours: Measured, base: Measured) -> dict[str, Any]:
         total = rewards[TOTAL]
         row |= {"reward": total["mean"], "reward_gain": total["gain"], "reward_gain_ci95": total["gain_ci95"]}
     if ours.verdicts:
-        found = _compared(ours, base, ours.right, base.right, grouped=True)
-        row |= {"score": found["mean"], "score_ci95": found["mean_ci95"]}
-        row |= {"gain": found["gain"], "gain_ci95": found["gain_ci95"], "categories": _categories(ours)}
+        row |= _compared("score", ours, base, ours.right, base.right, grouped=True)
+        row["categories"] = means_of_groups(*_by_prompt(ours.pictures, ours.right))
     return row
 
 
 def _compared(
-    ours: Measured, base: Measured, values: np.ndarray, plain: np.ndarray, grouped: bool = False
+    name: str, ours: Measured, base: Measured, values: np.ndarray, plain: np.ndarray, *, grouped: bool = False
 ) -> dict[str, Any]:
-    """The mean over prompts of values [N], and of their gain over pictures of the same names in `base`, with
+    """`name`, the mean over prompts of values [N], and their gain over pictures of the same names in `base`, with
     intervals. Grouped: the mean over categories."""
-    found = {**_over_prompts("mean", ours.pictures, values, grouped), "gain": None, "gain_ci95": None}
+
+    def estimated(name: str, pictures: Sequence[Picture], values: np.ndarray) -> dict[str, Any]:
+        by_prompt, categories = _by_prompt(pictures, values)
+        return estimate(name, by_prompt, categories if grouped else np.zeros(len(by_prompt)))
+
+    found = {**estimated(name, ours.pictures, values), "gain": None, "gain_ci95": None}
     place = {picture.name: i for i, picture in enumerate(base.pictures)}
-    both = [(i, place[picture.name]) for i, picture in enumerate(ours.pictures) if picture.name in place]
-    if ours is base or not both:
+    mine = [i for i, picture in enumerate(ours.pictures) if picture.name in place]
+    if ours is base or not mine:
         return found
-    mine, theirs = (np.array(side) for side in zip(*both, strict=True))
-    return found | _over_prompts("gain", [ours.pictures[i] for i in mine], values[mine] - plain[theirs], grouped)
+    both = [ours.pictures[i] for i in mine]
+    return found | estimated("gain", both, values[mine] - plain[[place[picture.name] for picture in both]])
 
 
-def _over_prompts(name: str, pictures: Sequence[Picture], values: np.ndarray, grouped: bool) -> dict[str, Any]:
-    by_prompt = means_by(values, [picture.number for picture in pictures])
-    categories = {picture.number: picture.category if grouped else "all" for picture in pictures}
-    groups = np.array(list(categories.values()))
-    return {name: grouped_mean(by_prompt, groups), f"{name}_ci95": interval(by_prompt, groups)}
-
-
-def _categories(ours: Measured) -> dict[str, float]:
-    """The score of each category: the mean over its prompts."""
-    own: dict[str, dict[int, list[float]]] = {}
-    for picture, right in zip(ours.pictures, ours.right.tolist(), strict=True):
-        own.setdefault(picture.category, {}).setdefault(picture.number, []).append(right)
-    return {name: float(np.mean([np.mean(one) for one in prompts.values()])) for name, prompts in own.items()}
+def _by_prompt(pictures: Sequence[Picture], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the values [N] for each prompt, and its category."""
+    categories = {picture.number: picture.category for picture in pictures}
+    return means_by(values, [picture.number for picture in pictures]), np.array(list(categories.values()))
 
 
 def write_scores(file: Path, found: Sequence[tuple[str, Measured]]) -> None:

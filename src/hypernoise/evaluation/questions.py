@@ -196,7 +196,12 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
     by_prompt = one_per_prompt(items, "questions", "the file, with different questions")
 
     def load_judge(device: Any) -> QuestionJudge:
-        return QuestionJudge(kind, by_prompt, VqaModel.load(models.judge or "vqascore", device))
+        from hypernoise.rewards import vqa
+
+        name = models.judge or "vqascore"
+        if name not in vqa.VLMS:
+            raise unknown("judge", name, vqa.VLMS)
+        return QuestionJudge(kind, by_prompt, vqa.load(name, RewardSettings()), device)
 
     return Benchmark(
         prompts=[item.prompt for item in items],
@@ -205,44 +210,18 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
     )
 
 
-class VqaModel:
-    """P(right answer) among all possible outputs of a reward of `rewards.vqa`, asked otherwise."""
-
-    def __init__(self, reward: Any, device: torch.device | str = "cpu"):
-        self.name, self.reward, self.device = reward.name, reward, device
-        self.asking: dict[tuple[str, str], Any] = {}
-
-    @classmethod
-    def load(cls, name: str, device: torch.device | str) -> VqaModel:
-        """Raises InputError for an unknown name, and weights that are missing or do not fit."""
-        from hypernoise.rewards import vqa
-
-        if name not in vqa.VLMS:
-            raise unknown("judge", name, vqa.VLMS)
-        return cls(vqa.load(name, RewardSettings()), device)
-
-    @torch.no_grad()
-    def __call__(self, picture: Tensor, questions: Sequence[Question], sentence: str) -> list[float]:
-        """[questions] of one picture [3, H, W] in [0, 1]; `sentence` has a {} for the question."""
-        found = []
-        for question in questions:
-            key = (sentence, question.answer.capitalize())  # the capitalisation that the model was trained with
-            if key not in self.asking:
-                self.asking[key] = self.reward.asking(*key)
-            found.append(self.asking[key](picture[None].to(self.device), [question.text]).exp().item())
-        return found
-
-
 class QuestionJudge:
-    """Asks a model every question about a picture; the right answers' probabilities give its score."""
+    """Asks the model of a reward of `rewards.vqa` every question about a picture; the probabilities of the right
+    answers, among all possible outputs, give its score."""
 
-    def __init__(self, kind: Kind, items: Mapping[str, Item], model: Any):
-        self.kind, self.items, self.model = kind, items, model
-        self.name = f"{kind.name} by {model.name}"
+    def __init__(self, kind: Kind, items: Mapping[str, Item], reward: Any, device: torch.device | str = "cpu"):
+        self.kind, self.items, self.reward, self.device = kind, items, reward, device
+        self.name = f"{kind.name} by {reward.name}"
+        self.asking: dict[str, Any] = {}  # by answer
 
     def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
-        item = self.items[prompt]
-        sure = self.model(torch.from_numpy(picture).permute(2, 0, 1), item.questions, self.kind.sentence)
+        item, pixels = self.items[prompt], torch.from_numpy(picture).permute(2, 0, 1)
+        sure = [self.probability(pixels, question) for question in item.questions]
         score, counted = self.kind.score(item, sure)
         parts: dict[str, list[float]] = {}
         asked, unsure = [], []
@@ -252,3 +231,11 @@ class QuestionJudge:
             parts.setdefault(question.category, []).append(value)
             unsure += [question.text] if probability <= 0.5 else []
         return Judgement(score, note="; ".join([f"{score:.3f}", *unsure]), parts=parts, details=asked)
+
+    @torch.no_grad()
+    def probability(self, pixels: Tensor, question: Question) -> float:
+        """P(right answer) for one picture [3, H, W] in [0, 1]."""
+        answer = question.answer.capitalize()  # the capitalisation that the model was trained with
+        if answer not in self.asking:
+            self.asking[answer] = self.reward.asking(self.kind.sentence, answer)
+        return self.asking[answer](pixels[None].to(self.device), [question.text]).exp().item()

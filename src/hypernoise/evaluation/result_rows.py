@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hypernoise.evaluation.bootstrap import grouped_mean, interval
+from hypernoise.evaluation.bootstrap import estimate, means_of_groups
 from hypernoise.evaluation.records import Records
 from hypernoise.methods.base import Spent
 
@@ -41,14 +41,13 @@ def result_row(
     Calls and seconds are per picture, `kl` is in nats.
     """
     runs = [found] if isinstance(found, Records) else list(found)
-    groups, everything = categories, np.zeros(len(categories))
     right, count = by_prompt(runs, "right"), sum(len(run.pictures) for run in runs)
     spent = sum((run.spent for run in runs), Spent())
     varied = [run.diversity for run in runs if run.diversity is not None]
     row = {
         **empty_row(method),
         "inference_steps": inference_steps,
-        "categories": _categories(runs, right, groups),
+        "categories": _categories(runs, right, categories),
         "diversity": float(np.mean(varied)) if varied else None,
         **{name: getattr(spent, name) / count for name in COSTS},
         "seconds_per_image": spent.seconds / count,
@@ -58,12 +57,13 @@ def result_row(
         values = [value for run in runs if (value := run.values[name]) is not None]
         row[name] = float(np.mean(values)) if len(values) == len(runs) else None
     if right is not None:
-        row |= {"score": grouped_mean(right.mean(0), groups), "score_ci95": interval(right, groups)}
+        row |= estimate("score", right, categories)
     if base is not None and any(run is not base for run in runs):
-        for measure, name, own in (("right", "gain", groups), ("reward", "reward_gain", everything)):
+        everything = np.zeros(len(categories))
+        for measure, name, groups in (("right", "gain", categories), ("reward", "reward_gain", everything)):
             ours, plain = by_prompt(runs, measure), by_prompt([base], measure)
             if ours is not None and plain is not None:
-                row |= {name: grouped_mean((ours - plain).mean(0), own), f"{name}_ci95": interval(ours - plain, own)}
+                row |= estimate(name, ours - plain, groups)
     if not isinstance(found, Records):
         row["runs"] = [result_row(method, inference_steps, run, base, categories) for run in runs]
     return row
@@ -78,11 +78,9 @@ def by_prompt(runs: Sequence[Records], measure: str) -> np.ndarray | None:
 def _categories(runs: Sequence[Records], right: np.ndarray | None, groups: np.ndarray) -> dict[str, float]:
     """The score of each category: the judge's own categories if any, otherwise the prompts'."""
     parts: dict[str, list[float]] = {}
-    for picture in (picture for run in runs for picture in run.pictures):
-        for name, scores in picture.get("parts", {}).items():
+    for run in runs:
+        for name, scores in (part for picture in run.pictures for part in picture.get("parts", {}).items()):
             parts.setdefault(name, []).extend(scores)
     if parts:
         return {name: float(np.mean(scores)) for name, scores in parts.items()}
-    if right is None:
-        return {}
-    return {str(name): float(right[:, groups == name].mean()) for name in dict.fromkeys(groups.tolist())}
+    return {} if right is None else means_of_groups(right, groups)

@@ -15,7 +15,7 @@ def write_summary(
     output: Path, command: str, arguments: Any, device: Any, results: Sequence[Mapping[str, Any]], **more: Any
 ) -> None:
     """Writes `output`/summary.json: the command, its settings, its result rows, and `more` entries."""
-    fields = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
+    fields = dataclasses.asdict(arguments)
     computed = {}
     if "mixed_precision" in fields:
         import torch
@@ -29,15 +29,8 @@ def write_summary(
         "seed": fields.get("seed"),
         "device": str(device),
         **computed,
-        "arguments": {name: _plain(value) for name, value in fields.items()},
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()},
         **more,
         "results": list(results),
     }
     write_json(output / "summary.json", summary)
-
-
-def _plain(value: Any) -> Any:
-    """As a JSON value: a path as text, a dataclass as an object."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value) if isinstance(value, Path) else value

@@ -196,8 +196,8 @@ def _denoiser(generator: Generator) -> nn.Module:
     return network
 
 
-def fresh_noise(noise: Tensor, number: int) -> Tensor:
-    """The `number`-th additional draw from N(0, I) for each noise [B, ...], seeded by that noise.
+def fresh_noise(noise: Tensor, number: int, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The `number`-th additional draw from N(0, I) for each noise [B, ...], of its shape or another, seeded by it.
 
     So a sample's candidates are the same in any batch, process or machine.
     """
@@ -205,7 +205,7 @@ def fresh_noise(noise: Tensor, number: int) -> Tensor:
     for own in noise.detach().float().cpu():
         digest = hashlib.blake2b(own.numpy().tobytes() + number.to_bytes(8, "big"), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-        draws.append(torch.randn(own.shape, generator=generator))
+        draws.append(torch.randn(shape or own.shape, generator=generator))
     return torch.stack(draws).to(noise.device, noise.dtype)
 
 

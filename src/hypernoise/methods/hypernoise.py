@@ -30,13 +30,12 @@ class Adapter:
     def on(self, generator: Generator) -> NoiseNetwork:
         """Raises InputError for a directory without an adapter of this generator, or a LoRA made on another."""
         network = self._network
-        own = network is not None and getattr(network, "generator", generator) is generator
-        if not own and self._folder is not None:
-            network = self._network = self._load(generator, self._folder)
-        elif not own:
+        if network is not None and getattr(network, "generator", generator) is generator:
+            return network
+        if self._folder is None:
             raise InputError(f"this noise network was made on another generator than this {generator.name!r}")
-        assert network is not None
-        return network
+        self._network = self._load(generator, self._folder)
+        return self._network
 
     def digest(self) -> str:
         """SHA-256 of the weights and the settings that scale them."""

@@ -11,8 +11,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark, Models
 from hypernoise.evaluation.records import Judgement
 from hypernoise.scenes.judge import judge
-from hypernoise.scenes.prompts import EVALUATION_VERSION, digest, evaluation_requests
-from hypernoise.scenes.rewriter import ScenesRewriter
+from hypernoise.scenes.prompts import EVALUATION_VERSION, ScenesRewriter, digest, evaluation_requests
 from hypernoise.scenes.world import Request
 
 COUNT = 50  # captions per category

@@ -195,13 +195,13 @@ def _first_fault(found: tuple[Found, ...], request: Request) -> str:
         same = [f for f in found if f.shape == thing.shape]
         if request.category == "counting":
             if len(same) != thing.count:
-                return f"counted {len(same)} {_noun(thing.shape, len(same))}, asked {thing.count}"
+                return f"counted {len(same)} {plural(thing.shape, len(same))}, asked {thing.count}"
         elif not same:
             return f"no {thing.shape}"
         elif thing.color and all(f.color != thing.color for f in same):
             colors = " and ".join(dict.fromkeys(f.color for f in same))
             verb = "is" if len(same) == 1 else "are"
-            return f"no {thing.color} {thing.shape}: the {_noun(thing.shape, len(same))} {verb} {colors}"
+            return f"no {thing.color} {thing.shape}: the {plural(thing.shape, len(same))} {verb} {colors}"
     if request.relation is None:
         return ""
     firsts, seconds = ([f for f in found if f.shape == thing.shape] for thing in request.things)
@@ -210,7 +210,3 @@ def _first_fault(found: tuple[Found, ...], request: Request) -> str:
         return ""
     where = " and ".join(sorted(set().union(*held))) or "in the same place as"
     return f"the {firsts[0].shape} is {where} the {seconds[0].shape}, asked {request.relation}"
-
-
-def _noun(shape: str, count: int) -> str:
-    return shape if count == 1 else plural(shape)

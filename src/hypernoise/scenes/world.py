@@ -72,7 +72,7 @@ class Request:
 
 
 def _phrase(thing: Thing) -> str:
-    shape = plural(thing.shape) if thing.count > 1 else thing.shape
+    shape = plural(thing.shape, thing.count)
     noun = f"{thing.color} {shape}" if thing.color else shape
     if thing.count > 1:
         return f"{NUMBERS[thing.count]} {noun}"
@@ -80,8 +80,8 @@ def _phrase(thing: Thing) -> str:
     return f"{article} {noun}"
 
 
-def plural(shape: str) -> str:
-    return "crosses" if shape == "cross" else shape + "s"
+def plural(shape: str, count: int = 2) -> str:
+    return shape if count == 1 else "crosses" if shape == "cross" else shape + "s"
 
 
 def all_requests(category: str) -> list[Request]:

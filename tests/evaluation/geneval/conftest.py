@@ -12,7 +12,7 @@ from transformers import (
     SwinConfig,
 )
 
-from hypernoise.evaluation.geneval.colors import SENTENCES
+from hypernoise.evaluation.geneval.detection import SENTENCES
 from hypernoise.evaluation.geneval.requests import COLORS
 
 LABELS = ["circle", "square", "ring", "mouse"]

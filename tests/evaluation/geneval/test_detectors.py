@@ -13,10 +13,10 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Models
-from hypernoise.evaluation.geneval import mask2former, official
+from hypernoise.evaluation.geneval import detection as models
+from hypernoise.evaluation.geneval import official
 from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
-from hypernoise.evaluation.geneval.colors import SENTENCES, ClipColors
-from hypernoise.evaluation.geneval.mask2former import Mask2Former, benchmark_name, box_of
+from hypernoise.evaluation.geneval.detection import SENTENCES, ClipColors, Mask2Former, benchmark_name, box_of
 from hypernoise.evaluation.geneval.requests import COLORS, parse, parse_lines
 from hypernoise.evaluation.geneval.rules import Detection, judge, kept
 from hypernoise.evaluation.pictures import read_picture
@@ -34,7 +34,7 @@ def test_at_384_pixels_it_is_transformers_own_post_processing():
     """The one size at which theirs judges masks where the benchmark's detector does."""
     model, pixels = build_mask2former(), noise(384, 384)
     found = Mask2Former(model, "tiny", short=384)(pixels)
-    given = normalise(pixels[None], mask2former.IMAGENET_MEAN, mask2former.IMAGENET_STD)
+    given = normalise(pixels[None], models.IMAGENET_MEAN, models.IMAGENET_STD)
     processor = Mask2FormerImageProcessorPil()
     told = processor.post_process_instance_segmentation(
         model(pixel_values=given), threshold=0, target_sizes=[(384, 384)], return_binary_maps=True
@@ -65,7 +65,7 @@ def test_pictures_are_resized_and_padded_as_the_benchmarks_detector_does(monkeyp
             detector(torch.ones(3, *size))
         given = seen["given"]
         assert given.shape == (1, 3, *padded)
-        white = (1 - torch.tensor(mask2former.IMAGENET_MEAN)) / torch.tensor(mask2former.IMAGENET_STD)
+        white = (1 - torch.tensor(models.IMAGENET_MEAN)) / torch.tensor(models.IMAGENET_STD)
         assert torch.allclose(given[0, :, : scaled[0], : scaled[1]], white.view(3, 1, 1), atol=1e-5)
         assert (given[0, :, scaled[0] :] == 0).all()
         assert (given[0, :, :, scaled[1] :] == 0).all()

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark, Models, first_of_each, one_per_prompt
-from hypernoise.evaluation.geneval.colors import ClipColors
-from hypernoise.evaluation.geneval.mask2former import Mask2Former
+from hypernoise.evaluation.geneval.detection import ClipColors, Mask2Former
 from hypernoise.evaluation.geneval.official import metadata
 from hypernoise.evaluation.geneval.picture_folder import write_folder, write_results
 from hypernoise.evaluation.geneval.requests import Request, parse_lines, read_requests

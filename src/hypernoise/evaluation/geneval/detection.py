@@ -1,10 +1,4 @@
-"""Objects by transformers' Mask2Former, with the preprocessing and postprocessing of the benchmark's detector.
-
-That is mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco: the short side is 800 pixels (the long one at most
-1333), sides are padded to multiples of 32, masks are judged at the picture's own size, the 100 best pairs of query and
-class are kept at any score, and overlaps are not suppressed. transformers' own postprocessing shrinks masks
-to 384 x 384 first, so boxes would be coarser.
-"""
+"""GenEval's detection: objects by transformers' Mask2Former, and their colours by CLIP."""
 
 from __future__ import annotations
 
@@ -13,13 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
-from transformers import Mask2FormerForUniversalSegmentation
+from torch.nn.functional import interpolate, normalize, pad
+from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
+from hypernoise.evaluation.geneval.requests import COLORS
 from hypernoise.evaluation.geneval.rules import Detection
+from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hypernoise.rewards.text import load_tokenizer
 from hypernoise.rewards.weights import pretrained
 
+SENTENCES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+GREY = 0x99 / 255
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
 BEST = 100  # pairs of query and class
 RENAMED = {  # names of detectors that differ from the benchmark's
@@ -37,7 +36,12 @@ RENAMED = {  # names of detectors that differ from the benchmark's
 
 
 class Mask2Former:
-    """Detects all objects in a picture, with masks.
+    """Detects all objects in a picture, with masks; prepares pictures and results as the benchmark's detector does.
+
+    That is mmdet's mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco: the short side is 800 pixels (the long one at most
+    1333), sides are padded to multiples of 32, masks are judged at the picture's own size, the 100 best pairs of query
+    and class are kept at any score, and overlaps are not suppressed. transformers' own postprocessing shrinks masks to
+    384 x 384 first, so boxes would be coarser.
 
     Args:
         model: its `config.id2label` names the classes, which are mapped to the benchmark's names.
@@ -91,3 +95,36 @@ def benchmark_name(name: str, among: Collection[str]) -> str:
     """The benchmark's name of a detector's class; unchanged if `among` already has the benchmark's name."""
     renamed = RENAMED.get(name, name)
     return name if renamed in among else renamed
+
+
+class ClipColors:
+    """The colour of an object by CLIP: zero-shot over the benchmark's ten, on its crop, masked with grey.
+
+    As in its evaluate_images.py (github.com/djghosh13/geneval): everything but the object is #999, the crop is the
+    object's box, and a colour's text feature is the normalised mean of three sentences' unit features.
+    """
+
+    def __init__(self, model: CLIPModel, tokenizer: Any, name: str):
+        self.name, self.clip = name, ClipReward("colors", model, tokenizer)
+        self.known: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, source: str, device: torch.device | str) -> ClipColors:
+        """From a Hub repository or a folder; raises InputError for weights that cannot be loaded or do not fit."""
+        return cls(pretrained(CLIPModel, source, "CLIP", "the model", device), load_tokenizer(source), source)
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, detection: Detection, mask: Tensor) -> str:
+        """The colour, from pixels [3, H, W] in [0, 1] and the object's mask [H, W]."""
+        left, top, right, bottom = (round(side) for side in detection.box)
+        alone = torch.where(mask, pixels, GREY)[None, :, top:bottom, left:right]
+        seen = self.clip.pictures(self.clip.resize(alone.to(self.clip.device)))
+        return COLORS[int((seen @ self._texts(detection.name).T).argmax())]
+
+    def _texts(self, name: str) -> Tensor:
+        """Unit features [colours, D]."""
+        if name not in self.known:
+            sentences = [sentence.format(color=color, name=name) for color in COLORS for sentence in SENTENCES]
+            features = torch.cat(self.clip.texts(sentences)).unflatten(0, (len(COLORS), len(SENTENCES)))
+            self.known[name] = normalize(features.mean(1), dim=-1)
+        return self.known[name]
