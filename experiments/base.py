@@ -311,14 +311,19 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, st
         if any(row.get(column[0]) is not None for row in rows)
         and (heading != "steps" or len({row[column[0]] for row in rows}) > 1)
     }
-    lines = [["", *shown], ["---"] * (1 + len(shown))]
-    lines += [[row["method"], *(cell(row, *column) for column in shown.values())] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(
+        ["", *shown],
+        [[row["method"], *(cell(row, heading, *column) for heading, column in shown.items())] for row in rows],
+    )
 
 
-def cell(row: Mapping[str, Any], field: str, spec: str) -> str:
-    """A value, with its interval if it is a gain or a share."""
-    value, between = row.get(field), None if field == "score" else row.get(f"{field}_ci95")
+def cell(row: Mapping[str, Any], heading: str, field: str, spec: str) -> str:
+    """A value, with its interval if the heading says so."""
+    value, between = row.get(field), row.get(f"{field}_ci95") if heading.endswith("[95 %]") else None
     if value is None:
         return ""
     return f"{value:{spec}}" + (f" [{between[0]:{spec}}, {between[1]:{spec}}]" if between else "")
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, ["---"] * len(headings), *rows))

@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 import hypernoise as hn
-from experiments.base import main, same_run
+from experiments.base import main, same_run, table
 from experiments.eye_networks import (
     CLASSES,
     COLOURS,
@@ -39,7 +39,8 @@ from experiments.eye_networks import (
     weight_file,
 )
 from hypernoise.diagnostics.kl import KLReport
-from hypernoise.evaluation.records import Records
+from hypernoise.evaluation.pictures import read_picture
+from hypernoise.evaluation.records import Records, mean_distance
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import atomic_file, output_folder
@@ -78,7 +79,7 @@ class Eyes:
         rows, shown = rows_of(bench)
         write_summary(self.output_dir, "python -m experiments.eyes", self, "cpu", rows)
         sheet(bench, shown).save(self.output_dir / "sheet.png", optimize=True)
-        print(table(rows))
+        print(table(rows, COLUMNS))
         agreement = rows[0]["agreement"]
         print(f"\nThe classifier names {agreement:.2f} of the plain pictures alike at 128 and {JUDGED} pixels.")
         return 0
@@ -250,7 +251,7 @@ class Bench:
     @torch.no_grad()
     def judged(self, records: Records) -> Found:
         """Judges the pictures as stored in files, at the judge's native size."""
-        pixels = torch.stack([read(file) for file in records.files])
+        pixels = torch.stack([read_picture(file) for file in records.files])
         own = torch.cat([self.classifier(part).argmax(1) for part in pixels.split(BATCH)]).numpy()
         resized = [interpolate(part, (JUDGED, JUDGED), mode="bilinear") for part in pixels.split(BATCH)]
         named = torch.cat([self.classifier(part).argmax(1) for part in resized]).numpy()
@@ -258,7 +259,9 @@ class Bench:
         alarms = {name: named == CLASSES.index(name) for name in ("negative", "irisless")}
         artefacts = alarms["negative"] | alarms["irisless"]
         judged = {"right": right[:, None].astype(float), "artefacts": artefacts[:, None].astype(float)}
-        diversity = float(np.mean([mean_distance(part) for part in pixels.split(self.settings.pictures)]))
+        each = self.settings.pictures
+        groups = [records.files[start : start + each] for start in range(0, len(records.files), each)]
+        diversity = float(np.mean([mean_distance(group) for group in groups]))
         return Found(
             dataclasses.replace(records, values={**records.values, **judged}, diversity=diversity),
             {name: float(said.mean()) for name, said in alarms.items()},
@@ -287,18 +290,6 @@ def as_generator(module: nn.Module, name: str) -> hn.ModuleGenerator:
     return hn.ModuleGenerator(
         module, noise_shape=(SIZE,), to_pixels=lambda output: (output + 1) / 2, embed=one_hot_colours, name=name
     )
-
-
-def read(file: Path) -> Tensor:
-    """Pixels [3, H, W] in [0, 1] of a PNG."""
-    with Image.open(file) as picture:
-        return torch.from_numpy(np.asarray(picture, np.float32) / 255).permute(2, 0, 1)
-
-
-def mean_distance(pixels: Tensor) -> float:
-    """Mean RMS pixel distance between pairs of the pictures [N, 3, H, W]."""
-    flat = pixels.flatten(1)
-    return float(torch.pdist(flat).mean() / flat.shape[1] ** 0.5)
 
 
 def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
@@ -344,37 +335,21 @@ def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
     }
 
 
-COLUMNS = (  # heading, field, format
-    ("named right", "score", ".3f"),
-    ("95 %", "score_ci95", ".3f"),
-    ("gain", "gain", "+.3f"),
-    ("95 %", "gain_ci95", "+.3f"),
-    ("reward", "reward", ".2f"),
-    ("negative", "negative", ".3f"),
-    ("irisless", "irisless", ".3f"),
-    ("distance", "diversity", ".3f"),
-    ("KL, as trained", "kl", ".2f"),
-    ("KL, measured", "kl_exact", ".2f"),
-    ("forwards", "denoiser_forwards", ".0f"),
-    ("backwards", "denoiser_backwards", ".0f"),
-    ("rewards", "reward_calls", ".0f"),
-    ("s/picture", "seconds_per_image", ".3f"),
-    ("trained on", "trained_pictures", ",d"),
-)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table in markdown."""
-    lines = [" | ".join(["method", *(heading for heading, _, _ in COLUMNS)])]
-    lines += [" | ".join(["---"] * (len(COLUMNS) + 1))]
-    lines += [" | ".join([row["method"], *(cell(row[field], how) for _, field, how in COLUMNS)]) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def cell(value: Any, how: str) -> str:
-    if isinstance(value, list):
-        return " to ".join(format(number, how) for number in value)
-    return "–" if value is None else format(value, how)
+COLUMNS = {
+    "named right [95 %]": ("score", ".3f"),
+    "gain [95 %]": ("gain", "+.3f"),
+    "reward": ("reward", ".2f"),
+    "negative": ("negative", ".3f"),
+    "irisless": ("irisless", ".3f"),
+    "distance": ("diversity", ".3f"),
+    "KL, as trained": ("kl", ".2f"),
+    "KL, measured": ("kl_exact", ".2f"),
+    "forwards": ("denoiser_forwards", ".0f"),
+    "backwards": ("denoiser_backwards", ".0f"),
+    "rewards": ("reward_calls", ".0f"),
+    "s/picture": ("seconds_per_image", ".3f"),
+    "trained on": ("trained_pictures", ",d"),
+}
 
 
 def sheet(bench: Bench, shown: dict[str, Found]) -> Image.Image:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import hypernoise as hn
-from experiments.base import RECIPES, Bench, Experiment, lora_of, main, start_off_zero
+from experiments.base import RECIPES, Bench, Experiment, lora_of, main, markdown, start_off_zero
 from experiments.failure_modes import (
     LIMITS,
     STRENGTHS,
@@ -206,8 +206,8 @@ def told(finding: Any) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Each mode's final values, plain → trained where both are measured, and what broke first, and when."""
-    heads = ["reward", "½‖f‖²", "KL gap", "Lipschitz", "judge", "artefacts", "diversity", "broken first"]
-    lines = [["mode", *heads], ["---"] * (1 + len(heads))]
+    heads = ["mode", "reward", "½‖f‖²", "KL gap", "Lipschitz", "judge", "artefacts", "diversity", "broken first"]
+    lines = []
     for row in rows:
         if not row["looks"]:
             lines.append([row["method"], *[""] * 7, f"stopped: {row['said'][0]}"])
@@ -225,7 +225,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 (at(first) if first else "nothing") + ended,
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(heads, lines)
 
 
 def at(look: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy, cross_entropy
 from tqdm import tqdm
 
 import hypernoise as hn
-from experiments.base import main
+from experiments.base import main, markdown
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import output_folder
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
@@ -174,18 +174,20 @@ def judged(
 def table(rows: list[dict[str, Any]]) -> str:
     """The table in markdown, with the runs' advice below it."""
     heads = ("α", "updates", "learning rate", "KL term", "right", "reward", "½‖f‖²", "KL, nats")
-    lines = [" | ".join(heads), " | ".join(["---"] * len(heads))]
-    for row in rows:
-        weight = "plain" if row["kl_weight"] is None else f"{row['kl_weight']:g}"
-        cells = (weight, f"{row['updates']}", row["learning_rate"] or "", row["counted"])
-        lines.append(
-            " | ".join(
-                [*cells, *(f"{row[name]:.{2 + (name == 'right')}f}" for name in ("right", "reward", "l2", "kl"))]
-            )
-        )
+    lines = [
+        [
+            "plain" if row["kl_weight"] is None else f"{row['kl_weight']:g}",
+            f"{row['updates']}",
+            row["learning_rate"] or "",
+            row["counted"],
+            f"{row['right']:.3f}",
+            *(f"{row[name]:.2f}" for name in ("reward", "l2", "kl")),
+        ]
+        for row in rows
+    ]
     said = [f"α {row['kl_weight']:g}, {row['learning_rate']}, {row['counted']}: {row['advice']}" for row in rows[1:]]
     least = f"Every kind as often as it is asked for takes {rows[0]['least']:.2f} nats at least."
-    return "\n".join([*(f"| {line} |" for line in lines), "", least, "", *said])
+    return "\n".join([markdown(heads, lines), "", least, "", *said])
 
 
 if __name__ == "__main__":

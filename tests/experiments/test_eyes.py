@@ -116,12 +116,6 @@ def test_a_colour_is_one_hot():
     assert one_hot_colours(["amber", "red"]).tolist() == [[1.0, *[0.0] * 7], [*[0.0] * 7, 1.0]]
 
 
-def test_distances_are_root_mean_squares():
-    pixels = torch.zeros(3, 3, 2, 2)
-    pixels[0] = 0.6
-    assert eyes.mean_distance(pixels) == pytest.approx(0.4)  # of 0.6, 0.6 and 0
-
-
 def test_a_wheel_that_is_not_installed_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(eye_networks, "WHEELS", {"omniart-eye-generator": ("0.1", "nowhere/weights.pth")})
     assert run(["--output-dir", str(tmp_path)]) == 2

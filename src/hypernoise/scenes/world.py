@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hypernoise.evaluation.geneval.rules import directions
+
 SIZE = 64  # pixels, both sides
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's six
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -113,18 +115,9 @@ def all_requests(category: str) -> list[Request]:
 def relation_between(
     ax: float, ay: float, aw: float, ah: float, bx: float, by: float, bw: float, bh: float
 ) -> set[str]:
-    """Where A lies relative to B, by GenEval's margin, from their boxes' centres and sizes (px).
+    """Where A lies relative to B, from their boxes' centres and sizes (px).
 
-    Offsets are first shrunk by a tenth of the summed sizes; a direction holds if it makes up more than half of
-    the shrunken offset's length. GenEval (djghosh13/geneval, evaluation/evaluate_images.py) requires half of the
-    whole offset's, which rarely matters (docs/yardsticks.md).
+    As in GenEval, except that a direction has to make up half of the shortened offset's length, not of the
+    whole one's, which rarely matters (docs/yardsticks.md).
     """
-    offset = np.array([ax - bx, ay - by])
-    margin = 0.1 * np.array([aw + bw, ah + bh])
-    offset = np.maximum(np.abs(offset) - margin, 0) * np.sign(offset)
-    length = np.linalg.norm(offset)
-    if length < 1e-3:
-        return set()
-    dx, dy = offset / length
-    found = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {name for name, holds in found.items() if holds}
+    return directions(ax - bx, ay - by, aw + bw, ah + bh, of_the_rest=True)

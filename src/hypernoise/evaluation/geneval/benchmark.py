@@ -14,9 +14,8 @@ from torch import Tensor
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark, Models, first_of_each, one_per_prompt
 from hypernoise.evaluation.geneval.detection import ClipColors, Mask2Former
-from hypernoise.evaluation.geneval.official import metadata
 from hypernoise.evaluation.geneval.picture_folder import write_folder, write_results
-from hypernoise.evaluation.geneval.requests import Request, parse_lines, read_requests
+from hypernoise.evaluation.geneval.requests import Request, read_requests
 from hypernoise.evaluation.geneval.rules import Detection, deciding_colors, judge, kept
 from hypernoise.evaluation.records import Judgement, Records
 
@@ -29,7 +28,7 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
     Raises:
         InputError: unreadable metadata, or a prompt that occurs with two meanings.
     """
-    found = read_requests(Path(file)) if file else parse_lines(metadata(), "geneval")
+    found = read_requests(Path(file)) if file else read_requests()
     chosen = first_of_each([request.tag for request in found], count or len(found))
     requests = by_prompt([found[i] for i in chosen])
     return Benchmark(

@@ -80,18 +80,22 @@ def deciding_colors(request: Request, objects: Objects) -> list[Detection]:
 
 
 def relations(a: Detection, b: Detection) -> set[str]:
-    """Where a lies relative to b: one direction, two on a diagonal, or none if they are too close.
-
-    The offset between the boxes' centres is shortened on each axis by a tenth of the summed sizes; a direction
-    holds if its part of the rest exceeds half of the whole offset's length.
-    """
+    """Where a lies relative to b: one direction, two on a diagonal, or none if they are too close."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = _centre_and_size(a), _centre_and_size(b)
-    dx, dy = ax - bx, ay - by
-    short_x = math.copysign(max(abs(dx) - MARGIN * (aw + bw), 0), dx)
-    short_y = math.copysign(max(abs(dy) - MARGIN * (ah + bh), 0), dy)
+    return directions(ax - bx, ay - by, aw + bw, ah + bh)
+
+
+def directions(dx: float, dy: float, width: float, height: float, *, of_the_rest: bool = False) -> set[str]:
+    """The directions of an offset between two boxes' centres with these summed sizes.
+
+    The offset is shortened on each axis by a tenth of the summed sizes; a direction holds if its part of the rest
+    exceeds half of the whole offset's length, or of the rest's.
+    """
+    short_x = math.copysign(max(abs(dx) - MARGIN * width, 0), dx)
+    short_y = math.copysign(max(abs(dy) - MARGIN * height, 0), dy)
     if abs(short_x) < 1e-3 and abs(short_y) < 1e-3:
         return set()
-    half = HALF * math.hypot(dx, dy)
+    half = HALF * (math.hypot(short_x, short_y) if of_the_rest else math.hypot(dx, dy))
     held = {"left of": short_x < -half, "right of": short_x > half, "above": short_y < -half, "below": short_y > half}
     return {name for name, holds in held.items() if holds}
 
