@@ -111,7 +111,7 @@ class ClipColors:
     @classmethod
     def load(cls, source: str, device: torch.device | str) -> ClipColors:
         """From a Hub repository or a folder; raises InputError for weights that cannot be loaded or do not fit."""
-        return cls(pretrained(CLIPModel, source, "CLIP", "the model", device), load_tokenizer(source), source)
+        return cls(pretrained(CLIPModel, source, f"CLIP {source}").to(device), load_tokenizer(source), source)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, detection: Detection, mask: Tensor) -> str:
