@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.benchmarks import Models
 from hypernoise.evaluation.questions import (
     KINDS,
     Item,
@@ -175,14 +174,14 @@ def test_the_judge_asks_each_prompts_own_questions(tmp_path):
     assert [one["probability"] for one in found.details] == pytest.approx([0.9, 0.8, 0.3])
     (tmp_path / "dpg.csv").write_text(DPG + "p3,Two rings,x,1,0,entity,whole,entity - whole (rings),Are there two?\n")
     with pytest.raises(InputError, match="'Two rings' appears twice in the file, with different questions"):
-        benchmark(str(tmp_path / "dpg.csv"), 0, Models())
+        benchmark(str(tmp_path / "dpg.csv"), 0)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
     (tmp_path / "dpg.csv").write_text(DPG)
 
     def load(name):
-        benchmark(str(tmp_path / "dpg.csv"), 0, Models(name)).load_judge("cpu")
+        benchmark(str(tmp_path / "dpg.csv"), 0, name).load_judge("cpu")
 
     with pytest.raises(InputError, match="unknown judge 'vqascore-smal'; did you mean 'vqascore-small'"):
         load("vqascore-smal")

@@ -72,13 +72,13 @@ class Evaluate(WithGenerator):
     def run(self) -> int:
         shard = self._checked()
         from hypernoise.commands.common import write_report
-        from hypernoise.evaluation.benchmarks import Models, load_benchmark
+        from hypernoise.evaluation.benchmarks import load_benchmark
         from hypernoise.evaluation.picture_sheet import before_and_after
         from hypernoise.evaluation.report import charts_of, examples_of
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import name_of, result_tables
 
-        benchmark = load_benchmark(self.prompts, self.count, Models(self.judge, self.colors))
+        benchmark = load_benchmark(self.prompts, self.count, self.judge, self.colors)
         methods = self._methods(benchmark)
         generator = self.load()
         check_methods(generator, methods, self.num_inference_steps)

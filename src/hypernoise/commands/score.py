@@ -139,7 +139,6 @@ class Score:
 
     def _judge(self, requests: list[Any], device: Any) -> Any:
         """Raises InputError for a class that the detector does not know, or a prompt with two meanings."""
-        from hypernoise.evaluation.benchmarks import Models
         from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
 
-        return GenEvalJudge.load(by_prompt(requests), Models(self.judge, self.colors), device)
+        return GenEvalJudge.load(by_prompt(requests), self.judge, self.colors, device)

@@ -15,14 +15,6 @@ from hypernoise.prompts import read_prompts
 
 
 @dataclass(frozen=True)
-class Models:
-    """The judging models, by their names on the Hub or as folders; empty: the benchmark's defaults."""
-
-    judge: str = ""
-    colors: str = ""
-
-
-@dataclass(frozen=True)
 class Benchmark:
     """Prompts to draw, and how to judge the pictures.
 
@@ -43,25 +35,27 @@ class Benchmark:
     write: Callable[[Path, str, Records], None] = lambda folder, name, records: None
 
 
-LOADERS = {  # modules with a function `benchmark` (file, prompts per category or 0, models)
+LOADERS = {  # modules with a function `benchmark` of the file and the other arguments of `load_benchmark`
     "scenes": "hypernoise.scenes.benchmark",
     "geneval": "hypernoise.evaluation.geneval.benchmark",
     "questions": "hypernoise.evaluation.questions",
 }
 
 
-def load_benchmark(source: str, count: int = 0, models: Models | None = None) -> Benchmark:
+def load_benchmark(source: str, count: int = 0, judge: str = "", colors: str = "") -> Benchmark:
     """The benchmark `source`: scenes, geneval, geneval:FILE or questions:FILE, or else prompts as in `read_prompts`.
 
     Args:
         count: how many prompts per category to take from the start; 0: all.
+        judge, colors: the judging models, by their names on the Hub or as folders; empty: the benchmark's defaults.
+            A judge "none": no judge.
 
     Raises:
         InputError: invalid contents of the file.
     """
     name, _, file = source.partition(":")
     if name in LOADERS:
-        return import_module(LOADERS[name]).benchmark(file, count, models or Models())
+        return import_module(LOADERS[name]).benchmark(file, count, judge, colors)
     prompts = read_prompts(source)
     prompts = prompts[: count or len(prompts)]
     return Benchmark(prompts, about={"file": source, "count": len(prompts)})

@@ -24,8 +24,7 @@ Features = Callable[[Tensor], Tensor]
 def load(source: str, device: torch.device | str) -> Features:
     """ "pixels", or the DINOv2 of a Hub repository (from the local cache or downloaded) or a folder.
 
-    Raises:
-        InputError: weights that are missing or do not fit.
+    Raises InputError for weights that are missing or do not fit.
     """
     return pixels if source == "pixels" else Dino(pretrained(Dinov2Model, source, f"features {source}").to(device))
 

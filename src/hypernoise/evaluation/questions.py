@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError, unknown
-from hypernoise.evaluation.benchmarks import Benchmark, Models, one_per_prompt
+from hypernoise.evaluation.benchmarks import Benchmark, one_per_prompt
 from hypernoise.evaluation.records import Judgement
 from hypernoise.files import json_lines, parse_json, read_text
 from hypernoise.rewards.base import RewardSettings
@@ -185,11 +185,10 @@ def read_items(file: Path) -> tuple[Kind, list[Item]]:
     return kind, items
 
 
-def benchmark(file: str, count: int, models: Models) -> Benchmark:
+def benchmark(file: str, count: int, judge: str = "", colors: str = "") -> Benchmark:
     """The first `count` prompts of a benchmark's file, 0: all, and a model that answers its questions.
 
-    Raises:
-        InputError: an invalid file, or a prompt that occurs with two sets of questions.
+    Raises InputError for an invalid file, or a prompt that occurs with two sets of questions.
     """
     kind, items = read_items(Path(file))
     items = items[: count or len(items)]
@@ -198,14 +197,14 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
     def load_judge(device: Any) -> QuestionJudge:
         from hypernoise.rewards import vqa
 
-        name = models.judge or "vqascore"
+        name = judge or "vqascore"
         if name not in vqa.VLMS:
             raise unknown("judge", name, vqa.VLMS)
         return QuestionJudge(kind, by_prompt, vqa.load(name, RewardSettings()), device)
 
     return Benchmark(
         prompts=[item.prompt for item in items],
-        load_judge=None if models.judge == "none" else load_judge,
+        load_judge=None if judge == "none" else load_judge,
         about={"benchmark": kind.name, "file": file, "count": len(items)},
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.benchmarks import Benchmark, Models
+from hypernoise.evaluation.benchmarks import Benchmark
 from hypernoise.evaluation.records import Judgement
 from hypernoise.scenes.judge import judge
 from hypernoise.scenes.prompts import EVALUATION_VERSION, ScenesRewriter, digest, evaluation_requests
@@ -17,7 +17,7 @@ from hypernoise.scenes.world import Request
 COUNT = 50  # captions per category
 
 
-def benchmark(file: str = "", count: int = 0, models: Models | None = None) -> Benchmark:
+def benchmark(file: str = "", count: int = 0, judge: str = "", colors: str = "") -> Benchmark:
     """`count` held-out captions per category (0: 50)."""
     if file:
         raise InputError(f"--prompts scenes takes no file, not {file!r}")

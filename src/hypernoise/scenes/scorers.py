@@ -16,10 +16,10 @@ from transformers import BlipForImageTextRetrieval, CLIPTokenizer
 
 from hypernoise.errors import InputError
 from hypernoise.generators.text_cache import Remembered
-from hypernoise.quiet import no_loading_bars
 from hypernoise.rewards.base import RewardSettings, check_pairs
 from hypernoise.rewards.network import prepared
 from hypernoise.rewards.text import Windows, combined
+from hypernoise.rewards.weights import pretrained
 from hypernoise.scenes.world import SIZE
 
 LONGEST = 24  # tokens, including start and end tokens
@@ -80,9 +80,7 @@ class Scorer:
 
     def _ready(self, device: torch.device) -> None:
         if self.model is None:
-            loaded: Any = BlipForImageTextRetrieval
-            with no_loading_bars():
-                model = loaded.from_pretrained(self.folder).float().eval().requires_grad_(False)
+            model = pretrained(BlipForImageTextRetrieval, str(self.folder), "the scenes matcher")
             self.model = prepared(model, self.settings)
         if self.model.device != device:
             self.model.to(device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations, product
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def plural(shape: str, count: int = 2) -> str:
 def all_requests(category: str) -> list[Request]:
     """Every request of one category, in a fixed order."""
     shapes, colors = list(SHAPES), list(COLORS)
-    pairs = [(a, b) for a in shapes for b in shapes if a != b]
+    pairs = list(permutations(shapes, 2))
     match category:
         case "single_object":
             return [Request(category, (Thing(s),)) for s in shapes]
@@ -102,13 +103,8 @@ def all_requests(category: str) -> list[Request]:
         case "position":
             return [Request(category, (Thing(a), Thing(b)), r) for a, b in pairs for r in RELATIONS]
         case "color_attr":
-            return [
-                Request(category, (Thing(a, ca), Thing(b, cb)))
-                for a, b in pairs
-                for ca in colors
-                for cb in colors
-                if ca != cb
-            ]
+            painted = product(pairs, permutations(colors, 2))
+            return [Request(category, (Thing(a, ca), Thing(b, cb))) for (a, b), (ca, cb) in painted]
     raise ValueError(f"unknown category {category!r}; the six are {', '.join(CATEGORIES)}")
 
 

@@ -13,7 +13,6 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from dev import geneval_prompts
 from hypernoise.errors import InputError
-from hypernoise.evaluation.benchmarks import Models
 from hypernoise.evaluation.geneval import detection as models
 from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
 from hypernoise.evaluation.geneval.detection import SENTENCES, ClipColors, Mask2Former, benchmark_name, box_of
@@ -147,7 +146,7 @@ def picture(tmp_path_factory):
 
 
 def test_from_folders_only_the_deciding_object_is_coloured(tiny_models, picture):
-    official_judge = GenEvalJudge.load({}, Models(*tiny_models), "cpu")
+    official_judge = GenEvalJudge.load({}, *tiny_models, "cpu")
     (best, _), *_ = official_judge.objects(read_picture(picture))
     assert best.score > 0.3
     asked = request(name=best.name, color="red")
@@ -162,10 +161,10 @@ def test_from_folders_only_the_deciding_object_is_coloured(tiny_models, picture)
 
 
 def test_a_detector_without_needed_classes_is_refused(tiny_models):
-    GenEvalJudge.load({"a": request(), "b": request(name="computer mouse")}, Models(*tiny_models), "cpu")
+    GenEvalJudge.load({"a": request(), "b": request(name="computer mouse")}, *tiny_models, "cpu")
     requests = {"a": request(), "b": request(name="mouse"), "c": request(name="dog")}
     with pytest.raises(InputError, match="does not know dog, mouse \\(2 of the classes .*; it knows 4, such as circle"):
-        GenEvalJudge.load(requests, Models(*tiny_models), "cpu")
+        GenEvalJudge.load(requests, *tiny_models, "cpu")
 
 
 COCO = (

@@ -6,7 +6,7 @@ import pytest
 
 from dev import geneval_prompts
 from hypernoise.errors import InputError
-from hypernoise.evaluation.benchmarks import Models, load_benchmark
+from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.evaluation.geneval.requests import OFFICIAL, read_requests
 
 SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
@@ -49,7 +49,7 @@ def test_the_file_is_what_the_published_recipe_draws():
 
 
 def test_the_benchmark_takes_the_first_of_each_category():
-    asked = load_benchmark("geneval", 2, Models(judge="none"))
+    asked = load_benchmark("geneval", 2, "none")
     assert (len(load_benchmark("geneval").prompts), len(asked.prompts)) == (553, 12)
     assert asked.categories == [tag for tag in COUNTS for _ in range(2)]
     assert asked.load_judge is None

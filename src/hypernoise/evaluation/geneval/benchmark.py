@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.benchmarks import Benchmark, Models, first_of_each, one_per_prompt
+from hypernoise.evaluation.benchmarks import Benchmark, first_of_each, one_per_prompt
 from hypernoise.evaluation.geneval.detection import ClipColors, Mask2Former
 from hypernoise.evaluation.geneval.picture_folder import write_folder, write_results
 from hypernoise.evaluation.geneval.requests import Request, read_requests
@@ -22,11 +23,10 @@ from hypernoise.evaluation.records import Judgement, Records
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 
 
-def benchmark(file: str, count: int, models: Models) -> Benchmark:
+def benchmark(file: str, count: int, judge: str, colors: str) -> Benchmark:
     """The official 553 prompts, or those of a metadata file; the first `count` of each category, 0: all.
 
-    Raises:
-        InputError: unreadable metadata, or a prompt that occurs with two meanings.
+    Raises InputError for unreadable metadata, or a prompt that occurs with two meanings.
     """
     found = read_requests(Path(file)) if file else read_requests()
     chosen = first_of_each([request.tag for request in found], count or len(found))
@@ -34,7 +34,7 @@ def benchmark(file: str, count: int, models: Models) -> Benchmark:
     return Benchmark(
         prompts=[found[i].prompt for i in chosen],
         categories=[found[i].tag for i in chosen],
-        load_judge=None if models.judge == "none" else partial(GenEvalJudge.load, requests, models),
+        load_judge=None if judge == "none" else partial(GenEvalJudge.load, requests, judge, colors),
         about={"benchmark": "geneval", "file": file or None, "count": len(chosen)},
         write=partial(write_official, [found[i] for i in chosen]),
     )
@@ -48,13 +48,9 @@ def by_prompt(requests: Sequence[Request]) -> dict[str, Request]:
 class GenEvalJudge:
     """The benchmark's rules on the objects that a detector finds, with their colours by CLIP.
 
-    It sees pictures in 8 bits, like those in files.
+    It sees pictures in 8 bits, like those in files. `requests` are by prompt.
 
-    Args:
-        requests: by prompt.
-
-    Raises:
-        InputError: a request needs a class that the detector does not know.
+    Raises InputError for a request that needs a class which the detector does not know.
     """
 
     def __init__(self, objects: Mask2Former, colors: ClipColors, requests: Mapping[str, Request]):
@@ -69,10 +65,10 @@ class GenEvalJudge:
             )
 
     @classmethod
-    def load(cls, requests: Mapping[str, Request], models: Models, device: torch.device | str) -> GenEvalJudge:
+    def load(cls, requests: Mapping[str, Request], objects: str, colors: str, device: Any) -> GenEvalJudge:
         """Raises InputError for weights that are missing or do not fit, and for unknown classes."""
-        objects = Mask2Former.load(models.judge or MASK2FORMER, device)
-        return cls(objects, ClipColors.load(models.colors or CLIP, device), requests)
+        detector = Mask2Former.load(objects or MASK2FORMER, device)
+        return cls(detector, ClipColors.load(colors or CLIP, device), requests)
 
     def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
         pixels = (torch.from_numpy(picture).permute(2, 0, 1).clamp(0, 1) * 255).round() / 255

@@ -137,8 +137,7 @@ def read_folder(folder: Path) -> tuple[list[Picture], list[Request], list[Broken
 def read_flat(folder: Path, prompts: str, requests: Mapping[str, Request]) -> tuple[list[Picture], list[Broken]]:
     """The pictures of GenEval's prompts in a folder of another layout, such as from `hypernoise generate`.
 
-    Raises:
-        InputError: errors of `pictures_in`, or no prompt with a request.
+    Raises the errors of `pictures_in`, and InputError if no prompt has a request.
     """
     pictures = pictures_in(folder, prompts)
     known = [dataclasses.replace(one, category=requests[one.prompt].tag) for one in pictures if one.prompt in requests]

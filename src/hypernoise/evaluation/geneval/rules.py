@@ -46,8 +46,7 @@ def kept(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]
 def judge(request: Request, objects: Objects) -> list[str]:
     """Why these objects do not satisfy the request: a phrase for each clause that fails.
 
-    Raises:
-        InputError: an object whose colour decides has none.
+    Raises InputError for an object whose colour decides and that has none.
     """
     reasons: list[str] = []
     matched: list[Sequence[Detection] | None] = []  # for each clause, its objects if it holds
