@@ -29,7 +29,7 @@ def test_each_update_draws_its_number_of_denoiser_calls():
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
         ({"num_inference_steps": (2, 0)}, "num_inference_steps must be at least 1"),
         ({"checkpoints_total_limit": 0}, "checkpoints_total_limit must be at least 1"),
-        ({"report_to": ("tensorbord",)}, "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
+        ({"report_to": ("tensorbord",)}, "report_to must be one of tensorboard, trackio, wandb, not 'tensorbord'"),
     ],
 )
 def test_impossible_policies_are_refused(values, message):

@@ -135,14 +135,10 @@ def _exact(linear: Linearised) -> Terms:
     return j.diagonal(dim1=1, dim2=2).sum(1), volume, sign <= 0
 
 
-def _signs(like: Tensor, draw: torch.Generator) -> Tensor:
-    """Independent ±1 (Rademacher): the probes with E[vvᵀ] = I of least variance."""
-    return (2 * torch.randint(0, 2, like.shape, generator=draw) - 1).to(like)
-
-
 def _arnoldi(linear: Linearised, draw: torch.Generator) -> Terms:
     """vᵀ log(I + Jᵀ) v of a random v from the Hessenberg matrix of Jᵀ in v's Krylov space."""
-    probe = _signs(linear.noise, draw)
+    like = linear.noise
+    probe = (2 * torch.randint(0, 2, like.shape, generator=draw) - 1).to(like)  # ±1: E[vvᵀ] = I at least variance
     steps = min(STEPS, probe[0].numel())
     length = _dot(probe, probe).sqrt()
     basis = [probe / _scale(length, probe)]

@@ -68,17 +68,14 @@ def lipschitz_bound(network: NoiseNetwork) -> float:
     """
     if not isinstance(network, ResidualNoise):
         return math.inf
-    norms = [_norm(layer.weight) for layer in network.modules() if isinstance(layer, nn.Linear)]
+    weights = [layer.weight.float() for layer in network.modules() if isinstance(layer, nn.Linear)]
+    norms = [torch.linalg.matrix_norm(weight, ord=2).item() for weight in weights]
     return math.prod(norms) * SILU ** (len(norms) - 1)
 
 
 def kl_gap_bound(dimensions: int, lipschitz: float) -> float:
     """The maximum, in nats, of Tr J − log|det(I + J)|: d(−log(1 − L) − L) ≈ d·L²/2; infinite from L = 1 on."""
     return dimensions * (-math.log1p(-lipschitz) - lipschitz) if lipschitz < 1 else math.inf
-
-
-def _norm(matrix: Tensor) -> float:
-    return torch.linalg.matrix_norm(matrix.float(), ord=2).item()
 
 
 def _unit(direction: Tensor) -> Tensor:
