@@ -222,6 +222,8 @@ def test_the_learned_scale_multiplies_where_the_reference_has_one(build, tokeniz
     assert ClipReward("s", model, tokenizer).scale == pytest.approx(model.logit_scale.exp().item())
     ours, times = build()(pictures(), PROMPTS), ClipReward("s", model, tokenizer, scale=7.0)(pictures(), PROMPTS)
     assert torch.allclose(times, 7 * ours)
+    exact = model.logit_scale.detach().double().exp().item()
+    assert ClipReward("s", model, tokenizer, RewardSettings(dtype="bfloat16")).scale == exact  # bf16 would round it
 
 
 def test_gradient_is_right_by_finite_differences(build):

@@ -140,8 +140,8 @@ class ClipReward(NetworkReward):
         scale: float | None = None,
     ):
         config: Any = model.config
+        self.scale = model.logit_scale.detach().double().exp().item() if scale is None else scale  # before any rounding
         super().__init__(name, model, Resize(config.vision_config.image_size, fit), settings)
-        self.scale = model.logit_scale.detach().double().exp().item() if scale is None else scale
         self.limit: int = config.text_config.max_position_embeddings
         self.tokenizer = tokenizer
         self.windows = Windows(name, tokenizer, self.limit, self.settings.long_prompts)
