@@ -79,7 +79,8 @@ def train(
             for observe in OBSERVERS:
                 row |= observe(run, batch)
             run.write_row()
-            run.readings += (new := readings([row]))
+            new = readings([row])
+            run.readings += new
             run.stopped_early = bool(new) and should_stop(run.readings, config.patience)
             if run.ended or run.step % config.checkpointing_steps == 0:
                 run.save()

@@ -144,8 +144,9 @@ class Run:
         found: Path | InputError | None = None
         if self.accelerator.is_main_process:
             tidied(self.folder)
-            for old in [] if resume else checkpoints(self.folder):
-                shutil.rmtree(old)
+            if not resume:
+                for old in checkpoints(self.folder):
+                    shutil.rmtree(old)
             try:
                 found, damaged = newest_whole(self.folder)
                 for line in damaged:
