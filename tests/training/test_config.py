@@ -150,7 +150,7 @@ def test_a_missing_recipe_is_named(tmp_path):
         ({"seed": -1}, "seed must be from 0"),
         ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
         ({"sample_clip": -1.0}, "sample_clip must be 0 or more"),
-        ({"train_batch_size": 10, "gradient_accumulation_steps": 4}, "the next train_batch_size that fits is 12"),
+        ({"train_batch_size": 10, "gradient_accumulation_steps": 4}, "the next that fits is 12"),
     ],
 )
 def test_impossible_settings_are_refused(values, message):
