@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from hypernoise.commands import flags
 from hypernoise.commands.flags import parse
 from hypernoise.commands.train import Train
 from hypernoise.errors import InputError
-from hypernoise.training import config
 from hypernoise.training.config import LoRA, Recipe, TrainConfig, read_recipe
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -159,7 +159,7 @@ def test_impossible_settings_are_refused(values, message):
 
 
 def test_a_source_of_prompts_may_have_any_number_for_a_weight_and_is_named_once():
-    read = config._weights_from_words
+    read = flags._weights
     assert read(["a.txt=1e-1", "b.txt=.5", "c.txt", "d=e.txt"]) == {
         "a.txt": 0.1,
         "b.txt": 0.5,
