@@ -36,7 +36,7 @@ def test_the_map_keeps_white_noise_white_exactly(source, target, monkeypatch):
     A and B are what the map itself answers to unit vectors, of the noise and of what it draws fresh.
     """
     between, drawn = NoiseMap(source, target), {}
-    monkeypatch.setattr("experiments.noise_map._fresh", lambda noise, shape, seed: drawn["fresh"])
+    monkeypatch.setattr("experiments.noise_map.fresh_noise", lambda noise, seed, shape: drawn["fresh"])
     sizes = [int(torch.tensor(shape).prod()) for shape in (source, target)]
 
     def answer(x, fresh):
