@@ -85,10 +85,7 @@ def imported(path: str) -> RewardFunction:
     """A user's reward at "module:name": a function, or a class constructed without arguments.
 
     Searches the working directory first, as `python -m` does. Importing a module runs it: only name modules that you
-    would run.
-
-    Raises:
-        InputError: no such module or name, or something that is not callable.
+    would run. Raises InputError if there is no such module or name, or it is not callable.
     """
     module_name, _, name = path.partition(":")
     here = os.getcwd()

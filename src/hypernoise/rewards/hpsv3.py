@@ -51,11 +51,7 @@ class Network(nn.Module):
 
 
 def load(name: str, settings: RewardSettings) -> HpsV3:
-    """The reward, from the local Hub cache or downloaded, in the settings' precision.
-
-    Raises:
-        InputError: the authors' wording is not installed, or weights that cannot be loaded or do not fit.
-    """
+    """The reward. Raises InputError without the authors' wording, or for weights that cannot be loaded or do not fit."""
     text = wording()
     with no_traceback(f"reward {name!r}: the configuration of {BACKBONE} cannot be loaded ({DOWNLOAD})"):
         config = AutoConfig.from_pretrained(BACKBONE, trust_remote_code=False)

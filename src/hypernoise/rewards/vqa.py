@@ -65,15 +65,10 @@ VLMS = {
 
 
 def load(name: str, settings: RewardSettings) -> VqaReward:
-    """The reward of a row of `VLMS`, from the local Hub cache or downloaded, in the settings' precision.
-
-    Raises:
-        InputError: weights that cannot be loaded or do not fit.
-    """
-    row = VLMS[name]
-    where = f"reward {name!r}: {row.repository}"
-    dtype = getattr(torch, settings.dtype)
-    model = pretrained(getattr(transformers, row.model), row.repository, where, dtype=dtype, strict=True)
+    """The reward of a row of `VLMS`. Raises InputError for weights that cannot be loaded or do not fit."""
+    row, dtype = VLMS[name], getattr(torch, settings.dtype)
+    what = f"reward {name!r}: {row.repository}"
+    model = pretrained(getattr(transformers, row.model), row.repository, what, dtype=dtype, strict=True)
     reward = VqaReward if row.fit else QwenReward
     return reward(name, model, load_tokenizer(row.repository), row, settings)
 
