@@ -51,7 +51,7 @@ class Network(nn.Module):
 
 
 def load(name: str, settings: RewardSettings) -> HpsV3:
-    """The reward. Raises InputError without the authors' wording, or for weights that cannot be loaded or do not fit."""
+    """The reward. Raises InputError without the authors' wording, or if weights cannot be loaded or do not fit."""
     text = wording()
     with no_traceback(f"reward {name!r}: the configuration of {BACKBONE} cannot be loaded ({DOWNLOAD})"):
         config = AutoConfig.from_pretrained(BACKBONE, trust_remote_code=False)
