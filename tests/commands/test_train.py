@@ -58,10 +58,5 @@ def test_train_reports_the_trained_against_the_validation_reward(sd_pipeline, tm
     assert summary["stopped_early"] is False
     last = [reading["validation_reward"] for reading in summary["validation"]]
     assert summary["results"][0]["validation_reward"] == pytest.approx(sum(last) / 3)
-    printed = capsys.readouterr().out.splitlines()
-    assert "trained reward" in printed[0]
-    assert "validation reward" in printed[0]
-    assert [line.split()[0] for line in printed[1:4]] == ["2", "4", "6"]
-    assert float(printed[1].split()[2]) == pytest.approx(last[0], abs=1e-4)
-    assert "curves.png" in printed[4]
+    assert "curves.png" in capsys.readouterr().out.splitlines()[0]
     assert (tmp_path / "run" / "curves.png").exists()
