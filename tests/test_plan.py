@@ -255,18 +255,6 @@ def test_a_gated_generator_is_told_before_it_is_asked_for(tmp_path, capsys):
     assert asked in capsys.readouterr().out
 
 
-def test_training_that_runs_out_of_memory_is_told_the_plan(tmp_path, capsys, monkeypatch):
-    def refuse(*arguments):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("hypernoise.commands.training._train", refuse)
-    (tmp_path / "r.yaml").write_text("generator: scenes\ntrain_batch_size: 4\nlora: {rank: 2}\n")
-    assert main(["train", str(tmp_path / "r.yaml"), "--output-dir", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert re.search("out of memory: this recipe is planned at [0-9.]+ MB;", told)
-    assert "memory.gradient_checkpointing: true" in told
-
-
 @pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("nf4", 4)])
 def test_quantising_saves_on_the_layers_that_are_packed(kind, bits):
     recipe = Recipe(train_batch_size=1, mixed_precision="no")

@@ -23,9 +23,9 @@ COMMANDS = {  # each is a module of `commands` with a dataclass of that name, an
 }
 
 TOO_LITTLE_MEMORY = (
-    "out of memory: draw smaller or fewer pictures at once (a lower batch_size, height or width, memory.decode_slice: "
-    "1), set memory.text_encoders: offload, or use another device or mixed_precision (hypernoise train --dry-run shows "
-    "what a recipe needs)"
+    "out of memory: train with --fit auto, which chooses settings that fit; draw smaller or fewer pictures at once (a "
+    "lower batch_size, height or width, memory.decode_slice: 1), set memory.text_encoders: offload, or use another "
+    "device or mixed_precision (hypernoise train --dry-run shows what a recipe needs)"
 )
 
 USAGE = "usage: hypernoise COMMAND [flags]      (hypernoise COMMAND --help explains its flags)\n\n" + "\n".join(

@@ -23,10 +23,6 @@ class InputError(Exception):
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
 
 
-class TooLongError(InputError):
-    """A prompt has more tokens than the generator's text encoder accepts."""
-
-
 TOO_LITTLE = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS; the CPU on two systems
 
 

@@ -279,7 +279,7 @@ def test_too_little_memory_is_told_in_one_line(error, monkeypatch, capsys):
 
     monkeypatch.setattr("hypernoise.generators.registry.load_as", fail)
     assert main(["generate", "a ring", "--device", "cpu"]) == 2
-    assert re.fullmatch("hypernoise: out of memory: draw smaller .*\n", capsys.readouterr().err)
+    assert re.fullmatch("hypernoise: out of memory: train with --fit auto.* draw smaller .*\n", capsys.readouterr().err)
     error.args = ("something else",)
     if type(error) is RuntimeError:
         with pytest.raises(RuntimeError, match="something else"):

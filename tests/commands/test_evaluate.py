@@ -246,7 +246,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(questions, tmp_path, capsys
     assert main(call) == 2
     told = capsys.readouterr().err.strip()
     assert "prompt 2 of 2 has" in told
-    assert told.endswith("shorten it, or draw only their first words with --long-prompts cut")
+    assert told.endswith("shorten it (evaluate draws only its first words with --long-prompts cut)")
     assert "\n" not in told
     assert main([*call, "--long-prompts", "cut"]) == 0
     assert "1 of 2 prompts are longer than the generator's text encoder: only their" in capsys.readouterr().err

@@ -40,7 +40,6 @@ class App(WithGenerator):
     port: int = 7860
 
     def run(self) -> int:
-
         seed_in_range(self.seed, "--seed")
         whole(self, "port", least=0, most=65_535, flags=True)
         page = self.page()
@@ -52,7 +51,11 @@ class App(WithGenerator):
 
     def page(self) -> Any:
         """The gradio page. Raises InputError without gradio, or if the adapter does not fit the generator."""
-        gradio = imported_gradio()
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import
+        try:
+            import gradio
+        except ImportError as error:
+            raise InputError("the app needs gradio: pip install 'hypernoise[app]'") from error
         from hypernoise.methods.hypernoise import Adapter
         from hypernoise.noise.base import STRENGTHS
         from hypernoise.rewards.ensemble import WeightedSum
@@ -85,18 +88,15 @@ class App(WithGenerator):
         return page
 
 
-def imported_gradio() -> Any:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import
-    try:
-        import gradio
-    except ImportError as error:
-        raise InputError("the app needs gradio: pip install 'hypernoise[app]'") from error
-    return gradio
-
-
-def serve(page: Any, port: int, **more: Any) -> Any:
-    """Serves a page on the loopback address until it is interrupted."""
+def serve(page: Any, port: int | None, **more: Any) -> Any:
+    """Serves a page on the loopback address until it is interrupted; every answer forbids requests to other hosts."""
     from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    async def with_policy(request: Any, answer_to: Any) -> Any:
+        answer = await answer_to(request)
+        answer.headers["content-security-policy"] = FROM_HERE_ALONE
+        return answer
 
     return page.queue(default_concurrency_limit=1).launch(
         server_name="127.0.0.1",
@@ -105,24 +105,9 @@ def serve(page: Any, port: int, **more: Any) -> Any:
         ssr_mode=False,
         run_history=False,
         footer_links=[],
-        app_kwargs={"middleware": [Middleware(ContentPolicy)]},
+        app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=with_policy)]},
         **more,
     )
-
-
-class ContentPolicy:
-    """Adds `FROM_HERE_ALONE` to every answer of an ASGI application."""
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", FROM_HERE_ALONE.encode())]
-            await send(message)
-
-        await self.app(scope, receive, with_policy)
 
 
 @dataclass(frozen=True)
@@ -192,12 +177,9 @@ def as_table(drawn: Sequence[Drawn]) -> str:
     for place, name in enumerate(("plain", "with f", "f")):
         cells = [f"<th>{name}</th>"]
         for one in drawn:
+            reward = None if name == "f" else one.rewards[place]
+            note = f"½‖f‖² {one.kl:.3f} nats" if name == "f" else "" if reward is None else f"reward {reward:.3f}"
             picture = f'<img src="{embedded(one.pictures[place], "PNG")}" alt="{name}, seed {one.seed}" width={SIDE}>'
-            note = f"½‖f‖² {one.kl:.3f} nats" if name == "f" else _reward(one.rewards[place])
             cells.append(f"<td>{picture}<br>{note}</td>")
         rows.append("".join(cells))
     return f'<table style="image-rendering: pixelated">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
-
-
-def _reward(score: float | None) -> str:
-    return "" if score is None else f"reward {score:.3f}"

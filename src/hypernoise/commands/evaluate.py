@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hypernoise.commands.generator import WithGenerator
-from hypernoise.errors import InputError, TooLongError, shown
+from hypernoise.errors import InputError, shown
 from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 
 if TYPE_CHECKING:
@@ -71,23 +70,64 @@ class Evaluate(WithGenerator):
 
     def run(self) -> int:
         shard = self._checked()
+        import numpy as np
+        from tqdm import tqdm
+
         from hypernoise.commands.common import write_report
         from hypernoise.evaluation.benchmarks import load_benchmark
+        from hypernoise.evaluation.engine import compare
         from hypernoise.evaluation.picture_sheet import before_and_after
         from hypernoise.evaluation.report import charts_of, examples_of
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import name_of, result_tables
+        from hypernoise.files import output_folder
+        from hypernoise.rewards.ensemble import WeightedSum
 
         benchmark = load_benchmark(self.prompts, self.count, self.judge, self.colors)
         methods = self._methods(benchmark)
         generator = self.load()
-        check_methods(generator, methods, self.num_inference_steps)
+        for steps in self.num_inference_steps:
+            generator.check_steps(steps)
+        for method in methods:
+            adapter = getattr(getattr(method, "start", None) or method, "adapter", None)
+            if adapter is not None:
+                adapter.on(generator)
         prompts, cut = fitting(generator, benchmark.prompts, self.long_prompts)
-        found = self._drawn(benchmark, generator, methods, prompts, shard)
+        weights = self.rewards or benchmark.rewards
+        reward = WeightedSum(weights) if weights else None
+        validation = WeightedSum(self.validation_rewards) if self.validation_rewards else None
+        judge = benchmark.load_judge(generator.device) if benchmark.load_judge else None
+        if judge is not None and cut:
+            judge = AsAsked(judge, dict(zip(prompts, benchmark.prompts, strict=True)))
+        output_folder(self.output_dir)
+        self.tell_precision()
+
+        generator.encode_ahead(prompts)
+        total = len(methods) * len(self.num_inference_steps) * len(prompts) * self.num_images_per_prompt
+        with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
+            found = compare(
+                generator,
+                methods,
+                prompts,
+                reward,
+                num_inference_steps=self.num_inference_steps,
+                num_images_per_prompt=self.num_images_per_prompt,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                validation_reward=validation,
+                judge=judge,
+                categories=benchmark.categories,
+                output=self.output_dir,
+                shard=shard,
+                progress=bar.update,
+            )
         if found.missing:
             print(f"{found.missing} batches are left to other shards; the last prints the table", file=sys.stderr)
             return 0
-        rows, drawn = self._rows(benchmark, found)
+
+        for (steps, name), records in found.records.items():
+            benchmark.write(self.output_dir, f"{name}-{steps}", records)
+        rows, drawn = runs_pooled(found, np.array(benchmark.categories or ["all"] * len(prompts)))
         about = {**benchmark.about, "cut": cut}
         write_summary(self.output_dir, "evaluate", self, generator.device, rows, prompts=about)
         before_and_after(prompts, benchmark.categories, rows, drawn).save(self.output_dir / "before_after.png")
@@ -120,103 +160,34 @@ class Evaluate(WithGenerator):
         from hypernoise.methods.finetune import FineTune
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.plain import Plain
+        from hypernoise.methods.prompt_search import EndpointRewriter
         from hypernoise.methods.registry import Given, make_methods
 
         more = [name for name, folders in (("hypernoise", self.adapter), ("finetune", self.finetuned)) if folders]
         names = list(dict.fromkeys(["plain", *self.methods, *more]))
-        methods = make_methods(names, Given(self.adapter, self.finetuned, self._rewriter(benchmark)))
+        rewriter = EndpointRewriter(self.rewriter, self.rewriter_model) if self.rewriter else benchmark.rewriter
+        methods = make_methods(names, Given(self.adapter, self.finetuned, rewriter))
         searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
         if searching and not (self.rewards or benchmark.rewards):
             raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
         return methods
 
-    def _rewriter(self, benchmark: Benchmark) -> Any:
-        from hypernoise.methods.prompt_search import EndpointRewriter
 
-        return EndpointRewriter(self.rewriter, self.rewriter_model) if self.rewriter else benchmark.rewriter
+def runs_pooled(found: Comparison, categories: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The result rows and their picture records, with a method's training runs (hypernoise-1, ...) as one row, which
+    shows the first run's pictures."""
+    from hypernoise.evaluation.result_rows import result_row
 
-    def _drawn(
-        self,
-        benchmark: Benchmark,
-        generator: DiffusionGenerator,
-        methods: Sequence[Method],
-        prompts: list[str],
-        shard: tuple[int, int],
-    ) -> Comparison:
-        from tqdm import tqdm
-
-        from hypernoise.evaluation.engine import compare
-        from hypernoise.files import output_folder
-        from hypernoise.rewards.ensemble import WeightedSum
-
-        weights = self.rewards or benchmark.rewards
-        reward = WeightedSum(weights) if weights else None
-        validation = WeightedSum(self.validation_rewards) if self.validation_rewards else None
-        judge = benchmark.load_judge(generator.device) if benchmark.load_judge else None
-        if judge is not None and prompts != benchmark.prompts:
-            judge = AsAsked(judge, dict(zip(prompts, benchmark.prompts, strict=True)))
-        output_folder(self.output_dir)
-        self.tell_precision()
-        generator.encode_ahead(prompts)
-        total = len(methods) * len(self.num_inference_steps) * len(prompts) * self.num_images_per_prompt
-        with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
-            return compare(
-                generator,
-                methods,
-                prompts,
-                reward,
-                num_inference_steps=self.num_inference_steps,
-                num_images_per_prompt=self.num_images_per_prompt,
-                seed=self.seed,
-                batch_size=self.batch_size,
-                validation_reward=validation,
-                judge=judge,
-                categories=benchmark.categories,
-                output=self.output_dir,
-                shard=shard,
-                progress=bar.update,
-            )
-
-    def _rows(self, benchmark: Benchmark, found: Comparison) -> tuple[list[dict[str, Any]], list[Any]]:
-        """The result rows, with a method's training runs merged into one, and each row's picture records.
-
-        Writes the benchmark's own files.
-        """
-        import numpy as np
-
-        from hypernoise.evaluation.result_rows import result_row
-
-        groups = np.array(benchmark.categories or ["all"] * len(benchmark.prompts))
-        rows: dict[tuple[int, str], tuple[dict[str, Any], Any]] = {}
-        for (steps, name), row in zip(found.records, found.rows, strict=True):
-            benchmark.write(self.output_dir, f"{name}-{steps}", found.records[steps, name])
-            kind, _, number = name.rpartition("-")
-            folders = (
-                {"hypernoise": self.adapter, "finetune": self.finetuned}.get(kind.partition("@")[0], ())
-                if number.isdigit()
-                else ()
-            )
-            if not folders:
-                rows[steps, name] = row, found.records[steps, name]
-            elif (steps, kind) not in rows:
-                runs = [found.records[steps, f"{kind}-{i}"] for i in range(1, len(folders) + 1)]
-                base = found.records[steps, "plain"]
-                rows[steps, kind] = result_row(kind, steps, runs, base, groups), runs[0]
-        return [row for row, _ in rows.values()], [records for _, records in rows.values()]
-
-
-def check_methods(generator: DiffusionGenerator, methods: Sequence[Method], steps: Sequence[int]) -> None:
-    """Checks all methods before drawing starts.
-
-    Raises:
-        InputError: the generator does not support a number of steps, or an adapter does not fit it.
-    """
-    for number in steps:
-        generator.check_steps(number)
-    for method in methods:
-        adapter = getattr(getattr(method, "start", None) or method, "adapter", None)
-        if adapter is not None:
-            adapter.on(generator)
+    pooled: dict[tuple[int, str], list[Any]] = {}
+    for (steps, name), records in found.records.items():
+        run = re.fullmatch(r"((?:hypernoise|finetune)(?:@[\d.]+)?)-\d+", name)
+        pooled.setdefault((steps, run[1] if run else name), []).append(records)
+    single = dict(zip(found.records, found.rows, strict=True))
+    rows = [
+        single.get((steps, name)) or result_row(name, steps, runs, found.records[steps, "plain"], categories)
+        for (steps, name), runs in pooled.items()
+    ]
+    return rows, [runs[0] for runs in pooled.values()]
 
 
 def fitting(generator: DiffusionGenerator, prompts: list[str], long_prompts: str) -> tuple[list[str], int]:
@@ -226,11 +197,7 @@ def fitting(generator: DiffusionGenerator, prompts: list[str], long_prompts: str
         InputError: a prompt is empty, or too long with `long_prompts` "refuse".
     """
     fit = generator.cut_prompts(prompts) if long_prompts == "cut" else prompts
-    try:
-        generator.check_prompts(fit)
-    except TooLongError as error:
-        hint = "" if long_prompts == "cut" else ", or draw only their first words with --long-prompts cut"
-        raise InputError(f"{error}{hint}") from error
+    generator.check_prompts(fit)
     if len(set(fit)) < len(set(prompts)):
         raise InputError("two prompts begin with the same words and are one prompt when cut; leave one of them out")
     number = sum(before != after for before, after in zip(prompts, fit, strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,8 +35,6 @@ class Generate(WithGenerator):
     output_dir: Path = Path("runs/generate")
 
     def run(self) -> int:
-        from hypernoise.evaluation.summary import write_summary
-
         whole(self, "num_inference_steps", flags=True)
         whole(self, "num_images_per_prompt", most=MOST_AT_ONCE, flags=True)
         seed_in_range(self.seed, "--seed")
@@ -47,6 +44,7 @@ class Generate(WithGenerator):
             raise InputError('give at least one prompt: hypernoise generate "a red circle"')
         import torch
 
+        from hypernoise.evaluation.summary import write_summary
         from hypernoise.files import output_folder
         from hypernoise.pipeline import attach
 
@@ -65,24 +63,21 @@ class Generate(WithGenerator):
         if self.precision().slow:
             self.tell_precision()
         pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
-        rows = [
-            {"prompt": prompt, "seed": seed, "inference_steps": steps, "file": f"{number:03d}-seed{seed}.png"}
-            for number, prompt in enumerate(self.prompts)
-            for seed in range(self.seed, self.seed + self.num_images_per_prompt)
-        ]
-        for _, group in groupby(rows, key=lambda row: row["file"].partition("-")[0]):
-            own = list(group)  # of one prompt
-            condition = generator.encode([row["prompt"] for row in own])
+        rows, seeds = [], range(self.seed, self.seed + self.num_images_per_prompt)
+        for number, prompt in enumerate(self.prompts):
+            condition = generator.encode([prompt] * len(seeds))
             with no_traceback(f"{generator.name} cannot draw"), generator.decoding():
                 pictures = pipeline(
                     height=generator.size[0],
                     width=generator.size[1],
-                    generator=[torch.Generator(generator.device).manual_seed(row["seed"]) for row in own],
+                    generator=[torch.Generator(generator.device).manual_seed(seed) for seed in seeds],
                     **generator.family.arguments(condition.tensors),
                     **generator.call(steps),
                 ).images
-            for row, picture in zip(own, pictures, strict=True):
-                picture.save(self.output_dir / row["file"])
-                print(self.output_dir / row["file"])
+            for seed, picture in zip(seeds, pictures, strict=True):
+                file = f"{number:03d}-seed{seed}.png"
+                picture.save(self.output_dir / file)
+                print(self.output_dir / file)
+                rows.append({"prompt": prompt, "seed": seed, "inference_steps": steps, "file": file})
         write_summary(self.output_dir, "generate", self, generator.device, rows)
         return 0

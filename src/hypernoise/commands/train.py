@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,7 +50,12 @@ class Train(Recipe):
 
     def run(self) -> int:
         if self.dry_run:
-            return print_plan(self, self.output_dir / "plan", self.device)
+            gc.disable()  # over thousands of imported modules, collection takes a quarter of a plan's time
+            atexit.register(gc.freeze)
+            try:
+                return print_plan(self, self.output_dir / "plan", self.device)
+            finally:
+                gc.enable()
         if self.smoke_test:
             return run_smoke_test(self, self.output_dir / "smoke-test", self.device)
         from hypernoise.commands.training import train_recipe
@@ -84,19 +88,18 @@ class Train(Recipe):
         return 0
 
 
-def print_plan(recipe: Recipe, folder: Path, device: str = "auto") -> int:
+def print_plan(recipe: Recipe, folder: Path, device: str) -> int:
     """Prints a recipe's plan and writes it to `folder`/summary.json; see `plan.plan`."""
-    with _no_collection():
-        from hypernoise.evaluation.summary import write_summary
-        from hypernoise.files import output_folder
-        from hypernoise.plan.fit import fitted
-        from hypernoise.plan.generators import META
-        from hypernoise.plan.plan import plan, table
+    from hypernoise.evaluation.summary import write_summary
+    from hypernoise.files import output_folder
+    from hypernoise.plan.fit import fitted
+    from hypernoise.plan.generators import META
+    from hypernoise.plan.plan import plan, table
 
-        output_folder(folder)
-        with no_traceback(f"generator {recipe.generator!r} cannot be planned"):
-            recipe, chosen = fitted(recipe, device, planned_for=META)
-            found = plan(recipe)
+    output_folder(folder)
+    with no_traceback(f"generator {recipe.generator!r} cannot be planned"):
+        recipe, chosen = fitted(recipe, device, planned_for=META)
+        found = plan(recipe)
     print(*([chosen] if chosen else []), table(found), sep="\n")
     step = found.training
     rows = [{"peak_bytes": step.peak, "bytes": step.parts, "kept_bytes": step.kept, "flops": step.flops}]
@@ -104,18 +107,6 @@ def print_plan(recipe: Recipe, folder: Path, device: str = "auto") -> int:
     more = {"parameters": parameters, "overhead": found.overhead, "revision": found.revision}
     write_summary(folder, "train --dry-run", recipe, "meta", rows, **more)
     return 0
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's cycle collector is off inside the block and at exit: over thousands of imported modules it takes a
-    quarter of a plan's time."""
-    atexit.register(gc.freeze)
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def run_smoke_test(recipe: Recipe, folder: Path, device: str) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 from hypernoise.adapters import save_adapter
 from hypernoise.commands.common import tell_cut_prompts
-from hypernoise.errors import InputError, out_of_memory
 from hypernoise.files import output_folder
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
@@ -38,7 +37,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
     """Trains a recipe and writes `output_dir`/adapter.
 
     Raises:
-        InputError: settings that do not fit together, before anything is written; `train`'s errors; out of memory.
+        InputError: settings that do not fit together, before anything is written; `train`'s errors.
     """
     if recipe.memory.fit:
         from hypernoise.plan.fit import fitted
@@ -47,15 +46,6 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
         say_once(chosen)
     precision = resolve(recipe.mixed_precision, pick_device(own_device(device)))
     recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
-    try:
-        return _train(recipe, output_dir, device, precision.line)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise InputError(_too_little_memory(recipe)) from error
-
-
-def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Trained:
     if recipe.reward_device:
         pick_device(recipe.reward_device)  # raises if it does not exist
     settings = recipe.reward_settings()
@@ -68,53 +58,35 @@ def _train(recipe: Recipe, output_dir: Path, device: str, precision: str) -> Tra
     shown = [*prompts, *recipe.validation_prompts]
     generator.check_prompts(shown)
     output_folder(output_dir)
-    say_once(precision)
+    say_once(precision.line)
     network = recipe.build_network(generator)
     generator.encode_ahead(shown)
     result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
     if launched()[0] == 0:
         tell_cut_prompts(reward)
-        _finish(recipe, generator, network, result, output_dir)
+        if result.finished:
+            rows = rows_of(output_dir)
+            if result.stopped_early:
+                say(stopped_line(readings(rows), result.step, recipe.patience))
+            say(stretch_warning(network, rows))
+            training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
+            save_adapter(network, output_dir / "adapter", generator=generator, training=training)
+        else:
+            say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command resumes from there")
     leave()
     return Trained(generator, network, result)
-
-
-def _finish(
-    recipe: Recipe, generator: DiffusionGenerator, network: NoiseNetwork, result: TrainResult, output_dir: Path
-) -> None:
-    """Prints how the run ended, and saves the adapter if it finished."""
-    if not result.finished:
-        say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command resumes from there")
-        return
-    rows = rows_of(output_dir)
-    if result.stopped_early:
-        say(stopped_line(readings(rows), result.step, recipe.patience))
-    say(stretch_warning(network, rows))
-    training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
-    save_adapter(network, output_dir / "adapter", generator=generator, training=training)
 
 
 def stretch_warning(network: NoiseNetwork, rows: Sequence[Mapping[str, Any]]) -> str:
     """A warning if the run's Lipschitz constant reached 1, else empty; empty for a network that never folds."""
     seen = [row for row in rows if "lipschitz" in row]
-    over = [row for row in seen if row["lipschitz"] >= 1]
-    if not over or never_folds(network):
+    over = next((row for row in seen if row["lipschitz"] >= 1), None)
+    if over is None or never_folds(network):
         return ""
     fear, modes = "nothing bounds what the KL term leaves out", "penalty or clamp"
     if knows_kl(network):
         fear, modes = "x + f may fold noises onto each other, and its KL is then a lower bound", "penalty"
     return (
-        f"Lipschitz constant {over[0]['lipschitz']:.3g} at step {over[0]['step']}, {seen[-1]['lipschitz']:.3g} at the "
+        f"Lipschitz constant {over['lipschitz']:.3g} at step {over['step']}, {seen[-1]['lipschitz']:.3g} at the "
         f"end: from 1 on {fear}; train with --lipschitz.mode {modes}, or measure it with hypernoise diagnose"
-    )
-
-
-def _too_little_memory(recipe: Recipe) -> str:
-    from hypernoise.plan.plan import gigabytes, plan
-
-    planned = gigabytes(plan(recipe).training.peak)
-    return (
-        f"out of memory: this recipe is planned at {planned}; --fit auto chooses settings that fit, or raise "
-        "gradient_accumulation_steps and set memory.gradient_checkpointing: true, memory.decode_slice: 1, "
-        "memory.text_encoders: offload (hypernoise train --dry-run shows what a recipe needs)"
     )

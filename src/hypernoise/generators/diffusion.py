@@ -25,7 +25,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hypernoise.errors import InputError, TooLongError, no_traceback, shown
+from hypernoise.errors import InputError, no_traceback, shown
 from hypernoise.generators.base import Condition, Seed, check_texts
 from hypernoise.generators.families import Family, asked, family_of, few_step_doubt, sibling_of
 from hypernoise.generators.identity import identify_denoiser
@@ -374,9 +374,9 @@ def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) 
         tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(tokens) > limit:
             lost = tokenizer.decode(tokens[limit - 1 : -1])
-            raise TooLongError(
+            raise InputError(
                 f"prompt {number} of {len(prompts)} has {len(tokens)} tokens, but the text encoder takes {limit}: "
-                f"{lost!r} would be cut; shorten it"
+                f"{lost!r} would be cut; shorten it (evaluate draws only its first words with --long-prompts cut)"
             )
 
 
