@@ -8,7 +8,10 @@ Names are imported on first use, so `import hypernoise` is fast.
 
 from __future__ import annotations
 
+import ast
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypernoise.quiet import without_idle_advice
@@ -42,38 +45,7 @@ if TYPE_CHECKING:
     from hypernoise.training.loop import TrainResult, train
     from hypernoise.version import __version__
 
-_HOME = {
-    "adapters": ("load_adapter", "save_adapter"),
-    "diagnostics.diagnosis": ("diagnose",),
-    "diagnostics.kl": ("estimate_kl",),
-    "diagnostics.lipschitz": ("spectral_norm",),
-    "errors": ("InputError",),
-    "evaluation.engine": ("Comparison", "compare"),
-    "generators.diffusion": ("DiffusionGenerator",),
-    "generators.module": ("ModuleGenerator",),
-    "generators.registry": ("load_generator",),
-    "methods.finetune": ("FineTune", "LoRATune", "finetune", "load_finetuned"),
-    "methods.hypernoise": ("HyperNoise",),
-    "methods.plain": ("Plain",),
-    "methods.prompt_search": ("PromptSearch",),
-    "methods.reno": ("ReNO",),
-    "methods.search": ("BestOfN", "Search"),
-    "model_card": ("push_to_hub",),
-    "noise.lora": ("LoRANoise",),
-    "noise.residual": ("ResidualNoise",),
-    "noise.spectral": ("SpectralNoise",),
-    "objective": ("exact_kl", "l2_kl"),
-    "pipeline": ("attach", "detach", "disabled", "set_strength"),
-    "rewards.base": ("RewardSettings",),
-    "rewards.check": ("check_reward",),
-    "rewards.ensemble": ("WeightedSum", "load_reward"),
-    "training.config": ("Lipschitz", "Recipe", "TrainConfig", "read_recipe"),
-    "training.loop": ("TrainResult", "train"),
-    "version": ("__version__",),
-}
 without_idle_advice()  # before any of these names imports diffusers
-
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "BestOfN",
@@ -121,11 +93,19 @@ __all__ = [
 ]
 
 
+@cache
+def _homes() -> dict[str, str]:
+    """The module of each public name, read off the imports above."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    return {alias.name: str(node.module) for node in imports for alias in node.names if alias.name in __all__}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name not in __all__:
         raise AttributeError(f"module 'hypernoise' has no attribute {name!r}")
-    return getattr(import_module(f"hypernoise.{_MODULE_OF[name]}"), name)
+    return getattr(import_module(_homes()[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF])
+    return sorted({*globals(), *__all__})

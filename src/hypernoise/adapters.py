@@ -202,29 +202,24 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file} lacks {', '.join(sorted(missing))}")
     if about["format"] != FORMAT:
         raise InputError(f"{file} has format {about['format']}, this version reads {FORMAT}: upgrade hypernoise")
-    wrong = _wrong(about)
-    if wrong:
-        raise InputError(f"{file} is not valid: {wrong}")
+    if not _well_formed(about):
+        raise InputError(
+            f"{file} is not valid: kind must be a text, settings and call mappings, and base null or a mapping with a "
+            "name and, as probe, a list of numbers"
+        )
     return about
 
 
-def _wrong(about: Mapping[str, Any]) -> str:
-    """What differs from the format of `write_adapter`; empty if nothing does."""
-    base = about["base"]
-    if not isinstance(about["kind"], str) or not isinstance(about["settings"], dict):
-        return "kind must be text, and settings a mapping"
-    if not isinstance(about.get("call") or {}, dict):
-        return "call must be a mapping"
-    if base is None:
-        return ""
-    if not isinstance(base, dict) or not isinstance(base.get("name"), str):
-        return "base must be a mapping with a name"
+def _well_formed(about: Mapping[str, Any]) -> bool:
+    base = {"name": ""} if about["base"] is None else about["base"]
+    parts = (about["settings"], about.get("call") or {}, base)
+    if not isinstance(about["kind"], str) or not all(isinstance(part, dict) for part in parts):
+        return False
     probe = base.get("probe", [])
-    if not isinstance(probe, list) or not all(
+    numbers = isinstance(probe, list) and all(
         one is None or (type(one) in (int, float) and abs(one) < 1e30) for one in probe
-    ):
-        return "base.probe must be a list of numbers"
-    return ""
+    )
+    return isinstance(base.get("name"), str) and numbers
 
 
 def _is_ours(weights: Path) -> bool:

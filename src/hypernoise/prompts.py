@@ -85,30 +85,29 @@ def _of(row: Any, source: str, place: str) -> str:
 
 def _csv(source: str) -> Iterator[str]:
     """Strict: an unclosed quote would swallow the lines after it."""
-    rows = csv.reader((f"{line}\n" for line in _text(source)), strict=True)
-    before = 0
-    try:
-        place = _place(next(rows, []), source)
-        before = rows.line_num
-        for row in rows:
-            if row:
-                yield _cell(row[place] if place < len(row) else None, source, f"line {rows.line_num}")
-            before = rows.line_num
-    except csv.Error as error:  # such as an unclosed quote, or a field of more than 131072 characters
-        raise InputError(f"prompts {source!r}: the row at line {before + 1} is not CSV: {error}") from error
+    return _table(source, strict=True)
 
 
 def _tsv(source: str) -> Iterator[str]:
     """Each line is a row; quotes are part of the text, unless they enclose it."""
-    lines = _text(source)
-    place = _place(lines[0].split("\t"), source)
-    for number, line in enumerate(lines[1:], 2):
-        if line.strip():
-            cells = line.split("\t")
-            text = cells[place] if place < len(cells) else None
-            if text and len(text) > 1 and text[0] == text[-1] == '"':
-                text = text[1:-1].replace('""', '"')
-            yield _cell(text, source, f"line {number}")
+    for text in _table(source, delimiter="\t", quoting=csv.QUOTE_NONE):
+        quoted = len(text) > 1 and text[0] == text[-1] == '"'
+        yield text[1:-1].replace('""', '"') if quoted else text
+
+
+def _table(source: str, **dialect: Any) -> Iterator[str]:
+    rows = csv.reader((f"{line}\n" for line in _text(source)), **dialect)
+    before = 0
+    try:
+        names = next(rows, [])
+        place = names.index(_column(names, source))
+        before = rows.line_num
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                yield _cell(row[place] if place < len(row) else None, source, f"line {rows.line_num}")
+            before = rows.line_num
+    except csv.Error as error:  # such as an unclosed quote, or a field of more than 131072 characters
+        raise InputError(f"prompts {source!r}: the row at line {before + 1} is not CSV: {error}") from error
 
 
 def _parquet(source: str) -> list[str]:
@@ -163,10 +162,6 @@ def _column(names: Iterable[str], source: str) -> str:
     raise InputError(
         f"prompts {source!r} has no column {', '.join(COLUMNS[:3])}; its columns: {', '.join(given) or 'none'}"
     )
-
-
-def _place(names: list[str], source: str) -> int:
-    return names.index(_column(names, source))
 
 
 def _cell(value: Any, source: str, place: str) -> str:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from hypernoise.evaluation.tables import Table
     from hypernoise.rewards.ensemble import WeightedSum
 
-NAMED = 10  # broken pictures named on stderr; summary.json has all
-
 
 def write_report(
     output: Path,
@@ -46,11 +44,3 @@ def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
             file=sys.stderr,
         )
     return cut
-
-
-def tell_broken(broken: Sequence[Mapping[str, str]]) -> None:
-    """Prints the "name" and "why" of the first ten unusable pictures to stderr, and their number."""
-    for one in broken[:NAMED]:
-        print(f"{one['name']}: {one['why']}", file=sys.stderr)
-    if broken:
-        print(f"{len(broken)} could not be used; the results cover the others", file=sys.stderr)

@@ -69,6 +69,10 @@ class Evaluate(WithGenerator):
     output_dir: Path = Path("runs/evaluate")
 
     def run(self) -> int:
+        return self.evaluate("evaluate", self)
+
+    def evaluate(self, command: str, arguments: Any) -> int:
+        """Runs as a command with these arguments, which summary.json records."""
         shard = self._checked()
         import numpy as np
         from tqdm import tqdm
@@ -129,11 +133,11 @@ class Evaluate(WithGenerator):
             benchmark.write(self.output_dir, f"{name}-{steps}", records)
         rows, drawn = runs_pooled(found, np.array(benchmark.categories or ["all"] * len(prompts)))
         about = {**benchmark.about, "cut": cut}
-        write_summary(self.output_dir, "evaluate", self, generator.device, rows, prompts=about)
+        write_summary(self.output_dir, command, arguments, generator.device, rows, prompts=about)
         before_and_after(prompts, benchmark.categories, rows, drawn).save(self.output_dir / "before_after.png")
         facts = {"generator": self.generator, "prompts": self.prompts, **benchmark.about}
         examples = examples_of(benchmark, {name_of(row): records for row, records in zip(rows, drawn, strict=True)})
-        write_report(self.output_dir, "evaluate", facts, result_tables(rows), charts_of(rows), examples)
+        write_report(self.output_dir, command, facts, result_tables(rows), charts_of(rows), examples)
         return 0
 
     def _checked(self) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from hypernoise.generators.loading import Loading
 
 if TYPE_CHECKING:
     from hypernoise.generators.diffusion import DiffusionGenerator
-    from hypernoise.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,12 @@ class WithGenerator(Loading):
 
         return load_as(self, device=own_device(self.device))
 
-    def precision(self) -> Precision:
-        """The precision that the generator computes in."""
+    def tell_precision(self, *, if_slow: bool = False) -> None:
+        """Prints the precision that the generator computes in to stderr, after all other checks."""
         from hypernoise.generators.registry import pick_device
         from hypernoise.precision import resolve
-        from hypernoise.training.processes import own_device
+        from hypernoise.training.processes import own_device, say_once
 
-        return resolve(self.mixed_precision, pick_device(own_device(self.device)))
-
-    def tell_precision(self) -> None:
-        """Prints the generator's precision to stderr, after all other checks."""
-        from hypernoise.training.processes import say_once
-
-        say_once(self.precision().line)
+        precision = resolve(self.mixed_precision, pick_device(own_device(self.device)))
+        if precision.slow or not if_slow:
+            say_once(precision.line)

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal
 from hypernoise.errors import InputError
 from hypernoise.settings import MOST_AT_ONCE, whole
 
+NAMED = 10  # broken pictures named on stderr; summary.json has all
+
 
 @dataclass(frozen=True)
 class Score:
@@ -47,10 +49,14 @@ class Score:
     """auto (CUDA, then MPS, then CPU) or a torch device."""
 
     def run(self) -> int:
-        self._check()
+        whole(self, "batch_size", most=MOST_AT_ONCE, flags=True)
+        if not self.folders:
+            raise InputError("name one or more folders of pictures: hypernoise score DIR [DIR ...]")
+        if (self.judge or self.colors) and not self.geneval:
+            raise InputError("--judge and --colors need --geneval")
         from tqdm import tqdm
 
-        from hypernoise.commands.common import tell_broken, tell_cut_prompts, write_report
+        from hypernoise.commands.common import tell_cut_prompts, write_report
         from hypernoise.evaluation import features
         from hypernoise.evaluation.geneval.picture_folder import write_results
         from hypernoise.evaluation.measures import measured, measured_row, write_scores
@@ -84,7 +90,10 @@ class Score:
                 pairs = zip(one.pictures, one.verdicts, strict=True)
                 lines = [(picture.name, picture.prompt, verdict.details) for picture, verdict in pairs]
                 write_results(self.output_dir / f"results-{number}.jsonl", judge.requests, lines)
-        tell_broken(broken)
+        for bad in broken[:NAMED]:
+            print(f"{bad['name']}: {bad['why']}", file=sys.stderr)
+        if broken:
+            print(f"{len(broken)} could not be used; the results cover the others", file=sys.stderr)
         cut = tell_cut_prompts(reward) if reward else {}
         if reward:
             write_scores(self.output_dir / "scores.csv", list(zip(self.folders, found, strict=True)))
@@ -93,21 +102,13 @@ class Score:
         write_report(self.output_dir, "score", facts, score_tables(rows))
         return 0
 
-    def _check(self) -> None:
-        """Raises InputError for incompatible flags."""
-        whole(self, "batch_size", most=MOST_AT_ONCE, flags=True)
-        if not self.folders:
-            raise InputError("name one or more folders of pictures: hypernoise score DIR [DIR ...]")
-        if (self.judge or self.colors) and not self.geneval:
-            raise InputError("--judge and --colors need --geneval")
-
     def _check_pairs(self, contents: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
         """Raises InputError for a folder without pictures, and for rewards if prompts differ from the base's."""
+        base: dict[str, str] = {}
         for folder, (pictures, half) in zip(self.folders, contents, strict=True):
             if not pictures:
                 raise InputError(f"{folder} has no usable picture; the first: {half[0].name}: {half[0].why}")
-        base = {picture.name: picture.prompt for picture in contents[0][0]}
-        for folder, (pictures, _) in zip(self.folders, contents, strict=True):
+            base = base or {picture.name: picture.prompt for picture in pictures}
             for picture in pictures if self.rewards else ():
                 there = base.get(picture.name, picture.prompt)
                 if picture.prompt != there:

@@ -60,14 +60,15 @@ class Train(Recipe):
             return run_smoke_test(self, self.output_dir / "smoke-test", self.device)
         from hypernoise.commands.training import train_recipe
         from hypernoise.evaluation.summary import write_summary
+        from hypernoise.generators.registry import pick_device
         from hypernoise.model_card import check_login, push_to_hub
         from hypernoise.training.processes import launched
 
         if self.push_to_hub:
             check_login(self.hub_model_id)
         trained = train_recipe(self, self.output_dir, self.device)
-        if not trained.result.finished:
-            return 128 + trained.result.signal  # as shells do: 130 after Ctrl-C
+        if not trained.finished:
+            return 128 + trained.signal  # as shells do: 130 after Ctrl-C
         if launched()[0] > 0:
             return 0
         rows = rows_of(self.output_dir)
@@ -79,8 +80,8 @@ class Train(Recipe):
             **{name: mean_of(rows[-20:], name) for name in ("reward", "kl")},
             "validation_reward": validation,
         }
-        more = {"stopped_early": trained.result.stopped_early, "validation": [reading._asdict() for reading in seen]}
-        write_summary(self.output_dir, "train", self, trained.generator.device, [result], **more)
+        more = {"stopped_early": trained.stopped_early, "validation": [reading._asdict() for reading in seen]}
+        write_summary(self.output_dir, "train", self, pick_device(self.device), [result], **more)
         draw_curves(rows, self.output_dir / "curves.png")
         print(f"curves:  {self.output_dir / 'curves.png'}\nadapter: {self.output_dir / 'adapter'}")
         if self.push_to_hub:

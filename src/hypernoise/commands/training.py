@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hypernoise.adapters import save_adapter
 from hypernoise.commands.common import tell_cut_prompts
 from hypernoise.files import output_folder
-from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.registry import load_as, pick_device
 from hypernoise.noise.base import NoiseNetwork, knows_kl, never_folds
-from hypernoise.noise.lora import LoRANoise
-from hypernoise.noise.spectral import SpectralNoise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
 from hypernoise.rewards.ensemble import WeightedSum
@@ -26,14 +22,7 @@ from hypernoise.training.metrics import rows_of
 from hypernoise.training.processes import launched, leave, own_device, say, say_once
 
 
-@dataclass(frozen=True)
-class Trained:
-    generator: DiffusionGenerator
-    network: LoRANoise | SpectralNoise
-    result: TrainResult
-
-
-def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
+def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     """Trains a recipe and writes `output_dir`/adapter.
 
     Raises:
@@ -74,7 +63,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> Trained:
         else:
             say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command resumes from there")
     leave()
-    return Trained(generator, network, result)
+    return result
 
 
 def stretch_warning(network: NoiseNetwork, rows: Sequence[Mapping[str, Any]]) -> str:
