@@ -170,19 +170,6 @@ def test_a_compiled_denoiser(family, whole, tmp_path):
 
 
 @family
-def test_under_accelerates_offloading(family, tmp_path):
-    """What `enable_model_cpu_offload` hooks in, with the CPU as the device it moves to."""
-    case = Case(family, tmp_path)
-    pipeline, x = case.generator.pipeline, noise(case.generator.noise_shape, (0,))
-    expected = case.attached("a ring", 1, latents=x.clone())
-    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    assert len(parts) >= 3
-    for part in parts:
-        cpu_offload_with_hook(part, "cpu")
-    assert torch.equal(case.attached("a ring", 1, latents=x.clone()), expected)
-
-
-@family
 def test_attached_to_a_pipeline_that_offloads_already(family, tmp_path):
     """The adapter comes from its directory onto modules that carry accelerate's hooks."""
     case = Case(family, tmp_path)

@@ -4,8 +4,6 @@ import json
 
 import pytest
 import torch
-from accelerate import cpu_offload
-from peft import LoraConfig
 from torch.ao.quantization import quantize_dynamic
 
 from hypernoise.adapters import load_adapter, save_adapter
@@ -124,40 +122,6 @@ def test_embeddings_that_are_given_are_seen(family, tmp_path):
     assert (found - by_hand(generator, network, ["two blue crosses"], x)).abs().max() <= 1e-5
 
 
-def lora(pipe, seed=0):
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]), adapter_name="mine")
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in pipe.unet.named_parameters():
-            if "lora_" in name:
-                weight.copy_(0.5 * torch.randn(weight.shape, generator=draw))
-
-
-@pytest.mark.parametrize("when", ["before", "after", "fused"])
-def test_a_lora_of_the_users_own_counts_as_ever(sd_pipeline, tmp_path, when):
-    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
-    network = spectral_noise(generator, SMALL)
-    disturb(network, scale=0.2)
-    save_adapter(network, tmp_path / "adapter", generator=generator)
-    x = noise(generator.noise_shape, (0,))
-    expected_from = x + network(x, generator.encode(["a ring"])).detach()
-    pipe = sd_pipeline()
-    size = dict(height=16, width=16, **CALL)
-    base = pipe("a ring", latents=expected_from, **size)[0]
-    if when != "after":
-        lora(pipe)
-    if when == "fused":
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
-    attach(pipe, tmp_path / "adapter")
-    if when == "after":
-        lora(pipe)
-    found = pipe("a ring", latents=x.clone(), **size)[0]
-    expected = detach(pipe)("a ring", latents=expected_from, **size)[0]
-    assert (found - expected).abs().max() <= 1e-5
-    assert (found - base).abs().max() > 1e-3
-
-
 def test_the_pipelines_modules_are_left_alone_and_detach_restores_it(sd_pipeline, tmp_path):
     generator = DiffusionGenerator(sd_pipeline(), name="tiny")
     network = spectral_noise(generator, SMALL)
@@ -174,19 +138,6 @@ def test_the_pipelines_modules_are_left_alone_and_detach_restores_it(sd_pipeline
     assert set(vars(pipe)) - attributes == {"_hypernoise"}
     assert type(detach(pipe)) is kind
     assert set(vars(pipe)) == attributes
-
-
-def test_it_attaches_to_weights_that_are_offloaded(sd_pipeline, tmp_path):
-    """As `enable_sequential_cpu_offload` leaves them: on no device until they are called."""
-    generator = DiffusionGenerator(sd_pipeline(), name="tiny")
-    network = spectral_noise(generator, SMALL)
-    disturb(network, scale=0.2)
-    save_adapter(network, tmp_path / "adapter", generator=generator)
-    x = noise(generator.noise_shape, (0,))
-    pipe = sd_pipeline()
-    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
-    found = attach(pipe, tmp_path / "adapter")("a ring", latents=x.clone(), height=16, width=16, **CALL)[0]
-    assert (found - by_hand(generator, network, ["a ring"], x)).abs().max() <= 1e-5
 
 
 def packed(pipe):

@@ -117,8 +117,10 @@ DEEDS = {
 REFUSED = {"set_adapters", "unet.disable_adapters"}  # by diffusers itself, where there is no LoRA to do this to
 
 
-@pytest.mark.parametrize("name", DEEDS)
-@pytest.mark.parametrize("source", ["folder", "network"])
+OWN = ("nothing", "network.remove", "a second network")  # tried on a network of the user's own, too
+
+
+@pytest.mark.parametrize(("name", "source"), [(name, "folder") for name in DEEDS] + [(name, "network") for name in OWN])
 def test_it_still_draws_from_the_noise_plus_f(build, folder, kind, source, name, pictures):
     plain, improved = pictures
     pipe = build()
