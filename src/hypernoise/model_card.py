@@ -24,12 +24,7 @@ from hypernoise.generators.presets import PRESETS
 PICTURE = "before_after.png"
 
 
-def push_to_hub(
-    adapter: str | Path,
-    repository: str,
-    *,
-    measured: str | Path | None = None,
-) -> str:
+def push_to_hub(adapter: str | Path, repository: str, *, measured: str | Path | None = None) -> str:
     """Uploads an adapter directory with a model card, and returns the repository's URL.
 
     Args:
@@ -126,13 +121,10 @@ def _code(base: Mapping[str, Any], kind: str, repository: str) -> str:
     preset = PRESETS.get(name)
     if "denoiser" not in base:
         return f'import hypernoise as hn\n\nnetwork = hn.load_adapter(generator, "{repository}")'
+    load, pipeline = "", f'hn.load_generator("{name}").pipeline'
     if preset and preset.repository and not (preset.lora or preset.parts or preset.scheduler):
-        load, pipeline = (
-            "from diffusers import DiffusionPipeline\n",
-            f'DiffusionPipeline.from_pretrained("{preset.repository}")',
-        )
-    else:
-        load, pipeline = "", f'hn.load_generator("{name}").pipeline'
+        load = "from diffusers import DiffusionPipeline\n"
+        pipeline = f'DiffusionPipeline.from_pretrained("{preset.repository}")'
     return f'import hypernoise as hn\n{load}\npipe = hn.attach({pipeline}, "{repository}")'
 
 

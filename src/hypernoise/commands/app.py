@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from hypernoise.commands.generator import WithGenerator
+from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError
 from hypernoise.settings import seed_in_range, whole
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hypernoise.commands.generator import WithGenerator
+from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError
 from hypernoise.settings import MOST_AT_ONCE, whole
 
@@ -68,21 +68,15 @@ class Diagnose(WithGenerator):
             batch=self.batch_size,
         )
         verdict = findings(found)
-        text = verdict_text(verdict)
+        text = "\n".join(
+            f"{'ok ' if one.good else '!! '}{one.name:<11}{one.text}"
+            + (f"\n{'':<14}to change it: {one.advice}" if one.advice else "")
+            for one in verdict
+        )
         print(text)
-        rows = [{"name": f.name, "good": f.good, "text": f.text, "advice": f.advice} for f in verdict]
+        rows = [vars(one) for one in verdict]
         write_summary(self.output_dir, "diagnose", self, generator.device, rows, measured=found.as_json())
         sheet = self.output_dir / "diagnosis.png"
         diagnosis_page(found, text).save(sheet)
         print(f"page: {sheet}", file=sys.stderr)
         return 0
-
-
-def verdict_text(verdict: list) -> str:
-    """A line per finding, and the advice under those that are not good."""
-    lines = []
-    for finding in verdict:
-        lines.append(f"{'ok ' if finding.good else '!! '}{finding.name:<11}{finding.text}")
-        if finding.advice:
-            lines.append(f"{'':<14}to change it: {finding.advice}")
-    return "\n".join(lines)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hypernoise.commands.generator import WithGenerator
+from hypernoise.commands.common import WithGenerator, write_report
 from hypernoise.errors import InputError, shown
 from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 
@@ -77,7 +77,6 @@ class Evaluate(WithGenerator):
         import numpy as np
         from tqdm import tqdm
 
-        from hypernoise.commands.common import write_report
         from hypernoise.evaluation.benchmarks import load_benchmark
         from hypernoise.evaluation.engine import compare
         from hypernoise.evaluation.picture_sheet import before_and_after

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from hypernoise.commands.generator import WithGenerator
+from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError, no_traceback
 from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 
