@@ -16,7 +16,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import SpectralNoise, untrained
-from hypernoise.plan.generators import META, Place, Planned, count
+from hypernoise.plan.generators import Place, Planned, count, on_meta
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
 from hypernoise.rewards.ensemble import NETWORKS, load_reward, members_of
@@ -29,7 +29,7 @@ def meta_network(planned: Planned, settings: LoRA | Spectral) -> LoRANoise | Spe
     """A noise network on the planned generator: a LoRA without data, in the dtype that its layers compute in."""
     if isinstance(settings, Spectral):  # small enough to have data
         return untrained(planned.generator, settings, planned.condition(1))
-    with META:
+    with on_meta():
         network = LoRANoise(planned.generator, rank=settings.rank, alpha=settings.alpha, layers=settings.layers or None)
     network.lora.to("meta", planned.generator.dtype)
     return network
@@ -62,7 +62,7 @@ def planned_rewards(
     trained: Iterable[str],
     measured: Iterable[str],
     settings: RewardSettings,
-    place: Place = lambda: META,
+    place: Place = on_meta,
 ) -> PlannedRewards:
     """The networks of these rewards, with weights in `place`.
 
