@@ -138,7 +138,7 @@ class RandomShift:
             direction = fresh_noise(noise, 1)
             shift = direction * per_sample(length / direction.flatten(1).norm(dim=1), noise)
             pixels = meter.draw(noise + shift, condition)
-        return Result(pixels, noise + shift, prompts, hn.l2_kl(shift), None, meter.spent())
+        return Result(pixels, noise + shift, prompts, hn.l2_kl(shift), meter.spent())
 
 
 if __name__ == "__main__":

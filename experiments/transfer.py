@@ -129,7 +129,7 @@ class Driven:
             better = noise + residual.to(noise.dtype)
             pixels = meter.draw(better, problem.generator.encode(prompts))
         spent = meter.spent() + dataclasses.replace(before.spent(), seconds=0.0)
-        return Result(pixels, better, prompts, hn.l2_kl(residual), None, spent)
+        return Result(pixels, better, prompts, hn.l2_kl(residual), spent)
 
 
 if __name__ == "__main__":

@@ -106,3 +106,20 @@ def disturb(network, scale: float = 0.3, seed: int = 1) -> None:
     with torch.no_grad():
         for parameter in network.trainable_parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype))
+
+
+class Recorded:
+    """A reward that keeps the scores of each call."""
+
+    def __init__(self, reward):
+        self.reward, self.calls = reward, []
+
+    def __call__(self, pixels, prompts):
+        scores = self.reward(pixels, prompts)
+        self.calls.append(scores.detach())
+        return scores
+
+    @property
+    def scores(self):
+        """[B, calls]"""
+        return torch.stack(self.calls, 1)

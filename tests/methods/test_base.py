@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.rewards.pixel import redness
-from tests.conftest import disturb
+from tests.conftest import Recorded, disturb
 from tests.families import build_pipeline, size_of
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]
@@ -125,16 +126,16 @@ def test_networks_on_one_generator_keep_out_of_each_others_way(problem, noise, t
 
 
 def test_best_of_n_keeps_each_samples_winner(problem, noise):
-    result = BestOfN(4).generate(problem, PROMPTS, noise)
-    assert result.scores is not None
+    reward = Recorded(redness)
+    result = BestOfN(4).generate(dataclasses.replace(problem, reward=reward), PROMPTS, noise)
     assert result.kl is not None
-    assert result.scores.shape == (3, 4)
-    assert redness(result.pixels, PROMPTS).tolist() == pytest.approx(result.scores.amax(1).tolist())
+    assert reward.scores.shape == (3, 4)
+    assert redness(result.pixels, PROMPTS).tolist() == pytest.approx(reward.scores.amax(1).tolist())
     again = problem.generator.sample(result.noise, problem.generator.encode(PROMPTS), num_inference_steps=2, seed=0)
     assert torch.allclose(again, result.pixels, atol=1e-12)
     plain = Plain().generate(problem, PROMPTS, noise)
-    assert result.scores[:, 0].tolist() == pytest.approx(redness(plain.pixels, PROMPTS).tolist())
-    assert (result.scores.amax(1) > result.scores[:, 0]).any()
+    assert reward.scores[:, 0].tolist() == pytest.approx(redness(plain.pixels, PROMPTS).tolist())
+    assert (reward.scores.amax(1) > reward.scores[:, 0]).any()
     assert result.kl.tolist() == pytest.approx([math.log(4) - 0.75] * 3)
     assert calls(result.spent) == (24, 0, 12, 12)
 

@@ -1,5 +1,6 @@
 import json
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -36,15 +37,12 @@ def test_each_prompt_keeps_its_best_wording(generator, noise):
         return redness(pixels, prompts)
 
     result = PromptSearch(rewrite, 4).generate(Problem(generator, reward), PROMPTS, noise)
-    assert set(seen) == set(PROMPTS)  # scored for what was asked
-    assert result.scores is not None
-    assert (~result.scores.isnan()).sum(1).tolist() == [3, 2, 1]
+    assert Counter(seen) == {"a red circle": 3, "two blue rings": 2, "a cross": 1}
     assert (result.spent.denoiser_forwards, result.spent.reward_calls, result.spent.decodes) == (6, 6, 6)
     candidates = [["a red circle", "a circle", "a red ring"], ["two blue rings", "two rings"], ["a cross"]]
     for i, texts in enumerate(candidates):
         drawn = generator.sample(noise[i].expand(len(texts), -1, -1, -1), generator.encode(texts))
         scores = redness(drawn, texts)
-        assert result.scores[i, : len(texts)].tolist() == pytest.approx(scores.tolist(), rel=1e-5)
         assert result.prompts[i] == texts[int(scores.argmax())]
         assert torch.allclose(result.pixels[i], drawn[int(scores.argmax())].to(result.pixels.dtype), atol=1e-10)
     assert torch.equal(result.noise, noise)

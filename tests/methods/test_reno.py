@@ -9,7 +9,7 @@ from hypernoise.methods.reno import ReNO, norm_penalty
 from hypernoise.methods.search import BestOfN, Search
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.pixel import redness
-from tests.conftest import disturb
+from tests.conftest import Recorded, disturb
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]
 
@@ -53,24 +53,24 @@ def published(problem, prompt, noise, iterations):
 @pytest.mark.parametrize("weight", [1.0, 1e-3], ids=["clipped", "within the clip"])
 def test_it_is_the_published_search_sample_by_sample(generator, noise, weight):
     problem = Problem(generator, lambda pixels, prompts: weight * reward(pixels, prompts))
-    ours = ReNO(6).generate(problem, PROMPTS, noise)
-    assert ours.scores is not None
+    recorded = Recorded(problem.reward)
+    ours = ReNO(6).generate(Problem(generator, recorded), PROMPTS, noise)
     for i, prompt in enumerate(PROMPTS):
         image, scores = published(problem, prompt, noise[i : i + 1], 6)
-        assert ours.scores[i].tolist() == pytest.approx(scores, rel=1e-9)
+        assert recorded.scores[i].tolist() == pytest.approx(scores, rel=1e-9)
         assert torch.allclose(ours.pixels[i], image[0], atol=1e-10)
 
 
 def test_calls_and_the_best_picture(problem, noise):
-    result = ReNO(5).generate(problem, PROMPTS, noise)
+    recorded = Recorded(reward)
+    result = ReNO(5).generate(Problem(problem.generator, recorded), PROMPTS, noise)
     spent = result.spent
     assert (spent.denoiser_forwards, spent.denoiser_backwards) == (15, 12)  # nothing moves after the last picture
     assert (spent.decodes, spent.reward_calls) == (15, 15)
-    assert result.scores is not None
-    assert reward(result.pixels, PROMPTS).tolist() == pytest.approx(result.scores.amax(1).tolist())
+    assert reward(result.pixels, PROMPTS).tolist() == pytest.approx(recorded.scores.amax(1).tolist())
     again = problem.generator.sample(result.noise, problem.generator.encode(PROMPTS))
     assert torch.allclose(again, result.pixels, atol=1e-10)
-    assert (result.scores.amax(1) > result.scores[:, 0]).all()
+    assert (recorded.scores.amax(1) > recorded.scores[:, 0]).all()
     assert result.kl is not None
     assert result.kl.tolist() == pytest.approx((0.5 * (result.noise - noise).flatten(1).square().sum(1)).tolist())
 
@@ -82,12 +82,12 @@ def test_one_iteration_is_plain(problem, noise):
 
 
 def test_the_gradient_goes_through_every_step(generator, noise):
-    problem = Problem(generator, reward, num_inference_steps=2)
-    two = ReNO(2).generate(problem, PROMPTS, noise)
+    recorded = Recorded(reward)
+    two = ReNO(2).generate(Problem(generator, recorded, num_inference_steps=2), PROMPTS, noise)
     assert (two.spent.denoiser_forwards, two.spent.denoiser_backwards) == (12, 6)
-    _, scores = published(problem, PROMPTS[0], noise[:1], 2)
-    assert two.scores is not None
-    assert two.scores[0].tolist() == pytest.approx(scores, rel=1e-9)
+    found = recorded.scores[0].tolist()
+    _, scores = published(Problem(generator, reward, num_inference_steps=2), PROMPTS[0], noise[:1], 2)
+    assert found == pytest.approx(scores, rel=1e-9)
 
 
 def test_it_starts_from_hypernoises_noise(problem, noise):
@@ -100,8 +100,7 @@ def test_it_starts_from_hypernoises_noise(problem, noise):
     method = ReNO(3, start=start)
     assert method.name == "hypernoise-reno-3"
     result = method.generate(problem, PROMPTS, noise)
-    assert result.scores is not None
-    assert (result.scores.amax(1) >= reward(first.pixels, PROMPTS) - 1e-12).all()
+    assert (reward(result.pixels, PROMPTS) >= reward(first.pixels, PROMPTS) - 1e-12).all()
     assert all(p.grad is None for p in network.trainable_parameters())
 
 

@@ -5,6 +5,7 @@ from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem, fresh_noise
 from hypernoise.methods.search import BestOfN, Search
 from hypernoise.rewards.pixel import redness
+from tests.conftest import Recorded
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]
 
@@ -15,26 +16,25 @@ def noise(generator):
 
 
 def test_rounds_build_on_each_other_and_the_best_is_kept(generator, noise):
-    problem = Problem(generator, redness)
-    result = Search(3, 2).generate(problem, PROMPTS, noise)
-    assert result.scores is not None
-    assert result.scores.shape == (3, 7)
-    assert redness(result.pixels, PROMPTS).tolist() == pytest.approx(result.scores.amax(1).tolist())
+    first, second = Recorded(redness), Recorded(redness)
+    result = Search(3, 2).generate(Problem(generator, first), PROMPTS, noise)
+    assert first.scores.shape == (3, 7)
+    assert redness(result.pixels, PROMPTS).tolist() == pytest.approx(first.scores.amax(1).tolist())
     again = generator.sample(result.noise, generator.encode(PROMPTS))
     assert torch.allclose(again, result.pixels, atol=1e-10)
     spent = result.spent
     assert (spent.denoiser_forwards, spent.denoiser_backwards, spent.decodes, spent.reward_calls) == (21, 0, 21, 21)
-    longer = Search(4, 2).generate(problem, PROMPTS, noise)
-    assert longer.scores is not None
-    assert torch.equal(longer.scores[:, :7], result.scores)
+    Search(4, 2).generate(Problem(generator, second), PROMPTS, noise)
+    assert torch.equal(second.scores[:, :7], first.scores)
 
 
 def test_at_radius_one_it_is_best_of_n(generator, noise):
-    problem = Problem(generator, redness)
-    wide, best = (m.generate(problem, PROMPTS, noise) for m in (Search(2, 2, radius=1.0), BestOfN(5)))
-    assert wide.scores is not None
-    assert best.scores is not None
-    assert torch.allclose(wide.scores, best.scores)
+    rewards, methods = (Recorded(redness), Recorded(redness)), (Search(2, 2, radius=1.0), BestOfN(5))
+    wide, best = (
+        method.generate(Problem(generator, reward), PROMPTS, noise)
+        for method, reward in zip(methods, rewards, strict=True)
+    )
+    assert torch.allclose(rewards[0].scores, rewards[1].scores)
     assert torch.equal(wide.noise, best.noise)
 
 

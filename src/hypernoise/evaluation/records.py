@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,12 +83,9 @@ def measure(
     if result.kl is not None:
         scored["kl"] = result.kl
     columns = {name: scores.detach().float().cpu().tolist() for name, scores in scored.items()}
-    tried = None if result.scores is None else result.scores.detach().float().cpu().tolist()  # NaN: not drawn
     rows = []
     for i, prompt in enumerate(texts):
         row: dict[str, Any] = {"prompt": prompt, **{name: column[i] for name, column in columns.items()}}
-        if tried is not None:
-            row["scores"] = [score if math.isfinite(score) else None for score in tried[i]]
         if result.prompts[i] != prompt:
             row["drawn_as"] = result.prompts[i]
         if judge is not None:

@@ -61,15 +61,12 @@ class Result:
     prompts: with which they were drawn.
     kl: [B] in nats, how far the noise's distribution moved, as far as the method knows it; None if it does
         not change the noise.
-    scores: [B, candidates] every reward the method evaluated, in order, NaN where a sample had stopped; None
-        if it evaluated none.
     """
 
     pixels: Tensor
     noise: Tensor
     prompts: list[str]
     kl: Tensor | None
-    scores: Tensor | None
     spent: Spent
 
 
@@ -136,31 +133,30 @@ class Meter:
 
 
 class BestSoFar:
-    """Draws candidates for each sample and keeps the best one's noise and pixels, and all scores in order."""
+    """Draws candidates for each sample and keeps the best one's noise, pixels and score."""
 
     def __init__(self, meter: Meter, prompts: list[str]):
         self.meter, self.prompts = meter, prompts
         self.condition = meter.problem.generator.encode(prompts)
-        self.scores: list[Tensor] = []
+        self.offers = 0
 
     def offer(self, noise: Tensor, hint: str = "") -> Tensor:
         """The score [B] of a candidate [B, *noise_shape], which is kept where it is higher than all before."""
         pixels = self.meter.draw(noise, self.condition)
         score = self.meter.score(pixels, self.prompts, hint)
         new = (noise.detach().clone(), pixels.detach(), score.detach())  # ReNO moves its noise in place
-        if not self.scores:
+        if not self.offers:
             self.noise, self.pixels, self.score = new
         better = new[2] > self.score
         self.noise, self.pixels, self.score = (
             torch.where(per_sample(better, mine), mine, best)
             for mine, best in zip(new, (self.noise, self.pixels, self.score), strict=True)
         )
-        self.scores.append(new[2])
+        self.offers += 1
         return score
 
     def result(self, kl: Tensor | None) -> Result:
-        scores = torch.stack(self.scores, 1)
-        return Result(self.pixels, self.noise, self.prompts, kl, scores, self.meter.spent())
+        return Result(self.pixels, self.noise, self.prompts, kl, self.meter.spent())
 
 
 @contextmanager

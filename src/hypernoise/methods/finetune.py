@@ -99,4 +99,4 @@ class FineTune:
         assert isinstance(network, LoRATune)
         with metered(problem) as meter, network.adapted():
             pixels = meter.draw(noise, problem.generator.encode(prompts))
-        return Result(pixels, noise, prompts, None, None, meter.spent())
+        return Result(pixels, noise, prompts, None, meter.spent())

@@ -76,4 +76,4 @@ class HyperNoise:
             pixels = meter.draw(better, condition)
         exact = knows_kl(network) and self.strength != 1
         kl = None if exact else kl_of(network, noise, condition, residual)
-        return Result(pixels, better, prompts, kl, None, meter.spent())
+        return Result(pixels, better, prompts, kl, meter.spent())

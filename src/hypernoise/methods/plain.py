@@ -26,4 +26,4 @@ class Plain:
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         with metered(problem) as meter:
             pixels = meter.draw(noise, problem.generator.encode(prompts))
-        return Result(pixels, noise, prompts, noise.new_zeros(len(noise)), None, meter.spent())
+        return Result(pixels, noise, prompts, noise.new_zeros(len(noise)), meter.spent())

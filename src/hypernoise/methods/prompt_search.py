@@ -6,7 +6,6 @@ endpoint whose URL is given is contacted.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable
@@ -64,19 +63,17 @@ class PromptSearch:
         with metered(problem) as meter:
             found = {prompt: self._wordings(generator, prompt) for prompt in dict.fromkeys(prompts)}
             wordings = [found[prompt] for prompt in prompts]
-            scores = torch.full((len(prompts), self.n), math.nan, device=noise.device)
             best: dict[int, tuple[Tensor, Tensor, str]] = {}  # of each sample: score, pixels, wording
             for number in range(max(map(len, wordings))):
                 rows = [i for i, texts in enumerate(wordings) if len(texts) > number]
                 texts = [wordings[i][number] for i in rows]
                 pixels = meter.draw(noise[rows], generator.encode(texts))
-                score = meter.score(pixels, [prompts[i] for i in rows]).to(scores.dtype)
-                scores[rows, number] = score
+                score = meter.score(pixels, [prompts[i] for i in rows])
                 for i, mine, drawn, text in zip(rows, score, pixels, texts, strict=True):
                     if i not in best or mine > best[i][0]:
                         best[i] = mine, drawn.clone(), text
         _, drawn, texts = zip(*best.values(), strict=True)  # every sample has a first wording, so they are in order
-        return Result(torch.stack(drawn), noise, list(texts), None, scores, meter.spent())
+        return Result(torch.stack(drawn), noise, list(texts), None, meter.spent())
 
     def _wordings(self, generator: Generator, prompt: str) -> list[str]:
         rewrites = self.rewriter(prompt, self.n - 1) if self.n > 1 else []
