@@ -364,7 +364,7 @@ def forget(reward: WeightedSum) -> None:
     """The reward's cache of prompts."""
     for member in reward.members.values():
         if isinstance(member, ClipReward):
-            member.forget()
+            member.texts.clear()
 
 
 @contextmanager
