@@ -59,7 +59,7 @@ from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.objective import noise_objective
 from hypernoise.pipeline import attach, disabled
-from hypernoise.plan.generators import published as published_generator
+from hypernoise.plan.models import published as published_generator
 from hypernoise.plan.smoke import random_generator
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.clip import ClipReward

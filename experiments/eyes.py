@@ -45,8 +45,8 @@ from hypernoise.evaluation.result_rows import result_row
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import atomic_file, output_folder
 from hypernoise.generators.base import Condition, Generator, Seed
+from hypernoise.noise.base import copy_state
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
-from hypernoise.noise.state import copy_state
 from hypernoise.settings import whole
 from hypernoise.training.config import recognised
 

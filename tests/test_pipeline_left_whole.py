@@ -108,7 +108,6 @@ DEEDS = {
     "a copy is detached": lambda pipe: detach(copy.copy(pipe)),
     "a copy's strength": lambda pipe: set_strength(copy.copy(pipe), 0.0),
     "a deep copy is detached": lambda pipe: detach(copy.deepcopy(pipe)),
-    "network.remove": lambda pipe: getattr(pipe._hypernoise.network, "remove", lambda: None)(),
     "a second network": lambda pipe: disturb(LoRANoise(getattr(pipe._hypernoise.network, "generator", None) or
         DiffusionGenerator(StableDiffusionPipeline(**pipe.components)), rank=2)),
 }  # fmt: skip

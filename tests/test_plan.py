@@ -22,10 +22,16 @@ from hypernoise.generators.registry import load_generator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.plan import smoke
-from hypernoise.plan.fit import fitted
-from hypernoise.plan.generators import build, configurations, planned_generator
-from hypernoise.plan.networks import meta_network, packed_parameters, parameters_by_kind, planned_rewards
-from hypernoise.plan.plan import _rewards, plan
+from hypernoise.plan.models import (
+    build,
+    configurations,
+    meta_network,
+    packed_parameters,
+    parameters_by_kind,
+    planned_generator,
+    planned_rewards,
+)
+from hypernoise.plan.plan import _rewards, fitted, plan
 from hypernoise.plan.trace import _SEEN, Live
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
@@ -151,9 +157,9 @@ def test_frozen_parameters_are_the_real_ones():
     generator = load_generator("scenes", device="cpu")
     planned = planned_generator("scenes", dtype=torch.float32)
     real = {n: p.shape for n, p in generator.denoiser.named_parameters()}
-    assert {n: p.shape for n, p in planned.generator.denoiser.named_parameters()} == real
+    assert {n: p.shape for n, p in planned.denoiser.named_parameters()} == real
     assert planned.found.text_parameters == sum(p.numel() for p in generator.pipeline.text_encoder.parameters())
-    assert planned.generator.noise_shape == generator.noise_shape
+    assert planned.noise_shape == generator.noise_shape
     condition, wanted = planned.condition(2).tensors, generator.encode(["a ring", "a cross"]).tensors
     assert {n: t.shape for n, t in condition.items()} == {n: t.shape for n, t in wanted.items()}
 
@@ -219,10 +225,10 @@ def test_a_remembered_operation_answers_and_takes_as_it_did_at_first():
 
 def test_fewer_layers_are_fewer_parameters_to_train_and_no_fewer_to_pack():
     planned = planned_generator("scenes", dtype=torch.float32)
-    bare = packed_parameters(planned.generator)
+    bare = packed_parameters(planned)
     some = meta_network(planned, LoRA(4, layers=("conv_out",)))
     assert parameters_by_kind(some) == {"conv": 4 * (32 * 9 + 4)}
-    assert packed_parameters(planned.generator) == bare > 5e5
+    assert packed_parameters(planned) == bare > 5e5
 
 
 def test_flops_count_a_multiply_add_as_two():

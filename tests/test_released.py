@@ -114,37 +114,6 @@ def released(tmp_path):
     return SimpleNamespace(write=write, pipe=pipe, state=state)
 
 
-def test_of_a_released_sd_turbo_adapter_f_sees_the_noise_unscaled(sd_pipeline, tmp_path):
-    """As the authors' training does: unet(noise, 999), its output layer without base; then the plain generator."""
-    pipe = sd_pipeline()
-    config = with_peft(pipe.unet)
-    config.save_pretrained(str(tmp_path / "released"))
-    state = get_peft_model_state_dict(pipe.unet, adapter_name=NAME)
-    save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "released" / "adapter_model.safetensors")
-    pipe.unet.conv_out.forward = MethodType(without_base, pipe.unet.conv_out)
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    call = dict(num_inference_steps=1, guidance_scale=0.0, height=16, width=16, output_type="pt", return_dict=False)
-    with torch.no_grad():
-        embeds = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0]
-        residual = pipe.unet(sample=noise, timestep=999.0, encoder_hidden_states=embeds, return_dict=False)[0]
-        pipe.unet.disable_adapters()
-        expected = pipe(PROMPT, latents=noise + residual, **call)[0]
-    assert residual.abs().max() > 1e-2
-    attached = attach(sd_pipeline(), tmp_path / "released")
-    assert (attached(PROMPT, latents=noise, **call)[0] - expected).abs().max() <= 1e-5
-    network = attached._hypernoise.network
-    with torch.no_grad():
-        condition = network.generator.encode([PROMPT])
-        assert torch.allclose(network(noise, condition), residual, rtol=1e-4, atol=1e-5)
-        assert vars(network.generator.pipeline.scheduler).get("scale_model_input") is None
-        network._unscaled = False
-        assert (network(noise, condition) - residual).abs().max() > 1e-4
-    network._unscaled = True
-    save_adapter(network, tmp_path / "again")
-    again = load_adapter(DiffusionGenerator(sd_pipeline(), name="again"), tmp_path / "again")
-    assert again.settings["unscaled"] is True
-
-
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
 def test_a_released_adapter_draws_the_released_pictures(released, kind, prefix, tmp_path):

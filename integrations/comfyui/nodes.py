@@ -10,7 +10,6 @@ imported, except `comfy.samplers.calc_cond_batch` when a LoRA noise network is e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,12 +60,12 @@ class LoRANoiseNode:
 
     def wrap(self, model: Any, adapter: str, strength: float) -> tuple[Any]:
         check_strength(strength)
-        loras, settings = lora(adapter, model.model)
+        loras = lora(adapter, model.model)
         wrapped = model.clone()
 
         def improved(executor: Callable[..., Any], guider: Any, *rest: Any) -> Any:
             sigmas, extra_args, callback, noise, *more = rest
-            f = first_answer(guider, loras, settings, noise, extra_args.get("model_options", {}))
+            f = first_answer(guider, loras, noise, extra_args.get("model_options", {}))
             return executor(guider, sigmas, extra_args, callback, noise + strength * f, *more)
 
         wrapped.add_wrapper_with_key("sampler_sample", "hypernoise", improved)
@@ -142,14 +141,14 @@ def spectral(adapter: str) -> SpectralNoise:
     return network.requires_grad_(False)
 
 
-def lora(adapter: str, model: Any) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
-    """(A, scaled B) of each layer under ComfyUI's name for it, and the settings of a LoRA noise network.
+def lora(adapter: str, model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, scaled B) of each layer of a LoRA noise network, under ComfyUI's name for the layer.
 
     Raises:
         InputError: the model lacks such a layer, or has one of another shape: another architecture.
     """
     folder, about = described(adapter, "lora")
-    settings = {"unscaled": about.get("released", False), **about["settings"]}
+    settings = about["settings"]
     state, net = read_weights(folder), model.diffusion_model
     modules = dict(net.named_modules())
     blocks = getattr(getattr(model, "model_config", None), "unet_config", {}).get("num_res_blocks")
@@ -163,14 +162,13 @@ def lora(adapter: str, model: Any) -> tuple[dict[str, tuple[Tensor, Tensor]], di
         if weight is None or (len(up), down[0].numel()) != (weight.shape[0], weight[0].numel()):
             raise InputError(f"{adapter} does not fit this model: it has no layer {own} of the shape of {name}")
         found[own] = down, up * (settings["alpha"] / settings["rank"])
-    return found, settings
+    return found
 
 
 @torch.no_grad()
 def first_answer(
     guider: Any,
     loras: Mapping[str, tuple[Tensor, Tensor]],
-    settings: Mapping[str, Any],
     noise: Tensor,
     options: Mapping[str, Any],
 ) -> Tensor:
@@ -182,10 +180,9 @@ def first_answer(
         raise InputError(f"a noise network reads one prompt; this conditioning combines {len(positive)}")
     model = guider.inner_model
     sigma = float(model.model_sampling.sigma_max)
-    scale = math.sqrt(sigma**2 + 1) if settings["unscaled"] else sigma  # the model divides by the root
     sigmas = torch.full((len(noise),), sigma, device=noise.device)
     with adapted(model.diffusion_model, loras) as answers:
-        calc_cond_batch(model, [positive], noise * scale, sigmas, dict(options))
+        calc_cond_batch(model, [positive], noise * sigma, sigmas, dict(options))
     return answers[0].to(noise)
 
 

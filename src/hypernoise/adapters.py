@@ -33,11 +33,21 @@ from hypernoise.generators.base import Generator
 from hypernoise.generators.hub import HUB_ID, fetch_adapter
 from hypernoise.generators.presets import PRESETS
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.noise.foreign import CONFIG, DIFFUSERS, foreign_settings, is_foreign, without_component
 from hypernoise.noise.lora import LoRANoise, adaptable_layers
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.spectral import SpectralNoise, rebuilt
-from hypernoise.noise.stored import check_digest, check_settings, check_size, check_values, digest_of
+from hypernoise.noise.stored import (
+    CONFIG,
+    DIFFUSERS,
+    check_digest,
+    check_settings,
+    check_size,
+    check_values,
+    digest_of,
+    foreign_settings,
+    is_foreign,
+    without_component,
+)
 from hypernoise.rewards.weights import read_state
 from hypernoise.version import __version__
 
@@ -147,14 +157,14 @@ def adapter_folder(source: str | Path) -> Path:
 
 
 def _released_settings(state: dict[str, Tensor], generator: Any, folder: Path) -> dict[str, Any]:
-    """What released files do not record: their layers, unless they are this LoRA's, and how f was trained."""
+    """What released files do not record: their layers, unless they are this LoRA's."""
     if not hasattr(generator, "denoise_first"):
         raise InputError(f"{folder} is a LoRA on a denoiser, which {generator.name!r} lacks")
     layers = sorted({name.rpartition(".lora_")[0] for name in state})
     every = adaptable_layers(generator.denoiser)
     if not set(layers) & set(every):
         raise InputError(f"the adapter {folder} matches no weight of {generator.name!r}: made for another architecture")
-    return {**generator.family.released, **({} if set(layers) == set(every) else {"layers": layers})}
+    return {} if set(layers) == set(every) else {"layers": layers}
 
 
 def _build(

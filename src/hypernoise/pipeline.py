@@ -84,27 +84,21 @@ def attach(
     if isinstance(pipeline, Attached):
         raise InputError("this pipeline already has an adapter attached; remove it with hypernoise.detach(pipe)")
     check_strength(strength)
-    family = family_of(pipeline)
     denoiser = _denoiser(pipeline)
-    call: Mapping[str, Any] | None = None
+    network: Any = adapter
+    call = {name: value for name, value in family_of(pipeline).call.items() if name in ASKED}
     if isinstance(adapter, LoRANoise):
-        network: LoRANoise | SpectralNoise = adapter
         if adapter.generator.denoiser is not denoiser:
             raise InputError("this noise network belongs to another pipeline; attach it there, or save and load it")
         call = adapter.generator.asked()
-    elif isinstance(adapter, SpectralNoise):
-        network = adapter
-    else:
+    elif not isinstance(adapter, SpectralNoise):
         folder = adapter_folder(adapter)
-        call = read_about(folder).get("call")
+        call = read_about(folder).get("call") or call
         name = str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)
         generator = DiffusionGenerator(text_to_image(pipeline), name=name, freeze=False)
-        loaded: Any = load_adapter(generator, folder, check_base=check_base)
-        network = loaded
+        network = load_adapter(generator, folder, check_base=check_base)
         if isinstance(network, LoRANoise):
             network.lora.to(generator.dtype)  # fp32 is for training; drawing uses the pipeline's precision
-    if not call:
-        call = {name: value for name, value in family.call.items() if name in ASKED}
     held = Held(network, strength, call, weakref.ref(denoiser), probe(denoiser), check_base)
     pipeline.__class__ = type(type(pipeline).__name__, (Attached, type(pipeline)), {})
     pipeline._hypernoise = held  # type: ignore[attr-defined]
@@ -264,12 +258,13 @@ def _drawn_first(
         stop_at_first_answer(called) as answer,
     ):
         draw()
-    prepared = results["prepare_latents"][0]
-    latents = _latents(prepared)
-    rows = slice(None, len(latents)) if family.guided_first else slice(-len(latents), None)
-    residual = family.answer(answer[0][rows], tuple(latents.shape))
-    better = latents + (held.strength * residual * _latent_scale(pipeline)).to(latents.dtype)
-    results["prepare_latents"][0] = _with_latents(prepared, better)
+
+    def better(latents: Tensor) -> Tensor:
+        rows = slice(None, len(latents)) if family.guided_first else slice(-len(latents), None)
+        residual = family.answer(answer[0][rows], tuple(latents.shape))
+        return latents + (held.strength * residual * _latent_scale(pipeline)).to(latents.dtype)
+
+    results["prepare_latents"][0] = _changed(results["prepare_latents"][0], better)
     return {name: _replaying(kept) for name, kept in results.items()}
 
 
@@ -281,14 +276,16 @@ def _adding(
     encoded: list[Any] = []  # the prompt's first, a negative prompt's after it
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
-        prepared = prepare(*args, **kwargs)
-        latents = _latents(prepared)
-        condition = _condition(family, encoded, given, latents)
         size = inspect.signature(type(pipeline).prepare_latents).bind(pipeline, *args, **kwargs).arguments
         cell, scale = pipeline.vae_scale_factor * family.patch, _latent_scale(pipeline)
         grid = (int(size["height"]) // cell, int(size["width"]) // cell)
-        residual = network.to(latents.device)(latents.float() / scale, condition, grid=grid)
-        return _with_latents(prepared, (latents + held.strength * residual * scale).to(latents.dtype))
+
+        def better(latents: Tensor) -> Tensor:
+            condition = _condition(family, encoded, given, latents)
+            residual = network.to(latents.device)(latents.float() / scale, condition, grid=grid)
+            return (latents + held.strength * residual * scale).to(latents.dtype)
+
+        return _changed(prepare(*args, **kwargs), better)
 
     return {"encode_prompt": _recording(pipeline.encode_prompt, encoded), "prepare_latents": prepare_latents}
 
@@ -335,14 +332,9 @@ def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, 
     return {"encode_prompt": _recording(pipeline.encode_prompt, encoded), "prepare_latents": prepare_latents}
 
 
-def _latents(prepared: Any) -> Tensor:
-    """The latents in `prepare_latents`' result: itself, or the first of a tuple with token positions."""
-    return prepared[0] if isinstance(prepared, tuple) else prepared
-
-
-def _with_latents(prepared: Any, latents: Tensor) -> Any:
-    """`prepare_latents`' result, with other latents."""
-    return (latents, *prepared[1:]) if isinstance(prepared, tuple) else latents
+def _changed(prepared: Any, better: Callable[[Tensor], Tensor]) -> Any:
+    """`prepare_latents`' result, latents or a tuple of them and token positions, with better latents."""
+    return (better(prepared[0]), *prepared[1:]) if isinstance(prepared, tuple) else better(prepared)
 
 
 def _condition(family: Family, encoded: Sequence[Any], given: Mapping[str, Any], noise: Tensor) -> Condition:

@@ -131,7 +131,7 @@ def test_dropped_encoders_leave_their_prompts(family, tmp_path):
         generator.encode_ahead([*PROMPTS, PROMPTS[0]], batch=1)
         drawn = generator.sample(noise, generator.encode(asked))
     assert (drawn - expected).abs().max() <= 1e-4
-    assert not generator._resting.encoders
+    assert not generator._encoders
     with pytest.raises(InputError, match="'a ring' was not encoded in advance"):
         generator.encode(["a ring"])
 
@@ -185,6 +185,6 @@ def test_offloaded_encoders_are_frozen_and_in_eval_mode_too(sd_pipeline):
     pipeline = sd_pipeline()
     pipeline.text_encoder.train()
     generator = DiffusionGenerator(pipeline, memory=Memory(text_encoders="offload"))
-    (encoder,) = generator._resting.encoders.values()
+    (encoder,) = generator._encoders.values()
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())

@@ -106,9 +106,9 @@ def test_the_gradient_of_a_conditioned_residual_is_right():
 
 def test_a_condition_of_another_size_is_refused():
     noise, network = torch.zeros(2, 4), ResidualNoise((4,), condition_size=2)
-    with pytest.raises(InputError, match="there is a label 2: condition_size must be above it, not 2"):
+    with pytest.raises(InputError, match="labels from 0 to 2: they must be from 0 to condition_size - 1, 1"):
         network(noise, Condition({"embedding": torch.tensor([0, 2])}))
-    with pytest.raises(InputError, match="there is a label -1: labels begin at 0"):
+    with pytest.raises(InputError, match="labels from -1 to 0: they must be from 0"):
         network(noise, Condition({"embedding": torch.tensor([0, -1])}))
     assert network(noise, Condition({"embedding": torch.tensor([[0], [1]])})).shape == (2, 4)
     assert ResidualNoise((4,), condition_size=1)(noise, Condition({"embedding": torch.ones(2)})).shape == (2, 4)
@@ -207,10 +207,9 @@ def test_a_callable_with_its_output_draws_as_the_module_does(wrap):
     assert found.rows[0]["denoiser_forwards"] == 1
 
 
-@pytest.mark.parametrize("to_pixels", [lambda y: (y + 1) / 2, lambda y: (y[0] + 1) / 2], ids=["picture", "whole"])
-def test_to_pixels_may_take_several_outputs_whole_or_the_picture_in_them(to_pixels):
+def test_to_pixels_takes_several_outputs_whole():
     module = Plainer()
-    _, history = climb(lambda noise: (2 * module(noise) - 1, noise), to_pixels=to_pixels)
+    _, history = climb(lambda noise: (2 * module(noise) - 1, noise), to_pixels=lambda y: (y[0] + 1) / 2)
     assert history[0]["reward"] == pytest.approx(climb(Plainer())[1][0]["reward"], abs=1e-6)
 
 

@@ -19,7 +19,7 @@ from hypernoise.generators.memory import Memory, take_tiny_decoder
 from hypernoise.generators.presets import PRESETS, Part
 from hypernoise.generators.registry import fuse_lora, load_as, load_generator
 from hypernoise.noise.residual import ResidualNoise
-from hypernoise.plan.generators import planned_generator
+from hypernoise.plan.models import planned_generator
 from hypernoise.training.config import read_recipe
 from tests.families import build_pipeline, size_of
 
@@ -365,7 +365,7 @@ def test_steps_are_a_whole_number(steps, generator):
 
 @pytest.mark.parametrize("memory", [Memory(quantise="int8"), Memory(tiny_decoder="madebyollin/taesd")])
 def test_what_only_loading_can_save_is_refused_for_an_object(memory, sd_pipeline):
-    with pytest.raises(InputError, match="applies to a generator loaded by name or directory"):
+    with pytest.raises(InputError, match="apply to a generator loaded by name or directory"):
         load_generator(sd_pipeline(), memory=memory)
 
 

@@ -17,7 +17,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.settings import Spectral
-from hypernoise.noise.spectral import grid_of, spectral_noise
+from hypernoise.noise.spectral import spectral_noise
 from hypernoise.pipeline import attach, detach
 from integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from integrations.comfyui.nodes import LoRANoiseNode, SpectralNoiseNode, lora, plain_noise, spectral
@@ -46,7 +46,7 @@ def conditioning_of(generator, prompt=PROMPT):
 
 def latent_of(generator, count=2):
     """An empty latent as ComfyUI hands it out: never packed."""
-    rows, columns = (side * generator.family.patch for side in grid_of(generator))
+    rows, columns = (side * generator.family.patch for side in generator.cells)
     packed = generator.family.layout == "tokens"
     channels = generator.noise_shape[-1] // 4 if packed else generator.noise_shape[0]
     return {"samples": torch.zeros(count, channels, rows, columns)}
@@ -180,17 +180,15 @@ def sampled(patcher, noise, embeddings, prompts=1):
     return received[0]
 
 
-@pytest.mark.parametrize("more", [{}, {"unscaled": True}], ids=str)
-def test_the_wrapped_model_starts_from_the_noise_of_attach(more, sd_pipeline, tmp_path, comfy):
+def test_the_wrapped_model_starts_from_the_noise_of_attach(sd_pipeline, tmp_path, comfy):
     generator = DiffusionGenerator(sd_pipeline(), name="tiny")
-    network = LoRANoise(generator, rank=3, alpha=5.0, **more)
+    network = LoRANoise(generator, rank=3, alpha=5.0)
     disturb(network)
     save_adapter(network, tmp_path / "adapter")
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     condition = generator.encode([PROMPT] * 2)
     with torch.no_grad():
         f = network(noise, condition)
-    network.remove()
     model = comfy_model(generator)
     before = model.diffusion_model(noise, 999, condition.tensors["prompt_embeds"])
     patcher = FakePatcher(model)

@@ -133,7 +133,6 @@ def test_it_leaves_the_denoiser_as_it_is(generator):
     assert {name: (module, set(vars(module))) for name, module in generator.denoiser.named_modules()} == modules
     assert torch.equal(generator.sample(noise, condition), base)
     assert all(len(m._forward_hooks) == 0 for m in generator.denoiser.modules())
-    network.remove()
     assert torch.equal(network(noise, condition), residual)
 
 

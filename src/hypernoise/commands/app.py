@@ -163,9 +163,9 @@ def draw(
 
 def as_colors(generator: DiffusionGenerator, f: Tensor) -> Tensor:
     """The first three latent channels of f as red, green and blue [B, 3, H, W]: grey where it is 0."""
-    from hypernoise.noise.spectral import grid_of, unpacked
+    from hypernoise.noise.spectral import unpacked
 
-    channels = unpacked(f.float(), generator.family.patch, grid_of(generator))[:, :3]
+    channels = unpacked(f.float(), generator.family.patch, generator.cells)[:, :3]
     return 0.5 + 0.5 * channels / channels.abs().amax().clamp_min(1e-30)
 
 

@@ -93,9 +93,8 @@ def print_plan(recipe: Recipe, folder: Path, device: str) -> int:
     """Prints a recipe's plan and writes it to `folder`/summary.json; see `plan.plan`."""
     from hypernoise.evaluation.summary import write_summary
     from hypernoise.files import output_folder
-    from hypernoise.plan.fit import fitted
-    from hypernoise.plan.generators import META
-    from hypernoise.plan.plan import plan, table
+    from hypernoise.plan.models import META
+    from hypernoise.plan.plan import fitted, plan, table
 
     output_folder(folder)
     with no_traceback(f"generator {recipe.generator!r} cannot be planned"):
@@ -115,7 +114,7 @@ def run_smoke_test(recipe: Recipe, folder: Path, device: str) -> int:
     from hypernoise.evaluation.summary import write_summary
     from hypernoise.files import output_folder
     from hypernoise.generators.registry import pick_device
-    from hypernoise.plan.fit import fitted
+    from hypernoise.plan.plan import fitted
     from hypernoise.plan.smoke import smoke_test
 
     output_folder(folder)

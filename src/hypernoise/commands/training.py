@@ -29,7 +29,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
         InputError: settings that do not fit together, before anything is written; `train`'s errors.
     """
     if recipe.memory.fit:
-        from hypernoise.plan.fit import fitted
+        from hypernoise.plan.plan import fitted
 
         recipe, chosen = fitted(recipe, device)
         say_once(chosen)

@@ -36,29 +36,10 @@ class Condition:
 class Sampler(Protocol):
     """The part of a `Generator` that draws; one of your own may have no more."""
 
-    noise_shape: tuple[int, ...]
-
-    def encode(self, prompts: list[str]) -> Condition: ...
-
-    def sample(self, noise: Tensor, condition: Condition) -> Tensor: ...
-
-
-@runtime_checkable
-class Generator(Protocol):
-    """A frozen generator; every parameter has requires_grad=False."""
-
-    name: str
     noise_shape: tuple[int, ...]  # of one sample, as the model takes it
-
-    @property
-    def device(self) -> torch.device: ...
 
     def encode(self, prompts: list[str]) -> Condition:
         """The condition of each prompt, without gradient. Raises InputError for a prompt that would be truncated."""
-        ...
-
-    def encode_ahead(self, prompts: list[str]) -> None:
-        """Encodes these prompts in advance if the generator then frees its text encoders; else does nothing."""
         ...
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
@@ -66,6 +47,20 @@ class Generator(Protocol):
 
         `seed` fixes the noise that a stochastic scheduler adds between steps: one for the batch, or one per sample.
         """
+        ...
+
+
+@runtime_checkable
+class Generator(Sampler, Protocol):
+    """A frozen generator; every parameter has requires_grad=False."""
+
+    name: str
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode_ahead(self, prompts: list[str]) -> None:
+        """Encodes these prompts in advance if the generator then frees its text encoders; else does nothing."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -9,11 +9,11 @@ timestep are the pipeline's own.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 import threading
 import warnings
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -30,7 +30,7 @@ from hypernoise.generators.base import Condition, Seed, check_texts
 from hypernoise.generators.families import Family, asked, family_of, few_step_doubt, sibling_of
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding, replaced
-from hypernoise.generators.text_cache import RestingEncoders, joined, separate
+from hypernoise.generators.text_cache import awake, joined, rest, text_encoders
 from hypernoise.settings import MOST_SIDE, whole_number
 
 
@@ -43,7 +43,6 @@ class DiffusionGenerator:
         size: height and width in pixels; the pipeline's own default if None.
         call: this model's `__call__` arguments, in addition to its family's.
         memory: ways to need less memory (`quantise` and `tiny_decoder` apply at loading).
-        changed: replacements of published parts (scheduler, decoder), by field.
         freeze: set requires_grad=False and eval mode on everything, as training needs
             (otherwise a backward pass would fill every weight's gradient).
 
@@ -58,7 +57,6 @@ class DiffusionGenerator:
         size: tuple[int, int] | None = None,
         call: Mapping[str, Any] = {},
         memory: Memory = NO_SAVING,
-        changed: Mapping[str, str] = {},
         freeze: bool = True,
     ):
         if hasattr(pipeline, "_hypernoise"):
@@ -75,14 +73,15 @@ class DiffusionGenerator:
         for argument in call.keys() - inspect.signature(self._draw).parameters.keys():
             raise InputError(f"{name} is a {type(pipeline).__name__}, which takes no {argument}")
         self.memory = memory
-        self.changed = dict(changed)
-        self._ahead: dict[str, Condition] = {}  # of prompts encoded in advance, on the CPU
+        self._ahead: dict[str, Condition] | None = None  # of prompts encoded in advance, on the CPU
         self._description: dict[str, Any] | None = None
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
+        config: Any = cast(Any, self.denoiser).config
         scale: int = self.pipeline.vae_scale_factor
-        self.size: tuple[int, int] = size or default_size(pipeline, self.denoiser)
+        side = config.get("sample_size") or getattr(pipeline, "default_sample_size", 128)
+        self.size: tuple[int, int] = size or (side * scale, side * scale)
         if not isinstance(self.size, Sequence) or len(self.size) != 2:
             raise InputError(f"size is height and width in pixels, such as (512, 512), not {shown(size)}")
         for side in self.size:
@@ -90,13 +89,15 @@ class DiffusionGenerator:
         unit = scale * self.family.patch
         if any(side < unit or side % unit for side in self.size):
             raise InputError(f"{name} draws sizes in multiples of {unit} pixels, not {self.size[0]} x {self.size[1]}")
-        channels: int = cast(Any, self.denoiser).config.in_channels
-        self.noise_shape: tuple[int, ...] = self.family.noise_shape(
-            channels, self.size[0] // scale, self.size[1] // scale
-        )
+        packed: int = config.in_channels
+        self.cells = self.size[0] // unit, self.size[1] // unit  # rows and columns of the noise, in patches
+        self.channels = packed // self.family.patch**2  # of the latents
+        grid = self.family.layout == "grid"
+        self.noise_shape: tuple[int, ...] = (packed, *self.cells) if grid else (math.prod(self.cells), packed)
         if memory.gradient_checkpointing or getattr(self.denoiser, "is_gradient_checkpointing", False):
             checkpoint_blocks(self.denoiser)
-        self._resting = RestingEncoders(pipeline) if memory.text_encoders != "stay" else None
+        self._encoders = {} if memory.text_encoders == "stay" else text_encoders(pipeline)
+        rest(pipeline, self._encoders)
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
         if doubt:
             warnings.warn(f"{name} does not look like a few-step model: {doubt}", stacklevel=2)
@@ -152,12 +153,33 @@ class DiffusionGenerator:
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Refuses prompts that are empty or that the text encoder would truncate, naming the lost part."""
+        check_texts(prompts)
+        if not prompts:
+            raise InputError("no prompt was given")
         with no_traceback(f"{self.name} cannot read prompts"):
-            check_prompts(prompts, *self._reader())
+            tokenizer, limit = self._reader()
+            for number, prompt in enumerate(prompts, 1):
+                which = f"prompt {number} of {len(prompts)}"
+                if not prompt.strip():
+                    raise InputError(f"{which} is empty")
+                tokens = _tokens(tokenizer, prompt)
+                if len(tokens) > limit:
+                    lost = tokenizer.decode(tokens[limit - 1 : -1])
+                    raise InputError(
+                        f"{which} has {len(tokens)} tokens, but the text encoder takes {limit}: {lost!r} would be cut; "
+                        "shorten it (evaluate draws only its first words with --long-prompts cut)"
+                    )
 
     def cut_prompts(self, prompts: list[str]) -> list[str]:
-        """Each prompt's first words, as many as `check_prompts` accepts."""
-        return [cut(prompt, *self._reader()) for prompt in prompts]
+        """Each prompt's first words, as many as `check_prompts` accepts; all of them if the first is too long."""
+        tokenizer, limit = self._reader()
+
+        def cut(prompt: str) -> str:
+            ends = [len(prompt), *(word.end() for word in reversed([*re.finditer(r"\S+", prompt)]))]
+            fitting = (prompt[:end] for end in ends if len(_tokens(tokenizer, prompt[:end])) <= limit)
+            return next(fitting, prompt)
+
+        return [cut(prompt) for prompt in prompts]
 
     def _reader(self) -> tuple[Any, int]:
         """The tokenizer with the longest prompts, and how many tokens of a prompt its encoder takes."""
@@ -172,17 +194,15 @@ class DiffusionGenerator:
     def encode(self, prompts: list[str]) -> Condition:
         """The pipeline's text conditioning: runs its call with these prompts until `encode_prompt` returns."""
         self.check_prompts(prompts)
-        if self._resting is None:
-            return self._encode(prompts)
-        if self._resting.encoders:
-            with self._resting.awake(self.device):
+        if self._ahead is None:
+            with awake(self.pipeline, self._encoders, self.device):
                 return self._encode(prompts)
-        unknown = next((prompt for prompt in prompts if prompt not in self._ahead), None)
-        if unknown is not None:
-            raise InputError(
-                f"the text encoders were dropped, and {unknown!r} was not encoded in advance; "
-                "use text_encoders: offload"
-            )
+        for prompt in prompts:
+            if prompt not in self._ahead:
+                raise InputError(
+                    f"the text encoders were dropped, and {prompt!r} was not encoded in advance; "
+                    "use text_encoders: offload"
+                )
         return joined([self._ahead[prompt] for prompt in prompts]).to(self.device)
 
     def _encode(self, prompts: list[str]) -> Condition:
@@ -196,15 +216,16 @@ class DiffusionGenerator:
 
         From then on `encode` only knows these prompts. The results stay on the CPU.
         """
-        if self.memory.text_encoders != "drop" or self._resting is None or not self._resting.encoders:
+        if self.memory.text_encoders != "drop" or self._ahead is not None:
             return
-        once = list(dict.fromkeys(prompts))
+        once, ahead = list(dict.fromkeys(prompts)), {}
         self.check_prompts(once)
-        with self._resting.awake(self.device):
+        with awake(self.pipeline, self._encoders, self.device):
             for start in range(0, len(once), batch):
                 part = once[start : start + batch]
-                self._ahead |= dict(zip(part, separate(self._encode(part)), strict=True))
-        self._resting.encoders = {}
+                rows = self._encode(part).to("cpu")
+                ahead |= {prompt: rows[row : row + 1] for row, prompt in enumerate(part)}
+        self._ahead, self._encoders = ahead, {}
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         with no_traceback(f"{self.name} cannot draw"):
@@ -229,12 +250,9 @@ class DiffusionGenerator:
             self._description = {"name": self.name, "noise_shape": noise_shape, **identify_denoiser(self.denoiser)}
         return self._description
 
-    @contextmanager
-    def decoding(self) -> Iterator[None]:
-        """Inside the block the pipeline decodes as `memory` says, also in the user's calls."""
-        vae = self.pipeline.vae
-        with replaced(vae, {"decode": decoding(vae, self.memory)}):
-            yield
+    def decoding(self) -> AbstractContextManager[None]:
+        """A block where the pipeline decodes as `memory` says, also in the user's calls."""
+        return decoding(self.pipeline.vae, self.memory)
 
     def _call(self, noise: Tensor, condition: Condition, steps: int, seed: Seed, output_type: str) -> Tensor:
         with quiet(self.pipeline), self.decoding():
@@ -274,22 +292,17 @@ def text_to_image(pipeline: Any) -> Any:
     return cls(**{name: parts[name] for name in inspect.signature(cls.__init__).parameters if name in parts})
 
 
-def default_size(pipeline: Any, denoiser: Any) -> tuple[int, int]:
-    """The pipeline's default height and width in pixels."""
-    side = denoiser.config.get("sample_size") or getattr(pipeline, "default_sample_size", 128)
-    return (side * pipeline.vae_scale_factor,) * 2
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, truncation=False, verbose=False).input_ids
 
 
 def embeddings_of(family: Family, encoded: Sequence[Any]) -> dict[str, Tensor]:
-    """A condition's tensors, from the results of the family's `encode_prompt`."""
-    named = zip(family.embeddings, encoded, strict=True)
-    return _tensors({name: value for name, value in named if name is not None})
-
-
-def _tensors(encoded: dict[str, Any]) -> dict[str, Tensor]:
-    """Embeddings as tensors with a row per sample: lists are padded with a mask, and a missing mask becomes ones."""
+    """A condition's tensors with a row per sample, from the results of the family's `encode_prompt`: lists are padded
+    with a mask, and a missing mask becomes ones."""
     tensors: dict[str, Tensor] = {}
-    for name, value in encoded.items():
+    for name, value in zip(family.embeddings, encoded, strict=True):
+        if name is None:
+            continue
         if isinstance(value, list | tuple):
             lengths = torch.tensor([len(row) for row in value], device=value[0].device)
             tensors[name] = nn.utils.rnn.pad_sequence(list(value), batch_first=True)
@@ -358,36 +371,5 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 
 def quiet(pipeline: Any) -> AbstractContextManager[None]:
-    """Disables the pipeline's progress bar inside the block."""
+    """A block without the pipeline's progress bar."""
     return replaced(pipeline, {"_progress_bar_config": {"disable": True}})
-
-
-def check_prompts(prompts: list[str], tokenizer: Any, limit: int | None = None) -> None:
-    """Refuses prompts that are empty or longer than `limit` tokens (by the tokenizer), naming the lost part."""
-    limit = int(tokenizer.model_max_length if limit is None else limit)
-    check_texts(prompts)
-    if not prompts:
-        raise InputError("no prompt was given")
-    for number, prompt in enumerate(prompts, 1):
-        if not prompt.strip():
-            raise InputError(f"prompt {number} of {len(prompts)} is empty")
-        tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(tokens) > limit:
-            lost = tokenizer.decode(tokens[limit - 1 : -1])
-            raise InputError(
-                f"prompt {number} of {len(prompts)} has {len(tokens)} tokens, but the text encoder takes {limit}: "
-                f"{lost!r} would be cut; shorten it (evaluate draws only its first words with --long-prompts cut)"
-            )
-
-
-def cut(prompt: str, tokenizer: Any, limit: int) -> str:
-    """The prompt's first words that fit into `limit` tokens; the whole prompt if not even the first word does."""
-
-    def tokens(end: int) -> int:
-        return len(tokenizer(prompt[:end], truncation=False, verbose=False).input_ids)
-
-    if tokens(len(prompt)) <= limit:
-        return prompt
-    ends = [word.end() for word in re.finditer(r"\S+", prompt)]
-    fitting = bisect_right(ends, limit, key=tokens)
-    return prompt[: ends[fitting - 1]] if fitting else prompt

@@ -17,11 +17,6 @@ from torch import Tensor
 from hypernoise.errors import InputError
 
 
-def _whole(output: Any, shape: tuple[int, ...]) -> Tensor:
-    """The output has the noise's layout."""
-    return output
-
-
 def _first_channels(output: Any, shape: tuple[int, ...]) -> Tensor:
     """The first half of the channels; the rest is a learned variance, which sampling ignores."""
     return output[:, : shape[1]]
@@ -68,8 +63,6 @@ class Family:
     tokenizers: of the text encoder that reads the whole prompt; the first one the pipeline has is used.
     template: an upper bound of the tokens that the pipeline adds around each prompt.
     tiny_decoder: an AutoencoderTiny can replace the autoencoder; the pipeline reads no statistics from it.
-    released: noise network settings implied by the paper authors' training code but missing in their files.
-    unfinished: why a pipeline of this class is not a few-step model, or None; see `few_step_doubt`.
     """
 
     denoiser: str
@@ -79,7 +72,7 @@ class Family:
     call_at: Callable[[int], dict[str, Any]] = lambda steps: {}
     layout: Literal["grid", "tokens"] = "grid"
     patch: int = 1
-    answer: Callable[[Any, tuple[int, ...]], Tensor] = _whole
+    answer: Callable[[Any, tuple[int, ...]], Tensor] = lambda output, shape: output
     arguments: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict
     wide_noise: bool = False
     guided_first: bool = False
@@ -87,34 +80,11 @@ class Family:
     tokenizers: tuple[str, ...] = ("tokenizer",)
     template: int = 0
     tiny_decoder: bool = True
-    released: Mapping[str, Any] = field(default_factory=dict)
-    unfinished: Callable[[Any], str | None] = lambda pipeline: None
-
-    def noise_shape(self, channels: int, height: int, width: int) -> tuple[int, ...]:
-        """One sample's shape, for latents of height × width."""
-        rows, columns = height // self.patch, width // self.patch
-        return (channels, rows, columns) if self.layout == "grid" else (rows * columns, channels)
-
-
-def _guidance_distilled(pipeline: Any) -> str | None:
-    if pipeline.transformer.config.guidance_embeds:
-        return "its transformer takes a guidance scale, as FLUX.1-dev's does, which needs 20 or more steps"
-    return None
-
-
-def _not_distilled(pipeline: Any) -> str | None:
-    return None if pipeline.config.is_distilled else "its configuration says is_distilled: false"
 
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family(
-        denoiser="unet",
-        output_layer="conv_out",
-        embeddings=("prompt_embeds", None),
-        call={"guidance_scale": 0.0},
-        # ExplainableML/HyperNoise @1d5d3db, training/trainer.py, create_sdturbo_functions: the UNet gets the noise
-        # itself at t = 999 (earlier commits do not train SD-Turbo)
-        released={"unscaled": True},
+        denoiser="unet", output_layer="conv_out", embeddings=("prompt_embeds", None), call={"guidance_scale": 0.0}
     ),
     "StableDiffusionXLPipeline": Family(
         denoiser="unet",
@@ -158,7 +128,6 @@ FAMILIES: dict[str, Family] = {
         guided_first=True,
         unguided=None,
         tokenizers=("tokenizer_2",),
-        unfinished=_guidance_distilled,
     ),
     "Krea2Pipeline": Family(
         denoiser="transformer",
@@ -172,7 +141,6 @@ FAMILIES: dict[str, Family] = {
         unguided=0.0,
         template=5,
         tiny_decoder=False,
-        unfinished=_not_distilled,
     ),
     "Flux2KleinPipeline": Family(
         denoiser="transformer",
@@ -184,7 +152,6 @@ FAMILIES: dict[str, Family] = {
         guided_first=True,
         template=16,
         tiny_decoder=False,
-        unfinished=_not_distilled,
     ),
     "QwenImagePipeline": Family(
         denoiser="transformer",
@@ -283,10 +250,14 @@ def few_step_doubt(pipeline: Any) -> str | None:
     A few-step model gets pure noise at the last training timestep, for any number of steps; a scheduler
     whose single step starts elsewhere ("leading" spacing: t = 1) passes noise to a network that expects a picture.
     """
-    reason = family_of(pipeline).unfinished(pipeline)
-    spacing = pipeline.scheduler.config.get("timestep_spacing")
-    if reason or spacing is None:
-        return reason
+    family, spacing = family_of(pipeline), pipeline.scheduler.config.get("timestep_spacing")
+    guided = getattr(getattr(pipeline, family.denoiser).config, "guidance_embeds", False)
+    if guided and family.call.get("guidance_scale") == 0:
+        return "its network takes a guidance scale, as FLUX.1-dev's does, which needs 20 or more steps"
+    if pipeline.config.get("is_distilled") is False:
+        return "its configuration says is_distilled: false"
+    if spacing is None:
+        return None
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     try:
         scheduler.set_timesteps(1)

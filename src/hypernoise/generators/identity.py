@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,19 +28,31 @@ def identify_module(module: nn.Module) -> dict[str, Any]:
 def identify_denoiser(denoiser: nn.Module) -> dict[str, Any]:
     """The layout of a large network, without LoRAs on it, and one weight of each of up to `PROBED`
     matrices."""
-    frozen = _parameters(denoiser)
+    shapes = {  # before bitsandbytes packed them; torchao's keep their shape
+        name: (getattr(parameter, "quant_state", None) or parameter).shape
+        for name, parameter in _parameters(denoiser).items()
+    }
     return {
         "denoiser": type(denoiser).__name__,
-        "fingerprint": _digest(sorted((name, list(_shape(parameter))) for name, parameter in frozen.items())),
-        "probe": list(_looked_at(_probed(frozen)).values()),
+        "fingerprint": _digest(sorted((name, list(shape)) for name, shape in shapes.items())),
+        "probe": list(probe(denoiser).values()),
     }
 
 
 def probe(denoiser: nn.Module, names: Sequence[str] = ()) -> dict[str, float | None]:
-    """One weight of each of up to `PROBED` matrices, or of the named ones; None if unreadable, NaN
+    """The middle weight of each of up to `PROBED` matrices, or of the named ones; None if unreadable, NaN
     if there is no such matrix."""
-    found = {name: _parameter(denoiser, name) for name in names} if names else _probed(_parameters(denoiser))
-    return _looked_at(found)
+    found = {name: _parameter(denoiser, name) for name in names}
+    if not names:
+        matrices = [(name, parameter) for name, parameter in _parameters(denoiser).items() if parameter.ndim > 1]
+        spread = torch.linspace(0, len(matrices) - 1, min(PROBED, len(matrices))).long().tolist()
+        found = dict(matrices[i] for i in spread)
+    whole = {name: own.detach() for name, own in found.items() if own is not None and _readable(own)}
+    middles = [own[tuple(map(int, np.unravel_index(own.numel() // 2, own.shape)))].float() for own in whole.values()]
+    # a single read, since each one synchronises the device
+    read = torch.stack([middle.to(middles[0].device) for middle in middles]).tolist() if middles else []
+    known = {name: round(value, 7) for name, value in zip(whole, read, strict=True)}
+    return {name: math.nan if own is None else known.get(name) for name, own in found.items()}
 
 
 def layers_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
@@ -86,33 +98,12 @@ def _parameters(denoiser: nn.Module) -> dict[str, Tensor]:
     return dict(once.values())
 
 
-def _probed(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    matrices = [(name, parameter) for name, parameter in parameters.items() if parameter.ndim > 1]
-    spread = torch.linspace(0, len(matrices) - 1, min(PROBED, len(matrices))).long().tolist()
-    return dict(matrices[i] for i in spread)
-
-
 def _digest(layout: Any) -> str:
     return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
 
 
-def _quantised(weight: Tensor) -> bool:
-    """Whether its numbers are unreadable: quantised by torchao (its own class), bitsandbytes (integers)
-    or diffusers' layerwise casting (fp8), or offloaded."""
+def _readable(weight: Tensor) -> bool:
+    """Whether its numbers are here: not offloaded, nor quantised by torchao (its own class), bitsandbytes (integers)
+    or diffusers' layerwise casting (fp8)."""
     whole = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.itemsize > 1
-    return weight.is_meta or not whole
-
-
-def _shape(weight: Tensor) -> torch.Size:
-    """Its shape before bitsandbytes packed it; torchao's keep their shape."""
-    packed = getattr(weight, "quant_state", None)
-    return weight.shape if packed is None else packed.shape
-
-
-def _looked_at(weights: Mapping[str, Tensor | None]) -> dict[str, float | None]:
-    """The middle number of each, in a single read, since each read synchronises the device."""
-    whole = {name: own.detach() for name, own in weights.items() if own is not None and not _quantised(own)}
-    middles = [own[tuple(map(int, np.unravel_index(own.numel() // 2, own.shape)))].float() for own in whole.values()]
-    read = torch.stack([middle.to(middles[0].device) for middle in middles]).tolist() if middles else []
-    known = {name: round(value, 7) for name, value in zip(whole, read, strict=True)}
-    return {name: math.nan if own is None else known.get(name) for name, own in weights.items()}
+    return whole and not weight.is_meta

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ class _AsNow(AbstractContextManager):
                 vars(layer)["forward"] = forward
 
 
-def decoding(vae: Any, memory: Memory) -> Callable[..., Any]:
-    """An autoencoder's `decode` in slices, recomputed block by block for the gradient if requested.
+def decoding(vae: Any, memory: Memory) -> AbstractContextManager[None]:
+    """A block where an autoencoder decodes in slices, recomputed for the gradient if requested: block by block if its
+    blocks pass each other only tensors.
 
     Raises when memory runs out: SANA-Sprint's pipeline would only warn and continue without a picture.
     """
@@ -75,15 +77,15 @@ def decoding(vae: Any, memory: Memory) -> Callable[..., Any]:
             return decode(part, *arguments, **{**keywords, "return_dict": False})[0]
 
         again = memory.gradient_checkpointing and torch.is_grad_enabled()
-        blocks = _blocks(vae.decoder) if again else []
+        video = "feat_cache" in inspect.signature(vae.decoder.forward).parameters  # passed from block to block
+        blocks = getattr(vae.decoder, "up_blocks", []) if again and not video else []
+        run = partial(checkpoint, one, use_reentrant=False) if again and not blocks else one
         try:
             with ExitStack() as stack:
                 for block in blocks:
-                    stack.enter_context(replaced(block, {"forward": _computed_again(block.forward)}))
-                parts = [
-                    checkpoint(one, part, use_reentrant=False) if again and not blocks else one(part)
-                    for part in latents.split(memory.decode_slice or len(latents))
-                ]
+                    again_later = partial(checkpoint, block.forward, use_reentrant=False)
+                    stack.enter_context(replaced(block, {"forward": again_later}))
+                parts = [run(part) for part in latents.split(memory.decode_slice or len(latents))]
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"out of memory while decoding {len(latents)} pictures; set memory.decode_slice: 1 and "
@@ -91,22 +93,12 @@ def decoding(vae: Any, memory: Memory) -> Callable[..., Any]:
             ) from error
         return (torch.cat(parts) if len(parts) > 1 else parts[0],)
 
-    return sliced
-
-
-def _blocks(decoder: nn.Module) -> list[nn.Module]:
-    """Parts of a decoder that can be recomputed: its upward blocks, if they pass each other only tensors."""
-    cached = "feat_cache" in inspect.signature(decoder.forward).parameters  # for video frames
-    return [] if cached else list(getattr(decoder, "up_blocks", []))
-
-
-def _computed_again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments, **keywords: checkpoint(forward, *arguments, use_reentrant=False, **keywords)
+    return replaced(vae, {"decode": sliced})
 
 
 @contextmanager
 def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
-    """Overrides the object's methods or other attributes inside the block."""
+    """Sets the object's own attributes, such as a method in place of its class's, inside the block."""
     before = {name: vars(owner)[name] for name in attributes if name in vars(owner)}
     for name, value in attributes.items():
         setattr(owner, name, value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import chain
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -14,8 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from hypernoise.errors import InputError, check_is, no_traceback
 from hypernoise.generators.base import Condition, Seed, check_noise, check_texts, checked_shape, fault_of
-from hypernoise.generators.callables import networks_of, parts_of
 from hypernoise.generators.identity import identify_module
+
+DEEP, MANY = 4, 100  # when searching a callable for its networks: depth, and items per container
 
 
 class ModuleGenerator:
@@ -27,8 +30,8 @@ class ModuleGenerator:
     Args:
         module: maps noise [B, *noise_shape], and a condition if there is `embed`, to an output.
         noise_shape: one sample's shape, with any number of dimensions.
-        to_pixels: maps the output to pixels [B, 3, H, W] in [0, 1]; the identity if None. For a tuple, list or mapping
-            of outputs it receives all of them or, if that fails, the only picture among them.
+        to_pixels: maps the output to pixels [B, 3, H, W] in [0, 1]. None: it is them, or the only picture in a tuple,
+            list or mapping of outputs.
         embed: maps a list of prompts to class labels [B] or embeddings [B, ...]. The noise network receives them, and
             so does a module with a second argument. None: prompts are only counted.
         pictures: False for functions whose outputs are not pictures and are not checked.
@@ -69,8 +72,7 @@ class ModuleGenerator:
                     f"{layer or name!r} of {name!r} is a {type(part).__name__} without running statistics, so a "
                     "picture depends on the others of its batch; it needs track_running_stats=True"
                 )
-        self._unseen = pictures  # no picture has been checked yet
-        self._pictures = pictures
+        self._pictures, self._unseen = pictures, True  # no picture has been checked yet
 
     @property
     def device(self) -> torch.device:
@@ -87,18 +89,16 @@ class ModuleGenerator:
         self._rest()
         with torch.no_grad():
             embedded = self._embedded(list(prompts))
-        given = ""
-        if not isinstance(embedded, Tensor):
-            given = f"a {type(embedded).__name__}"
-        elif embedded.layout != torch.strided or embedded.is_meta or embedded.is_complex():
-            given = f"{embedded.layout}, {embedded.dtype}, {embedded.device}"
-        elif embedded.ndim == 0 or len(embedded) != len(prompts):
-            given = f"shape {list(embedded.shape)}"
+        given = f"a {type(embedded).__name__}"
+        if isinstance(embedded, Tensor):
+            plain = embedded.layout == torch.strided and not (embedded.is_meta or embedded.is_complex())
+            what = f"{embedded.layout}, {embedded.dtype}, {embedded.device}, shape {list(embedded.shape)}"
+            given = "" if plain and embedded.ndim and len(embedded) == len(prompts) else what
         if given:
             raise InputError(f"embed must return a tensor with a row for each of {len(prompts)} prompts, not {given}")
         bad = ~embedded.isfinite() if embedded.is_floating_point() else embedded < 0
         if bad.any():
-            row = int(bad.flatten(1).any(1).nonzero()[0]) if bad.ndim > 1 else int(bad.nonzero()[0])
+            row = int(bad.nonzero()[0, 0])
             what = "NaN or inf" if embedded.is_floating_point() else "a negative number (labels begin at 0)"
             raise InputError(f"embed returns {what} for {prompts[row]!r}")
         embedded = embedded.clone() if embedded.is_inference() else embedded  # autograd would refuse it
@@ -128,21 +128,14 @@ class ModuleGenerator:
         narrow = own not in (None, torch.float32)  # such weights say themselves what is computed in
         whole = torch.autocast(noise.device.type, enabled=False) if narrow else nullcontext()
         with whole, no_traceback(f"{self.name!r} fails when given {' and '.join(map(_described, given))}"):
-            pixels = self._pixels(self.module(*cast))
+            pixels = self.module(*cast)
+            if self.to_pixels is not None:
+                pixels = self.to_pixels(pixels)
+            elif self._pictures:
+                pixels = _picture(pixels)
         if self._pictures:
             self._check(noise, pixels)
         return pixels.to(noise.dtype)
-
-    def _pixels(self, output: Any) -> Any:
-        if self.to_pixels is None:
-            return _picture(output) if self._pictures else output
-        if isinstance(output, Tensor):
-            return self.to_pixels(output)
-        try:
-            pixels = self.to_pixels(output)
-        except (TypeError, AttributeError):
-            pixels = None
-        return pixels if isinstance(pixels, Tensor) else self.to_pixels(_picture(output))
 
     def _rest(self) -> None:
         """Dropout and BatchNorm would make a picture depend on chance and its batch."""
@@ -183,6 +176,49 @@ class Function(nn.Module):
         return self.function(*given)
 
 
+def networks_of(*callables: Any) -> list[nn.Module]:
+    """The modules that these are, are bound to, hold, close over or use as globals; without nested ones."""
+    found: dict[int, nn.Module] = {}
+
+    def look(thing: Any, deep: int) -> None:
+        if isinstance(thing, nn.Module):
+            found[id(thing)] = thing
+        elif deep:
+            for part in _within(thing):
+                look(part, deep - 1)
+
+    for function in callables:
+        look(function, DEEP)
+    inner = {id(part) for network in found.values() for part in network.modules() if part is not network}
+    return [network for key, network in found.items() if key not in inner]
+
+
+def _within(thing: Any) -> list[Any]:
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, MethodType):
+        return [thing.__self__, thing.__func__]
+    if isinstance(thing, FunctionType):
+        found = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # a name that is not yet bound
+                found.append(cell.cell_contents)
+        return found + [thing.__globals__[name] for name in _names(thing.__code__) if name in thing.__globals__]
+    if isinstance(thing, list | tuple | dict):
+        return list(thing.values() if isinstance(thing, dict) else thing) if len(thing) <= MANY else []
+    if isinstance(thing, ModuleType | type | Tensor):
+        return []
+    return list(getattr(thing, "__dict__", {}).values())
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The global names in a function's code and that of its inner functions."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
 def _takes_condition(module: Callable[..., Any], embeds: bool) -> bool:
     """Whether the module receives `embed`'s result. InputError if it accepts neither noise and that, nor only noise."""
     try:
@@ -203,6 +239,13 @@ def _takes_condition(module: Callable[..., Any], embeds: bool) -> bool:
         needed = "give embed, which computes the second" if takes(2) else "wrap it in a function of these"
         raise InputError(f"the module must take noise, or noise and a condition, but takes {signature}; {needed}")
     return False
+
+
+def parts_of(output: Any) -> list[Any]:
+    """The values of a tuple, list, mapping, or object with attributes."""
+    if isinstance(output, Mapping):
+        return list(output.values())
+    return list(output) if isinstance(output, Sequence) else list(getattr(output, "__dict__", {}).values())
 
 
 def _picture(output: Any) -> Any:

@@ -37,7 +37,6 @@ class Preset:
     parts: components from elsewhere; lora: a few-step LoRA ("owner/name/file") fused into the base.
     scheduler: settings that override the pipeline's.
     call: `__call__` arguments that override the family's.
-    tiny_decoder: repository of a TAESD for its latents, if any.
     gated: a licence must first be accepted on its page.
     """
 
@@ -53,7 +52,6 @@ class Preset:
     lora: str | None = None
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
-    tiny_decoder: str | None = None
     gated: bool = False
 
     def reading(self, tokens: int) -> Preset:
@@ -64,18 +62,13 @@ class Preset:
 _DMD = "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512"
 
 PRESETS: dict[str, Preset] = {
-    "scenes": Preset(
-        "StableDiffusionPipeline",
-        packaged="scenes/weights/generator",
-        adapter="scenes/weights/adapter",
-    ),
+    "scenes": Preset("StableDiffusionPipeline", packaged="scenes/weights/generator", adapter="scenes/weights/adapter"),
     "sd-turbo": Preset(
         "StableDiffusionPipeline",
         "stabilityai/sd-turbo",
         revision="b261bac6fd2cf515557d5d0707481eafa0485ec2",
         size=(512, 512),
         variant="fp16",
-        tiny_decoder="madebyollin/taesd",
     ),
     "sdxl-turbo": Preset(
         "StableDiffusionXLPipeline",
@@ -84,7 +77,6 @@ PRESETS: dict[str, Preset] = {
         size=(512, 512),
         variant="fp16",
         scheduler={"timestep_spacing": "trailing"},
-        tiny_decoder="madebyollin/taesdxl",
     ),
     "sdxl-lightning": Preset(
         "StableDiffusionXLPipeline",
@@ -96,7 +88,6 @@ PRESETS: dict[str, Preset] = {
             "unet": Part("UNet2DConditionModel", "ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors")
         },
         scheduler={"timestep_spacing": "trailing"},
-        tiny_decoder="madebyollin/taesdxl",
     ),
     "sana-sprint-0.6b": Preset(
         "SanaSprintPipeline",
@@ -117,7 +108,6 @@ PRESETS: dict[str, Preset] = {
         size=(512, 512),  # as in the paper; the model draws up to 1024
         steps=4,
         call={"max_sequence_length": 256},
-        tiny_decoder="madebyollin/taef1",
         gated=True,
     ),
     "sd3.5-large-turbo": Preset(
@@ -126,7 +116,6 @@ PRESETS: dict[str, Preset] = {
         revision="ec07796fc06b096cc56de9762974a28f4c632eda",
         size=(1024, 1024),
         steps=4,
-        tiny_decoder="madebyollin/taesd3",
         gated=True,
     ),
     "pixart-dmd": Preset(
@@ -139,7 +128,6 @@ PRESETS: dict[str, Preset] = {
             "scheduler": Part("DDPMScheduler", _DMD, "scheduler"),
         },
         call={"timesteps": [400]},
-        tiny_decoder="madebyollin/taesd",
     ),
     "z-image-turbo": Preset(
         "ZImagePipeline",
@@ -147,7 +135,6 @@ PRESETS: dict[str, Preset] = {
         revision="f332072aa78be7aecdf3ee76d5c247082da564a6",
         size=(1024, 1024),
         steps=8,
-        tiny_decoder="madebyollin/taef1",
     ),
     "flux2-klein-4b": Preset(
         "Flux2KleinPipeline",
@@ -157,18 +144,9 @@ PRESETS: dict[str, Preset] = {
         steps=4,
     ),
     "flux2-klein-9b": Preset(
-        "Flux2KleinPipeline",
-        "black-forest-labs/FLUX.2-klein-9B",
-        size=(1024, 1024),
-        steps=4,
-        gated=True,
+        "Flux2KleinPipeline", "black-forest-labs/FLUX.2-klein-9B", size=(1024, 1024), steps=4, gated=True
     ),
-    "krea-2-turbo": Preset(
-        "Krea2Pipeline",
-        "krea/Krea-2-Turbo",
-        size=(1024, 1024),
-        steps=8,
-    ),
+    "krea-2-turbo": Preset("Krea2Pipeline", "krea/Krea-2-Turbo", size=(1024, 1024), steps=8),
     "qwen-image-lightning": Preset(
         "QwenImagePipeline",
         "Qwen/Qwen-Image",

@@ -21,7 +21,7 @@ from hypernoise.errors import InputError, check_is, first_line, no_traceback, ou
 from hypernoise.files import check_file, read_json
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
-from hypernoise.generators.hub import explained, fetch, hub_cause
+from hypernoise.generators.hub import download, explained, fetch, hub_cause
 from hypernoise.generators.loading import Loading
 from hypernoise.generators.memory import NO_SAVING, Memory, check_can_quantise, quantise_linears, take_tiny_decoder
 from hypernoise.generators.presets import PRESETS, SCHEDULERS, Preset
@@ -68,11 +68,10 @@ def load_generator(
     check_is(source, str | Path | DiffusionPipeline, "the generator", "a name, a pipeline directory or a pipeline")
     check_is(memory, Memory, "memory", "a Memory, such as Memory(decode_slice=1)")
     if isinstance(source, DiffusionPipeline):
-        for field, none in (("quantise", "none"), ("tiny_decoder", "")):
-            if getattr(memory, field) != none:
-                raise InputError(
-                    f"{field} applies to a generator loaded by name or directory; this pipeline is used as it is"
-                )
+        if memory.quantise != "none" or memory.tiny_decoder:
+            raise InputError(
+                "quantise and tiny_decoder apply to a generator loaded by name or directory, not to a pipeline object"
+            )
         name = str(source.config.get("_name_or_path", "pipeline"))
         return DiffusionGenerator(source, name=name, size=size, memory=memory)
     place = pick_device(device)
@@ -86,14 +85,12 @@ def load_generator(
         if not os.path.isdir(source):  # False for names that no path can have
             known = next((own for own, preset in PRESETS.items() if preset.repository == name), None)
             raise InputError(f"{name} is called {known!r} here") if known else unknown("generator", name, PRESETS)
-        preset, location = Preset(check_directory(Path(source))), name
-    elif preset.packaged:
+        preset = Preset(check_directory(Path(source)))
+    location, at = preset.repository or name, None
+    if preset.packaged:
         location = str(files("hypernoise").joinpath(preset.packaged))
-    else:
-        location = str(preset.repository)
-    family = FAMILIES[preset.family]
-    at = revision or preset.revision if preset.repository else None
     if preset.repository:
+        at = revision or preset.revision
         fetch(location, "model_index.json", at)  # its errors are clearer than the pipeline's
     with no_loading_bars(), no_traceback(f"generator {name!r} cannot be used"):
         pipeline = _pipeline(name, preset, location, at, dtype, variant or preset.variant)
@@ -107,20 +104,13 @@ def load_generator(
             cls, settings = SCHEDULERS[scheduler]
             pipeline.scheduler = getattr(diffusers, cls).from_config({**pipeline.scheduler.config, **settings})
         if memory.quantise != "none":
+            family = FAMILIES[preset.family]
             quantise_linears(getattr(pipeline, family.denoiser), memory.quantise, family.output_layer)
         pipeline = pipeline.to(place)
         if place.type == "cpu" and isinstance(pipeline.vae, AutoencoderTiny):  # it then decodes in 2/3 of the time
             pipeline.vae.to(memory_format=torch.channels_last)  # type: ignore[reportCallIssue]
-        changed = {"scheduler": scheduler or "", "tiny_decoder": memory.tiny_decoder, "quantise": memory.quantise}
-        changed |= {"max_sequence_length": str(max_sequence_length or "")}
-        return DiffusionGenerator(
-            pipeline,
-            name=name,
-            size=size or preset.size,
-            call=preset.reading(max_sequence_length).call,
-            memory=memory,
-            changed={name: value for name, value in changed.items() if value not in ("", "none")},
-        )
+        call = preset.reading(max_sequence_length).call
+        return DiffusionGenerator(pipeline, name=name, size=size or preset.size, call=call, memory=memory)
 
 
 def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
@@ -146,13 +136,9 @@ def _loading(name: str, location: str, revision: str | None, wanted: str, *, on_
         try:
             yield
         except Exception as error:
-            cause = hub_cause(error)
-            if cause is not None:
-                raise cause from error
-            if isinstance(error, InputError) or out_of_memory(error):
+            if isinstance(error, InputError) or hub_cause(error) or out_of_memory(error):
                 raise
-            at = f" --revision {revision}" if revision else ""
-            get = f" (files may be missing in the local cache: hf download {location}{at})" if on_hub else ""
+            get = f" (files may be missing in the local cache: {download(location, revision)})" if on_hub else ""
             message = f"generator {name!r} could not be loaded from {location}: {first_line(error)}"
             raise InputError(message + get) from error
 
@@ -176,10 +162,8 @@ def _pipeline(
         pipeline: Any = DiffusionPipeline.from_pretrained(
             location, revision=revision, variant=variant, trust_remote_code=False, **settings, **parts
         )
-        modules = {own: part for own, part in pipeline.components.items() if isinstance(part, nn.Module)}
-        lacking = [
-            f"{own}.{n}" for own, part in modules.items() for n, weight in part.named_parameters() if weight.is_meta
-        ]
+        modules = nn.ModuleDict({own: part for own, part in pipeline.components.items() if isinstance(part, nn.Module)})
+        lacking = [name for name, weight in modules.named_parameters() if weight.is_meta]
         if lacking:
             raise InputError(f"generator {name!r} lacks {len(lacking)} weights, such as {lacking[0]}")
     if preset.scheduler:
@@ -198,11 +182,10 @@ def fuse_lora(pipeline: Any, source: str) -> None:
     if not source.endswith(".safetensors"):
         raise InputError(f"lora {source!r} is not a safetensors file; give a path, or owner/name/file.safetensors")
     if not file.is_file():
-        owner, _, rest = source.partition("/")
-        repository, _, path = rest.partition("/")
-        if not path:
+        parts = source.split("/", 2)  # owner, name, file
+        if len(parts) < 3:
             raise InputError(f"there is no file {source}; give a path, or owner/name/file.safetensors on the Hub")
-        file = fetch(f"{owner}/{repository}", path)
+        file = fetch("/".join(parts[:2]), parts[2])
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:

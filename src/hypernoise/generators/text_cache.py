@@ -5,7 +5,7 @@ A prompt's embedding depends only on its text and the text encoder, not on its b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,6 @@ from hypernoise.generators.base import Condition, Generator
 REMEMBERED = 100_000  # prompts; 400 MB of fp32 features of size 1024, one window each
 MEMORY = 2**30  # bytes of embeddings kept in memory
 
-Encode = Callable[[list[str]], Condition]  # one row per prompt, on the generator's device
 Made = TypeVar("Made")
 
 
@@ -58,8 +57,8 @@ class KeptInMemory:
         asked = list(dict.fromkeys(prompts))
         for prompt in asked:
             if self.fits and prompt not in self.rows:
-                self.rows[prompt] = self.generator.encode([prompt]).to("cpu")
-                self.fits = self.count * size_of(self.rows[prompt]) <= self.limit
+                row = self.rows[prompt] = self.generator.encode([prompt]).to("cpu")
+                self.fits = self.count * sum(tensor.nbytes for tensor in row.tensors.values()) <= self.limit
         if not (self.fits and _alike([self.rows[prompt] for prompt in asked])):
             self.fits = False
             self.rows.clear()
@@ -67,41 +66,28 @@ class KeptInMemory:
         return joined([self.rows[prompt] for prompt in prompts]).to(self.generator.device)
 
 
-def size_of(condition: Condition) -> int:
-    """Bytes of a condition's tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in condition.tensors.values())
+def text_encoders(pipeline: Any) -> dict[str, nn.Module]:
+    """The pipeline's text encoders, by attribute name."""
+    parts = pipeline.components.items()
+    return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
 
 
-class RestingEncoders:
-    """A pipeline's text encoders, kept on the CPU and out of the pipeline while not needed.
-
-    Meanwhile the pipeline's attributes are None, as in diffusers for encoders that were never loaded.
-    """
-
-    def __init__(self, pipeline: Any):
-        self.pipeline, self.encoders = pipeline, text_encoders(pipeline)
-        self.rest()
-
-    def rest(self) -> None:
-        for name, encoder in self.encoders.items():
-            encoder.to("cpu")
-            setattr(self.pipeline, name, None)
-
-    @contextmanager
-    def awake(self, device: torch.device) -> Iterator[None]:
-        """Inside the block the encoders are on the device and in the pipeline."""
-        for name, encoder in self.encoders.items():
-            setattr(self.pipeline, name, encoder.to(device))
-        try:
-            yield
-        finally:
-            self.rest()
+def rest(pipeline: Any, encoders: Mapping[str, nn.Module]) -> None:
+    """Moves text encoders to the CPU and out of the pipeline, as in diffusers for encoders that were never loaded."""
+    for name, encoder in encoders.items():
+        encoder.to("cpu")
+        setattr(pipeline, name, None)
 
 
-def separate(condition: Condition) -> list[Condition]:
-    """Each row separately, on the CPU in its own memory."""
-    rows = [condition[row : row + 1] for row in range(len(condition))]
-    return [Condition({name: tensor.to("cpu", copy=True) for name, tensor in row.tensors.items()}) for row in rows]
+@contextmanager
+def awake(pipeline: Any, encoders: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:
+    """Inside the block resting text encoders are on the device and in the pipeline."""
+    for name, encoder in encoders.items():
+        setattr(pipeline, name, encoder.to(device))
+    try:
+        yield
+    finally:
+        rest(pipeline, encoders)
 
 
 def joined(rows: Sequence[Condition]) -> Condition:
@@ -110,12 +96,6 @@ def joined(rows: Sequence[Condition]) -> Condition:
     if _alike(rows):
         return Condition({name: torch.cat([row.tensors[name] for row in rows]) for name in names})
     return Condition({n: pad_sequence([row.tensors[n][0] for row in rows], batch_first=True) for n in names})
-
-
-def text_encoders(pipeline: Any) -> dict[str, nn.Module]:
-    """The pipeline's text encoders, by attribute name."""
-    parts = pipeline.components.items()
-    return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
 
 
 def _alike(rows: Sequence[Condition]) -> bool:

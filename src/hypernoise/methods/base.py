@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator, Seed
-from hypernoise.generators.callables import parts_of
+from hypernoise.generators.module import parts_of
 from hypernoise.rewards.base import RewardFunction, scores_of
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, shown
@@ -43,8 +44,40 @@ class NoiseNetwork(Protocol):
         ...
 
 
+class TrainedWhole(nn.Module):
+    """A network with only trainable parameters: the part of `NoiseNetwork` that follows from that."""
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        copy_state(self.trainable_state(), state)
+
+
+def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Copies `state` into the tensors of `own`, or raises InputError without changing anything."""
+    if not own.keys() & state.keys():
+        raise InputError("the adapter matches no weight of this generator: it was made for another architecture")
+    wrong = "the adapter does not fit this generator"
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise InputError(
+            f"{wrong}: {len(missing)} of its {len(own)} weights are missing and {len(extra)} are unknown here, for "
+            f"example {(missing or extra)[0]}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise InputError(f"{wrong}: {name} has shape {list(state[name].shape)}, here it is {list(tensor.shape)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
 def knows_kl(network: NoiseNetwork) -> bool:
-    """Whether the network computes its own exact KL."""
+    """Whether the network computes its own KL."""
     return hasattr(network, "kl")
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError, shown
 from hypernoise.generators.base import Condition
-from hypernoise.generators.diffusion import DiffusionGenerator, in_turn, replaced
+from hypernoise.generators.diffusion import DiffusionGenerator, in_turn
 from hypernoise.generators.identity import layers_of
-from hypernoise.noise.state import copy_state
+from hypernoise.noise.base import copy_state
 from hypernoise.settings import MOST_RANK, finite, seed_in_range, whole_number
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+WITHOUT_DEPTHWISE = "without-depthwise"
 
 
 class LoRANoise(nn.Module):
@@ -36,11 +37,9 @@ class LoRANoise(nn.Module):
         generator: the frozen generator.
         rank, alpha: the LoRA's; the update is scaled by alpha / rank.
         seed: for the LoRA's initial A (B starts at 0).
-        layers: names of the layers to adapt, including the output layer, or of a set of them (`LAYER_SETS`); every
-            Linear and Conv layer if None.
+        layers: names of the layers to adapt, including the output layer; or "without-depthwise", every Linear and Conv
+            layer but the depthwise convolutions, on which a LoRA is no smaller than full rank. None: every one.
         init: of A: PEFT's default, or N(0, 1/rank²), PEFT's "gaussian".
-        unscaled: f receives the noise itself, not the scheduler's scaled input of the generator, as in the paper
-            authors' training of SD-Turbo (0.2 % apart; see `Family.released`).
 
     Raises:
         InputError: rank < 1, alpha not a positive number, or missing layers.
@@ -58,7 +57,6 @@ class LoRANoise(nn.Module):
         seed: int = 0,
         layers: Sequence[str] | None = None,
         init: Literal["kaiming", "gaussian"] = "kaiming",
-        unscaled: bool = False,
     ):
         super().__init__()
         whole_number(rank, "rank", most=MOST_RANK)
@@ -74,11 +72,7 @@ class LoRANoise(nn.Module):
         there = adaptable_layers(generator.denoiser)
         names = list(there)
         if layers is not None:
-            names = _chosen(_named(layers, there), names, self.output_layer)
-            self.settings["layers"] = names
-        if unscaled:
-            self.settings["unscaled"] = True
-        self._unscaled = unscaled
+            self.settings["layers"] = names = _chosen(layers, there, self.output_layer)
         self._generator = (generator,)  # a tuple, so that the frozen weights are not part of this module
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the user's accelerators
@@ -118,7 +112,6 @@ class LoRANoise(nn.Module):
         with in_turn(bare), ExitStack() as stack:
             now = vars(last).get("forward")
             if not (isinstance(now, _Adapted) and now.update is self.layers[self.output_layer]):  # else already on
-                stack.enter_context(self._input(pipeline.scheduler))
                 for name, (layer, bare) in there.items():
                     update = self.layers.get(name)
                     if update is not None or layer is not bare:
@@ -134,12 +127,6 @@ class LoRANoise(nn.Module):
                     f"{'of another size' if name in there else 'not there'}; restore that denoiser, or create or load "
                     "the network on this one"
                 )
-
-    def _input(self, scheduler: Any) -> AbstractContextManager[None]:
-        """The scheduler's scaling of the denoiser's input inside the block: none if f is unscaled."""
-        if not self._unscaled or not hasattr(scheduler, "scale_model_input"):
-            return nullcontext()
-        return replaced(scheduler, {"scale_model_input": lambda latents, step: latents / scheduler.init_noise_sigma})
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.lora.parameters())
@@ -158,9 +145,6 @@ class LoRANoise(nn.Module):
     def scale_output(self, factor: float) -> None:
         """Scales the residual by `factor` permanently: it is linear in the output layer's B."""
         self.trainable_state()[f"{self.output_layer}.lora_B.weight"].mul_(factor)
-
-    def remove(self) -> None:
-        """Does nothing: outside an evaluation of f the denoiser is unchanged."""
 
 
 class Update(nn.Module):
@@ -189,21 +173,6 @@ class Update(nn.Module):
         if self.lora_A.weight.device != x.device:  # the pipeline was moved or is offloaded
             self.to(x.device)
         return self.lora_B(self.lora_A(x.to(self.lora_A.weight.dtype))) * self.scale
-
-
-LAYER_SETS: dict[str, Callable[[nn.Module], bool]] = {
-    "without-depthwise": lambda layer: getattr(layer, "groups", 1) == 1,
-}
-"""Sets of layers by name. A depthwise convolution has so few weights that a LoRA on it is no smaller than full rank."""
-
-
-def _named(layers: Sequence[str], there: dict[str, tuple[nn.Module, nn.Module]]) -> list[str]:
-    """`layers`, with names of sets expanded."""
-    found: list[str] = []
-    for name in layers:
-        belongs = LAYER_SETS.get(name)
-        found += [name] if belongs is None else [own for own, (_, bare) in there.items() if belongs(bare)]
-    return found
 
 
 class _Adapted:
@@ -259,10 +228,13 @@ def _sizes(layer: Any) -> tuple[int, ...]:
     return layer.in_channels, layer.out_channels, *layer.kernel_size
 
 
-def _chosen(layers: Sequence[str], names: list[str], output_layer: str) -> list[str]:
-    strange = sorted(set(layers) - set(names))
+def _chosen(layers: Sequence[str], there: dict[str, tuple[nn.Module, nn.Module]], output_layer: str) -> list[str]:
+    if WITHOUT_DEPTHWISE in layers:
+        dense = [name for name, (_, bare) in there.items() if getattr(bare, "groups", 1) == 1]
+        layers = [*(name for name in layers if name != WITHOUT_DEPTHWISE), *dense]
+    strange = sorted(set(layers) - set(there))
     if strange:
         raise InputError(f"the denoiser has no Linear or Conv layer {strange[0]!r} ({len(strange)} such names in all)")
     if output_layer not in layers:
         raise InputError(f"layers leave out {output_layer!r}: without its update the residual would always be 0")
-    return [name for name in names if name in set(layers)]
+    return [name for name in there if name in set(layers)]

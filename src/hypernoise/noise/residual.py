@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator, check_noise, checked_shape
-from hypernoise.noise.state import TrainedWhole
+from hypernoise.noise.base import TrainedWhole
 from hypernoise.settings import MOST, seed_in_range, whole_number
 
 ENCODED = 1024  # prompts per batch when searching their labels
@@ -116,10 +116,8 @@ def embedded(condition: Condition, size: int) -> Tensor:
     numbers = embedding[0].numel()
     if are_labels(embedding):
         least, most = int(embedding.min()), int(embedding.max())
-        if least < 0:
-            raise InputError(f"there is a label {least}: labels begin at 0")
-        if most >= size:
-            raise InputError(f"there is a label {most}: condition_size must be above it, not {size}")
+        if least < 0 or most >= size:
+            raise InputError(f"labels from {least} to {most}: they must be from 0 to condition_size - 1, {size - 1}")
         return one_hot(embedding.flatten().long(), size)
     if numbers != size:
         raise InputError(f"an embedding has {numbers} numbers: condition_size must be that, not {size}")

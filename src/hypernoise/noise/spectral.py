@@ -22,10 +22,10 @@ from torch.nn.functional import layer_norm, pixel_shuffle, pixel_unshuffle
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.base import TrainedWhole
 from hypernoise.noise.coupling import CouplingFlow, ResidualMap
 from hypernoise.noise.residual import embedded
 from hypernoise.noise.settings import Spectral
-from hypernoise.noise.state import TrainedWhole
 from hypernoise.settings import seed_in_range, whole_number
 
 QUERIES = 4
@@ -83,9 +83,9 @@ class SpectralNoise(TrainedWhole):
             self.settings["map"] = map
         seed_in_range(seed)
         self.channels, self.text_width, self.k, self.patch = channels, text_width, k, patch
-        self.grid = None if grid is None else (grid[0], grid[1])
-        if self.grid is not None:
-            self.settings["grid"] = list(self.grid)
+        self.grid = (grid[0], grid[1]) if grid else None
+        if grid:
+            self.settings["grid"] = list(grid)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             seen = text_width + QUERIES * token_width
@@ -205,29 +205,23 @@ def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: i
     Raises:
         InputError: more frequencies than the generator's latent grid has.
     """
-    network = untrained(generator, settings, generator.encode(["a picture"]), seed=seed)
-    return network.to(generator.device, torch.float64 if generator.dtype == torch.float64 else torch.float32)
-
-
-def untrained(
-    generator: DiffusionGenerator, settings: Spectral, condition: Condition, *, seed: int = 0
-) -> SpectralNoise:
-    """Like `spectral_noise`, on the CPU in fp32, for prompts embedded like `condition`."""
-    patch, grid = generator.family.patch, grid_of(generator)
-    if settings.k > min(grid) * patch:
+    condition = generator.encode(["a picture"])
+    (rows, columns), patch = generator.cells, generator.family.patch
+    if settings.k > min(rows, columns) * patch:
         raise InputError(
             f"k = {settings.k} frequencies do not fit into the latent grid of {generator.name!r}, "
-            f"{grid[0] * patch} x {grid[1] * patch}"
+            f"{rows * patch} x {columns * patch}"
         )
-    return SpectralNoise(
-        channels_of(generator),
+    network = SpectralNoise(
+        generator.channels,
         described(condition).shape[1],
         **asdict(settings),
         patch=patch,
-        grid=grid if generator.family.layout == "tokens" else None,
+        grid=generator.cells if generator.family.layout == "tokens" else None,
         token_width=condition.tensors["prompt_embeds"][0, 0].numel(),
         seed=seed,
     )
+    return _on(generator, network.to(torch.float64 if generator.dtype == torch.float64 else torch.float32))
 
 
 def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:
@@ -237,27 +231,19 @@ def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:
         InputError: the generator has other latent channels, or packs them differently.
         TypeError: settings that the network does not accept.
     """
-    if not hasattr(generator, "family"):  # a module's
-        network, (channels, patch) = SpectralNoise(**settings), (generator.noise_shape[0], 1)
-    else:
-        grid = grid_of(generator) if generator.family.layout == "tokens" else None
-        network = SpectralNoise(**{**settings, "grid": grid})
-        channels, patch = channels_of(generator), generator.family.patch
+    channels, patch = generator.noise_shape[0], 1
+    if hasattr(generator, "family"):  # not a module
+        channels, patch = generator.channels, generator.family.patch
+        settings = {**settings, "grid": generator.cells if generator.family.layout == "tokens" else None}
+    network = SpectralNoise(**settings)
     if (network.channels, network.patch) != (channels, patch):
         raise InputError(
             f"this noise network is for {network.channels} latent channels in patches of {network.patch}, but "
             f"{generator.name!r} has {channels} in patches of {patch}"
         )
-    return network if generator.device.type == "meta" else network.to(generator.device)  # offloaded weights are there
+    return _on(generator, network)
 
 
-def channels_of(generator: DiffusionGenerator) -> int:
-    """Channels of the generator's unpacked latent grid."""
-    packed = generator.noise_shape[0 if generator.family.layout == "grid" else 1]
-    return packed // generator.family.patch**2
-
-
-def grid_of(generator: DiffusionGenerator) -> tuple[int, int]:
-    """Rows and columns of the generator's noise, in cells of `patch` x `patch` latent pixels."""
-    cell = generator.pipeline.vae_scale_factor * generator.family.patch
-    return generator.size[0] // cell, generator.size[1] // cell
+def _on(generator: Any, network: SpectralNoise) -> SpectralNoise:
+    """The network on the generator's device; on the CPU for a generator that is offloaded or only planned."""
+    return network if generator.device.type == "meta" else network.to(generator.device)

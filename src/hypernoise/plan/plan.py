@@ -3,37 +3,71 @@
     print(table(plan(read_recipe("recipes/sd-turbo.yaml"))))
 
 The real classes are built from their configurations on the meta device, and the training step itself runs on them,
-through the pipeline's own call: memory and arithmetic are counted, not modelled. Not included are rewards that are not
-counted, kernel workspaces and the framework's own few hundred MB.
+through the pipeline's own call: memory and arithmetic are counted, not modelled. A few pictures are traced, part by
+part (noise network, generator, decoder, rewards; then backwards), and a part's cost grows with the number of pictures:
+so one trace covers any batch, also with decoding in slices. Not included are rewards that are not counted, kernel
+workspaces and the framework's own few hundred MB.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
+from torch import nn
 
+from hypernoise.errors import InputError
 from hypernoise.generators.loading import Loading, Memory
 from hypernoise.generators.presets import Preset
+from hypernoise.generators.registry import pick_device
+from hypernoise.noise.base import kl_of
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import SpectralNoise
-from hypernoise.plan.generators import META, Planned, count, planned_generator
-from hypernoise.plan.networks import (
+from hypernoise.plan.models import (
+    META,
     PlannedRewards,
+    WithoutText,
+    count,
     meta_network,
     packed_parameters,
     parameters_by_kind,
+    planned_generator,
     planned_rewards,
 )
-from hypernoise.plan.step import TRACED, Part, activations, generator_parts, reward_parts
+from hypernoise.plan.trace import Live, fused_attention, moved
 from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.training.config import LoRA, Recipe
+from hypernoise.training.processes import launched, own_device
 
+TRACED = 2  # pictures: with one, torch would skip copies that a batch needs
 WEIGHT_BITS = {"none": None, "int8": 8, "nf4": 4}
 OPTIMIZER_BYTES = {"sgd": 4, "adamw": 8}  # of state, per fp32 parameter
+ROOM = 15 / 16  # share of the memory to plan for; the rest is for what a plan omits
+
+
+@dataclass(frozen=True)
+class Part:
+    """The cost of a part in a step with `TRACED` pictures. Memory in bytes.
+
+    kept: what it keeps for the gradient.
+    forward, backward: its peak in addition to that, and to what earlier parts keep, in each pass.
+    flops, flops_back: floating-point operations in each pass.
+    """
+
+    kept: int
+    forward: int
+    flops: int
+    backward: int
+    flops_back: int
 
 
 @dataclass(frozen=True)
@@ -83,24 +117,6 @@ class Plan:
         return self.recipe.revision or self.preset.revision or "main (the newest; none is pinned)"
 
 
-@cache
-def _traced(
-    asked: Loading, dtype: torch.dtype, network: LoRA | Spectral, steps: int
-) -> tuple[Planned, LoRANoise | SpectralNoise, dict[str, Part]]:
-    size, tokens = asked.size, asked.max_sequence_length
-    planned = planned_generator(asked.generator, dtype=dtype, size=size, tokens=tokens, memory=asked.memory)
-    f = meta_network(planned, network)
-    return planned, f, generator_parts(planned, f, steps=steps)
-
-
-@cache
-def _rewards(
-    trained: tuple[str, ...], measured: tuple[str, ...], settings: RewardSettings, size: tuple[int, int]
-) -> tuple[PlannedRewards, dict[str, Part]]:
-    found = planned_rewards(trained, measured, settings)
-    return found, reward_parts(found.score, size) if found.score else {}
-
-
 def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     """Runs a recipe's training step without data; `device` resolves a mixed_precision of auto.
 
@@ -114,12 +130,12 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     saving = Memory(gradient_checkpointing=memory.gradient_checkpointing, tiny_decoder=memory.tiny_decoder)
     drawn = {name: getattr(recipe, name) for name in ("generator", "height", "width", "max_sequence_length")}
     asked = Loading(**drawn, memory=saving)
-    planned, f, traced = _traced(asked, precision.dtype, network, steps)
-    generator, parts = planned.generator, dict(traced)
+    generator, f, traced = _traced(asked, precision.dtype, network, steps)
+    parts = dict(traced)
     settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
     rewards, scoring = _rewards(tuple(recipe.rewards), tuple(recipe.validation_reward), settings, generator.size)
 
-    vae, text = generator.pipeline.vae, planned.found.text_parameters
+    vae, text = generator.pipeline.vae, generator.found.text_parameters
     frozen = {"denoiser": count(generator.denoiser), "autoencoder": count(vae), "text encoders": text}
     held = {
         "denoiser": frozen["denoiser"] * width,
@@ -144,8 +160,105 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     flops["backward"] = sum(part.flops_back for part in parts.values()) * batch // TRACED
     kinds, training = parameters_by_kind(f), Estimate(held, kept, flops)
     return Plan(
-        recipe, planned.found.preset, generator.size, precision.line, frozen, kinds, rewards.parameters, training
+        recipe, generator.found.preset, generator.size, precision.line, frozen, kinds, rewards.parameters, training
     )
+
+
+def activations(parts: Mapping[str, Part], batch: int, decode_slice: int = 0) -> int:
+    """Peak bytes of activations in an accumulation step of `batch` pictures, with parts in order."""
+    most = held = 0
+    for name, part in parts.items():
+        at_once = min(decode_slice or batch, batch) if name == "decoder" else batch
+        held += part.kept * batch // TRACED
+        most = max(most, held + max(part.forward, part.backward) * at_once // TRACED)
+    return most
+
+
+@cache
+def _traced(
+    asked: Loading, dtype: torch.dtype, network: LoRA | Spectral, steps: int
+) -> tuple[WithoutText, LoRANoise | SpectralNoise, dict[str, Part]]:
+    """A generator and a noise network, and their parts of a step with this many denoiser calls per picture."""
+    size, tokens = asked.size, asked.max_sequence_length
+    generator = planned_generator(asked.generator, dtype=dtype, size=size, tokens=tokens, memory=asked.memory)
+    f = meta_network(generator, network)
+    trained = f.trainable_parameters()
+    for parameter in trained:  # their gradients count as trained memory: allocated in advance, in the layers' dtype
+        parameter.grad = torch.empty_like(parameter)
+    computed = torch.float32 if trained[0].dtype.itemsize < 4 else trained[0].dtype
+    noise = torch.zeros(TRACED, *generator.noise_shape, dtype=computed)
+    condition = generator.condition(TRACED)
+    with _tracing() as parts:
+        residual = f(noise, condition)
+        nats = kl_of(f, noise, condition, residual).mean()
+        improved = noise + residual
+        parts.end("noise network")
+
+        def decode(module: nn.Module, arguments: Any) -> None:
+            hook.remove()  # it may be called once for each slice
+            parts.end("generator")
+            arguments[0].register_hook(lambda gradient: parts.ended_back("decoder"))
+
+        hook = generator.pipeline.vae.decoder.register_forward_pre_hook(decode)
+        pixels = generator.sample(improved, condition, num_inference_steps=steps)
+        parts.end("decoder")
+        improved.register_hook(lambda gradient: parts.ended_back("generator"))
+        (nats + moved(pixels.mean(), "cpu")).backward()
+        parts.ended_back("noise network")
+    for parameter in trained:
+        parameter.grad = None
+    return generator, f, parts.found()
+
+
+@cache
+def _rewards(
+    trained: tuple[str, ...], measured: tuple[str, ...], settings: RewardSettings, size: tuple[int, int]
+) -> tuple[PlannedRewards, dict[str, Part]]:
+    """Rewards, and the part of a step that scores pictures of this size."""
+    found = planned_rewards(trained, measured, settings)
+    if found.score is None:
+        return found, {}
+    pixels = torch.empty(TRACED, 3, *size, device="meta", requires_grad=True)
+    with _tracing() as parts:
+        total = found.score(pixels).mean()
+        parts.end("rewards")
+        torch.autograd.grad(total, pixels)
+        parts.ended_back("rewards")
+    return found, parts.found()
+
+
+@contextmanager
+def _tracing() -> Iterator[_Parts]:
+    live = Live()
+    with torch.enable_grad(), live, fused_attention(live):
+        yield _Parts(live)
+
+
+class _Parts:
+    """Watches a step; `end` closes a part in the forward pass, `ended_back` in the backward pass."""
+
+    def __init__(self, live: Live):
+        self.live = live
+        self.forward: dict[str, tuple[int, int, int]] = {}  # bytes kept, more at the peak, flops
+        self.backward: dict[str, tuple[int, int]] = {}
+        self.held: dict[str, int] = {}  # bytes at a part's end
+        self._next()
+
+    def _next(self) -> None:
+        self.at = self.live.bytes, self.live.flops
+        self.live.peak = self.live.bytes
+
+    def end(self, name: str) -> None:
+        held = self.held[name] = self.live.bytes
+        self.forward[name] = held - self.at[0], self.live.peak - held, self.live.flops - self.at[1]
+        self._next()
+
+    def ended_back(self, name: str) -> None:
+        self.backward[name] = self.live.peak - self.held[name], self.live.flops - self.at[1]
+        self._next()
+
+    def found(self) -> dict[str, Part]:
+        return {name: Part(*forward, *self.backward[name]) for name, forward in self.forward.items()}
 
 
 def table(found: Plan) -> str:
@@ -184,3 +297,73 @@ def _millions(count: int) -> str:
 
 def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _memory(recipe: Recipe, **changes: Any) -> Recipe:
+    return dataclasses.replace(recipe, memory=dataclasses.replace(recipe.memory, **changes))
+
+
+SAVINGS: tuple[Callable[[Recipe], Recipe], ...] = (  # for --fit, the cheapest in time first, each in addition
+    lambda recipe: recipe,
+    lambda recipe: _memory(recipe, gradient_checkpointing=True),
+    lambda recipe: _memory(recipe, decode_slice=recipe.memory.decode_slice or 1),
+    lambda recipe: dataclasses.replace(recipe, reward_dtype="bfloat16"),
+    lambda recipe: recipe if recipe.memory.text_encoders == "drop" else _memory(recipe, text_encoders="offload"),
+)
+
+
+def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | None = None) -> tuple[Recipe, str]:
+    """The recipe with the first settings whose plan fits, and a line that names them; unchanged without a `fit`.
+
+    Args:
+        device: the one that `fit: auto` refers to.
+        planned_for: resolves a mixed_precision of auto; `device` if None.
+
+    Raises:
+        InputError: a `fit` that is neither auto nor a size, or that no settings reach.
+    """
+    if not recipe.memory.fit:
+        return recipe, ""
+    place = pick_device(own_device(device)) if recipe.memory.fit == "auto" or planned_for is None else META
+    limit = ROOM * memory_of(recipe.memory.fit, place)
+    processes = launched()[1]
+    own, least = recipe, float("inf")
+    for saving in SAVINGS:
+        own = saving(own)
+        batch = own.train_batch_size // processes  # pictures per process, over its accumulation steps
+        for rounds in range(own.gradient_accumulation_steps, batch + 1):
+            if batch % rounds:
+                continue
+            share = dataclasses.replace(own, train_batch_size=batch, gradient_accumulation_steps=rounds)
+            peak = plan(share, planned_for or place).training.peak
+            least = min(least, peak)
+            if peak <= limit:
+                chosen = dataclasses.replace(own, gradient_accumulation_steps=rounds)
+                return chosen, _line(recipe, chosen, peak, limit)
+    raise InputError(
+        f"memory.fit: {recipe.memory.fit} leaves {gigabytes(limit)} for the plan, but {recipe.generator} "
+        f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, set "
+        "memory.quantise: nf4, or move the rewards to another device with reward_device"
+    )
+
+
+def memory_of(fit: str, device: torch.device) -> float:
+    """Bytes of a `fit`: auto is the device's whole memory."""
+    if fit == "auto":
+        if device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", fit, re.IGNORECASE)
+    if not size:
+        raise InputError(f"memory.fit must be auto or a size such as 24GB, not {fit!r}")
+    return float(size[1]) * 1e9
+
+
+def _line(asked: Recipe, chosen: Recipe, peak: int, limit: float) -> str:
+    """What was changed, and the planned memory."""
+    names = ("gradient_accumulation_steps", "reward_dtype")
+    pairs = [(name, getattr(asked, name), getattr(chosen, name)) for name in names]
+    before, after = vars(asked.memory), vars(chosen.memory)
+    pairs += [(f"memory.{name}", before[name], after[name]) for name in before]
+    changed = ", ".join(f"{name} {now}" for name, was, now in pairs if was != now) or "nothing changed"
+    return f"fit {asked.memory.fit}: {changed}; planned at {gigabytes(peak)} of at most {gigabytes(limit)}"

@@ -20,13 +20,12 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, first_line, out_of_memory
-from hypernoise.generators.base import Condition
-from hypernoise.generators.diffusion import DiffusionGenerator, quiet
+from hypernoise.generators.diffusion import quiet
 from hypernoise.generators.memory import Memory, check_can_quantise, quantise_linears
+from hypernoise.generators.presets import Preset
 from hypernoise.generators.registry import pick_device
 from hypernoise.pipeline import attach, detach
-from hypernoise.plan.generators import Conditions, Published, assembled, conditions, generator_of, published
-from hypernoise.plan.networks import planned_rewards
+from hypernoise.plan.models import Published, WithoutText, assembled, planned_rewards, published
 from hypernoise.plan.plan import gigabytes, plan
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
@@ -41,24 +40,6 @@ BLOCK = 2**20  # random numbers, which are repeated: drawing billions would take
 empty = partial(init_empty_weights, include_buffers=False)  # buffers hold positions etc.
 
 
-class WithoutText(DiffusionGenerator):
-    """A generator whose encoded prompts are random numbers of the right shape."""
-
-    like: Conditions
-
-    def encode(self, prompts: list[str]) -> Condition:
-        ones = self.like(len(prompts)).tensors
-        draw = torch.Generator().manual_seed(0)
-        random = {
-            name: tensor if tensor.dtype == torch.bool else torch.randn(tensor.shape, generator=draw).to(tensor.dtype)
-            for name, tensor in ones.items()
-        }
-        return Condition(random).to(self.device)
-
-    def check_prompts(self, prompts: list[str]) -> None:
-        """Accepts any prompt."""
-
-
 def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
     """Trains and draws; prints a line per part, and returns the measurements.
 
@@ -70,9 +51,9 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
     planned = plan(recipe, place)
     dtype = resolve(recipe.mixed_precision, place).dtype
     expected, before = planned.training.peak, _held(place)
-    doubts = _doubts(recipe)
+    found, memory = published(recipe.generator, recipe.max_sequence_length), recipe.memory
+    doubts = _doubts(recipe, found.preset)
     with _part("building the networks"):
-        found, memory = published(recipe.generator, recipe.max_sequence_length), recipe.memory
         text = found.text_parameters if memory.text_encoders == "stay" else 0
         standing_in = torch.zeros(text, dtype=dtype, device=place)
         generator = random_generator(found, dtype, place, recipe.size, memory)
@@ -111,8 +92,9 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         detach(pipeline)
         drawing = time.perf_counter() - began
     finite = bool(pictures.isfinite().all())
+    pace = recipe.train_batch_size / seconds[-1]
     print(f"drew     {tuple(pictures.shape)[1:]} in {drawing:.1f} s{'' if finite else ', not finite'}")
-    print(f"pace     {recipe.train_batch_size / seconds[-1]:.3g} images/s in training")
+    print(f"pace     {pace:.3g} images/s in training")
     print("\n".join(f"then     {doubt}" for doubt in doubts) or "then     no other problem was found")
     del standing_in
     return {
@@ -120,7 +102,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         "planned_bytes": expected,
         "step_seconds": seconds,
         "seconds_per_image": drawing,
-        "images_per_second": recipe.train_batch_size / seconds[-1],
+        "images_per_second": pace,
         "doubts": doubts,
     }
 
@@ -134,9 +116,7 @@ def random_generator(
         if isinstance(part, nn.Module):
             fill(part, device)
     memory = dataclasses.replace(memory, text_encoders="stay")  # there are none
-    generator = generator_of(found, pipeline, size, memory, WithoutText)
-    generator.like = conditions(found, generator, dtype)
-    return generator
+    return WithoutText(found, pipeline, dtype, size, memory)
 
 
 def fill(network: nn.Module, device: torch.device) -> None:
@@ -153,14 +133,13 @@ def fill(network: nn.Module, device: torch.device) -> None:
     network.to(device)  # its buffers
 
 
-def _doubts(recipe: Recipe) -> list[str]:
+def _doubts(recipe: Recipe, preset: Preset) -> list[str]:
     """Problems of the recipe itself that random weights do not show."""
     doubts = []
     try:
         read_mix(recipe.prompts)
     except InputError as error:
         doubts.append(f"would fail: {error}")
-    preset = published(recipe.generator).preset
     if preset.gated:
         doubts.append(f"would fail without a licence, to be accepted at https://huggingface.co/{preset.repository}")
     return doubts

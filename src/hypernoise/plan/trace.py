@@ -8,8 +8,8 @@ workspaces and the allocator's rounding.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
+
+from hypernoise.generators.memory import replaced
 
 
 class Live(TorchDispatchMode):
@@ -139,9 +141,8 @@ def _attention_flops(q: Tensor, k: Tensor, v: Tensor) -> int:
     return 2 * q[..., 0].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
-@contextmanager
-def fused_attention(live: Live) -> Iterator[None]:
-    """`scaled_dot_product_attention` on meta tensors as a fused kernel, which does not store the whole matrix.
+def fused_attention(live: Live) -> AbstractContextManager[None]:
+    """A block where `scaled_dot_product_attention` of meta tensors is a fused kernel, which stores no whole matrix.
 
     torch's function mode would suffice if it were active when a checkpointed block is recomputed.
     """
@@ -152,11 +153,7 @@ def fused_attention(live: Live) -> Iterator[None]:
             return own(query, key, value, *arguments, **keywords)
         return _Attention.apply(query, key, value, live)  # type: ignore[return-value]
 
-    nn.functional.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        nn.functional.scaled_dot_product_attention = own
+    return replaced(nn.functional, {"scaled_dot_product_attention": attention})
 
 
 class _Move(torch.autograd.Function):
@@ -175,4 +172,5 @@ class _Move(torch.autograd.Function):
 
 def moved(nest: Any, device: str) -> Any:
     """Every tensor of a nested structure on the meta device, or as zeros on the CPU (for a scheduler's arithmetic)."""
-    return tree_map_only(Tensor, lambda t: t if t.device.type == device else _Move.apply(t, device), nest)
+
+    return tree_map_only(Tensor, lambda own: own if own.device.type == device else _Move.apply(own, device), nest)

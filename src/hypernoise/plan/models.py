@@ -1,0 +1,338 @@
+"""Published generators, noise networks and rewards without data: real classes, built from their configurations.
+
+On the meta device they have shapes and no values; the generators are called through the pipeline's own call.
+"""
+
+from __future__ import annotations
+
+# transformers' configurations accept keywords that its stubs do not name
+# pyright: reportCallIssue=false
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import diffusers
+import torch
+import transformers
+import yaml
+from torch import Tensor, nn
+
+from hypernoise.errors import InputError, unknown
+from hypernoise.files import read_json
+from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.families import family_of
+from hypernoise.generators.memory import NO_SAVING, Memory, on_hub, replaced
+from hypernoise.generators.presets import PRESETS, Preset
+from hypernoise.generators.registry import check_directory
+from hypernoise.noise.lora import LoRANoise
+from hypernoise.noise.settings import Spectral
+from hypernoise.noise.spectral import SpectralNoise, spectral_noise
+from hypernoise.plan.trace import moved
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.clip import CLIPS, ClipReward
+from hypernoise.rewards.ensemble import NETWORKS, load_reward, members_of
+from hypernoise.rewards.image_reward import LIMIT, ImageReward, ImageRewardNetwork
+from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
+from hypernoise.training.config import LoRA
+
+META = torch.device("meta")
+PROMPT_TOKENS = 128  # assumed length of prompts that are not padded to a fixed length
+
+Place = Callable[[], AbstractContextManager[Any]]
+"""Inside such a block, networks are built with their weights in one place."""
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Layers built inside have no data, and draw no initial weights: that would be a fifth of a plan's time."""
+    undrawn = {"reset_parameters": lambda layer: None}
+    with META, replaced(nn.Linear, undrawn), replaced(nn.modules.conv._ConvNd, undrawn):
+        yield
+
+
+@dataclass(frozen=True)
+class Published:
+    """A generator's classes and configurations, without weights.
+
+    configuration: denoiser, vae, scheduler (each with its class) and each text encoder's number of parameters.
+    words: the length that prompts are padded to, if the tokenizer has one.
+    """
+
+    name: str
+    preset: Preset
+    configuration: Mapping[str, Any]
+    words: int | None = None
+
+    @property
+    def text_parameters(self) -> int:
+        return sum(self.configuration["text_encoders"])
+
+
+@cache
+def configurations() -> dict[str, dict[str, Any]]:
+    """Presets from the Hub: denoiser, vae and scheduler, and each text encoder's number of parameters."""
+    found = yaml.safe_load(files("hypernoise").joinpath("plan/configurations.yaml").read_text())
+    del found["shared"]
+    return found
+
+
+def published(source: str, tokens: int = 0) -> Published:
+    """The configuration of a preset's name or a pipeline directory; `tokens`: max_sequence_length, 0 for its own.
+
+    Raises:
+        InputError: neither a preset nor a directory of one of diffusers' own pipelines.
+    """
+    preset = PRESETS.get(source)
+    if preset is not None and source in configurations():
+        return Published(source, preset.reading(tokens), configurations()[source])
+    packaged = preset is not None and preset.packaged
+    folder = Path(str(files("hypernoise").joinpath(packaged))) if packaged else Path(source)
+    if not folder.is_dir():
+        raise unknown("generator", source, PRESETS)
+    family = check_directory(folder)
+    if family not in _CONDITIONS:
+        raise InputError(f"a {family} cannot be planned: only these can: {', '.join(_CONDITIONS)}")
+    index = read_json(folder / "model_index.json", str(folder))
+
+    def read(part: str, file: str = "config") -> dict[str, Any]:
+        values = read_json(folder / part / f"{file}.json", f"{folder}/{part}/{file}.json")
+        return {"class": index[part][1], **{k: v for k, v in values.items() if not k.startswith("_")}}
+
+    parts = [name for name, value in index.items() if isinstance(value, list) and isinstance(value[0], str)]
+    configuration = {
+        "denoiser": read("unet" if "unet" in parts else "transformer"),
+        "vae": read("vae"),
+        "scheduler": read("scheduler", "scheduler_config"),
+        "text_encoders": [_encoder_parameters(read(name)) for name in parts if name.startswith("text_encoder")],
+    }
+    words = read("tokenizer", "tokenizer_config").get("model_max_length")
+    return Published(source, (preset or Preset(family)).reading(tokens), configuration, words)
+
+
+def _encoder_parameters(config: dict[str, Any]) -> int:
+    named = config.get("architectures") or [""]
+    cls = getattr(transformers, str(named[0]), None)
+    if cls is None:
+        raise InputError(f"a text encoder's config.json names no class of transformers in architectures: {named[0]!r}")
+    with on_meta():
+        return count(cls(cls.config_class.from_dict(config)))
+
+
+class WithoutText(DiffusionGenerator):
+    """A published generator without its text encoders: an encoded prompt is random numbers of the right shape."""
+
+    def __init__(
+        self, found: Published, pipeline: Any, dtype: torch.dtype, size: tuple[int, int] | None, memory: Memory
+    ):
+        preset = found.preset
+        super().__init__(pipeline, name=found.name, size=size or preset.size, call=preset.call, memory=memory)
+        self.found, self.text_dtype = found, dtype
+
+    def condition(self, count: int) -> Condition:
+        """Ones in the shape of so many encoded prompts, on the CPU."""
+        words = self.asked().get("max_sequence_length", self.found.words or 77)
+        shapes = _CONDITIONS[self.found.preset.family](cast(Any, self.denoiser).config, words)
+        dtypes = {name: torch.bool if name.endswith("mask") else self.text_dtype for name in shapes}
+        return Condition({name: torch.ones(count, *shape, dtype=dtypes[name]) for name, shape in shapes.items()})
+
+    def encode(self, prompts: list[str]) -> Condition:
+        draw = torch.Generator().manual_seed(0)
+        random = {
+            name: ones if ones.dtype == torch.bool else torch.randn(ones.shape, generator=draw).to(ones.dtype)
+            for name, ones in self.condition(len(prompts)).tensors.items()
+        }
+        return Condition(random).to(self.device)
+
+    def check_prompts(self, prompts: list[str]) -> None:
+        """Accepts any prompt."""
+
+
+def planned_generator(
+    source: str, *, dtype: torch.dtype, size: tuple[int, int] | None = None, tokens: int = 0, memory: Memory = NO_SAVING
+) -> WithoutText:
+    """A generator without data: its networks on the meta device, its scheduler real. Raises the InputErrors of
+    `published`."""
+    found = published(source, tokens)
+    pipeline = assembled(found, dtype, memory.tiny_decoder)
+    _without_data(pipeline)
+    memory = Memory(gradient_checkpointing=memory.gradient_checkpointing)  # the rest is computed from a trace
+    return WithoutText(found, pipeline, dtype, size, memory)
+
+
+def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", place: Place = on_meta) -> Any:
+    """The pipeline without text encoders, with its networks' weights in `place`."""
+    family, configuration = found.preset.family, found.configuration
+    cls = getattr(diffusers, family)
+    names = set(cls.__init__.__annotations__)
+    left_out = ("tokenizer", "text_encoder", "safety", "feature", "image_enc")
+    parts: dict[str, Any] = {name: None for name in names if name.startswith(left_out)}
+    vae = configuration["vae"]
+    parts["unet" if "unet" in names else "transformer"] = build(configuration["denoiser"], dtype, place)
+    parts["vae"] = build(_tiny(tiny_decoder, vae) if tiny_decoder else vae, dtype, place)
+    schedule = {**configuration["scheduler"], **found.preset.scheduler}
+    parts["scheduler"] = getattr(diffusers, schedule.pop("class")).from_config(schedule)
+    more = {"requires_safety_checker": False, "is_distilled": True}
+    return cls(**parts, **{name: value for name, value in more.items() if name in names})
+
+
+def build(config: Mapping[str, Any], dtype: torch.dtype, place: Place = on_meta) -> nn.Module:
+    """A diffusers class and its configuration, as a module with weights in `place`."""
+    with place():
+        module = getattr(diffusers, config["class"]).from_config({k: v for k, v in config.items() if k != "class"})
+    nn.Module.to(module, dtype=dtype)  # diffusers' own warns about parts kept in fp32
+    for name, part in module.named_modules():
+        if name.rpartition(".")[2] in (getattr(module, "_keep_in_fp32_modules", None) or ()):
+            part.float()  # as `from_pretrained` does
+    return module
+
+
+def _tiny(source: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """A tiny decoder's configuration: a directory's, otherwise TAESD's for the same number of latent channels."""
+    file = Path(source) / "config.json"
+    on_hub(source)
+    config = read_json(file, str(file)) if file.exists() else {"latent_channels": own.get("latent_channels", 4)}
+    return {"class": "AutoencoderTiny", **{k: v for k, v in config.items() if not k.startswith("_")}}
+
+
+def _without_data(pipeline: Any) -> None:
+    """Lets the pipeline's own call run with networks on the meta device; its schedule is computed on the CPU."""
+    cls = type(pipeline)
+    pipeline.__class__ = type(cls.__name__, (cls,), {"_execution_device": torch.device("cpu")})
+    network, own = getattr(pipeline, family_of(pipeline).denoiser), pipeline.vae.decode
+    network.register_forward_pre_hook(lambda module, a, k: moved((a, k), "meta"), with_kwargs=True)
+    network.register_forward_hook(lambda module, arguments, output: moved(output, "cpu"))
+    if hasattr(pipeline.vae, "bn"):  # FLUX.2 un-normalises its latents with these statistics, outside the network
+        pipeline.vae.bn.to_empty(device="cpu")
+    pipeline.vae.decoder._hf_hook = SimpleNamespace(execution_device="cpu")  # the device that pipelines move latents to
+    pipeline.vae.decode = lambda latents, **keywords: own(moved(latents, "meta"), **keywords)
+
+
+def _masked(mask: str, length: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {"prompt_embeds": (length, width), mask: (length,)}
+
+
+# The outputs of each family's text encoders for a prompt: (the denoiser's configuration, the padded length) -> shapes
+# by name
+_CONDITIONS: dict[str, Callable[[Any, int], dict[str, tuple[int, ...]]]] = {
+    "StableDiffusionPipeline": lambda c, words: {"prompt_embeds": (words, c.cross_attention_dim)},
+    "StableDiffusionXLPipeline": lambda c, words: {
+        "prompt_embeds": (words, c.cross_attention_dim),
+        "pooled_prompt_embeds": (c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim,),
+    },
+    "StableDiffusion3Pipeline": lambda c, words: {
+        "prompt_embeds": (77 + words, c.joint_attention_dim),
+        "pooled_prompt_embeds": (c.pooled_projection_dim,),
+    },
+    "SanaSprintPipeline": lambda c, words: _masked("prompt_attention_mask", words, c.caption_channels),
+    "PixArtAlphaPipeline": lambda c, words: _masked("prompt_attention_mask", words, c.caption_channels),
+    "FluxPipeline": lambda c, words: {
+        "prompt_embeds": (words, c.joint_attention_dim),
+        "pooled_prompt_embeds": (c.pooled_projection_dim,),
+    },
+    "Flux2KleinPipeline": lambda c, words: {"prompt_embeds": (words, c.joint_attention_dim)},
+    "Krea2Pipeline": lambda c, words: {
+        "prompt_embeds": (words, c.num_text_layers, c.text_hidden_dim),
+        "prompt_embeds_mask": (words,),
+    },
+    "QwenImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.joint_attention_dim),
+    "ZImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.cap_feat_dim),
+}
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def packed_parameters(generator: DiffusionGenerator) -> int:
+    """How many of the denoiser's weights are quantised: those of linear layers except the output layer."""
+    return sum(
+        module.weight.numel()
+        for name, module in generator.denoiser.named_modules()
+        if isinstance(module, nn.Linear) and name != generator.family.output_layer
+    )
+
+
+def meta_network(planned: DiffusionGenerator, settings: LoRA | Spectral) -> LoRANoise | SpectralNoise:
+    """A noise network on a planned generator: a LoRA without data, in the dtype that its layers compute in."""
+    if isinstance(settings, Spectral):  # small enough to have data
+        return spectral_noise(planned, settings)
+    with on_meta():
+        network = LoRANoise(planned, rank=settings.rank, alpha=settings.alpha, layers=settings.layers or None)
+    network.lora.to("meta", planned.dtype)
+    return network
+
+
+def parameters_by_kind(network: LoRANoise | SpectralNoise) -> dict[str, int]:
+    """Trained parameters, by kind of layer: linear, conv, depthwise conv."""
+    if isinstance(network, SpectralNoise):
+        return {"linear": count(network)}
+    counts: dict[str, int] = {}
+    for name, update in network.layers.items():
+        layer = network.generator.denoiser.get_submodule(name)
+        grouped = getattr(layer, "groups", 1) > 1
+        kind = "depthwise conv" if grouped else "linear" if isinstance(layer, nn.Linear) else "conv"
+        counts[kind] = counts.get(kind, 0) + count(update)
+    return counts
+
+
+@dataclass(frozen=True)
+class PlannedRewards:
+    """parameters: of each network, None if not counted; networks: the counted ones; score: the sum [B] of the trained
+    ones for pixels [B, 3, H, W], None if none is counted."""
+
+    parameters: dict[str, int | None]
+    networks: list[nn.Module]
+    score: Callable[[Tensor], Tensor] | None
+
+
+def planned_rewards(
+    trained: Iterable[str], measured: Iterable[str], settings: RewardSettings, place: Place = on_meta
+) -> PlannedRewards:
+    """The networks of these rewards, with weights in `place`.
+
+    Prompts are encoded once, so their encoding is not counted. Raises InputError for an unknown name.
+    """
+    climbed = members_of(dict.fromkeys(trained, 1.0))
+    parameters: dict[str, int | None] = {}
+    networks: list[nn.Module] = []
+    scores: list[Callable[[Tensor], Tensor]] = []
+    for name in {**climbed, **members_of(dict.fromkeys(measured, 1.0))}:
+        if name not in NETWORKS and ":" not in name:
+            load_reward(name, settings)  # raises if there is none; pixel rewards have no network
+            continue
+        parameters[name] = None
+        if name not in CLIPS and name != "imagereward":
+            continue
+        with place():
+            network, score = _clip_scores(name, settings) if name in CLIPS else _image_reward_scores(settings)
+        parameters[name] = count(network)
+        networks.append(network)
+        if name in climbed:
+            scores.append(score)
+    total = (lambda pixels: torch.stack([score(pixels) for score in scores]).sum(0)) if scores else None
+    return PlannedRewards(parameters, networks, total)
+
+
+def _clip_scores(name: str, settings: RewardSettings) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    model = transformers.CLIPModel(transformers.CLIPConfig(**CLIPS[name].config))
+    reward = ClipReward(name, model, None, settings, fit=CLIPS[name].fit, scale=1.0)
+    return reward.network, lambda pixels: reward.pictures(reward.resize(pixels)).sum(-1)
+
+
+def _image_reward_scores(settings: RewardSettings) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    reward = ImageReward("imagereward", ImageRewardNetwork(), None, settings)
+    network: Any = reward.network
+
+    def score(pixels: Tensor) -> Tensor:
+        shown = normalise(reward.resize(pixels), CLIP_MEAN, CLIP_STD).to(reward.dtype)
+        states = network.vision_model(pixel_values=shown).last_hidden_state
+        words = torch.zeros(len(pixels), LIMIT, dtype=torch.long, device=pixels.device)
+        return network(states, words, None).float()  # BLIP would read a mask's values, which do not exist
+
+    return network, score
