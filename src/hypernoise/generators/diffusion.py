@@ -43,6 +43,7 @@ class DiffusionGenerator:
         size: height and width in pixels; the pipeline's own default if None.
         call: this model's `__call__` arguments, in addition to its family's.
         memory: ways to need less memory (`quantise` and `tiny_decoder` apply at loading).
+        changed: replacements of published parts (scheduler, decoder), by field; stored pictures record them.
         freeze: set requires_grad=False and eval mode on everything, as training needs
             (otherwise a backward pass would fill every weight's gradient).
 
@@ -57,6 +58,7 @@ class DiffusionGenerator:
         size: tuple[int, int] | None = None,
         call: Mapping[str, Any] = {},
         memory: Memory = NO_SAVING,
+        changed: Mapping[str, str] = {},
         freeze: bool = True,
     ):
         if hasattr(pipeline, "_hypernoise"):
@@ -72,7 +74,7 @@ class DiffusionGenerator:
         self._call_of_model = dict(call)
         for argument in call.keys() - inspect.signature(self._draw).parameters.keys():
             raise InputError(f"{name} is a {type(pipeline).__name__}, which takes no {argument}")
-        self.memory = memory
+        self.memory, self.changed = memory, dict(changed)
         self._ahead: dict[str, Condition] | None = None  # of prompts encoded in advance, on the CPU
         self._description: dict[str, Any] | None = None
         for module in pipeline.components.values():

@@ -109,8 +109,20 @@ def load_generator(
         pipeline = pipeline.to(place)
         if place.type == "cpu" and isinstance(pipeline.vae, AutoencoderTiny):  # it then decodes in 2/3 of the time
             pipeline.vae.to(memory_format=torch.channels_last)  # type: ignore[reportCallIssue]
-        call = preset.reading(max_sequence_length).call
-        return DiffusionGenerator(pipeline, name=name, size=size or preset.size, call=call, memory=memory)
+        changed = {
+            "scheduler": scheduler,
+            "tiny_decoder": memory.tiny_decoder,
+            "quantise": memory.quantise.replace("none", ""),
+            "max_sequence_length": max_sequence_length,
+        }
+        return DiffusionGenerator(
+            pipeline,
+            name=name,
+            size=size or preset.size,
+            call=preset.reading(max_sequence_length).call,
+            memory=memory,
+            changed={name: str(value) for name, value in changed.items() if value},
+        )
 
 
 def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
