@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from hypernoise.errors import InputError
 from hypernoise.generators.module import ModuleGenerator
+from hypernoise.generators.registry import load_generator
+from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints, damage, newest_whole
@@ -344,3 +346,17 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
 def test_the_last_few_are_kept(tmp_path):
     quick(tmp_path, max_train_steps=6, checkpointing_steps=1, checkpoints_total_limit=3)
     assert [folder.name for folder in checkpoints(tmp_path)] == [f"checkpoint-00000{step}" for step in (4, 5, 6)]
+
+
+@pytest.mark.parametrize(("otherwise", "field"), [({"size": (32, 32)}, "noise_shape"), ({"scheduler": "lcm"}, "lcm")])
+def test_a_generator_loaded_otherwise_does_not_continue_a_run(otherwise, field, tmp_path):
+    def run(steps, **loading):
+        generator = load_generator("scenes", device="cpu", **loading)
+        settings = TrainConfig(max_train_steps=steps, train_batch_size=1, mixed_precision="no")
+        network = LoRANoise(generator, rank=1)
+        train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, settings, output_dir=tmp_path, progress=False)
+
+    run(1)
+    with pytest.raises(InputError, match=f"was trained with .*{field}.*; resume with the same settings"):
+        run(2, **otherwise)
+    run(2)

@@ -172,6 +172,8 @@ class Run:
         fixed = {
             **settings,
             "generator": self.generator.name,
+            "noise_shape": self.generator.noise_shape,
+            "generator_settings": getattr(self.generator, "changed", None) or {},
             "network": {"kind": self.network.kind, **self.network.settings},
             "rewards": known_by(self.reward),
             "reward_settings": getattr(self.reward, "described", None),
@@ -183,7 +185,7 @@ class Run:
         """Restores the state of a checkpoint, with the same settings and base."""
         about = read_json(folder / ABOUT, f"{folder / ABOUT}")
         for name, value in self.fixed.items():
-            saved = about["fixed"].get(name)
+            saved = about["fixed"].get(name, value)  # older checkpoints lack some
             if saved != value:
                 raise InputError(
                     f"{folder} was trained with {name} = {saved!r}, not {value!r}; "
