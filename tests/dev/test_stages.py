@@ -67,7 +67,7 @@ def test_a_resumed_stage_ends_at_the_same_weights(tmp_path, monkeypatch, name):
 
 
 def test_the_decoder_stage_leaves_the_encoder_alone(tmp_path):
-    until_finished(tmp_path)
+    until_finished(tmp_path, flow=True)
     train_decoder(DecoderConfig(output=tmp_path, **SMALL))
     before, after = (load_file(tmp_path / f"{name}.safetensors") for name in ("autoencoder", "autoencoder-final"))
     encoder = [key for key in before if key.startswith("encoder.")]
