@@ -115,9 +115,10 @@ def told_size(pictures: int) -> str:
 def shares_of(
     found: hn.Comparison, size: int, ours: Sequence[Any], search: str, categories: Sequence[str] | None
 ) -> dict[str, Any]:
-    """A size's gain as a share of a search's, both over plain, by judge and reward; None if the search gained nothing.
+    """A size's gain as a share of a search's, both over plain, by judge and reward; None if the search's gain is not
+    above 0, with its 95 % interval.
 
-    The 95 % intervals resample prompts and training runs, in pairs.
+    The intervals resample prompts and training runs, in pairs.
     """
     row: dict[str, Any] = {"method": f"hypernoise-{told_size(size)}", "pictures": size, "training_runs": len(ours)}
     for measure in MEASURES:
@@ -126,7 +127,8 @@ def shares_of(
         runs = np.stack([_by_prompt(found, method.name, measure) for method in ours])
         gain, best = grouped_mean(runs.mean(0) - base, groups), grouped_mean(sought - base, groups)
         row |= {measure: None, f"{measure}_ci95": None}
-        if best <= 0:
+        sure = interval(sought - base, groups)
+        if best <= 0 or (sure is not None and sure[0] <= 0):
             continue
         with np.errstate(divide="ignore", invalid="ignore"):  # a resample in which the search gained nothing
             each = resampled(runs - base, groups) / resampled(np.repeat([sought - base], len(runs), 0), groups)
@@ -159,7 +161,7 @@ def goals(
     lines = []
     for measure, told in MEASURES.items():
         if share[measure] is None:
-            lines.append(f"undecided: ReNO-50 gained nothing {told}")
+            lines.append(f"undecided: ReNO-50's gain {told} is not above 0")
         else:
             value = f"{share[measure]:.2f} of ReNO-50's gain {told} for {calls:g} extra calls"
             lines.append(_told(share[measure] >= SHARE and calls <= 1, value, f"{SHARE} for 1"))

@@ -60,7 +60,7 @@ def test_shares_are_of_gains_over_plain():
     found = SimpleNamespace(
         records={
             (1, "plain"): records(right=base, reward=base, artefacts=base),
-            (1, "reno"): records(right=base + gain, reward=base),
+            (1, "reno"): records(right=base + gain, reward=base + gain - gain.mean() + 1e-12),
             (1, "a"): records(right=base + 0.4 * gain, reward=base, artefacts=base + 0.01),
             (1, "b"): records(right=base + 0.6 * gain, reward=base, artefacts=base + 0.03),
         }
@@ -69,7 +69,7 @@ def test_shares_are_of_gains_over_plain():
     share = shares_of(found, 4096, [a], "reno", names)
     assert (share["method"], share["right"]) == ("hypernoise-4k", pytest.approx(0.4))
     assert share["right_ci95"] == pytest.approx([0.4, 0.4])  # in pairs: what prompts share cancels
-    assert share["reward"] is None  # of nothing there is no share
+    assert share["reward"] is None  # no share of a gain that may be none
     both = shares_of(found, 4096, [a, b], "reno", names)
     assert both["right"] == pytest.approx(0.5)
     assert both["right_ci95"] == pytest.approx([0.4, 0.6])  # by the run that is drawn
@@ -89,7 +89,7 @@ def test_each_goal_is_told_by_itself():
         "missed: diversity 94.5% of plain's (goal: 95%)",
     ]
     nothing = goals(plain, {**ours, "denoiser_forwards": 3}, {"right": None, "reward": 0.9}, None)
-    assert nothing[0] == "undecided: ReNO-50 gained nothing by the judge"
+    assert nothing[0] == "undecided: ReNO-50's gain by the judge is not above 0"
     assert nothing[1].startswith("missed: 0.90")  # for two calls
     assert goals({**plain, "diversity": None}, ours, {"right": 1, "reward": 1}, None)[-1].startswith("undecided")
 
@@ -169,7 +169,7 @@ def test_amortisation_is_a_curve_of_runs_of_their_own(run, tmp_path, capsys):
     gains = [rows[name]["reward_gain"] for name in ("hypernoise-8", "reno-50")]
     assert share == pytest.approx(gains[0] / gains[1])
     assert f"| hypernoise-8 | 8 | 2 | {share:.2f} [" in printed  # the judge finds nothing in these pictures
-    assert summary["verdict"][0] == "undecided: ReNO-50 gained nothing by the judge"
+    assert summary["verdict"][0] == "undecided: ReNO-50's gain by the judge is not above 0"
     assert all(f"verdict: {line}" in printed for line in summary["verdict"])
     assert (tmp_path / "out" / "curve.png").is_file()
     made = {folder.name: rows_of(folder) for folder in (tmp_path / "out" / "training").iterdir()}
