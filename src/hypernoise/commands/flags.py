@@ -12,6 +12,7 @@ import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -172,6 +173,7 @@ def _help(owner: type, name: str, default: Any) -> str:
     return doc if value is None or value is False or value == "" else f"{doc} (default: {value})".strip()
 
 
+@cache
 def _docs(owner: type) -> dict[str, str]:
     """The docstring under each field of a class, on one line."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
