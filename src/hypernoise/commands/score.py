@@ -119,13 +119,13 @@ class Score:
 
     def _contents(self) -> tuple[list[tuple[Sequence[Any], Sequence[Any]]], list[Any]]:
         """Each folder's pictures and unusable parts, and the GenEval requests of all."""
+        from hypernoise.evaluation.geneval.official import official_requests
         from hypernoise.evaluation.geneval.picture_folder import is_picture_folder, read_flat, read_folder
-        from hypernoise.evaluation.geneval.requests import read_requests
         from hypernoise.evaluation.pictures import pictures_in
 
         contents: list[tuple[Sequence[Any], Sequence[Any]]] = []
         requests: list[Any] = []
-        official = {one.prompt: one for one in read_requests()} if self.geneval else {}
+        official = {one.prompt: one for one in official_requests()} if self.geneval else {}
         for folder in map(Path, self.folders):
             if is_picture_folder(folder):
                 pictures, own, broken = read_folder(folder)

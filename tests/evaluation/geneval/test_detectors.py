@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from dev import geneval_prompts
 from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval import detection as models
+from hypernoise.evaluation.geneval import official
 from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
 from hypernoise.evaluation.geneval.detection import SENTENCES, ClipColors, Mask2Former, benchmark_name, box_of
-from hypernoise.evaluation.geneval.requests import COLORS, parse, read_requests
+from hypernoise.evaluation.geneval.requests import COLORS, parse
 from hypernoise.evaluation.geneval.rules import Detection, judge, kept
 from hypernoise.evaluation.pictures import read_picture
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
@@ -185,14 +185,14 @@ VOC = {
 
 @pytest.mark.parametrize(
     "labels",
-    [COCO, tuple(VOC.get(name, name) for name in COCO), geneval_prompts.CLASSES],
+    [COCO, tuple(VOC.get(name, name) for name in COCO), official.CLASSES],
     ids=["coco", "voc", "geneval"],
 )
 def test_either_spelling_of_cocos_classes_serves_the_official_prompts(labels):
     config = SimpleNamespace(id2label=dict(enumerate(labels)))
     objects = Mask2Former(SimpleNamespace(config=config), "table")
-    assert tuple(objects.labels) == geneval_prompts.CLASSES
-    requests = read_requests()
+    assert tuple(objects.labels) == official.CLASSES
+    requests = official.official_requests()
     assert len(requests) == 553
     GenEvalJudge(objects, SimpleNamespace(name="none"), by_prompt(requests))
 

@@ -2,20 +2,19 @@ import hashlib
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from dev import geneval_prompts
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import load_benchmark
-from hypernoise.evaluation.geneval.requests import OFFICIAL, read_requests
+from hypernoise.evaluation.geneval import official
 
-SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 COUNTS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 
 
 @pytest.fixture
 def requests():
-    return read_requests()
+    return official.official_requests()
 
 
 def test_the_benchmarks_prompts(requests):
@@ -43,9 +42,14 @@ def test_every_prompt_says_what_its_metadata_asks(requests):
     assert len({request.prompt for request in requests}) == 553
 
 
-def test_the_file_is_what_the_published_recipe_draws():
-    assert OFFICIAL.read_text() == geneval_prompts.metadata()
-    assert hashlib.sha256(OFFICIAL.read_bytes()).hexdigest() == SHA256
+def test_the_checksum_is_of_the_text():
+    assert hashlib.sha256(official.metadata().encode()).hexdigest() == official.SHA256
+
+
+def test_another_draw_is_noticed(monkeypatch):
+    monkeypatch.setattr(np.random, "default_rng", lambda seed, real=np.random.default_rng: real(seed + 1))
+    with pytest.raises(InputError, match="does not draw the benchmark's prompts from its seed"):
+        official.metadata()
 
 
 def test_the_benchmark_takes_the_first_of_each_category():

@@ -15,6 +15,7 @@ from torch import Tensor
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark, first_of_each, one_per_prompt
 from hypernoise.evaluation.geneval.detection import ClipColors, Mask2Former
+from hypernoise.evaluation.geneval.official import official_requests
 from hypernoise.evaluation.geneval.picture_folder import write_folder, write_results
 from hypernoise.evaluation.geneval.requests import Request, read_requests
 from hypernoise.evaluation.geneval.rules import Detection, deciding_colors, judge, kept
@@ -28,7 +29,7 @@ def benchmark(file: str, count: int, judge: str, colors: str) -> Benchmark:
 
     Raises InputError for unreadable metadata, or a prompt that occurs with two meanings.
     """
-    found = read_requests(Path(file)) if file else read_requests()
+    found = read_requests(Path(file)) if file else official_requests()
     chosen = first_of_each([request.tag for request in found], count or len(found))
     requests = by_prompt([found[i] for i in chosen])
     return Benchmark(

@@ -18,7 +18,6 @@ from hypernoise.files import json_lines, read_text
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
-OFFICIAL = Path(__file__).with_name("evaluation_metadata.jsonl")  # made by dev/geneval_prompts.py
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,14 @@ def parse(source: Any, where: str) -> Request:
     return Request(tag, prompt, **clauses, source=source)
 
 
-def read_requests(file: Path = OFFICIAL) -> list[Request]:
+def read_requests(file: Path) -> list[Request]:
     """Every prompt of a metadata file. Raises InputError naming the line."""
-    where = f"metadata {file}"
-    requests = [parse(value, place) for place, value in json_lines(read_text(file, where), where)]
+    return parse_lines(read_text(file, f"metadata {file}"), f"metadata {file}")
+
+
+def parse_lines(text: str, where: str) -> list[Request]:
+    """Every prompt of a metadata file's text."""
+    requests = [parse(value, place) for place, value in json_lines(text, where)]
     if not requests:
         raise InputError(f"{where} has no prompts; it needs a JSON object per line")
     return requests

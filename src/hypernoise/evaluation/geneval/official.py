@@ -1,21 +1,23 @@
-"""GenEval's 553 prompts, which the package ships: their file is the output of a published recipe with a fixed seed.
-
-python -m dev.geneval_prompts > src/hypernoise/evaluation/geneval/evaluation_metadata.jsonl
+"""The benchmark's 553 prompts, generated here: their file is the output of a published recipe with a fixed seed.
 
 github.com/djghosh13/geneval, prompts/create_prompts.py: numpy's default generator from seed 43 draws 100 prompts per
-category from the 80 COCO classes (single objects: each class once), and duplicates are dropped.
+category from the 80 COCO classes (single objects: each class once), and duplicates are dropped. The result is
+checked against `SHA256`, to detect a numpy that draws other numbers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import numpy as np
 
-from hypernoise.evaluation.geneval.requests import COLORS, RELATIONS
+from hypernoise.errors import InputError
+from hypernoise.evaluation.geneval.requests import COLORS, RELATIONS, Request, parse_lines
 
 SEED, EACH = 43, 100
+SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 CLASSES = (  # COCO's 80 in order; mouse, remote and keyboard under the benchmark's names
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -29,9 +31,23 @@ CLASSES = (  # COCO's 80 in order; mouse, remote and keyboard under the benchmar
 )  # fmt: skip
 
 
+def official_requests() -> list[Request]:
+    return parse_lines(metadata(), "geneval")
+
+
 def metadata() -> str:
-    """evaluation_metadata.jsonl, byte for byte like the recipe's, if numpy draws the same numbers from the seed."""
-    return "".join(json.dumps(line) + "\n" for line in _distinct(_drawn(np.random.default_rng(SEED))))
+    """evaluation_metadata.jsonl, byte for byte like the recipe's.
+
+    Raises:
+        InputError: this numpy draws other numbers from the seed.
+    """
+    text = "".join(json.dumps(line) + "\n" for line in _distinct(_drawn(np.random.default_rng(SEED))))
+    if hashlib.sha256(text.encode()).hexdigest() != SHA256:
+        raise InputError(
+            f"numpy {np.__version__} does not draw the benchmark's prompts from its seed; use "
+            "prompts/evaluation_metadata.jsonl of the benchmark's repository instead"
+        )
+    return text
 
 
 def _drawn(rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -82,7 +98,3 @@ def _no_person(index: int) -> int:
 
 def _a(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
-if __name__ == "__main__":
-    print(metadata(), end="")
