@@ -3,6 +3,8 @@
 import torch
 
 from hypernoise.generators.base import Condition
+from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.generators.memory import Memory
 from hypernoise.generators.text_cache import KeptInMemory
 
 PROMPTS = ["a ring", "a cross", "a red circle", "two blue rings", "a cat"]
@@ -34,6 +36,19 @@ def test_memory_encodes_each_prompt_once_and_alone(generator, monkeypatch):
     assert equal(kept(["a ring", "a cross", "a ring"]), expected)
     assert equal(kept(["a cross", "a ring"]), expected[torch.tensor([1, 2])])
     assert calls == [["a ring"], ["a cross"]]
+
+
+def test_offloaded_encoders_are_moved_once_for_all_new_prompts_of_a_batch(sd_pipeline, monkeypatch):
+    pipeline, moves = sd_pipeline(), []
+    encoder, own = pipeline.text_encoder, pipeline.text_encoder.to
+    monkeypatch.setattr(encoder, "to", lambda device: moves.append(device) or own(device))
+    kept = KeptInMemory(DiffusionGenerator(pipeline, memory=Memory(text_encoders="offload")), PROMPTS)
+    moves.clear()
+    kept(PROMPTS[:3])
+    assert len(moves) == 2  # there and back
+    kept(PROMPTS[:3])
+    assert len(moves) == 2
+    assert pipeline.text_encoder is None
 
 
 def test_memory_keeps_nothing_that_would_not_fit(generator, monkeypatch):

@@ -197,7 +197,7 @@ class DiffusionGenerator:
         """The pipeline's text conditioning: runs its call with these prompts until `encode_prompt` returns."""
         self.check_prompts(prompts)
         if self._ahead is None:
-            with awake(self.pipeline, self._encoders, self.device):
+            with self.awake():
                 return self._encode(prompts)
         for prompt in prompts:
             if prompt not in self._ahead:
@@ -206,6 +206,10 @@ class DiffusionGenerator:
                     "use text_encoders: offload"
                 )
         return joined([self._ahead[prompt] for prompt in prompts]).to(self.device)
+
+    def awake(self) -> AbstractContextManager[None]:
+        """Offloaded text encoders stay on the device inside the block: several calls of `encode` move them once."""
+        return awake(self.pipeline, self._encoders, self.device)
 
     def _encode(self, prompts: list[str]) -> Condition:
         cannot = f"{self.name} does not encode prompts or draw this size"
@@ -222,7 +226,7 @@ class DiffusionGenerator:
             return
         once, ahead = list(dict.fromkeys(prompts)), {}
         self.check_prompts(once)
-        with awake(self.pipeline, self._encoders, self.device):
+        with self.awake():
             for start in range(0, len(once), batch):
                 part = once[start : start + batch]
                 rows = self._encode(part).to("cpu")

@@ -6,7 +6,7 @@ A prompt's embedding depends only on its text and the text encoder, not on its b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -55,15 +55,23 @@ class KeptInMemory:
 
     def __call__(self, prompts: list[str]) -> Condition:
         asked = list(dict.fromkeys(prompts))
-        for prompt in asked:
-            if self.fits and prompt not in self.rows:
-                row = self.rows[prompt] = self.generator.encode([prompt]).to("cpu")
-                self.fits = self.count * sum(tensor.nbytes for tensor in row.tensors.values()) <= self.limit
+        new = [prompt for prompt in asked if prompt not in self.rows]
+        if self.fits and new:
+            with getattr(self.generator, "awake", nullcontext)():
+                self._keep(new)
         if not (self.fits and _alike([self.rows[prompt] for prompt in asked])):
             self.fits = False
             self.rows.clear()
             return self.generator.encode(prompts)
         return joined([self.rows[prompt] for prompt in prompts]).to(self.generator.device)
+
+    def _keep(self, prompts: list[str]) -> None:
+        """Each is encoded alone: in a batch, its last bits would depend on the others."""
+        for prompt in prompts:
+            row = self.rows[prompt] = self.generator.encode([prompt]).to("cpu")
+            self.fits = self.count * sum(tensor.nbytes for tensor in row.tensors.values()) <= self.limit
+            if not self.fits:
+                return
 
 
 def text_encoders(pipeline: Any) -> dict[str, nn.Module]:
@@ -81,13 +89,14 @@ def rest(pipeline: Any, encoders: Mapping[str, nn.Module]) -> None:
 
 @contextmanager
 def awake(pipeline: Any, encoders: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:
-    """Inside the block resting text encoders are on the device and in the pipeline."""
-    for name, encoder in encoders.items():
+    """Inside the block resting text encoders are on the device and in the pipeline. Blocks nest."""
+    woken = {name: encoder for name, encoder in encoders.items() if getattr(pipeline, name) is None}
+    for name, encoder in woken.items():
         setattr(pipeline, name, encoder.to(device))
     try:
         yield
     finally:
-        rest(pipeline, encoders)
+        rest(pipeline, woken)
 
 
 def joined(rows: Sequence[Condition]) -> Condition:
