@@ -169,9 +169,6 @@ class Changing:
     def encode(self, prompts: list[str]) -> Condition:
         return self.inner.encode(prompts)
 
-    def encode_ahead(self, prompts: list[str]) -> None:
-        self.inner.encode_ahead(prompts)
-
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         return self.inner.sample(noise, condition)
 

@@ -116,7 +116,7 @@ DEEDS = {
 REFUSED = {"set_adapters", "unet.disable_adapters"}  # by diffusers itself, where there is no LoRA to do this to
 
 
-OWN = ("nothing", "network.remove", "a second network")  # tried on a network of the user's own, too
+OWN = ("nothing", "a second network")  # tried on a network of the user's own, too
 
 
 @pytest.mark.parametrize(("name", "source"), [(name, "folder") for name in DEEDS] + [(name, "network") for name in OWN])

@@ -23,7 +23,6 @@ def step(family, folder, memory, seed=0):
     generator = DiffusionGenerator(build_pipeline(family, folder), size=size_of(family), memory=memory)
     network = LoRANoise(generator, rank=2, alpha=2.0)
     disturb(network, scale=0.2)
-    generator.encode_ahead(PROMPTS)
     draw = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, *generator.noise_shape, generator=draw)
     condition = generator.encode(PROMPTS)
@@ -117,23 +116,6 @@ def test_offloaded_encoders_rest_outside_the_pipeline(tmp_path):
     found = generator.encode(PROMPTS).tensors
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert pipeline.text_encoder is None
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_dropped_encoders_leave_their_prompts(family, tmp_path):
-    pipeline = build_pipeline(family, tmp_path)
-    plain = DiffusionGenerator(pipeline, size=size_of(family))
-    noise = torch.randn(3, *plain.noise_shape, generator=torch.Generator().manual_seed(0))
-    asked = [PROMPTS[1], PROMPTS[0], PROMPTS[1]]
-    with torch.no_grad():
-        expected = plain.sample(noise, plain.encode(asked))
-        generator = DiffusionGenerator(pipeline, size=size_of(family), memory=Memory(text_encoders="drop"))
-        generator.encode_ahead([*PROMPTS, PROMPTS[0]], batch=1)
-        drawn = generator.sample(noise, generator.encode(asked))
-    assert (drawn - expected).abs().max() <= 1e-4
-    assert not generator._encoders
-    with pytest.raises(InputError, match="'a ring' was not encoded in advance"):
-        generator.encode(["a ring"])
 
 
 def tiny(channels):

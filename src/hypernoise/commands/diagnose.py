@@ -53,7 +53,6 @@ class Diagnose(WithGenerator):
         prompts = read_prompts(self.prompts)
         generator = self.load()
         generator.check_prompts(prompts)
-        generator.encode_ahead(prompts)
         network = load_adapter(generator, self.adapter)
         output_folder(self.output_dir)
         self.tell_precision()

@@ -105,7 +105,6 @@ class Evaluate(WithGenerator):
         output_folder(self.output_dir)
         self.tell_precision()
 
-        generator.encode_ahead(prompts)
         total = len(methods) * len(self.num_inference_steps) * len(prompts) * self.num_images_per_prompt
         with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
             found = compare(

@@ -56,7 +56,6 @@ class Generate(WithGenerator):
             words = " ".join(self.prompts).lower().split()
             if new := [word for word in words if len(pipeline.tokenizer(word).input_ids) > 3]:
                 print(f"scenes draws flat shapes, and does not know: {', '.join(new)}", file=sys.stderr)
-        generator.encode_ahead(list(self.prompts))
         if self.adapter is not None:
             attach(pipeline, self.adapter, strength=self.strength, check_base=self.check_base)
         output_folder(self.output_dir)

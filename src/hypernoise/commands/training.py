@@ -44,12 +44,10 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     generator = load_as(recipe, device=own_device(device))
     for steps in recipe.inference_steps:
         generator.check_steps(steps)
-    shown = [*prompts, *recipe.validation_prompts]
-    generator.check_prompts(shown)
+    generator.check_prompts([*prompts, *recipe.validation_prompts])
     output_folder(output_dir)
     say_once(precision.line)
     network = recipe.build_network(generator)
-    generator.encode_ahead(shown)
     result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
     if launched()[0] == 0:
         tell_cut_prompts(reward)

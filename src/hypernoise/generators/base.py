@@ -59,10 +59,6 @@ class Generator(Sampler, Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def encode_ahead(self, prompts: list[str]) -> None:
-        """Encodes these prompts in advance if the generator then frees its text encoders; else does nothing."""
-        ...
-
     def describe(self) -> dict[str, Any]:
         """What an adapter records of its base, as JSON values: `name`, `noise_shape`, and what identifies it."""
         ...

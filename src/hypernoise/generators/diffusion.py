@@ -30,7 +30,7 @@ from hypernoise.generators.base import Condition, Seed, check_texts
 from hypernoise.generators.families import Family, asked, family_of, few_step_doubt, sibling_of
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding, replaced
-from hypernoise.generators.text_cache import awake, joined, rest, text_encoders
+from hypernoise.generators.text_cache import awake, rest, text_encoders
 from hypernoise.settings import MOST_SIDE, whole_number
 
 
@@ -75,7 +75,6 @@ class DiffusionGenerator:
         for argument in call.keys() - inspect.signature(self._draw).parameters.keys():
             raise InputError(f"{name} is a {type(pipeline).__name__}, which takes no {argument}")
         self.memory, self.changed = memory, dict(changed)
-        self._ahead: dict[str, Condition] | None = None  # of prompts encoded in advance, on the CPU
         self._description: dict[str, Any] | None = None
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
@@ -196,42 +195,15 @@ class DiffusionGenerator:
     def encode(self, prompts: list[str]) -> Condition:
         """The pipeline's text conditioning: runs its call with these prompts until `encode_prompt` returns."""
         self.check_prompts(prompts)
-        if self._ahead is None:
-            with self.awake():
-                return self._encode(prompts)
-        for prompt in prompts:
-            if prompt not in self._ahead:
-                raise InputError(
-                    f"the text encoders were dropped, and {prompt!r} was not encoded in advance; "
-                    "use text_encoders: offload"
-                )
-        return joined([self._ahead[prompt] for prompt in prompts]).to(self.device)
+        cannot = f"{self.name} does not encode prompts or draw this size"
+        alone = torch.no_grad(), quiet(self.pipeline)
+        with self.awake(), no_traceback(cannot), stop_at_encoding(self.pipeline) as encoded, alone[0], alone[1]:
+            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
+        return Condition(embeddings_of(self.family, encoded[0]))
 
     def awake(self) -> AbstractContextManager[None]:
         """Offloaded text encoders stay on the device inside the block: several calls of `encode` move them once."""
         return awake(self.pipeline, self._encoders, self.device)
-
-    def _encode(self, prompts: list[str]) -> Condition:
-        cannot = f"{self.name} does not encode prompts or draw this size"
-        with no_traceback(cannot), torch.no_grad(), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
-            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
-        return Condition(embeddings_of(self.family, encoded[0]))
-
-    def encode_ahead(self, prompts: list[str], *, batch: int = 32) -> None:
-        """With text_encoders "drop": encodes these prompts and frees the encoders; otherwise does nothing.
-
-        From then on `encode` only knows these prompts. The results stay on the CPU.
-        """
-        if self.memory.text_encoders != "drop" or self._ahead is not None:
-            return
-        once, ahead = list(dict.fromkeys(prompts)), {}
-        self.check_prompts(once)
-        with self.awake():
-            for start in range(0, len(once), batch):
-                part = once[start : start + batch]
-                rows = self._encode(part).to("cpu")
-                ahead |= {prompt: rows[row : row + 1] for row, prompt in enumerate(part)}
-        self._ahead, self._encoders = ahead, {}
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         with no_traceback(f"{self.name} cannot draw"):

@@ -17,8 +17,8 @@ class Memory:
     """Recompute the denoiser's and the decoder's activations for the gradient: less memory, more time."""
     decode_slice: int = 0
     """Pictures decoded at once; 0: all of them."""
-    text_encoders: Literal["stay", "offload", "drop"] = "stay"
-    """offload: on the CPU between encodings; drop: encode all prompts in advance, then free the encoders."""
+    text_encoders: Literal["stay", "offload"] = "stay"
+    """offload: on the CPU between encodings."""
     tiny_decoder: str = ""
     """A small decoder of the TAESD family that replaces the generator's: a directory or a Hub repository."""
     quantise: Literal["none", "int8", "nf4"] = "none"

@@ -115,9 +115,6 @@ class ModuleGenerator:
             with no_traceback(f"embed fails for {len(prompts)} prompts at once"):
                 return self.embed(prompts)
 
-    def encode_ahead(self, prompts: list[str]) -> None:
-        pass  # there are no text encoders to free
-
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         check_noise(noise, self.noise_shape, repr(self.name))
         self._rest()

@@ -308,7 +308,7 @@ SAVINGS: tuple[Callable[[Recipe], Recipe], ...] = (  # for --fit, the cheapest i
     lambda recipe: _memory(recipe, gradient_checkpointing=True),
     lambda recipe: _memory(recipe, decode_slice=recipe.memory.decode_slice or 1),
     lambda recipe: dataclasses.replace(recipe, reward_dtype="bfloat16"),
-    lambda recipe: recipe if recipe.memory.text_encoders == "drop" else _memory(recipe, text_encoders="offload"),
+    lambda recipe: _memory(recipe, text_encoders="offload"),
 )
 
 
