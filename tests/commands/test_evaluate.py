@@ -250,7 +250,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut(questions, tmp_path, capsys
     assert told.endswith("shorten it (evaluate draws only its first words with --long-prompts cut)")
     assert "\n" not in told
     assert main([*call, "--long-prompts", "cut"]) == 0
-    assert "1 of 2 prompts are longer than the generator's text encoder: only their" in capsys.readouterr().err
+    assert "1 of 2 prompts are longer than the generator's text encoder takes: only their" in capsys.readouterr().err
     assert summary(tmp_path / "out")["prompts"]["cut"] == 1
     (batch,) = (tmp_path / "out" / "methods").glob("plain-*/batch-*.json")
     pictures = json.loads(batch.read_text())["pictures"]

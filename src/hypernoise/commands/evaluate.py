@@ -29,8 +29,8 @@ class Evaluate(WithGenerator):
     """
 
     methods: tuple[str, ...] = ("plain",)
-    """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS], hypernoise, hypernoise-reno..., finetune,
-    prompt-search[-N]."""
+    """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS], hypernoise[@STRENGTH],
+    hypernoise-reno[-ITERATIONS], finetune, prompt-search[-N]."""
     adapter: tuple[str, ...] = ()
     """Adapter directories, one per training run, for hypernoise (which they add to --methods) and hypernoise-reno.
     Several form one row: the runs' mean, with intervals over prompts and runs."""
@@ -60,7 +60,7 @@ class Evaluate(WithGenerator):
     rewriter_model: str = ""
     """The model's name at the endpoint."""
     long_prompts: Literal["refuse", "cut"] = "refuse"
-    """Prompts longer than the generator's text encoder: refuse them, or draw (and reward) the words that fit."""
+    """Prompts too long for the generator's text encoder: refuse them, or draw (and reward) the words that fit."""
     batch_size: int = 16
     seed: int = 0
     shard: str = ""
@@ -204,7 +204,7 @@ def fitting(generator: DiffusionGenerator, prompts: list[str], long_prompts: str
         raise InputError("two prompts begin with the same words and are one prompt when cut; leave one of them out")
     number = sum(before != after for before, after in zip(prompts, fit, strict=True))
     if number:
-        of = f"{number} of {len(prompts)} prompts are longer than the generator's text encoder"
+        of = f"{number} of {len(prompts)} prompts are longer than the generator's text encoder takes"
         print(f"{of}: only their first words are drawn", file=sys.stderr)
     return fit, number
 
