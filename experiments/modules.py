@@ -186,7 +186,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     said = [f"α {row['kl_weight']:g}, {row['learning_rate']}, {row['counted']}: {row['advice']}" for row in rows[1:]]
-    least = f"Every kind as often as it is asked for takes {rows[0]['least']:.2f} nats at least."
+    least = f"Drawing every kind as often as it is requested takes at least {rows[0]['least']:.2f} nats."
     return "\n".join([markdown(heads, lines), "", least, "", *said])
 
 

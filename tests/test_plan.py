@@ -246,7 +246,7 @@ def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
     assert gc.isenabled()  # it is off meanwhile
     page = capsys.readouterr().out
     assert "frozen: denoiser 1.8 M, autoencoder 0.3 M" in page
-    assert "mixed precision: bf16 (as on a GPU from Ampere on)" in page
+    assert "mixed precision: bf16 (as on an Ampere or newer GPU)" in page
     assert (tmp_path / "out" / "plan" / "summary.json").is_file()
     assert "licence" not in page
     assert main(["train", "r.yaml", "--dry-run", "--generator", "sd-trubo"]) == 2
@@ -437,5 +437,5 @@ def test_a_tiny_decoder_that_is_not_there_and_an_encoder_without_a_class_are_one
     sd_pipeline().save_pretrained(tmp_path / "tiny")
     config = tmp_path / "tiny" / "text_encoder" / "config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "architectures"}))
-    with pytest.raises(InputError, match="a text encoder's config.json names no class of transformers"):
+    with pytest.raises(InputError, match="a text encoder's config.json names no transformers class"):
         plan(Recipe(generator=str(tmp_path / "tiny")))

@@ -91,7 +91,7 @@ def test_what_is_asked_for_is_taken(machine, asked, dtype, device):
     machine(amx=True)
     found = resolve(asked, device)
     assert (found.name, found.dtype, found.slow) == (asked, dtype, False)
-    assert found.line == f"mixed precision: {asked} (as asked)"
+    assert found.line == f"mixed precision: {asked} (as requested)"
 
 
 def test_bf16_on_a_cpu_without_it_warns_with_the_factor(machine):
@@ -99,7 +99,7 @@ def test_bf16_on_a_cpu_without_it_warns_with_the_factor(machine):
     found = resolve("bf16", CPU)
     assert found.slow
     assert found.line == (
-        "mixed precision: bf16 (as asked; this CPU has no bf16 units: about 15 to 25 times slower than fp32)"
+        "mixed precision: bf16 (as requested; this CPU has no bf16 units: about 15 to 25 times slower than fp32)"
     )
 
 
@@ -152,8 +152,8 @@ def test_a_run_says_it_once_and_keeps_it(sd_pipeline, tmp_path, capsys):
     call = ["train", str(tmp_path / "r.yaml"), "--train-batch-size", "2", "--rank", "2", "--device", "cpu"]
     for asked, name, why in (
         ("auto", "no", "this CPU has no bf16 units"),
-        ("no", "no", "as asked"),
-        ("bf16", "bf16", "as asked; this CPU has no bf16 units: about 15 to 25 times slower than fp32"),
+        ("no", "no", "as requested"),
+        ("bf16", "bf16", "as requested; this CPU has no bf16 units: about 15 to 25 times slower than fp32"),
     ):
         say_once.cache_clear()
         folder = tmp_path / asked

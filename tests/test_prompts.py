@@ -97,7 +97,7 @@ def test_prompt_formats(tmp_path, name, text):
         ("p.csv", "", r"has no column prompt, caption, text; its columns: none"),
         ("p.csv", 'prompt\n"a ring\na cross\n', r"the row at line 2 is not CSV: unexpected end of data"),
         ("p.json", "[" * 100_000, r"nested too deeply"),
-        ("p.jsonl", "[" * 100_000, r"line 1 is not JSON that can be read: it is nested too deeply"),
+        ("p.jsonl", "[" * 100_000, r"line 1 is not readable JSON: it is nested too deeply"),
         ("p.json", '["a \\ud800"]', r"lone surrogate"),
         ("p.json", '[{"prompt": "a", "prompt": "b"}]', r"has a duplicate name 'prompt'"),
         ("p.json", f"[{'9' * 5000}]", r"entry 1 must be an object or a string, not inf"),
@@ -172,7 +172,7 @@ def test_a_mix_keeps_to_its_weights_and_tells_every_prompt_of_a_source_in_turn(t
         assert all(sorted(epoch) == sorted({*turns}) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == 10
     assert read_mix({str(tmp_path / "a.txt"): 5.0}) == [f"a{i}" for i in range(7)]
-    with pytest.raises(InputError, match="begin with 'b0' is under a thousandth"):
+    with pytest.raises(InputError, match="begin with 'b0' is less than a thousandth"):
         read_mix({str(tmp_path / "a.txt"): 1.0, str(tmp_path / "b.jsonl"): 1e-5})
 
 

@@ -1,4 +1,4 @@
-"""The few-step generator's adversary, grown from the flow: tells a true latent of a caption from a drawn one.
+"""The few-step generator's adversary, initialised from the flow: tells true latents of a caption from drawn ones.
 
 As in adversarial post-training (Lin et al. 2025, arXiv 2501.08316) the critic starts as the flow model itself, here its
 way down and its middle, with a new head. The game is relativistic, pair by pair (Jolicoeur-Martineau 2018, arXiv

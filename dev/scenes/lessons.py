@@ -81,7 +81,7 @@ def lesson(
     prefix = "" if rng.random() < 0.8 else PREFIXES[rng.integers(len(PREFIXES))]
     clean = draw(scene)
     pixels = _break(scene, request, rng) if broken else _corrupt(clean, request, rng)
-    while broken and not _flawed(pixels, clean).any():  # a flaw that nobody sees is none
+    while broken and not _flawed(pixels, clean).any():  # an invisible flaw does not count
         pixels = _break(scene, request, rng)
     return Lesson(
         request=request,
@@ -251,7 +251,7 @@ def shown(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def is_false(request: Request, scene: Scene) -> bool:
-    """Whether a caption is plainly false of a scene: something it names is not there, or not that often.
+    """Whether a caption is plainly false of a scene: something it names is missing, or has another count.
 
     What is not plainly false may be true: relations are not looked at.
     """

@@ -2,7 +2,7 @@
 
 An adapter is a directory of three files: `adapter_model.safetensors` (the trained weights under PEFT's
 names), `adapter_config.json` (PEFT's fields) and `hypernoise.json` (what PEFT's fields cannot express: the base it
-was trained, that the output layer drops its base path, the objective). It is not an ordinary LoRA, and a
+was trained on, that the output layer drops its base path, the objective). It is not an ordinary LoRA, and a
 stock loader would apply it wrongly, hence the third file and the checks here.
 
 Adapters released by the paper's authors are directories of the first two files only, with or without PEFT's prefix on
@@ -255,7 +255,7 @@ def compare_base(about: dict[str, Any], generator: Generator, folder: Path, *, s
             "networks differ in architecture"
         )
         packed = "; if it is that base with its layers packed by a quantiser, pass check_base=False"
-        advice = packed if about["kind"] == SpectralNoise.kind else ""  # which runs none of these layers
+        advice = packed if about["kind"] == SpectralNoise.kind else ""  # it calls none of these layers
     else:
         differs = differing(saved.get("probe", []), here.get("probe", []), about["kind"])
         if not differs and saved.get("weights") != here.get("weights"):
@@ -269,7 +269,7 @@ def compare_base(about: dict[str, Any], generator: Generator, folder: Path, *, s
         )
     if strict:
         raise InputError(differs + advice)
-    warnings.warn(f"{differs}; its effect on the noise was learned on those", stacklevel=3)
+    warnings.warn(f"{differs}; f was trained on the original base", stacklevel=3)
 
 
 def differing(saved: Sequence[float | None], here: Sequence[float | None], kind: str) -> str:

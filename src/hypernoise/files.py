@@ -54,7 +54,7 @@ def read_text(file: str | Path, what: str, most: int | None = None) -> str:
     """
     size = check_file(file, what)
     if most is not None and size > most:
-        raise InputError(f"{what} is too long: {size} bytes, and at most {most} are read")
+        raise InputError(f"{what} is too long: {size} bytes; the limit is {most}")
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -93,7 +93,7 @@ def parse_json(text: str, what: str) -> Any:
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
-        raise InputError(f"{what} is not JSON that can be read: it is nested too deeply") from error
+        raise InputError(f"{what} is not readable JSON: it is nested too deeply") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{what} has a lone surrogate (half a character)") from error
     except ValueError as error:
@@ -157,4 +157,4 @@ def writing(what: str, but: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "write" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"the {what} cannot be written ({reason}); {but}; make room and go on") from error
+        raise InputError(f"the {what} cannot be written ({reason}); {but}; free some space and run it again") from error

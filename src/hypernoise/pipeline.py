@@ -188,7 +188,7 @@ class Attached:
             if held is None or not held.on or held.strength == 0:
                 return draw(*args, **kwargs)
             if BUSY in vars(self):
-                raise InputError("a callback cannot draw with the pipeline that calls it; use another pipeline in it")
+                raise InputError("a callback cannot draw with the pipeline that calls it; use another pipeline there")
             bound = inspect.signature(draw).bind(*args, **kwargs)
             bound.apply_defaults()
             _check(self, held, bound.arguments)
@@ -213,8 +213,8 @@ def _check(pipeline: Any, held: Held, given: Mapping[str, Any]) -> None:
     if differs and denoiser is not held.denoiser() and held.check_base:
         raise InputError(
             f"the pipeline's {family_of(pipeline).denoiser} was replaced by another ({differs} differ); restore the "
-            "old one back, or hypernoise.detach(pipe) and attach an adapter of the new one (of a merge or a fine-tune "
-            "of the old one, the same adapter with check_base=False)"
+            "old one, or call hypernoise.detach(pipe) and attach an adapter of the new one (for a merge or a fine-tune "
+            "of the old one: the same adapter with check_base=False)"
         )
     if differs:
         _say(held, "weights", f"the denoiser's weights have changed since attach ({differs}): f is evaluated on them")

@@ -54,9 +54,9 @@ def resolve(asked: MixedPrecision, device: torch.device) -> Precision:
     kind = device.type
     if asked != "auto":
         slow = asked == "bf16" and kind == "cpu" and not native_bf16(device)
-        return Precision(asked, f"as asked; this CPU has no bf16 units: {SLOWER}" if slow else "as asked", slow)
+        return Precision(asked, f"as requested; this CPU has no bf16 units: {SLOWER}" if slow else "as requested", slow)
     if kind == "meta":
-        return Precision("bf16", "as on a GPU from Ampere on")
+        return Precision("bf16", "as on an Ampere or newer GPU")
     if kind not in NAMES:
         return Precision("no", f"bf16 is not measured on {kind}")
     if native_bf16(device):
@@ -65,7 +65,7 @@ def resolve(asked: MixedPrecision, device: torch.device) -> Precision:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies in bf16 natively rather than through fp32: AMX, AVX512-BF16, CUDA from Ampere on.
+    """Whether the device multiplies in bf16 natively rather than through fp32: AMX, AVX512-BF16, Ampere or newer GPUs.
 
     torch reports the processor's features, even disabled ones: so the variables that disable them are checked too.
     """

@@ -70,8 +70,8 @@ def _json(source: str) -> Iterator[str]:
         rows = list(listed.values()) if isinstance(listed, dict) else listed
     if not isinstance(rows, list):
         raise InputError(
-            f"prompts {source!r} must be a list of objects or strings, or map names to them; for a line each name it "
-            ".jsonl"
+            f"prompts {source!r} must be a list of objects or strings, or map names to them; a file "
+            "with one prompt per line is .jsonl or .txt"
         )
     for number, row in enumerate(rows, 1):
         yield _of(row, source, f"entry {number}")
@@ -184,7 +184,9 @@ class PromptMix(Sequence[str]):
     def __post_init__(self) -> None:
         for prompts, count in zip(self.parts, self.counts, strict=True):
             if count == 0:
-                raise InputError(f"the weight of the prompts that begin with {prompts[0]!r} is under a thousandth")
+                raise InputError(
+                    f"the weight of the prompts that begin with {prompts[0]!r} is less than a thousandth of the total"
+                )
 
     def __len__(self) -> int:
         return len(self.all)

@@ -140,7 +140,7 @@ def test_a_model_from_a_folder_and_a_broken_picture(picture_folders, tmp_path, c
     assert (other["images"], other["prompts"]) == (5, 3)
     assert other["similarity"] == pytest.approx(1)  # of the two prompts that have two pictures
     assert base["similarity"] < 1
-    assert "1 could not be used; the results cover the others" in capsys.readouterr().err
+    assert "1 could not be used; the results cover the rest" in capsys.readouterr().err
 
 
 def refused(capsys, tmp_path, *arguments):

@@ -90,7 +90,7 @@ def test_verdict_on_a_specific_shift():
     assert found.distance == pytest.approx(0.2)
     assert found.constant < 0.01  # + for one prompt, − for the other
     assert finding(found, "L2 term").good
-    assert finding(found, "L2 term").text.startswith("to be trusted: KL 0.16")
+    assert finding(found, "L2 term").text.startswith("trustworthy: KL 0.16")
     assert finding(found, "Lipschitz").good
     assert finding(found, "prompt").text.startswith("specific: 200% of the gain")
     assert low_frequency_share(found.bands) == (pytest.approx(1), 1 / 4)
@@ -100,7 +100,7 @@ def test_a_single_prompt_is_diagnosed_without_the_swap():
     found = diagnose(Mean(), Edit(0.2), asked, ["up"], noises=8)
     assert found.swap is None
     assert finding(found, "prompt").text.startswith("not tested: a swap needs at least two different prompts")
-    assert finding(found, "L2 term").text.startswith("to be trusted")
+    assert finding(found, "L2 term").text.startswith("trustworthy")
     with pytest.raises(InputError, match="no prompt to diagnose on"):
         diagnose(Mean(), Edit(0.2), asked, [], noises=8)
 
@@ -136,18 +136,18 @@ def test_verdict_on_a_contraction_that_l2_misjudges():
     found = look(Edit(slope=-0.5))
     assert found.kl.gap.value == pytest.approx(8 * (math.log(2) - 0.5))
     assert not finding(found, "L2 term").good
-    assert finding(found, "L2 term").text.startswith("not to be trusted")
+    assert finding(found, "L2 term").text.startswith("not trustworthy")
     assert "--lipschitz.mode clamp" in finding(found, "L2 term").advice
-    assert finding(found, "Lipschitz").text.startswith("0.5 seen, below 1")
+    assert finding(found, "Lipschitz").text.startswith("0.5 measured, below 1")
     assert not finding(found, "white").good
-    assert finding(found, "prompt").text.startswith("no gain is seen")
+    assert finding(found, "prompt").text.startswith("no gain measured")
 
 
 def test_verdict_on_an_expansion():
     found = look(Edit(slope=1.5))
     assert found.lipschitz == pytest.approx(1.5)
     assert not finding(found, "Lipschitz").good
-    assert finding(found, "Lipschitz").text.startswith("1.5 seen, above 1 at 64 of 64 noises")
+    assert finding(found, "Lipschitz").text.startswith("1.5 measured, above 1 at 64 of 64 noises")
 
 
 def test_verdict_where_noises_may_fold():

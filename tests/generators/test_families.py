@@ -168,7 +168,7 @@ def test_fixed_timesteps_are_drawn_in_their_number_alone(tmp_path, monkeypatch, 
     generator = DiffusionGenerator(pipeline, name="dmd", size=(16, 16), call={"timesteps": [400]})
     noise, condition = noise_for(generator), generator.encode(PROMPTS)
     assert generator.sample(noise, condition).shape == (2, 3, 16, 16)
-    told = "dmd only draws at timesteps 400, so the number of steps is 1, not 4"
+    told = "dmd only draws at timesteps 400: the number of steps must be 1, not 4"
     with pytest.raises(InputError, match=told):
         generator.sample(noise, condition, num_inference_steps=4)
     monkeypatch.setattr("hypernoise.commands.training.load_as", lambda *arguments, **keywords: generator)

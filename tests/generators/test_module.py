@@ -120,7 +120,7 @@ def test_a_condition_of_another_size_is_refused():
         ModuleGenerator(nn.Identity(), noise_shape=4)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="has no denoiser to put a LoRA on: use ResidualNoise"):
         LoRANoise(ModuleGenerator(nn.Identity(), noise_shape=(4,)))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="an embedding has 3 numbers: condition_size must be that, not 2"):
+    with pytest.raises(InputError, match="an embedding has 3 numbers, but condition_size is 2"):
         network(noise, Condition({"embedding": torch.zeros(2, 3)}))
     with pytest.raises(InputError, match="this one has none"):
         network(noise, ModuleGenerator(nn.Identity(), noise_shape=(4,)).encode(["", ""]))

@@ -96,7 +96,7 @@ def test_an_endpoint_is_asked_and_read(server, monkeypatch):
     with pytest.raises(InputError, match="does not answer: HTTP Error 500"):
         ask("a", 1)
     for _ in range(3):
-        with pytest.raises(InputError, match="does not answer as /chat/completions does"):
+        with pytest.raises(InputError, match="does not return a /chat/completions response"):
             ask("a", 1)
     with pytest.raises(InputError, match="starts with http"):
         EndpointRewriter("file:///etc/passwd", "m")

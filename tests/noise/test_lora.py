@@ -175,10 +175,10 @@ def test_a_denoiser_with_other_layers_is_refused(generator):
     noise, condition = setup(generator)
     network = LoRANoise(generator, rank=4)
     whole, generator.denoiser.conv_out = generator.denoiser.conv_out, nn.Identity()
-    with pytest.raises(InputError, match="its layer 'conv_out' is not there"):
+    with pytest.raises(InputError, match="its layer 'conv_out' is missing"):
         network(noise, condition)
     generator.denoiser.conv_out = nn.Conv2d(4, 4, 3)
-    with pytest.raises(InputError, match="its layer 'conv_out' is of another size"):
+    with pytest.raises(InputError, match="its layer 'conv_out' has another size"):
         network(noise, condition)
     generator.denoiser.conv_out = whole
     assert not network(noise, condition).any()

@@ -55,11 +55,11 @@ def test_a_run_that_stretches_by_1_or_more_is_told_so():
     rows = [{"step": step, "lipschitz": seen} for step, seen in ((5, 0.9), (10, 1.25), (15, 0.8))]
     network = affine(torch.zeros(2, 2))
     warning = stretch_warning(network, [*rows, {"step": 16}])
-    assert warning.startswith("Lipschitz constant 1.25 at step 10, 0.8 at the end: from 1 on nothing bounds")
+    assert warning.startswith("Lipschitz constant 1.25 at step 10, 0.8 at the end: at 1 or above, the theory")
     assert stretch_warning(network, [rows[0], {"step": 6}]) == ""
     assert stretch_warning(SpectralNoise(2, 1, k=1, width=8), rows) == ""  # whose KL is exact
     folding = stretch_warning(SpectralNoise(2, 1, k=1, width=8, map="residual"), rows)
-    assert "from 1 on x + f may fold noises onto each other, and its KL is then a lower bound" in folding
+    assert "at 1 or above, x + f may fold noises onto each other, and its KL is then a lower bound" in folding
 
 
 def test_peak_memory_is_in_bytes_on_every_system(monkeypatch):

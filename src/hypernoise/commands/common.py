@@ -68,7 +68,7 @@ def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
     cut = {name: number for name, number in reward.truncated.items() if number}
     for name, number in cut.items():
         print(
-            f"{name}: {number} prompts are longer than its text encoder, and their ends were not scored "
+            f"{name}: {number} prompts are longer than its text encoder takes; their ends were not scored "
             "(see --long-prompts)",
             file=sys.stderr,
         )

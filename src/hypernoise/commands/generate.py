@@ -52,7 +52,7 @@ class Generate(WithGenerator):
         pipeline = generator.pipeline
         generator.check_steps(steps)
         generator.check_prompts(list(self.prompts))
-        if generator.name == "scenes":  # whose tokenizer has each word of its world whole
+        if generator.name == "scenes":  # its tokenizer has one token for each word of its world
             words = " ".join(self.prompts).lower().split()
             if new := [word for word in words if len(pipeline.tokenizer(word).input_ids) > 3]:
                 print(f"scenes draws flat shapes, and does not know: {', '.join(new)}", file=sys.stderr)

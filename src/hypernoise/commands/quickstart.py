@@ -16,8 +16,8 @@ from hypernoise.training.config import LoRA, Recipe
 class Quickstart:
     """Train on the embedded generator, judge plain against hypernoise, and show both from the same noise.
 
-    Writes before_after.png, report.html, summary.json, metrics.jsonl and the adapter to --output-dir. Started again, it
-    resumes from the last checkpoint, or only redraws and judges if training is done. `hypernoise train` has all
+    Writes before_after.png, report.html, summary.json, metrics.jsonl and the adapter to --output-dir. A second run
+    resumes from the last checkpoint; if training is done, it only draws and judges again. `hypernoise train` has all
     settings.
     """
 

@@ -42,7 +42,7 @@ class Score:
     colors: str = ""
     """The CLIP, from the Hub or a folder, that classifies the colours of detected objects; empty: ViT-L/14."""
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts longer than a reward's text encoder: truncate them (the number is reported), or score windows."""
+    """Prompts too long for a reward's text encoder: truncate them (the number is reported), or score windows."""
     batch_size: int = 16
     output_dir: Path = Path("runs/score")
     device: str = "auto"
@@ -93,7 +93,7 @@ class Score:
         for bad in broken[:NAMED]:
             print(f"{bad['name']}: {bad['why']}", file=sys.stderr)
         if broken:
-            print(f"{len(broken)} could not be used; the results cover the others", file=sys.stderr)
+            print(f"{len(broken)} could not be used; the results cover the rest", file=sys.stderr)
         cut = tell_cut_prompts(reward) if reward else {}
         if reward:
             write_scores(self.output_dir / "scores.csv", list(zip(self.folders, found, strict=True)))

@@ -27,8 +27,8 @@ CHARTS = {  # the columns of metrics.jsonl to plot
 class Train(Recipe):
     """Train a noise hypernetwork: hypernoise train [RECIPE.yaml] [flags]. Every field of a recipe is also a flag.
 
-    Writes metrics.jsonl, checkpoints, curves.png, the adapter and summary.json to --output-dir. Started again with the
-    same --output-dir, it resumes from the last checkpoint. With --dry-run it prints the plan and stops.
+    Writes metrics.jsonl, checkpoints, curves.png, the adapter and summary.json to --output-dir. A second run with
+    the same --output-dir resumes from the last checkpoint. With --dry-run it prints the plan and stops.
     """
 
     POSITIONAL: ClassVar = "recipe"

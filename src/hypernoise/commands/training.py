@@ -70,10 +70,10 @@ def stretch_warning(network: NoiseNetwork, rows: Sequence[Mapping[str, Any]]) ->
     over = next((row for row in seen if row["lipschitz"] >= 1), None)
     if over is None or never_folds(network):
         return ""
-    fear, modes = "nothing bounds what the KL term leaves out", "penalty or clamp"
+    fear, modes = "the theory does not bound what the KL term leaves out", "penalty or clamp"
     if knows_kl(network):
         fear, modes = "x + f may fold noises onto each other, and its KL is then a lower bound", "penalty"
     return (
         f"Lipschitz constant {over['lipschitz']:.3g} at step {over['step']}, {seen[-1]['lipschitz']:.3g} at the "
-        f"end: from 1 on {fear}; train with --lipschitz.mode {modes}, or measure it with hypernoise diagnose"
+        f"end: at 1 or above, {fear}; train with --lipschitz.mode {modes}, or measure it with hypernoise diagnose"
     )

@@ -138,16 +138,16 @@ def _trust(found: Diagnosis) -> Finding:
     least = "at least " if found.may_fold else ""
     text = f"KL {least}{kl} nats, of which ½‖f‖² is {l2.value:.4g} and the terms left out {gap}"
     limit = MISSED * max(kl.value, l2.value)
-    advice = f"{CLAMP}, or a greater --kl-weight"
+    advice = f"{CLAMP}, or a larger --kl-weight"
     if math.isinf(kl.value):
-        text = "not to be trusted: the KL is infinite, x + f collapses noise to fewer dimensions"
+        text = "not trustworthy: the KL is infinite, as x + f collapses noise to fewer dimensions"
     elif abs(gap.value) + CERTAIN * gap.error <= limit:
         if not found.may_fold:
-            return Finding("L2 term", True, f"to be trusted: {text}")
+            return Finding("L2 term", True, f"trustworthy: {text}")
         text = f"a lower bound, as x + f may fold noises onto each other: {text}"
         advice = f"{CLAMP}: below 1 nothing folds"
     elif abs(gap.value) - CERTAIN * gap.error > limit:
-        text = f"not to be trusted: {text}"
+        text = f"not trustworthy: {text}"
     else:
         text, advice = f"undecided: {text}", MORE_NOISES
     return Finding("L2 term", False, text, advice)
@@ -156,16 +156,16 @@ def _trust(found: Diagnosis) -> Finding:
 def _stretch(found: Diagnosis) -> Finding:
     seen, bound = found.lipschitz, kl_gap_bound(found.dimensions, found.lipschitz)
     if found.kl.own:
-        return Finding("Lipschitz", True, f"{seen:.3g} seen; x + f never folds, and its KL is exact, whatever it is")
+        return Finding("Lipschitz", True, f"{seen:.3g} measured; at any value x + f never folds and its KL is exact")
     if seen < 1:
-        text = f"{seen:.3g} seen, below 1; if it holds everywhere, {seen:.3g} bounds the terms left out by {bound:.3g}"
+        text = f"{seen:.3g} measured, below 1; if that holds everywhere, the terms left out are at most {bound:.3g}"
         return Finding("Lipschitz", True, text)
     over = sum(norm >= 1 for norm in found.norms)
     text = (
-        f"{seen:.3g} seen, above 1 at {over} of {len(found.norms)} noises: there the theory bounds nothing, and x + f "
-        "may fold noises onto each other"
+        f"{seen:.3g} measured, above 1 at {over} of {len(found.norms)} noises, where the theory gives no bound and x "
+        "+ f may fold noises onto each other"
     )
-    advice = f"{CLAMP} --lipschitz.bound 0.5, a smaller --learning-rate, or a greater --kl-weight"
+    advice = f"{CLAMP} --lipschitz.bound 0.5, a smaller --learning-rate, or a larger --kl-weight"
     return Finding("Lipschitz", False, text, advice)
 
 
@@ -173,8 +173,8 @@ def _white(found: Diagnosis) -> Finding:
     worst = max(found.checks, key=lambda check: abs(check.z))
     text = f"{worst.name} is {worst.found:.4g} where N(0, I) has {worst.expected:g}, {worst.z:+.1f} standard errors"
     if abs(worst.z) < WHITE:
-        return Finding("white", True, f"{len(found.checks)} statistics do not tell x + f from N(0, I); {text}")
-    return Finding("white", False, f"x + f is not white: {text}", "a greater --kl-weight keeps it nearer")
+        return Finding("white", True, f"{len(found.checks)} statistics do not distinguish x + f from N(0, I); {text}")
+    return Finding("white", False, f"x + f is not white: {text}", "a larger --kl-weight keeps it nearer")
 
 
 def _prompt(found: Diagnosis) -> Finding:
@@ -185,15 +185,15 @@ def _prompt(found: Diagnosis) -> Finding:
     text = f"reward {own} over plain with its own prompt's f, {swap.swapped} with another's"
     if own.value <= CERTAIN * own.error:
         advice = "train longer, a smaller --kl-weight, more --noises"
-        return Finding("prompt", False, f"no gain is seen: {text}", advice)
+        return Finding("prompt", False, f"no gain measured: {text}", advice)
     share = lost.value / own.value
-    swapped = f"of the gain is lost by a swap; {text}"
+    swapped = f"of the gain is lost when prompts are swapped; {text}"
     if lost.value > CERTAIN * lost.error and share >= GENERIC:
         return Finding("prompt", True, f"specific: {share:.0%} {swapped}")
     if lost.value + CERTAIN * lost.error >= GENERIC * own.value:
         text = f"undecided: {share:.0%} ± {lost.error / own.value:.0%} {swapped}"
         return Finding("prompt", False, text, MORE_NOISES)
-    text = f"generic: {share:.0%} of the gain is lost by a swap, cosine {swap.cosine:.2f}; {text}"
+    text = f"generic: {share:.0%} of the gain is lost when prompts are swapped, cosine {swap.cosine:.2f}; {text}"
     return Finding("prompt", False, text, "a reward that reads the prompt, if the prompt is meant to matter")
 
 

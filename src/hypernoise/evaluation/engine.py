@@ -162,7 +162,7 @@ def _check(
     if not prompts or not methods:
         raise InputError(f"compare needs prompts and methods, not {len(prompts)} and {len(methods)} of them")
     for method in methods:
-        check_is(method, Method, "a method", "an object of one, such as Plain() or BestOfN(8)")
+        check_is(method, Method, "a method", "an instance, such as Plain() or BestOfN(8)")
     whole_number(noises, "num_images_per_prompt", most=MOST_AT_ONCE)
     whole_number(batch_size, "batch_size", most=MOST_AT_ONCE)
     names = [method.name for method in methods]

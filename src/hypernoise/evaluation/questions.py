@@ -146,7 +146,7 @@ def _texts(value: Any) -> TypeGuard[list[str]]:
 
 
 def score_dpg(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
-    """A yes is a probability above a half; a no also fails the children and, in the file's order, theirs.
+    """A yes is a probability above a half; a no also fails the children and, in file order, their children.
 
     Like the official compute_dpg_bench.py. Categories count answers as given.
     """

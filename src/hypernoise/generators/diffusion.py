@@ -140,7 +140,7 @@ class DiffusionGenerator:
         fixed = self._call_of_model.get("timesteps")
         if fixed is not None and steps != len(fixed):  # they would override num_inference_steps
             at = f"timesteps {', '.join(map(str, fixed))}"
-            raise InputError(f"{self.name} only draws at {at}, so the number of steps is {len(fixed)}, not {steps}")
+            raise InputError(f"{self.name} only draws at {at}: the number of steps must be {len(fixed)}, not {steps}")
 
     def call(self, steps: int) -> dict[str, Any]:
         """The pipeline's `__call__` arguments for this number of inference steps. InputError if it is not supported."""
@@ -195,7 +195,7 @@ class DiffusionGenerator:
     def encode(self, prompts: list[str]) -> Condition:
         """The pipeline's text conditioning: runs its call with these prompts until `encode_prompt` returns."""
         self.check_prompts(prompts)
-        cannot = f"{self.name} does not encode prompts or draw this size"
+        cannot = f"{self.name} cannot encode prompts, or cannot draw this size"
         alone = torch.no_grad(), quiet(self.pipeline)
         with self.awake(), no_traceback(cannot), stop_at_encoding(self.pipeline) as encoded, alone[0], alone[1]:
             self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))

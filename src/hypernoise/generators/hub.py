@@ -58,7 +58,7 @@ def _advice(error: Exception, repository: str, revision: str | None, wanted: str
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         get = download(repository, revision)
-        return f"{repository}: {wanted} is not in the local cache and {why}; where there is a network, run: {get}"
+        return f"{repository}: {wanted} is not in the local cache and {why}; with a network connection, run: {get}"
     if isinstance(error, EntryNotFoundError):
         return f"{repository} has no {wanted}"
     return f"{repository} cannot be downloaded: {first_line(error)}"

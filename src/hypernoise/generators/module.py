@@ -122,7 +122,7 @@ class ModuleGenerator:
         own = next((weight.dtype for weight in self._weights() if weight.is_floating_point()), None)
         # copies, since some modules change their input in place
         cast = [part.to(own if own and part.is_floating_point() else part.dtype, copy=True) for part in given]
-        narrow = own not in (None, torch.float32)  # such weights say themselves what is computed in
+        narrow = own not in (None, torch.float32)  # the dtype of such weights is the precision
         whole = torch.autocast(noise.device.type, enabled=False) if narrow else nullcontext()
         with whole, no_traceback(f"{self.name!r} fails when given {' and '.join(map(_described, given))}"):
             pixels = self.module(*cast)
@@ -146,9 +146,9 @@ class ModuleGenerator:
         fault = fault_of(pixels, len(noise), values=self._unseen)
         if fault:
             what, fix = fault if isinstance(pixels, Tensor) else (_outline(pixels), "")
-            made = f"such as by to_pixels=lambda y: {fix}, " if fix else ""
+            made = f"to_pixels=lambda y: {fix}, or " if fix else ""
             raise InputError(
-                f"{who} returns {what}; it must return pixels [{len(noise)}, 3, H, W], floats in [0, 1], {made}or "
+                f"{who} returns {what}; it must return pixels [{len(noise)}, 3, H, W], floats in [0, 1]: pass {made}"
                 "pictures=False if these are not pictures"
             )
         self._unseen = False

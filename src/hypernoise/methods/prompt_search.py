@@ -124,4 +124,4 @@ class EndpointRewriter:
             answer = post_json(f"{self.url}/chat/completions", body, who, seconds=TIMEOUT, headers=headers)
             return parse_lines(answer["choices"][0]["message"]["content"] or "", number)
         except (ValueError, LookupError, TypeError, AttributeError) as error:  # AttributeError: content is not a text
-            raise InputError(f"{who} does not answer as /chat/completions does") from error
+            raise InputError(f"{who} does not return a /chat/completions response") from error

@@ -123,9 +123,9 @@ class LoRANoise(nn.Module):
         for name, update in self.layers.items():
             if name not in there or update.sizes != _sizes(there[name][1]):
                 raise InputError(
-                    f"the denoiser is not the one that this noise network was made for: its layer {name!r} is "
-                    f"{'of another size' if name in there else 'not there'}; restore that denoiser, or create or load "
-                    "the network on this one"
+                    f"the denoiser is not the one that this noise network was made for: its layer {name!r} "
+                    f"{'has another size' if name in there else 'is missing'}; restore that denoiser, or create or "
+                    "load the network on this one"
                 )
 
     def trainable_parameters(self) -> list[nn.Parameter]:

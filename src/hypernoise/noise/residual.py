@@ -16,7 +16,7 @@ from hypernoise.generators.base import Condition, Generator, check_noise, checke
 from hypernoise.noise.base import TrainedWhole
 from hypernoise.settings import MOST, seed_in_range, whole_number
 
-ENCODED = 1024  # prompts per batch when searching their labels
+ENCODED = 1024  # prompts per batch when looking for the largest label
 
 
 class ResidualNoise(TrainedWhole):
@@ -112,7 +112,7 @@ def embedded(condition: Condition, size: int) -> Tensor:
     """A module's condition as [B, size]: labels as one-hot rows of `size` classes, embeddings flattened."""
     embedding = condition.tensors.get("embedding")
     if embedding is None:
-        raise InputError("condition_size is for a generator with an embedding of its prompts; this one has none")
+        raise InputError("condition_size needs a generator that embeds its prompts; this one does not")
     numbers = embedding[0].numel()
     if are_labels(embedding):
         least, most = int(embedding.min()), int(embedding.max())
@@ -120,7 +120,7 @@ def embedded(condition: Condition, size: int) -> Tensor:
             raise InputError(f"labels from {least} to {most}: they must be from 0 to condition_size - 1, {size - 1}")
         return one_hot(embedding.flatten().long(), size)
     if numbers != size:
-        raise InputError(f"an embedding has {numbers} numbers: condition_size must be that, not {size}")
+        raise InputError(f"an embedding has {numbers} numbers, but condition_size is {size}")
     return embedding.reshape(len(embedding), numbers)
 
 

@@ -97,7 +97,7 @@ def published(source: str, tokens: int = 0) -> Published:
         raise unknown("generator", source, PRESETS)
     family = check_directory(folder)
     if family not in _CONDITIONS:
-        raise InputError(f"a {family} cannot be planned: only these can: {', '.join(_CONDITIONS)}")
+        raise InputError(f"a {family} cannot be planned; these can: {', '.join(_CONDITIONS)}")
     index = read_json(folder / "model_index.json", str(folder))
 
     def read(part: str, file: str = "config") -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _encoder_parameters(config: dict[str, Any]) -> int:
     named = config.get("architectures") or [""]
     cls = getattr(transformers, str(named[0]), None)
     if cls is None:
-        raise InputError(f"a text encoder's config.json names no class of transformers in architectures: {named[0]!r}")
+        raise InputError(f"a text encoder's config.json names no transformers class under architectures: {named[0]!r}")
     with on_meta():
         return count(cls(cls.config_class.from_dict(config)))
 

@@ -4,8 +4,8 @@
 
 The real classes are built from their configurations on the meta device, and the training step itself runs on them,
 through the pipeline's own call: memory and arithmetic are counted, not modelled. A few pictures are traced, part by
-part (noise network, generator, decoder, rewards; then backwards), and a part's cost grows with the number of pictures:
-so one trace covers any batch, also with decoding in slices. Not included are rewards that are not counted, kernel
+part (noise network, generator, decoder, rewards; then backwards), and a part's cost grows with the number of pictures,
+so one trace covers any batch, and decoding in slices. Not included are rewards that are not counted, kernel
 workspaces and the framework's own few hundred MB.
 """
 
@@ -271,7 +271,7 @@ def table(found: Plan) -> str:
     network = f"rank {recipe.lora.rank}" if recipe.noise_network == "lora" else f"spectral, k = {recipe.spectral.k}"
     lines = [
         f"{recipe.generator} at {found.size[1]} x {found.size[0]}, {found.precision}; "
-        f"{recipe.train_batch_size} pictures a step, {found.batch} at once; {network}",
+        f"{recipe.train_batch_size} pictures per step, {found.batch} at once; {network}",
         *([f"weights      {preset.repository}, revision {found.revision}"] if preset.repository else []),
         *([f"licence      accept it first at https://huggingface.co/{preset.repository}"] if preset.gated else []),
         "parameters   frozen: " + ", ".join(f"{name} {_millions(count)}" for name, count in found.frozen.items()),
@@ -279,7 +279,7 @@ def table(found: Plan) -> str:
         f"({', '.join(f'{kind} {_millions(count)}' for kind, count in kinds)})",
         f"training     {gigabytes(found.training.peak)} at the peak: {_sizes(found.training.parts)}",
         f"             kept for the gradient by: {_sizes(found.training.kept)}",
-        f"arithmetic   TFLOP a picture in training: {', '.join(flops)}",
+        f"arithmetic   TFLOP per picture in training: {', '.join(flops)}",
         f"overhead     of the noise network in drawing, by inference steps: {', '.join(overhead)}",
         f"rewards      {', '.join(rewards) or 'no networks'}"
         + (f", on {recipe.reward_device}: not counted" if recipe.reward_device and rewards else ""),

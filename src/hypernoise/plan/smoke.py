@@ -141,7 +141,7 @@ def _doubts(recipe: Recipe, preset: Preset) -> list[str]:
     except InputError as error:
         doubts.append(f"would fail: {error}")
     if preset.gated:
-        doubts.append(f"would fail without a licence, to be accepted at https://huggingface.co/{preset.repository}")
+        doubts.append(f"would fail until you accept the licence at https://huggingface.co/{preset.repository}")
     return doubts
 
 
@@ -151,7 +151,7 @@ def _part(name: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError, NotImplementedError) as error:
         why = "out of memory; --fit auto chooses settings that fit" if out_of_memory(error) else first_line(error)
-        raise InputError(f"the smoke test fails at {name}: {why}") from error
+        raise InputError(f"the smoke test failed at {name}: {why}") from error
 
 
 def _held(device: torch.device) -> int:

@@ -36,7 +36,7 @@ class RewardSettings:
     """Settings of reward networks; rewards computed from pixels ignore them."""
 
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts longer than a reward's text encoder: truncate them (warned once, counted), or score windows that fit and
+    """Prompts too long for a reward's text encoder: truncate them (warned once, counted), or score windows that fit and
     take the mean or the soft minimum."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the networks' weights; scores are fp32."""
@@ -68,7 +68,7 @@ class Prompts(list[str]):
 
 
 def check_pairs(pixels: Any, prompts: Any, *, read: bool = True) -> None:
-    """Raises InputError, with the fix, unless these are pictures with a prompt each; or without, if none is read.
+    """Raises InputError, with the fix, unless these are pictures with one prompt each, or none if not `read`.
 
     Pixels' values are only checked without a gradient: a generator's pixels are in [0, 1], and reading them would
     synchronise the device.
@@ -109,7 +109,7 @@ def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str
     version = 0 if pixels.is_inference() else pixels._version
     scores = reward(pixels, prompts)
     if not pixels.is_inference() and pixels._version != version:
-        raise InputError(f"{name} changes the pixels in place, also for others; use pixels.clone()")
+        raise InputError(f"{name} changes the pixels in place, which other rewards also read; use pixels.clone()")
     if not isinstance(scores, Tensor):
         raise InputError(f"{name} returned a {type(scores).__name__}, not a tensor of one score per picture")
     if scores.layout != torch.strided or scores.is_complex() or scores.is_meta > pixels.is_meta:

@@ -138,7 +138,7 @@ def _compare(
             first = int(wrong.nonzero()[0])
             raise InputError(
                 f"{name}: the gradient disagrees with the scores: a change of the pixels moves a score by "
-                f"{rise[first].item():.4g} instead of {step * slope[first].item():.4g} (a part of it is cut "
+                f"{rise[first].item():.4g} instead of {step * slope[first].item():.4g} (part of it is cut "
                 "by a detach, a no_grad, rounding or numpy, or has a custom backward)"
             )
         if sure.all():

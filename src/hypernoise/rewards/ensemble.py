@@ -44,7 +44,7 @@ ALSO = {  # common spellings, without punctuation
 
 
 def named(name: Any) -> str:
-    """A reward's name in the tables: PickScore_v1, ImageReward and hpsv2 are understood; unknown names stay."""
+    """A reward's name in the tables: PickScore_v1, ImageReward and hpsv2 are understood; unknown names pass."""
     if not isinstance(name, str):
         raise InputError(f"a reward's name must be text, not {shown(name)}")
     tables = (ENSEMBLES, NETWORKS, PIXEL_REWARDS)
@@ -180,7 +180,7 @@ def each_of(reward: RewardFunction, *, weighted: bool = False) -> dict[str, Rewa
 
 
 def known_by(reward: Any) -> Any:
-    """What results and checkpoints recognise a reward or a judge by: the weights of a sum, or a name."""
+    """The identity of a reward or a judge in results and checkpoints: the weights of a sum, or a name."""
     if isinstance(reward, WeightedSum):
         return reward.weights
     own = getattr(reward, "name", None) or getattr(reward, "__qualname__", type(reward).__qualname__)

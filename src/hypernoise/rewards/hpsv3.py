@@ -1,7 +1,7 @@
 """HPSv3 (Ma et al. 2025, arXiv 2508.03789): a Qwen2-VL with a head on the state of one token, <|Reward|>.
 
 The head gives the mean and the spread of a preference; the mean is the score. The wording that the model was trained
-with is part of its input and is read from the authors' package, none of which is run.
+with is part of its input and is read from the authors' package, whose code is not run.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def wording() -> str:
         return "".join(texts[name] for name in names)
     except (AttributeError, OSError, SyntaxError, ValueError, KeyError) as error:
         raise InputError(
-            "reward 'hpsv3' needs the wording that it was trained with: pip install --no-deps hpsv3==1.0.0 (nothing "
-            "of it is run)"
+            "reward 'hpsv3' needs the wording that it was trained with: pip install --no-deps hpsv3==1.0.0 (its "
+            "code is not run)"
         ) from error
 
 

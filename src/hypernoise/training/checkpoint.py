@@ -86,7 +86,7 @@ def damage(folder: Path) -> str | None:
         if not file.is_file():
             return f"{name} is missing"
         if _sum(file) != expected:
-            return f"{name} is not what was written"
+            return f"{name} has changed since it was written"
     return None
 
 

@@ -194,7 +194,7 @@ class Recipe(TrainConfig, Loading):
     validation_reward: dict[str, float] = field(default_factory=dict)
     """Rewards that are measured but not trained on, to detect reward hacking."""
     long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts longer than a reward's text encoder: truncate them (the number is reported), or score windows that fit
+    """Prompts too long for a reward's text encoder: truncate them (the number is reported), or score windows that fit
     and take the mean or the soft minimum."""
     reward_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weight precision of reward networks; their scores are fp32."""

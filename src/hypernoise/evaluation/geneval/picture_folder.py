@@ -143,8 +143,8 @@ def read_flat(folder: Path, prompts: str, requests: Mapping[str, Request]) -> tu
     known = [dataclasses.replace(one, category=requests[one.prompt].tag) for one in pictures if one.prompt in requests]
     if not known:
         raise InputError(
-            f"{folder} is not in GenEval's layout, with folders such as 00000, and {pictures[0].prompt!r} is none of "
-            "GenEval's prompts"
+            f"{folder} is not in GenEval's layout, with folders such as 00000, and {pictures[0].prompt!r} is not one "
+            "of GenEval's prompts"
         )
     others = [one for one in pictures if one.prompt not in requests]
     return known, [Broken(one.name, f"{one.prompt!r} is not one of GenEval's prompts") for one in others]
