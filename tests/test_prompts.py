@@ -172,7 +172,7 @@ def test_a_mix_keeps_to_its_weights_and_tells_every_prompt_of_a_source_in_turn(t
         assert all(sorted(epoch) == sorted({*turns}) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == 10
     assert read_mix({str(tmp_path / "a.txt"): 5.0}) == [f"a{i}" for i in range(7)]
-    with pytest.raises(InputError, match="begin with 'b0' is less than a thousandth"):
+    with pytest.raises(InputError, match="begin with 'b0' is under a thousandth"):
         read_mix({str(tmp_path / "a.txt"): 1.0, str(tmp_path / "b.jsonl"): 1e-5})
 
 

@@ -184,9 +184,7 @@ class PromptMix(Sequence[str]):
     def __post_init__(self) -> None:
         for prompts, count in zip(self.parts, self.counts, strict=True):
             if count == 0:
-                raise InputError(
-                    f"the weight of the prompts that begin with {prompts[0]!r} is less than a thousandth of the total"
-                )
+                raise InputError(f"the weight of prompts that begin with {prompts[0]!r} is under a thousandth of all")
 
     def __len__(self) -> int:
         return len(self.all)

@@ -128,7 +128,7 @@ def test_an_exact_kl_is_trusted_whatever_the_stretch():
     assert not finding(found, "Lipschitz").good
     found = dataclasses.replace(found, kl=dataclasses.replace(found.kl, own=True))
     assert finding(found, "KL").text.startswith(f"{found.kl.kl} nats, exact")
-    assert finding(found, "Lipschitz").text.startswith("2.5 seen; x + f never folds")
+    assert finding(found, "Lipschitz").text.startswith("2.5 measured; at any value x + f never folds")
     assert all(line.good and not line.advice for line in findings(found) if line.name in ("KL", "Lipschitz"))
 
 

@@ -122,7 +122,7 @@ def test_a_condition_of_another_size_is_refused():
         LoRANoise(ModuleGenerator(nn.Identity(), noise_shape=(4,)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="an embedding has 3 numbers, but condition_size is 2"):
         network(noise, Condition({"embedding": torch.zeros(2, 3)}))
-    with pytest.raises(InputError, match="this one has none"):
+    with pytest.raises(InputError, match="this one does not"):
         network(noise, ModuleGenerator(nn.Identity(), noise_shape=(4,)).encode(["", ""]))
 
 
