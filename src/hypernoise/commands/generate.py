@@ -55,7 +55,7 @@ class Generate(WithGenerator):
         if generator.name == "scenes":  # its tokenizer has one token for each word of its world
             words = " ".join(self.prompts).lower().split()
             if new := [word for word in words if len(pipeline.tokenizer(word).input_ids) > 3]:
-                print(f"scenes draws flat shapes, and does not know: {', '.join(new)}", file=sys.stderr)
+                print(f"scenes draws flat shapes and does not know: {', '.join(new)}", file=sys.stderr)
         if self.adapter is not None:
             attach(pipeline, self.adapter, strength=self.strength, check_base=self.check_base)
         output_folder(self.output_dir)

@@ -74,7 +74,7 @@ def lipschitz_bound(network: NoiseNetwork) -> float:
 
 
 def kl_gap_bound(dimensions: int, lipschitz: float) -> float:
-    """The maximum, in nats, of Tr J − log|det(I + J)|: d(−log(1 − L) − L) ≈ d·L²/2; infinite from L = 1 on."""
+    """The maximum, in nats, of Tr J − log|det(I + J)|: d(−log(1 − L) − L) ≈ d·L²/2; infinite for L ≥ 1."""
     return dimensions * (-math.log1p(-lipschitz) - lipschitz) if lipschitz < 1 else math.inf
 
 

@@ -74,7 +74,7 @@ def swap_control(
 
 
 def _another_each(prompts: list[str]) -> list[str]:
-    """A different prompt for each prompt: the first one found from half-way round the list on."""
+    """A different prompt for each prompt: the first that differs, starting halfway through the list."""
     if len(set(prompts)) < 2:
         raise InputError("a prompt-swap control needs at least two different prompts")
     count = len(prompts)

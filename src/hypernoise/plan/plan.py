@@ -118,7 +118,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, device: torch.device = META) -> Plan:
-    """Runs a recipe's training step without data; `device` resolves a mixed_precision of auto.
+    """Runs a recipe's training step without data; `device` resolves `mixed_precision: auto`.
 
     Raises:
         InputError: a generator that is neither a preset nor a directory of one of diffusers' own pipelines.
@@ -317,7 +317,7 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
 
     Args:
         device: the one that `fit: auto` refers to.
-        planned_for: resolves a mixed_precision of auto; `device` if None.
+        planned_for: resolves `mixed_precision: auto`; `device` if None.
 
     Raises:
         InputError: a `fit` that is neither auto nor a size, or that no settings reach.

@@ -63,7 +63,7 @@ def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
 
 def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condition: Condition) -> dict[str, float]:
     """Columns by name. lipschitz: the greatest ‖J‖₂ at the noises, a lower bound of Lip(f), and gap_bound, the largest
-    possible sum of the dropped KL terms if Lip(f) equals it (infinite from 1 on). kl: kl_gap, these terms in nats, and
+    possible sum of the dropped KL terms if Lip(f) equals it (infinite for L ≥ 1). kl: kl_gap, these terms in nats, and
     kl_gap_error, their standard error."""
     row: dict[str, float] = {}
     if "lipschitz" in names:

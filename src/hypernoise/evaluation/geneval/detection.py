@@ -25,7 +25,7 @@ RENAMED = {  # names of detectors that differ from the benchmark's
     "mouse": "computer mouse",
     "remote": "tv remote",
     "keyboard": "computer keyboard",
-    "motorbike": "motorcycle",  # from here on VOC's names, which many COCO detectors keep
+    "motorbike": "motorcycle",  # the rest are VOC's names, which many COCO detectors keep
     "aeroplane": "airplane",
     "sofa": "couch",
     "pottedplant": "potted plant",

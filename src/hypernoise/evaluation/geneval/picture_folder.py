@@ -103,7 +103,7 @@ def _places(folder: Path) -> list[Path]:
 def read_folder(folder: Path) -> tuple[list[Picture], list[Request], list[Broken]]:
     """The pictures of a folder in this layout, by prompt, their requests, and its incomplete prompts.
 
-    Prompts with fewer pictures than most are reported, and judged by the existing ones.
+    Prompts with fewer pictures than most are reported, and judged by those that exist.
     """
     pictures: list[Picture] = []
     requests: list[Request] = []
