@@ -57,7 +57,7 @@ from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import spectral_noise
-from hypernoise.objective import noise_objective
+from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.pipeline import attach, disabled
 from hypernoise.plan.models import published as published_generator
 from hypernoise.plan.smoke import random_generator
@@ -318,7 +318,7 @@ def bare(config: Benchmark, generator: DiffusionGenerator, network: LoRANoise, r
         condition = joined([known[text] for text in texts])
         residual = network(noise, condition)
         rewards = reward(generator.sample(noise + residual, condition), texts)
-        noise_objective(residual, rewards, 1.0).mean().backward()
+        noise_objective(l2_kl(residual), rewards, 1.0).mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -336,7 +336,7 @@ def published(config: Benchmark, generator: DiffusionGenerator, network: LoRANoi
             residual = generator.denoise_first(noise, condition)
             toggle(False)
             rewards = reward(generator.sample(noise + residual, condition), texts)
-            loss = noise_objective(residual, rewards, 1.0).mean()
+            loss = noise_objective(l2_kl(residual), rewards, 1.0).mean()
             toggle(True)
             loss.backward()
             toggle(False)

@@ -16,7 +16,7 @@ def test_l2_kl_is_summed_over_dimensions_and_computed_in_fp32():
 
 def test_objective_weighs_the_kl_and_subtracts_the_reward():
     residual, reward = torch.ones(2, 4), torch.tensor([1.0, 3.0])
-    assert noise_objective(residual, reward, kl_weight=0.5).tolist() == [0.0, -2.0]
+    assert noise_objective(l2_kl(residual), reward, kl_weight=0.5).tolist() == [0.0, -2.0]
 
 
 def test_each_samples_gradient_is_limited_by_itself():

@@ -26,13 +26,13 @@ def l2_kl(residual: Tensor) -> Tensor:
     return 0.5 * wide(residual).flatten(1).square().sum(1)
 
 
-def noise_objective(residual: Tensor, reward: Tensor, kl_weight: float) -> Tensor:
-    """kl_weight · ½‖f‖² − reward of each sample [B].
+def noise_objective(kl: Tensor, reward: Tensor, kl_weight: float) -> Tensor:
+    """kl_weight · KL − reward of each sample [B]; the paper's KL is ½‖f‖² (`l2_kl`).
 
     `kl_weight` multiplies the *sum* over dimensions: it is the α of p*(x) ∝ p(x)·exp(r/α). The released
     research code uses 0.5·mean(f²) instead, which is α = 1/d for a d-dimensional noise.
     """
-    return kl_weight * l2_kl(residual) - reward
+    return kl_weight * kl - reward
 
 
 def limit_gradient(noise: Tensor, most: float, share: float) -> Tensor:

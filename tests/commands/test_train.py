@@ -8,7 +8,9 @@ import pytest
 
 from hypernoise.cli import main
 from hypernoise.commands.flags import flags_of, parse
+from hypernoise.commands.generate import Generate
 from hypernoise.commands.train import Train
+from hypernoise.errors import InputError
 
 
 def test_every_flag_is_in_one_section_of_the_help(capsys):
@@ -41,6 +43,14 @@ def test_flags_override_the_recipe_and_leave_its_groups_rest(tmp_path):
     assert (asked.memory.decode_slice, asked.memory.text_encoders) == (1, "offload")
     assert asked.num_inference_steps == (1, 2)
     assert parse(Train, [str(file), "--num-inference-steps", "4"]).num_inference_steps == 4
+    assert parse(Train, [str(file), "--reward-dtype", "bfloat16"]).reward_settings().dtype == "bfloat16"
+
+
+def test_only_training_is_fitted_to_a_memory():
+    assert parse(Train, ["--fit", "24GB"]).memory.fit == "24GB"
+    for flag in ("--fit", "--memory.fit"):
+        with pytest.raises(InputError, match=f"unknown flag '{flag}'"):
+            parse(Generate, ["a ring", flag, "24GB"])
 
 
 def test_train_reports_the_trained_against_the_validation_reward(sd_pipeline, tmp_path, capsys):

@@ -6,7 +6,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.finetune import LoRATune
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.objective import noise_objective
+from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.rewards.pixel import redness
 from tests.conftest import disturb
 from tests.families import build_pipeline, size_of
@@ -82,7 +82,7 @@ def test_gradient_of_the_objective_matches_finite_differences(generator):
     def loss():
         residual = network(noise, condition)
         pixels = generator.sample(noise + residual, condition)
-        return noise_objective(residual, 10 * redness(pixels, PROMPTS), kl_weight=0.5).mean()
+        return noise_objective(l2_kl(residual), 10 * redness(pixels, PROMPTS), kl_weight=0.5).mean()
 
     gradients = torch.autograd.grad(loss(), parameters)
     h = 1e-3

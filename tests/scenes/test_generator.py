@@ -156,7 +156,7 @@ def test_gradient_through_the_shipped_generator_and_its_noise_network(scenes):
     noise, condition = keyed_noise(scenes.noise_shape, seed=0, step=0, samples=range(2)), scenes.encode(prompts)
     residual = network(noise, condition)
     pixels = scenes.sample(noise + residual, condition)
-    noise_objective(residual, redness(pixels, prompts), 1.0).sum().backward()
+    noise_objective(l2_kl(residual), redness(pixels, prompts), 1.0).sum().backward()
     gradient = network.layers["conv_out"].lora_B.weight.grad
     assert gradient.abs().max() > 1e-6
     assert all(p.grad is None for p in scenes.pipeline.vae.parameters())

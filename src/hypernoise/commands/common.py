@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypernoise.files import write_text
 from hypernoise.generators.loading import Loading
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class WithGenerator(Loading):
     """A recipe's generator fields as flags, and a recipe to take them from."""
+
+    WITHOUT: ClassVar = ("memory.fit",)  # it plans a training step
 
     recipe: Path | None = None
     """Take the generator's settings from this recipe; flags override it."""

@@ -104,7 +104,6 @@ class Evaluate(WithGenerator):
             judge = AsAsked(judge, dict(zip(prompts, benchmark.prompts, strict=True)))
         output_folder(self.output_dir)
         self.tell_precision()
-
         total = len(methods) * len(self.num_inference_steps) * len(prompts) * self.num_images_per_prompt
         with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
             found = compare(

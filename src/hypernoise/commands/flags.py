@@ -43,8 +43,8 @@ def parse(
     """A dataclass whose fields are flags, from the command line; --help prints them in sections.
 
     Dashes and underscores are interchangeable. Flags that are not given take their values from the recipe, if any.
-    The class may name its field for words without a flag as POSITIONAL, and those that come first in the help as
-    ESSENTIAL.
+    The class may name its field for words without a flag as POSITIONAL, those that come first in the help as ESSENTIAL,
+    and fields of its groups that are no flags as WITHOUT.
 
     Args:
         arguments: the words after the command; None: this process's.
@@ -87,7 +87,8 @@ def flags_of(cls: type, group: str = "") -> Iterator[tuple[str, Any, type]]:
     for own in dataclasses.fields(cls):
         hint = hints[own.name]
         if dataclasses.is_dataclass(hint):
-            yield from flags_of(hint, f"{own.name}.")  # type: ignore[arg-type]
+            inner = flags_of(hint, f"{own.name}.")  # type: ignore[arg-type]
+            yield from (flag for flag in inner if flag[0] not in getattr(cls, "WITHOUT", ()))
         else:
             yield group + own.name, hint, declaring[own.name]
 

@@ -192,12 +192,12 @@ class DiffusionGenerator:
         )
         return tokenizer, int(min(longest, tokenizer.model_max_length)) - self.family.template
 
+    @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
         """The pipeline's text conditioning: runs its call with these prompts until `encode_prompt` returns."""
         self.check_prompts(prompts)
         cannot = f"{self.name} cannot encode prompts, or cannot draw this size"
-        alone = torch.no_grad(), quiet(self.pipeline)
-        with self.awake(), no_traceback(cannot), stop_at_encoding(self.pipeline) as encoded, alone[0], alone[1]:
+        with self.awake(), no_traceback(cannot), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
             self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
         return Condition(embeddings_of(self.family, encoded[0]))
 

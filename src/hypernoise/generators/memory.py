@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 from hypernoise.generators.families import family_of
 from hypernoise.generators.hub import HUB_ID, fetch
 from hypernoise.generators.loading import Memory
@@ -136,7 +136,7 @@ def take_tiny_decoder(pipeline: Any, source: str) -> None:
     try:
         tiny: Any = AutoencoderTiny.from_pretrained(source, torch_dtype=own.dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"tiny_decoder {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise InputError(f"tiny_decoder {source!r} cannot be loaded: {first_line(error)}") from error
     channels = own.config.latent_channels if "latent_channels" in own.config else own.config.get("z_dim")
     if tiny.config.latent_channels != channels:
         raise InputError(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.generators.module import parts_of
+from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardFunction, scores_of
 
 
@@ -102,8 +103,7 @@ class Meter:
     def draw(self, noise: Tensor, condition: Condition) -> Tensor:
         """Pixels [B, 3, H, W] in fp32 or better, differentiable in the noise."""
         steps, seed = self.problem.num_inference_steps, self.problem.seed
-        pixels = self.problem.generator.sample(noise, condition, num_inference_steps=steps, seed=seed)
-        return pixels if pixels.dtype == torch.float64 else pixels.float()
+        return wide(self.problem.generator.sample(noise, condition, num_inference_steps=steps, seed=seed))
 
     def score(self, pixels: Tensor, prompts: list[str], hint: str = "") -> Tensor:
         """Rewards [B], differentiable in the pixels. InputError, with the hint, for one that is not finite."""

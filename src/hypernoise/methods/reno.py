@@ -78,6 +78,5 @@ def norm_penalty(noise: Tensor, weight: float) -> Tensor:
 
     That is minus the log-density of ‖x‖ under N(0, I), up to a constant (arXiv 2406.04312).
     """
-    wide = noise if noise.dtype == torch.float64 else noise.float()
-    square = wide.flatten(1).square().sum(1)
-    return weight * (0.5 * square - 0.5 * (noise[0].numel() - 1) * square.log())
+    half = l2_kl(noise)  # ½‖x‖²
+    return weight * (half - 0.5 * (noise[0].numel() - 1) * (2 * half).log())

@@ -352,6 +352,8 @@ def memory_of(fit: str, device: torch.device) -> float:
     if fit == "auto":
         if device.type == "cuda":
             return torch.cuda.get_device_properties(device).total_memory
+        if not hasattr(os, "sysconf"):
+            raise InputError("fit: auto cannot read this system's memory; name a size such as 24GB")
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", fit, re.IGNORECASE)
     if not size:

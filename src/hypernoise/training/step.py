@@ -15,7 +15,7 @@ from torch import nn
 from hypernoise.errors import InputError
 from hypernoise.noise.base import kl_of, knows_kl
 from hypernoise.noise.draws import key_of, noise_for
-from hypernoise.objective import limit_gradient
+from hypernoise.objective import limit_gradient, noise_objective
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.base import Prompts
 from hypernoise.rewards.check import check_gradients
@@ -82,7 +82,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
         drawn = pixels.detach().to(noise.dtype)
         rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step)  # in fp32
         nats = kl_of(run.network, noise, condition, residual)
-        loss, kl = (config.kl_weight * nats - rewards).mean(), nats.mean()
+        loss, kl = noise_objective(nats, rewards, config.kl_weight).mean(), nats.mean()
         if config.kl_term == "exact" and not knows_kl(run.network):
             gap = exact_gap(run.network, noise, condition).mean()
             loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
