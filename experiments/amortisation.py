@@ -66,7 +66,7 @@ class Amortisation(Seeded):
             said = [f"With the searches, on the first {self.searched} captions of each category:", table(searched)]
         shares = [shares_of(found, size, runs, "reno-50", asked.categories) for size, runs in ours.items()]
         headings = {"pictures": ("pictures", ",d"), "runs": ("training_runs", "d")}
-        headings |= {f"of ReNO-50's gain {told} [95 %]": (name, ".2f") for name, told in MEASURES.items()}
+        headings |= {f"of ReNO-50's gain {scale} [95 %]": (name, ".2f") for name, scale in MEASURES.items()}
         said.append(table(shares, headings))
         best = next(row for row in rows if row.get("pictures") == max(ours))
         rise = artefacts_over_plain(everywhere, ours[max(ours)], bench.asked.categories)
@@ -159,11 +159,11 @@ def goals(
     """A line per goal: whether the largest size reaches it."""
     calls = network_calls(ours) - network_calls(plain)  # type: ignore[arg-type]
     lines = []
-    for measure, told in MEASURES.items():
+    for measure, scale in MEASURES.items():
         if share[measure] is None:
-            lines.append(f"undecided: ReNO-50's gain {told} is not above 0")
+            lines.append(f"undecided: ReNO-50's gain {scale} is not above 0")
         else:
-            value = f"{share[measure]:.2f} of ReNO-50's gain {told} for {calls:g} extra calls"
+            value = f"{share[measure]:.2f} of ReNO-50's gain {scale} for {calls:g} extra calls"
             lines.append(_told(share[measure] >= SHARE and calls <= 1, value, f"{SHARE} for 1"))
     lines.append(_told(ours["gain"] >= GAIN, f"judge {ours['gain']:+.3f} at one step", f"{GAIN:+}"))
     if rise is not None:

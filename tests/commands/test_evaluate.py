@@ -80,10 +80,10 @@ def test_methods_on_a_users_own_pipeline(own, tmp_path, capsys):
     methods = ["--methods", "best-of-2", "hypernoise", "finetune", "hypernoise-reno-2", "reno-2", "plain"]
     assert main([*own, *methods]) == 0
     printed = capsys.readouterr().out
-    told = summary(tmp_path / "out")
-    rows = {row["method"]: row for row in told["results"]}
+    written = summary(tmp_path / "out")
+    rows = {row["method"]: row for row in written["results"]}
     assert list(rows) == ["plain", "best-of-2", "hypernoise", "finetune", "hypernoise-reno-2", "reno-2"]
-    assert (told["command"], told["prompts"]["count"]) == ("evaluate", 3)
+    assert (written["command"], written["prompts"]["count"]) == ("evaluate", 3)
     assert [row["denoiser_forwards"] for row in rows.values()] == [1, 2, 2, 1, 3, 2]
     assert [row["denoiser_backwards"] for row in rows.values()] == [0, 0, 0, 0, 1, 1]
     assert rows["plain"]["kl"] == 0 < rows["hypernoise"]["kl"]
@@ -100,7 +100,7 @@ def test_methods_on_a_users_own_pipeline(own, tmp_path, capsys):
         assert sheet.size == (LABEL + 3 * (TILE + PAD), HEAD + 6 * (TILE + PAD) + 26)
         assert not {RIGHT, WRONG} & {color for _, color in sheet.getcolors(1 << 20)}
     assert main([*own, *methods]) == 0  # all is found: even the times are those of the first run
-    assert summary(tmp_path / "out")["results"] == told["results"]
+    assert summary(tmp_path / "out")["results"] == written["results"]
     assert {Image.open(file).size for file in (tmp_path / "out").rglob("????-?.png")} == {(16, 16)}
 
 
@@ -218,8 +218,8 @@ def test_a_detector_that_does_not_know_the_prompts_classes(geneval, tmp_path, ca
 def test_drawn_asked_and_kept_question_by_question(questions, tmp_path, capsys, monkeypatch):
     call = [*questions, "--methods", "best-of-2", "--rewards", "redness"]
     assert main(call) == 0
-    told = summary(tmp_path / "out")
-    plain, best = told["results"]
+    written = summary(tmp_path / "out")
+    plain, best = written["results"]
     batches = sorted((tmp_path / "out" / "methods").glob("plain-*/batch-*.json"))
     pictures = [one for batch in batches for one in json.loads(batch.read_text())["pictures"]]
     assert [len(one["details"]) for one in pictures] == [2, 2, 1, 1]
@@ -238,17 +238,17 @@ def test_drawn_asked_and_kept_question_by_question(questions, tmp_path, capsys, 
     assert f"<small>{'; '.join([format(pictures[0]['right'], '.3f'), *unsure])}</small>" in page
     monkeypatch.setattr(QuestionJudge, "__call__", None)  # answers are kept
     assert main(call) == 0
-    assert summary(tmp_path / "out")["results"] == told["results"]
+    assert summary(tmp_path / "out")["results"] == written["results"]
 
 
 def test_a_prompt_that_is_too_long_is_refused_or_cut(questions, tmp_path, capsys):
     ask(tmp_path, {"a ring": ["a ring?"], "a red circle and a blue ring and " * 9 + "a ring": ["a ring?"] * 3})
     call = [*questions, "--num-images-per-prompt", "1"]
     assert main(call) == 2
-    told = capsys.readouterr().err.strip()
-    assert "prompt 2 of 2 has" in told
-    assert told.endswith("shorten it (evaluate draws only its first words with --long-prompts cut)")
-    assert "\n" not in told
+    line = capsys.readouterr().err.strip()
+    assert "prompt 2 of 2 has" in line
+    assert line.endswith("shorten it (evaluate draws only its first words with --long-prompts cut)")
+    assert "\n" not in line
     assert main([*call, "--long-prompts", "cut"]) == 0
     assert "1 of 2 prompts are longer than the generator's text encoder takes: only their" in capsys.readouterr().err
     assert summary(tmp_path / "out")["prompts"]["cut"] == 1
@@ -268,15 +268,15 @@ def test_on_scenes_the_judge_decides(tmp_path):
     call = ["evaluate", "--count", "2", "--num-images-per-prompt", "2", "--device", "cpu"]
     call += ["--adapter", str(tmp_path / "adapter"), "--methods", "hypernoise", "best-of-2", "prompt-search-2"]
     assert main([*call, "--output-dir", str(tmp_path / "out")]) == 0
-    told = summary(tmp_path / "out")
-    rows = told["results"]
+    written = summary(tmp_path / "out")
+    rows = written["results"]
     assert [row["method"] for row in rows] == ["plain", "hypernoise", "best-of-2", "prompt-search-2"]
     assert set(rows[0]["categories"]) == {
         "single_object", "two_object", "counting", "colors", "position", "color_attr"
     }  # fmt: skip
     assert rows[2]["reward"] > rows[0]["reward"]
     assert rows[2]["gain_ci95"][0] <= rows[2]["gain"] <= rows[2]["gain_ci95"][1]
-    assert (told["prompts"]["count"], len(told["prompts"]["sha256"])) == (12, 64)
+    assert (written["prompts"]["count"], len(written["prompts"]["sha256"])) == (12, 64)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<figure") == 12 * 4
     assert 'id="verdict"' in page
@@ -317,7 +317,7 @@ def test_on_scenes_the_judge_decides(tmp_path):
 )
 def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):
     assert main(["evaluate", *arguments, "--device", "cpu", "--output-dir", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err.strip()
-    assert message in told
-    assert "\n" not in told
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert "\n" not in line
     assert not (tmp_path / "out").exists()

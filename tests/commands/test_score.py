@@ -45,7 +45,7 @@ def lines(file):
 
 def test_a_folder_is_scored_member_by_member(flat, tmp_path, capsys):
     prompts = ["--prompts", tmp_path / "prompts.txt"]
-    code, told = score(tmp_path, flat, *prompts, "--rewards", "redness=2", "brightness", "--batch-size", "2")
+    code, summary = score(tmp_path, flat, *prompts, "--rewards", "redness=2", "brightness", "--batch-size", "2")
     assert code == 0
     rows = lines(tmp_path / "out" / "scores.csv")
     assert [(row["file"], row["prompt"]) for row in rows] == [(f"{i}.png", text) for i, text in enumerate(PROMPTS)]
@@ -55,7 +55,7 @@ def test_a_folder_is_scored_member_by_member(flat, tmp_path, capsys):
         assert float(found["redness"]) == pytest.approx(red, abs=1e-6)
         assert float(found["brightness"]) == pytest.approx(bright, abs=1e-6)
         assert float(found[TOTAL]) == pytest.approx(2 * red + bright, abs=1e-6)
-    (row,) = told["results"]
+    (row,) = summary["results"]
     assert (row["images"], row["prompts"]) == (3, 3)
     assert row["reward"] == pytest.approx(np.mean([float(r[TOTAL]) for r in rows]), abs=1e-6)
     low, high = row["rewards"]["redness"]["mean_ci95"]
@@ -70,8 +70,8 @@ def test_a_folder_is_scored_member_by_member(flat, tmp_path, capsys):
 
 def test_one_prompt_has_no_interval(flat, tmp_path):
     (tmp_path / "prompts.txt").write_text("the same\n" * 3)
-    _, told = score(tmp_path, flat, "--prompts", tmp_path / "prompts.txt", "--rewards", "redness")
-    (row,) = told["results"]
+    _, summary = score(tmp_path, flat, "--prompts", tmp_path / "prompts.txt", "--rewards", "redness")
+    (row,) = summary["results"]
     assert row["rewards"]["redness"]["mean_ci95"] is None
     assert row["prompts"] == 1
 
@@ -80,18 +80,18 @@ def test_what_generate_and_evaluate_have_written_is_scored_with_its_prompts(sd_p
     sd_pipeline().save_pretrained(tmp_path / "tiny")
     tiny = ["--generator", str(tmp_path / "tiny"), "--num-images-per-prompt", "2", "--device", "cpu"]
     assert main(["generate", *PROMPTS, *tiny, "--output-dir", str(tmp_path / "drawn")]) == 0
-    _, told = score(tmp_path, tmp_path / "drawn", "--rewards", "redness")
+    _, summary = score(tmp_path, tmp_path / "drawn", "--rewards", "redness")
     rows = lines(tmp_path / "out" / "scores.csv")
     assert [row["prompt"] for row in rows] == [prompt for prompt in PROMPTS for _ in range(2)]
-    assert (told["results"][0]["images"], told["results"][0]["prompts"]) == (6, 3)
+    assert (summary["results"][0]["images"], summary["results"][0]["prompts"]) == (6, 3)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     call = ["evaluate", *tiny, "--prompts", str(tmp_path / "prompts.txt"), "--rewards", "redness"]
     assert main([*call, "--output-dir", str(tmp_path / "evaluated")]) == 0
     (drawn,) = (tmp_path / "evaluated" / "methods").iterdir()
-    _, told = score(tmp_path, drawn, "--rewards", "redness")
+    _, summary = score(tmp_path, drawn, "--rewards", "redness")
     (evaluated,) = json.loads((tmp_path / "evaluated" / "summary.json").read_text())["results"]
-    assert told["results"][0]["reward"] == pytest.approx(evaluated["reward"], abs=2e-3)  # to the 256 levels of a PNG
-    assert told["results"][0]["prompts"] == 3
+    assert summary["results"][0]["reward"] == pytest.approx(evaluated["reward"], abs=2e-3)  # to the 256 levels of a PNG
+    assert summary["results"][0]["prompts"] == 3
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def picture_folders(tmp_path):
 
 
 def test_variety_drift_and_gains_over_the_first_folder(picture_folders, tmp_path, capsys):
-    _, told = score(tmp_path, *picture_folders, "--rewards", "redness")
-    base, other = told["results"]
+    _, summary = score(tmp_path, *picture_folders, "--rewards", "redness")
+    base, other = summary["results"]
     assert (base["images"], base["prompts"]) == (6, 3)
     assert base["similarity"] < other["similarity"] == pytest.approx(1)
     assert base["kernel"] is None
@@ -132,11 +132,11 @@ def test_variety_drift_and_gains_over_the_first_folder(picture_folders, tmp_path
 def test_a_model_from_a_folder_and_a_broken_picture(picture_folders, tmp_path, capsys):
     tiny_dino().save_pretrained(tmp_path / "dino")
     (picture_folders[1] / "00001" / "samples" / "00001.png").write_bytes(b"no picture")
-    _, told = score(tmp_path, *picture_folders, "--features", tmp_path / "dino")
-    ((broken),) = told["broken"]
+    _, summary = score(tmp_path, *picture_folders, "--features", tmp_path / "dino")
+    ((broken),) = summary["broken"]
     assert broken["name"].endswith("other/00001/samples/00001.png")
     assert "cannot be read as a picture" in broken["why"]
-    base, other = told["results"]
+    base, other = summary["results"]
     assert (other["images"], other["prompts"]) == (5, 3)
     assert other["similarity"] == pytest.approx(1)  # of the two prompts that have two pictures
     assert base["similarity"] < 1
@@ -154,18 +154,18 @@ def refused(capsys, tmp_path, *arguments):
 def test_rewards_are_compared_for_the_same_prompts_only(picture_folders, tmp_path, capsys):
     file = picture_folders[1] / "00001" / "metadata.jsonl"
     file.write_text(file.read_text().replace("dog 1", "cat 1"))
-    told = refused(capsys, tmp_path, *picture_folders, "--rewards", "redness")
-    assert "00001/samples/00000.png has the prompt 'cat 1'" in told
-    assert f"{picture_folders[0]} has 'dog 1'" in told
+    message = refused(capsys, tmp_path, *picture_folders, "--rewards", "redness")
+    assert "00001/samples/00000.png has the prompt 'cat 1'" in message
+    assert f"{picture_folders[0]} has 'dog 1'" in message
     assert score(tmp_path, *picture_folders)[0] == 0  # variety and drift need no prompts
 
 
 def test_only_numbered_png_files_count_and_it_is_said(picture_folders, tmp_path, capsys):
     for file in picture_folders[1].rglob("*.png"):
         file.rename(file.with_suffix(".jpg"))
-    told = refused(capsys, tmp_path, *picture_folders)
-    assert "other has no usable picture; the first: 00000: 0 of 1 pictures exist" in told
-    assert told.endswith("only names such as 00000.png count, not 00000.jpg")
+    message = refused(capsys, tmp_path, *picture_folders)
+    assert "other has no usable picture; the first: 00000: 0 of 1 pictures exist" in message
+    assert message.endswith("only names such as 00000.png count, not 00000.jpg")
 
 
 def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys):
@@ -224,15 +224,15 @@ def test_half_finished_folders_are_named(picture_folder, detected):
     (picture_folder / "00003" / "metadata.jsonl").write_text(json.dumps(LINES[0]))
     (picture_folder / "00004" / "samples").mkdir(parents=True)
     (picture_folder / "00004" / "metadata.jsonl").write_text("{")
-    code, told = score(picture_folder.parent, *detected)
+    code, summary = score(picture_folder.parent, *detected)
     assert code == 0
-    why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in told["broken"]}
+    why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in summary["broken"]}
     assert "metadata.jsonl cannot be read: No such file" in why["00000"]
     assert why["00002"] == "1 of 2 pictures exist"
     assert why["00003"] == "0 of 2 pictures exist"
     assert "line 1 is not JSON" in why["00004"]
-    assert list(told["results"][0]["categories"]) == ["counting", "colors"]
-    assert told["results"][0]["images"] == 3
+    assert list(summary["results"][0]["categories"]) == ["counting", "colors"]
+    assert summary["results"][0]["images"] == 3
 
 
 def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat, tmp_path):
@@ -248,12 +248,12 @@ def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat,
 
 def test_a_broken_picture_costs_itself(picture_folder, detected):
     (picture_folder / "00000" / "samples" / "00000.png").write_bytes(b"\x89PNG but no more")
-    code, told = score(picture_folder.parent, *detected)
+    code, summary = score(picture_folder.parent, *detected)
     assert code == 0
-    ((broken),) = told["broken"]
+    ((broken),) = summary["broken"]
     assert broken["name"] == f"{picture_folder}/00000/samples/00000.png"
     assert "cannot be read as a picture" in broken["why"]
-    assert told["results"][0]["images"] == 5
+    assert summary["results"][0]["images"] == 5
 
 
 def test_a_detector_that_does_not_know_the_classes(picture_folder, detected, capsys):

@@ -79,7 +79,7 @@ def test_calls_equal_the_pipelines_own_and_f_is_the_denoisers_first_answer(famil
     assert answer.std() > 1e-3
 
 
-# what the denoiser is told at the first step of a picture, whatever the number of steps (first-step conventions)
+# what the denoiser receives at the first step of a picture, whatever the number of steps (first-step conventions)
 FIRST_TIMESTEPS = {
     "StableDiffusionPipeline": 999.0,
     "StableDiffusionXLPipeline": 999.0,
@@ -168,12 +168,12 @@ def test_fixed_timesteps_are_drawn_in_their_number_alone(tmp_path, monkeypatch, 
     generator = DiffusionGenerator(pipeline, name="dmd", size=(16, 16), call={"timesteps": [400]})
     noise, condition = noise_for(generator), generator.encode(PROMPTS)
     assert generator.sample(noise, condition).shape == (2, 3, 16, 16)
-    told = "dmd only draws at timesteps 400: the number of steps must be 1, not 4"
-    with pytest.raises(InputError, match=told):
+    message = "dmd only draws at timesteps 400: the number of steps must be 1, not 4"
+    with pytest.raises(InputError, match=message):
         generator.sample(noise, condition, num_inference_steps=4)
     monkeypatch.setattr("hypernoise.commands.training.load_as", lambda *arguments, **keywords: generator)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rewards: redness\nprompts: scenes\nnum_inference_steps: [1, 4]\n")
     assert main(["train", str(recipe), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

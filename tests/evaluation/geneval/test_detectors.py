@@ -35,10 +35,12 @@ def test_at_384_pixels_it_is_transformers_own_post_processing():
     found = Mask2Former(model, "tiny", short=384)(pixels)
     given = normalise(pixels[None], models.IMAGENET_MEAN, models.IMAGENET_STD)
     processor = Mask2FormerImageProcessorPil()
-    told = processor.post_process_instance_segmentation(
+    segmented = processor.post_process_instance_segmentation(
         model(pixel_values=given), threshold=0, target_sizes=[(384, 384)], return_binary_maps=True
     )[0]
-    theirs = sorted(zip(told["segments_info"], told["segmentation"], strict=True), key=lambda pair: -pair[0]["score"])
+    theirs = sorted(
+        zip(segmented["segments_info"], segmented["segmentation"], strict=True), key=lambda pair: -pair[0]["score"]
+    )
     assert len(found) >= 6
     for (detection, mask), (segment, map_) in zip(found, theirs, strict=False):  # they keep as many as queries
         assert detection.score == pytest.approx(segment["score"], abs=2e-6)

@@ -74,8 +74,8 @@ ATTRIBUTES = asked("color_attr", ("dog", 1, "red"), ("cat", 1, "blue"))
     ],
 )  # fmt: skip
 def test_case_by_case(request_, detections, reasons):
-    told = verdict(request_, *detections)
-    assert told == reasons
+    given = verdict(request_, *detections)
+    assert given == reasons
 
 
 def test_a_colour_of_several_says_which_were_found():
@@ -94,8 +94,8 @@ def test_a_relation_holds_for_all_or_not():
 def test_an_object_of_the_wrong_colour_is_no_target():
     """The dog is there, but not as asked for: what lies beside it has nothing to lie beside."""
     request = asked("position", ("dog", 1, "red"), ("cat", 1, None, ["left of", 0]))
-    told = verdict(request, found("dog", 50, color="blue"), found("cat", 0))
-    assert told == ["expected red dog >= 1, found 0: 1 blue", "nothing for the cat to be left of"]
+    given = verdict(request, found("dog", 50, color="blue"), found("cat", 0))
+    assert given == ["expected red dog >= 1, found 0: 1 blue", "nothing for the cat to be left of"]
 
 
 def test_at_most_sixteen_of_a_class_are_looked_at():
@@ -204,9 +204,9 @@ def test_the_rules_agree_with_a_second_derivation_on_random_detections():
     outcomes = {tag: {} for tag in CATEGORIES}
     for _ in range(2_000):
         source, detections = random_case(rng)
-        told = verdict(parse(source, "here"), *detections)
+        given = verdict(parse(source, "here"), *detections)
         faults = rederived(source, detections)
-        assert [kind(reason) for reason in told] == faults, (source, detections)
+        assert [kind(reason) for reason in given] == faults, (source, detections)
         for fault in faults or ["right"]:
             outcomes[source["tag"]][fault] = outcomes[source["tag"]].get(fault, 0) + 1
     assert all(seen.get("right", 0) > 20 for seen in outcomes.values()), outcomes
