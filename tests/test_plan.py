@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
@@ -26,7 +25,6 @@ from hypernoise.plan.models import (
     build,
     configurations,
     meta_network,
-    packed_parameters,
     parameters_by_kind,
     planned_generator,
     planned_rewards,
@@ -91,19 +89,10 @@ TINY_CLIP = {
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_peak_with_a_reward_and_a_tiny_decoder_is_within_15_percent_too(checkpointing, tmp_path, monkeypatch):
+def test_the_peak_with_a_reward_is_within_15_percent_too(checkpointing, monkeypatch):
     settings = RewardSettings(checkpointing=checkpointing)
     monkeypatch.setitem(CLIPS, "clip", dataclasses.replace(CLIPS["clip"], config=TINY_CLIP))
-    decoder = AutoencoderTiny(
-        encoder_block_out_channels=(32, 32, 32),
-        decoder_block_out_channels=(32, 32, 32),
-        num_encoder_blocks=(1, 1, 1),
-        num_decoder_blocks=(2, 2, 1),
-        latent_channels=4,
-    )
-    decoder.save_pretrained(tmp_path / "taesd")
-    memory = Memory(tiny_decoder=str(tmp_path / "taesd"))
-    generator = load_generator("scenes", device="cpu", memory=memory)
+    generator = load_generator("scenes", device="cpu")
     network = LoRANoise(generator, rank=4)
     clip = ClipReward("clip", CLIPModel(CLIPConfig(**TINY_CLIP)), None, settings, scale=1.0)
     config = TrainConfig(max_train_steps=2, train_batch_size=8, lr_warmup_steps=0)
@@ -116,13 +105,13 @@ def test_the_peak_with_a_reward_and_a_tiny_decoder_is_within_15_percent_too(chec
 
     run()
     measured = allocated_peak(run)
-    recipe = Recipe(train_batch_size=8, lora=LoRA(4), memory=memory, mixed_precision="no")
+    recipe = Recipe(train_batch_size=8, lora=LoRA(4), mixed_precision="no")
     _rewards.cache_clear()  # of CLIPs as they are
     rewards = {"rewards": {"clip": 1.0}, "reward_checkpointing": checkpointing}
     with_clip = plan(dataclasses.replace(recipe, **rewards))
     _rewards.cache_clear()
     found, without = with_clip.training, plan(recipe).training
-    assert with_clip.frozen["autoencoder"] == sum(p.numel() for p in decoder.parameters())
+    assert with_clip.frozen["autoencoder"] == sum(p.numel() for p in generator.pipeline.vae.parameters())
     expected = sum(found.parts[part] for part in ("activations", "trained: gradients", "trained: optimiser"))
     print(f"planned {expected / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert expected == pytest.approx(measured, rel=0.15)
@@ -223,12 +212,10 @@ def test_a_remembered_operation_answers_and_takes_as_it_did_at_first():
     assert run() == first
 
 
-def test_fewer_layers_are_fewer_parameters_to_train_and_no_fewer_to_pack():
+def test_fewer_layers_are_fewer_parameters_to_train():
     planned = planned_generator("scenes", dtype=torch.float32)
-    bare = packed_parameters(planned)
     some = meta_network(planned, LoRA(4, layers=("conv_out",)))
     assert parameters_by_kind(some) == {"conv": 4 * (32 * 9 + 4)}
-    assert packed_parameters(planned) == bare > 5e5
 
 
 def test_flops_count_a_multiply_add_as_two():
@@ -259,17 +246,6 @@ def test_a_gated_generator_is_told_before_it_is_asked_for(tmp_path, capsys):
     assert main(["train", str(tmp_path / "r.yaml"), "--dry-run", "--output-dir", str(tmp_path / "out")]) == 0
     asked = "licence      accept it first at https://huggingface.co/black-forest-labs/FLUX.1-schnell"
     assert asked in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("nf4", 4)])
-def test_quantising_saves_on_the_layers_that_are_packed(kind, bits):
-    recipe = Recipe(train_batch_size=1, mixed_precision="no")
-    whole, packed = plan(recipe).training, plan(dataclasses.replace(recipe, memory=Memory(quantise=kind))).training
-    denoiser = load_generator("scenes", device="cpu").denoiser
-    layers = [module for module in denoiser.modules() if isinstance(module, nn.Linear)]  # its output layer is a conv
-    saved = sum(layer.weight.numel() for layer in layers) * (32 - bits) // 8
-    assert 0 < saved < sum(p.nbytes for p in denoiser.parameters()) / 2  # most of it are convolutions
-    assert whole.parts["denoiser"] - packed.parts["denoiser"] == saved
 
 
 def test_every_optimizer_can_be_planned():
@@ -431,9 +407,7 @@ def test_random_weights_keep_the_scale_of_what_goes_through_them():
     assert torch.equal(network[2].bias, torch.zeros(50))
 
 
-def test_a_tiny_decoder_that_is_not_there_and_an_encoder_without_a_class_are_one_line(sd_pipeline, tmp_path):
-    with pytest.raises(InputError, match="no tiny_decoder at /nowhere: it is neither a directory nor"):
-        plan(Recipe(generator="scenes", memory=Memory(tiny_decoder="/nowhere")))
+def test_an_encoder_without_a_class_is_one_line(sd_pipeline, tmp_path):
     sd_pipeline().save_pretrained(tmp_path / "tiny")
     config = tmp_path / "tiny" / "text_encoder" / "config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "architectures"}))

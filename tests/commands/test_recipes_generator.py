@@ -16,10 +16,8 @@ from hypernoise.commands.generate import Generate
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.noise.lora import LoRANoise
 from tests.conftest import disturb
-from tests.generators.test_memory import tiny as tiny_decoder
-from tests.generators.test_registry import lora_file
 
-MEMORY = ("gradient_checkpointing", "decode_slice", "text_encoders", "tiny_decoder", "quantise")
+MEMORY = ("gradient_checkpointing", "decode_slice", "text_encoders")
 
 
 @pytest.fixture
@@ -49,36 +47,24 @@ def generate(output, *flags):
 
 
 def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
-    fields = dict(
-        mixed_precision="bf16", height=32, decode_slice=2, text_encoders="offload", quantise="nf4", variant="fp16"
-    )
-    file = recipe(gradient_checkpointing=True, revision="abc", few_step_lora="l.safetensors", scheduler="lcm", **fields)
+    fields = dict(mixed_precision="bf16", height=32, decode_slice=2, text_encoders="offload", variant="fp16")
+    file = recipe(gradient_checkpointing=True, revision="abc", **fields)
     for command in (Generate, Evaluate):
-        asked = parse(command, ["--recipe", file, "--scheduler", "tcd", "--width", "64"])
-        assert (asked.generator[-4:], asked.scheduler, asked.size) == ("base", "tcd", (32, 64))
+        asked = parse(command, ["--recipe", file, "--width", "64"])
+        assert (asked.generator[-4:], asked.size) == ("base", (32, 64))
         assert {n: getattr(asked.memory if n in MEMORY else asked, n) for n in fields} == fields
-        assert (asked.memory.gradient_checkpointing, asked.revision, asked.few_step_lora) == (
-            True,
-            "abc",
-            "l.safetensors",
-        )
+        assert (asked.memory.gradient_checkpointing, asked.revision) == (True, "abc")
         assert parse(command, []).generator == "scenes"
 
 
-def test_generate_draws_what_the_recipe_loads(recipe, base, sd_pipeline, tmp_path):
-    """A fused few-step LoRA under its scheduler, another size, and the pipeline's own call on the same."""
-    pipeline = sd_pipeline()
-    file, _ = lora_file(tmp_path / "lcm", pipeline)
-    asked = recipe(few_step_lora=str(file), scheduler="euler-trailing", height=32, width=16)
+def test_generate_draws_what_the_recipe_loads(recipe, sd_pipeline, tmp_path):
+    """Another size, and the pipeline's own call on the same."""
+    asked = recipe(height=32, width=16)
     pictures = generate(tmp_path / "out", "--recipe", asked)
     assert pictures.shape == (2, 32, 16, 3)
-    pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-    pipeline.fuse_lora()
     call = dict(num_inference_steps=1, guidance_scale=0.0, height=32, width=16)
-    expected = pipeline("a ring", generator=torch.Generator().manual_seed(0), **call).images[0]
+    expected = sd_pipeline()("a ring", generator=torch.Generator().manual_seed(0), **call).images[0]
     assert np.abs(pictures[0] - np.asarray(expected).astype(int)).max() <= 1
-    plain = generate(tmp_path / "plain", "--generator", str(base), "--height", "32", "--width", "16")
-    assert np.abs(pictures - plain).max() > 1
 
 
 def test_saving_memory_changes_no_picture(recipe, base, sd_pipeline, tmp_path, monkeypatch):
@@ -99,7 +85,7 @@ def test_saving_memory_changes_no_picture(recipe, base, sd_pipeline, tmp_path, m
     assert sizes == [2, 1, 2, 1]
 
 
-def test_evaluate_takes_the_recipe_and_draws_anew_with_another_decoder(recipe, tmp_path):
+def test_evaluate_takes_the_recipe_and_draws_anew_at_another_size(recipe, tmp_path):
     (tmp_path / "prompts.txt").write_text("a ring\na cross\n")
     flags = ["--prompts", str(tmp_path / "prompts.txt"), "--methods", "best-of-2", "--rewards", "redness=10"]
     flags += ["--num-images-per-prompt", "1", "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
@@ -110,9 +96,8 @@ def test_evaluate_takes_the_recipe_and_draws_anew_with_another_decoder(recipe, t
         assert [row["method"] for row in rows] == ["plain", "best-of-2"]
         return [row["reward"] for row in rows]
 
-    tiny_decoder(4).save_pretrained(tmp_path / "taesd")
     first = rewards()
-    assert rewards(tiny_decoder=str(tmp_path / "taesd")) != first
+    assert rewards(height=32) != first
     assert rewards() == first
 
 

@@ -4,12 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 
-from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
-from hypernoise.generators.memory import Memory, take_tiny_decoder
+from hypernoise.generators.memory import Memory
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import l2_kl
 from tests.conftest import disturb
@@ -116,57 +114,3 @@ def test_offloaded_encoders_rest_outside_the_pipeline(tmp_path):
     found = generator.encode(PROMPTS).tensors
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert pipeline.text_encoder is None
-
-
-def tiny(channels):
-    return AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-        latent_channels=channels,
-        upsampling_scaling_factor=2,
-    )
-
-
-def test_a_tiny_decoder_takes_the_decoders_place(tmp_path):
-    pipeline = build_pipeline("StableDiffusionXLPipeline", tmp_path)
-    tiny(4).save_pretrained(tmp_path / "taesd")
-    take_tiny_decoder(pipeline, str(tmp_path / "taesd"))
-    generator = DiffusionGenerator(pipeline, size=(16, 16))
-    noise, condition = torch.randn(1, 4, 8, 8).requires_grad_(), generator.encode(["a ring"])
-    pixels = generator.sample(noise, condition)
-    decoded = pipeline.vae.decode(generator.latents(noise, condition), return_dict=False)[0]
-    assert torch.allclose(pixels, (decoded / 2 + 0.5).clamp(0, 1), atol=1e-5)
-    (gradient,) = torch.autograd.grad(pixels.sum(), noise)
-    assert gradient.abs().max() > 0
-
-
-def test_a_tiny_decoder_of_other_latents_is_refused(tmp_path):
-    tiny(16).save_pretrained(tmp_path / "taef1")
-    with pytest.raises(InputError, match="decodes 16 channels, but these latents have 4"):
-        take_tiny_decoder(build_pipeline("StableDiffusionXLPipeline", tmp_path), str(tmp_path / "taef1"))
-    with pytest.raises(InputError, match="no tiny_decoder at .*it is neither a directory nor a Hub repository"):
-        take_tiny_decoder(build_pipeline("StableDiffusionXLPipeline", tmp_path), str(tmp_path / "nowhere"))
-
-
-def test_out_of_memory_while_decoding_is_told_even_by_sana(tmp_path, monkeypatch):
-    pipeline = build_pipeline("SanaSprintPipeline", tmp_path)
-    generator = DiffusionGenerator(pipeline, size=(32, 32))
-
-    def refuse(*arguments):
-        raise torch.OutOfMemoryError("no more")
-
-    condition = generator.encode(["a ring"])
-    monkeypatch.setattr(pipeline.vae.decoder, "forward", refuse)
-    with pytest.raises(InputError, match="out of memory while decoding 1 pictures; set memory.decode_slice: 1"):
-        generator.sample(torch.randn(1, *generator.noise_shape), condition)
-
-
-def test_offloaded_encoders_are_frozen_and_in_eval_mode_too(sd_pipeline):
-    pipeline = sd_pipeline()
-    pipeline.text_encoder.train()
-    generator = DiffusionGenerator(pipeline, memory=Memory(text_encoders="offload"))
-    (encoder,) = generator._encoders.values()
-    assert not encoder.training
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())

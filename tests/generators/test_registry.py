@@ -15,9 +15,9 @@ from hypernoise.errors import InputError
 from hypernoise.generators import hub, registry
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
-from hypernoise.generators.memory import Memory, take_tiny_decoder
+from hypernoise.generators.memory import Memory
 from hypernoise.generators.presets import PRESETS, Part
-from hypernoise.generators.registry import fuse_lora, load_as, load_generator
+from hypernoise.generators.registry import load_as, load_generator
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.plan.models import planned_generator
 from hypernoise.training.config import read_recipe
@@ -61,16 +61,13 @@ def test_a_users_own_pipeline_directory_works_by_path(family, tmp_path):
 
 def test_a_recipes_fields_reach_the_generator(tmp_path, monkeypatch):
     file = tmp_path / "r.yaml"
-    file.write_text(
-        "height: 32\nwidth: 64\nmemory: {gradient_checkpointing: true, decode_slice: 2}\nrevision: abc\n"
-        "scheduler: lcm\n"
-    )
+    file.write_text("height: 32\nwidth: 64\nmemory: {gradient_checkpointing: true, decode_slice: 2}\nrevision: abc\n")
     seen = {}
     monkeypatch.setattr(registry, "load_generator", lambda source, **keywords: seen.update(keywords, source=source))
     load_as(read_recipe(file), device="cpu")
     assert (seen["source"], seen["size"], seen["dtype"]) == ("scenes", (32, 64), torch.float32)
     assert seen["memory"] == Memory(gradient_checkpointing=True, decode_slice=2)
-    assert (seen["revision"], seen["scheduler"], seen["lora"], seen["variant"]) == ("abc", "lcm", None, None)
+    assert (seen["revision"], seen["variant"]) == ("abc", None)
 
 
 def hub_says(error, status):
@@ -132,7 +129,7 @@ def test_models_that_are_not_few_step_ones_are_warned_about(family, change, mess
         DiffusionGenerator(pipeline, size=(16, 16))
 
 
-def lora_file(folder, pipeline, width=8):
+def lora_file(folder, pipeline):
     """A LoRA on the UNet's attention as diffusers writes it, and the weights it stands for."""
     names = [n for n, m in pipeline.unet.named_modules() if n.endswith("to_q") and isinstance(m, torch.nn.Linear)]
     draw, state, change = torch.Generator().manual_seed(3), {}, {}
@@ -146,17 +143,18 @@ def lora_file(folder, pipeline, width=8):
     return folder / "pytorch_lora_weights.safetensors", change
 
 
-def test_a_few_step_lora_is_fused_with_its_scheduler(sd_pipeline, tmp_path):
+def test_the_lora_of_a_preset_is_fused(sd_pipeline, tmp_path, monkeypatch):
+    """As Qwen-Image-Lightning's."""
     pipeline = sd_pipeline()
-    file, change = lora_file(tmp_path / "lcm", pipeline)
+    file, change = lora_file(tmp_path / "lora", pipeline)
     pipeline.save_pretrained(tmp_path / "base")
-    generator = load_generator(tmp_path / "base", device="cpu", lora=str(file), scheduler="lcm")
-    assert type(generator.pipeline.scheduler).__name__ == "LCMScheduler"
+    monkeypatch.setattr(registry, "fetch", lambda repository, name, *more: file)
+    settings = dict(repository=str(tmp_path / "base"), revision=None, variant=None, lora="owner/name/file.safetensors")
+    monkeypatch.setitem(PRESETS, "sd-turbo", dataclasses.replace(PRESETS["sd-turbo"], **settings))
+    denoiser = load_generator("sd-turbo", device="cpu", size=(16, 16)).denoiser
     for name, weight in change.items():
-        assert torch.allclose(generator.denoiser.get_submodule(name).weight, weight, atol=1e-5)
-    assert not any("lora" in name for name, _ in generator.denoiser.named_modules())
-    noise = torch.randn(1, *generator.noise_shape)
-    assert generator.sample(noise, generator.encode(["a ring"]), num_inference_steps=4, seed=0).shape == (1, 3, 16, 16)
+        assert torch.allclose(denoiser.get_submodule(name).weight, weight, atol=1e-5)
+    assert not any("lora" in name for name, _ in denoiser.named_modules())
 
 
 def test_a_part_may_be_a_file_of_weights(tmp_path, monkeypatch):
@@ -180,70 +178,9 @@ def test_a_part_may_be_a_file_of_weights(tmp_path, monkeypatch):
         assert all(torch.equal(weight, expected[name]) for name, weight in unet.state_dict().items())
 
 
-def kohya_file(folder, pipeline):
-    """A LoRA on attention, feed-forward and convolution layers as kohya's trainer names it, at half its strength.
-
-    So the LCM, Hyper-SD and Lightning LoRAs of SD and SDXL are published.
-    """
-    ends = ("to_q", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv_shortcut")
-    draw, state, change = torch.Generator().manual_seed(3), {}, {}
-    for name, layer in pipeline.unet.named_modules():
-        if name.endswith(ends) and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
-            down = torch.randn(2, *layer.weight.shape[1:], generator=draw)
-            up = torch.randn(layer.weight.shape[0], 2, *[1] * (layer.weight.ndim - 2), generator=draw)
-            stem = "lora_unet_" + name.replace(".", "_")
-            state |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
-            state[f"{stem}.alpha"] = torch.tensor(1.0)
-            change[name] = layer.weight + 0.5 * torch.tensordot(up.flatten(1), down, 1)
-    assert {end for end in ends if any(name.endswith(end) for name in change)} == set(ends)
-    folder.mkdir()
-    save_file(state, folder / "few_steps.safetensors")
-    return folder / "few_steps.safetensors", change
-
-
-@pytest.mark.parametrize("family", ["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
-@pytest.mark.parametrize("scheduler", ["lcm", "tcd", "euler-trailing", "ddim-trailing"])
-def test_a_few_step_lora_in_kohyas_names_is_fused(family, scheduler, tmp_path):
-    pipeline = build_pipeline(family, tmp_path)
-    file, change = kohya_file(tmp_path / "hyper", pipeline)
-    pipeline.save_pretrained(tmp_path / "base")
-    plain = {name: tensor.clone() for name, tensor in pipeline.unet.named_parameters()}
-    generator = load_generator(tmp_path / "base", device="cpu", lora=str(file), scheduler=scheduler, size=(16, 16))
-    fused = dict(generator.denoiser.named_parameters())
-    assert fused.keys() == plain.keys()
-    for name, weight in fused.items():
-        assert torch.allclose(weight, change.get(name.removesuffix(".weight"), plain[name]), atol=1e-5), name
-    noise = torch.randn(1, *generator.noise_shape, requires_grad=True)
-    generator.sample(noise, generator.encode(["a ring"]), num_inference_steps=2, seed=0).sum().backward()
-    assert noise.grad is not None
-    assert noise.grad.abs().max() > 0
-
-
-def test_loras_that_do_not_fit_are_refused(sd_pipeline, tmp_path):
-    file, _ = lora_file(tmp_path / "lcm", sd_pipeline())
-    with pytest.raises(InputError, match="does not fit a|changes no weight"):
-        fuse_lora(build_pipeline("SanaSprintPipeline", tmp_path), str(file))
-    with pytest.raises(InputError, match="is not a safetensors file"):
-        fuse_lora(sd_pipeline(), "lora.bin")
-    with pytest.raises(InputError, match="there is no file nowhere/lora.safetensors"):
-        fuse_lora(sd_pipeline(), "nowhere/lora.safetensors")
-    with pytest.raises(InputError, match="unknown scheduler 'lmc'; did you mean 'lcm'"):
-        load_generator("scenes", device="cpu", scheduler="lmc")
-    build_pipeline("SanaSprintPipeline", tmp_path).save_pretrained(tmp_path / "sana")
-    with pytest.raises(InputError, match="scheduler 'lcm' is for SD and SDXL; a SanaSprintPipeline keeps its own"):
-        load_generator(tmp_path / "sana", device="cpu", scheduler="lcm")
-
-
 def test_a_known_repository_is_named_by_its_own_name():
     with pytest.raises(InputError, match="stabilityai/sd-turbo is called 'sd-turbo' here"):
         load_generator("stabilityai/sd-turbo")
-
-
-@pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
-def test_quantising_without_its_package_says_what_to_install(kind, package, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=f"quantise: {kind} needs {package}: pip install"):
-        load_generator("scenes", device="cpu", memory=Memory(quantise=kind))
 
 
 def test_a_pinned_revision_is_asked_for_unless_another_is_named(monkeypatch):
@@ -283,19 +220,6 @@ def test_the_hubs_error_behind_a_loaders_is_the_one_that_is_told(monkeypatch):
     monkeypatch.setattr("diffusers.PixArtTransformer2DModel.from_pretrained", refuse)
     with pytest.raises(InputError, match=r"Alpha-DMD\S*: transformer is not in the local cache .* run: hf download"):
         load_generator("pixart-dmd", device="cpu")
-
-
-def test_a_tiny_decoder_that_is_not_cached_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match="madebyollin/taesd: config.json is not in the local cache and .*hf download"):
-        load_generator("scenes", device="cpu", memory=Memory(tiny_decoder="madebyollin/taesd"))
-
-
-@pytest.mark.parametrize("family", ["Flux2KleinPipeline", "QwenImagePipeline"])
-def test_a_tiny_decoder_is_refused_where_the_pipeline_reads_the_autoencoders_statistics(family, tmp_path):
-    with pytest.raises(InputError, match=f"cannot replace a {family}'s autoencoder"):
-        take_tiny_decoder(build_pipeline(family, tmp_path), str(tmp_path))
 
 
 def test_an_unreachable_hub_is_one_line_and_a_cached_adapter_loads(tmp_path, monkeypatch):
@@ -361,12 +285,6 @@ def test_arguments_of_another_type_are_named(given, message, sd_pipeline):
 def test_steps_are_a_whole_number(steps, generator):
     with pytest.raises(InputError, match="num_inference_steps must be"):
         generator.sample(torch.zeros(1, 4, 8, 8), generator.encode(["a ring"]), num_inference_steps=steps)
-
-
-@pytest.mark.parametrize("memory", [Memory(quantise="int8"), Memory(tiny_decoder="madebyollin/taesd")])
-def test_what_only_loading_can_save_is_refused_for_an_object(memory, sd_pipeline):
-    with pytest.raises(InputError, match="apply to a generator loaded by name or directory"):
-        load_generator(sd_pipeline(), memory=memory)
 
 
 @pytest.mark.parametrize("shape", [8, (0,), ("a",)])

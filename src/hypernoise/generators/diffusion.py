@@ -42,8 +42,8 @@ class DiffusionGenerator:
         name: the generator's name in adapters and reports.
         size: height and width in pixels; the pipeline's own default if None.
         call: this model's `__call__` arguments, in addition to its family's.
-        memory: ways to need less memory (`quantise` and `tiny_decoder` apply at loading).
-        changed: replacements of published parts (scheduler, decoder), by field; stored pictures record them.
+        memory: ways to need less memory.
+        changed: settings that differ from the published ones; stored pictures record them.
         freeze: set requires_grad=False and eval mode on everything, as training needs
             (otherwise a backward pass would fill every weight's gradient).
 

@@ -62,7 +62,6 @@ class Family:
     unguided: largest guidance_scale without effect; None: it is an input of networks that take one.
     tokenizers: of the text encoder that reads the whole prompt; the first one the pipeline has is used.
     template: an upper bound of the tokens that the pipeline adds around each prompt.
-    tiny_decoder: an AutoencoderTiny can replace the autoencoder; the pipeline reads no statistics from it.
     """
 
     denoiser: str
@@ -79,7 +78,6 @@ class Family:
     unguided: float | None = 1.0
     tokenizers: tuple[str, ...] = ("tokenizer",)
     template: int = 0
-    tiny_decoder: bool = True
 
 
 FAMILIES: dict[str, Family] = {
@@ -140,7 +138,6 @@ FAMILIES: dict[str, Family] = {
         guided_first=True,
         unguided=0.0,
         template=5,
-        tiny_decoder=False,
     ),
     "Flux2KleinPipeline": Family(
         denoiser="transformer",
@@ -151,7 +148,6 @@ FAMILIES: dict[str, Family] = {
         answer=_tokens,
         guided_first=True,
         template=16,
-        tiny_decoder=False,
     ),
     "QwenImagePipeline": Family(
         denoiser="transformer",
@@ -163,7 +159,6 @@ FAMILIES: dict[str, Family] = {
         answer=_tokens,
         guided_first=True,
         template=8,
-        tiny_decoder=False,
     ),
     "ZImagePipeline": Family(
         denoiser="transformer",

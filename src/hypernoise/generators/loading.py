@@ -19,10 +19,6 @@ class Memory:
     """Pictures decoded at once; 0: all of them."""
     text_encoders: Literal["stay", "offload"] = "stay"
     """offload: on the CPU between encodings."""
-    tiny_decoder: str = ""
-    """A small decoder of the TAESD family that replaces the generator's: a directory or a Hub repository."""
-    quantise: Literal["none", "int8", "nf4"] = "none"
-    """Quantise the frozen denoiser's linear layers with torchao (int8) or bitsandbytes (nf4); the LoRA stays fp32."""
     fit: str = ""
     """Choose settings so that training fits the current device (auto) or a size such as 24GB, the cheapest in time
     first: gradient_accumulation_steps, then the fields here and reward_dtype. Empty: keep the settings."""
@@ -50,11 +46,6 @@ class Loading:
     """Width of the pictures in pixels; 0: the height."""
     max_sequence_length: int = 0
     """Tokens of a prompt that the text encoder reads, where its length can be chosen; 0: the generator's default."""
-    few_step_lora: str = ""
-    """An LCM, Hyper-SD or Lightning LoRA to fuse into the generator: a safetensors file, or owner/name/file on the
-    Hub."""
-    scheduler: Literal["", "lcm", "tcd", "euler-trailing", "ddim-trailing"] = ""
-    """The scheduler that the few-step LoRA's model card asks for; empty: the generator's."""
     memory: Memory = field(default_factory=Memory)
 
     def __post_init__(self) -> None:

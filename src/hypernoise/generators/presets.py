@@ -165,10 +165,3 @@ PRESETS: dict[str, Preset] = {
         },
     ),
 }
-
-SCHEDULERS: dict[str, tuple[str, Mapping[str, Any]]] = {  # for few-step LoRAs on SD and SDXL, from their model cards
-    "lcm": ("LCMScheduler", {}),
-    "tcd": ("TCDScheduler", {}),
-    "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
-    "ddim-trailing": ("DDIMScheduler", {"timestep_spacing": "trailing"}),
-}

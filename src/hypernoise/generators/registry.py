@@ -13,7 +13,6 @@ import diffusers
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from packaging.version import Version
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,13 +22,12 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.hub import download, explained, fetch, hub_cause
 from hypernoise.generators.loading import Loading
-from hypernoise.generators.memory import NO_SAVING, Memory, check_can_quantise, quantise_linears, take_tiny_decoder
-from hypernoise.generators.presets import PRESETS, SCHEDULERS, Preset
+from hypernoise.generators.memory import NO_SAVING, Memory
+from hypernoise.generators.presets import PRESETS, Preset
 from hypernoise.precision import resolve
 from hypernoise.quiet import no_loading_bars
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
-SCHEDULED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # for which few-step LoRAs are published
 
 
 def load_generator(
@@ -41,8 +39,6 @@ def load_generator(
     revision: str | None = None,
     size: tuple[int, int] | None = None,
     max_sequence_length: int = 0,
-    lora: str | None = None,
-    scheduler: str | None = None,
     memory: Memory = NO_SAVING,
 ) -> DiffusionGenerator:
     """A frozen generator from a registered name, a pipeline directory, or a pipeline object.
@@ -56,9 +52,6 @@ def load_generator(
         revision: of the preset's repository; if None, the pinned one, or the newest.
         size: height and width in pixels; if None, the preset's, or the pipeline's default.
         max_sequence_length: tokens of a prompt that the text encoder reads; 0: the generator's default.
-        lora: a few-step LoRA (LCM, Hyper-SD, Lightning ...) to fuse into the base: a safetensors file, or
-            "owner/name/file" on the Hub.
-        scheduler: a name in `SCHEDULERS`, from the LoRA's model card; the pipeline's if None.
         memory: ways to need less memory.
 
     Raises:
@@ -68,17 +61,9 @@ def load_generator(
     check_is(source, str | Path | DiffusionPipeline, "the generator", "a name, a pipeline directory or a pipeline")
     check_is(memory, Memory, "memory", "a Memory, such as Memory(decode_slice=1)")
     if isinstance(source, DiffusionPipeline):
-        if memory.quantise != "none" or memory.tiny_decoder:
-            raise InputError(
-                "quantise and tiny_decoder apply to a generator loaded by name or directory, not to a pipeline object"
-            )
         name = str(source.config.get("_name_or_path", "pipeline"))
         return DiffusionGenerator(source, name=name, size=size, memory=memory)
     place = pick_device(device)
-    if memory.quantise != "none":
-        check_can_quantise(memory.quantise)
-    if scheduler and scheduler not in SCHEDULERS:
-        raise unknown("scheduler", scheduler, SCHEDULERS)
     name = str(source)
     preset = PRESETS.get(name)
     if preset is None:
@@ -94,34 +79,16 @@ def load_generator(
         fetch(location, "model_index.json", at)  # its errors are clearer than the pipeline's
     with no_loading_bars(), no_traceback(f"generator {name!r} cannot be used"):
         pipeline = _pipeline(name, preset, location, at, dtype, variant or preset.variant)
-        if lora or preset.lora:
-            fuse_lora(pipeline, lora or str(preset.lora))
-        if memory.tiny_decoder:
-            take_tiny_decoder(pipeline, memory.tiny_decoder)
-        if scheduler:
-            if preset.family not in SCHEDULED:
-                raise InputError(f"scheduler {scheduler!r} is for SD and SDXL; a {preset.family} keeps its own")
-            cls, settings = SCHEDULERS[scheduler]
-            pipeline.scheduler = getattr(diffusers, cls).from_config({**pipeline.scheduler.config, **settings})
-        if memory.quantise != "none":
-            family = FAMILIES[preset.family]
-            quantise_linears(getattr(pipeline, family.denoiser), memory.quantise, family.output_layer)
         pipeline = pipeline.to(place)
         if place.type == "cpu" and isinstance(pipeline.vae, AutoencoderTiny):  # it then decodes in 2/3 of the time
             pipeline.vae.to(memory_format=torch.channels_last)  # type: ignore[reportCallIssue]
-        changed = {
-            "scheduler": scheduler,
-            "tiny_decoder": memory.tiny_decoder,
-            "quantise": memory.quantise.replace("none", ""),
-            "max_sequence_length": max_sequence_length,
-        }
         return DiffusionGenerator(
             pipeline,
             name=name,
             size=size or preset.size,
             call=preset.reading(max_sequence_length).call,
             memory=memory,
-            changed={name: str(value) for name, value in changed.items() if value},
+            changed={"max_sequence_length": str(max_sequence_length)} if max_sequence_length else {},
         )
 
 
@@ -135,8 +102,6 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
         revision=loading.revision or None,
         size=loading.size,
         max_sequence_length=loading.max_sequence_length,
-        lora=loading.few_step_lora or None,
-        scheduler=loading.scheduler or None,
         memory=loading.memory,
     )
 
@@ -178,34 +143,16 @@ def _pipeline(
         lacking = [name for name, weight in modules.named_parameters() if weight.is_meta]
         if lacking:
             raise InputError(f"generator {name!r} lacks {len(lacking)} weights, such as {lacking[0]}")
+        if preset.lora:
+            owner, repository, file = preset.lora.split("/")
+            lora = fetch(f"{owner}/{repository}", file)
+            pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+            pipeline.fuse_lora()
+            pipeline.unload_lora_weights()
     if preset.scheduler:
         own = pipeline.scheduler
         pipeline.scheduler = type(own).from_config({**own.config, **preset.scheduler})
     return pipeline
-
-
-def fuse_lora(pipeline: Any, source: str) -> None:
-    """Fuses a LoRA into the pipeline's weights: a safetensors file, or "owner/name/file" on the Hub.
-
-    Raises:
-        InputError: no such file, not safetensors, or a LoRA that changes none of the pipeline's weights.
-    """
-    file = Path(source)
-    if not source.endswith(".safetensors"):
-        raise InputError(f"lora {source!r} is not a safetensors file; give a path, or owner/name/file.safetensors")
-    if not file.is_file():
-        parts = source.split("/", 2)  # owner, name, file
-        if len(parts) < 3:
-            raise InputError(f"there is no file {source}; give a path, or owner/name/file.safetensors on the Hub")
-        file = fetch("/".join(parts[:2]), parts[2])
-    try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
-    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"lora {source!r} does not fit a {type(pipeline).__name__}: {first_line(error)}") from error
-    if not pipeline.get_active_adapters():
-        raise InputError(f"lora {source!r} changes no weight of this {type(pipeline).__name__}: wrong architecture")
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
 
 
 def check_directory(folder: Path) -> str:

@@ -27,7 +27,7 @@ from hypernoise.files import read_json
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import family_of
-from hypernoise.generators.memory import NO_SAVING, Memory, on_hub, replaced
+from hypernoise.generators.memory import NO_SAVING, Memory, replaced
 from hypernoise.generators.presets import PRESETS, Preset
 from hypernoise.generators.registry import check_directory
 from hypernoise.noise.lora import LoRANoise
@@ -159,22 +159,21 @@ def planned_generator(
     """A generator without data: its networks on the meta device, its scheduler real. Raises the InputErrors of
     `published`."""
     found = published(source, tokens)
-    pipeline = assembled(found, dtype, memory.tiny_decoder)
+    pipeline = assembled(found, dtype)
     _without_data(pipeline)
     memory = Memory(gradient_checkpointing=memory.gradient_checkpointing)  # the rest is computed from a trace
     return WithoutText(found, pipeline, dtype, size, memory)
 
 
-def assembled(found: Published, dtype: torch.dtype, tiny_decoder: str = "", place: Place = on_meta) -> Any:
+def assembled(found: Published, dtype: torch.dtype, place: Place = on_meta) -> Any:
     """The pipeline without text encoders, with its networks' weights in `place`."""
     family, configuration = found.preset.family, found.configuration
     cls = getattr(diffusers, family)
     names = set(cls.__init__.__annotations__)
     left_out = ("tokenizer", "text_encoder", "safety", "feature", "image_enc")
     parts: dict[str, Any] = {name: None for name in names if name.startswith(left_out)}
-    vae = configuration["vae"]
     parts["unet" if "unet" in names else "transformer"] = build(configuration["denoiser"], dtype, place)
-    parts["vae"] = build(_tiny(tiny_decoder, vae) if tiny_decoder else vae, dtype, place)
+    parts["vae"] = build(configuration["vae"], dtype, place)
     schedule = {**configuration["scheduler"], **found.preset.scheduler}
     parts["scheduler"] = getattr(diffusers, schedule.pop("class")).from_config(schedule)
     more = {"requires_safety_checker": False, "is_distilled": True}
@@ -190,14 +189,6 @@ def build(config: Mapping[str, Any], dtype: torch.dtype, place: Place = on_meta)
         if name.rpartition(".")[2] in (getattr(module, "_keep_in_fp32_modules", None) or ()):
             part.float()  # as `from_pretrained` does
     return module
-
-
-def _tiny(source: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """A tiny decoder's configuration: a directory's, otherwise TAESD's for the same number of latent channels."""
-    file = Path(source) / "config.json"
-    on_hub(source)
-    config = read_json(file, str(file)) if file.exists() else {"latent_channels": own.get("latent_channels", 4)}
-    return {"class": "AutoencoderTiny", **{k: v for k, v in config.items() if not k.startswith("_")}}
 
 
 def _without_data(pipeline: Any) -> None:
@@ -247,15 +238,6 @@ _CONDITIONS: dict[str, Callable[[Any, int], dict[str, tuple[int, ...]]]] = {
 
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def packed_parameters(generator: DiffusionGenerator) -> int:
-    """How many of the denoiser's weights are quantised: those of linear layers except the output layer."""
-    return sum(
-        module.weight.numel()
-        for name, module in generator.denoiser.named_modules()
-        if isinstance(module, nn.Linear) and name != generator.family.output_layer
-    )
 
 
 def meta_network(planned: DiffusionGenerator, settings: LoRA | Spectral) -> LoRANoise | SpectralNoise:

@@ -37,7 +37,6 @@ from hypernoise.plan.models import (
     WithoutText,
     count,
     meta_network,
-    packed_parameters,
     parameters_by_kind,
     planned_generator,
     planned_rewards,
@@ -49,7 +48,6 @@ from hypernoise.training.config import LoRA, Recipe
 from hypernoise.training.processes import launched, own_device
 
 TRACED = 2  # pictures: with one, torch would skip copies that a batch needs
-WEIGHT_BITS = {"none": None, "int8": 8, "nf4": 4}
 OPTIMIZER_BYTES = {"sgd": 4, "adamw": 8}  # of state, per fp32 parameter
 ROOM = 15 / 16  # share of the memory to plan for; the rest is for what a plan omits
 
@@ -127,7 +125,7 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     width = precision.dtype.itemsize
     network = recipe.lora if recipe.noise_network == "lora" else recipe.spectral
     steps = max(recipe.inference_steps)
-    saving = Memory(gradient_checkpointing=memory.gradient_checkpointing, tiny_decoder=memory.tiny_decoder)
+    saving = Memory(gradient_checkpointing=memory.gradient_checkpointing)
     drawn = {name: getattr(recipe, name) for name in ("generator", "height", "width", "max_sequence_length")}
     asked = Loading(**drawn, memory=saving)
     generator, f, traced = _traced(asked, precision.dtype, network, steps)
@@ -142,8 +140,6 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
         "autoencoder": sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()]),
         "text encoders": text * width if memory.text_encoders == "stay" else 0,
     }
-    if bits := WEIGHT_BITS[memory.quantise]:
-        held["denoiser"] -= packed_parameters(generator) * (8 * width - bits) // 8
     if rewards.networks and not recipe.reward_device:  # otherwise their memory is elsewhere
         held["rewards"] = sum(weight.nbytes for network in rewards.networks for weight in network.parameters())
         parts |= scoring
@@ -342,8 +338,8 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
                 return chosen, _line(recipe, chosen, peak, limit)
     raise InputError(
         f"memory.fit: {recipe.memory.fit} leaves {gigabytes(limit)} for the plan, but {recipe.generator} "
-        f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, set "
-        "memory.quantise: nf4, or move the rewards to another device with reward_device"
+        f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, or move "
+        "the rewards to another device with reward_device"
     )
 
 

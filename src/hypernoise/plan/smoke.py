@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError, first_line, out_of_memory
 from hypernoise.generators.diffusion import quiet
-from hypernoise.generators.memory import Memory, check_can_quantise, quantise_linears
+from hypernoise.generators.memory import Memory
 from hypernoise.generators.presets import Preset
 from hypernoise.generators.registry import pick_device
 from hypernoise.pipeline import attach, detach
@@ -58,10 +58,6 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         standing_in = torch.zeros(text, dtype=dtype, device=place)
         generator = random_generator(found, dtype, place, recipe.size, memory)
         pipeline = generator.pipeline
-        if memory.quantise != "none":
-            check_can_quantise(memory.quantise)
-            quantise_linears(generator.denoiser, memory.quantise, generator.family.output_layer)
-            pipeline.to(place)  # this packs them
         network = recipe.build_network(generator)
         rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)
         for reward in rewards.networks:
@@ -111,7 +107,7 @@ def random_generator(
     found: Published, dtype: torch.dtype, device: torch.device, size: tuple[int, int] | None, memory: Memory
 ) -> WithoutText:
     """A published generator with random weights and without its text encoders."""
-    pipeline = assembled(found, dtype, memory.tiny_decoder, empty)
+    pipeline = assembled(found, dtype, empty)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             fill(part, device)
