@@ -17,8 +17,7 @@ from typing import Any
 
 import hypernoise as hn
 from experiments.base import RECIPES, Bench, Seeded, main, pooled, table
-from hypernoise.evaluation.benchmarks import first_of_each
-from hypernoise.evaluation.picture_sheet import first_noise, picture_sheet
+from hypernoise.evaluation.picture_sheet import examples_of, picture_sheet
 from hypernoise.methods.base import Method
 from hypernoise.training.metrics import mean_of, rows_of
 
@@ -101,19 +100,13 @@ class Redness(Seeded):
 
     def _sheet(self, bench: Bench, found: hn.Comparison, points: Sequence[int]) -> None:
         """Writes sheet.png: each category's first caption from its first noise, along the first seed's training."""
-
-        firsts = first_of_each(bench.asked.categories or [], 1)
-        rows = [("plain", *first_noise(found.records[1, "plain"], firsts, self.noises))]
+        drawn = {"plain": found.records[1, "plain"]}
         for kind, label, looks in (("hypernoise", "hypernoise", points[-1:]), ("finetune", "fine-tuning", points)):
             for point in looks:
-                rows.append(
-                    (
-                        f"{label}\n{point} updates",
-                        *first_noise(found.records[1, f"{kind}-{self.seeds[0]}-{point}"], firsts, self.noises),
-                    )
-                )
+                drawn[f"{label}\n{point} updates"] = found.records[1, f"{kind}-{self.seeds[0]}-{point}"]
         title = f"Trained with seed {self.seeds[0]}, from the same noises. Green frame: the judge finds what was asked."
-        picture_sheet([bench.asked.prompts[i] for i in firsts], rows, title).save(self.output_dir / "sheet.png")
+        examples = examples_of(bench.asked, drawn, each=1, most=6)
+        picture_sheet(examples, title).save(self.output_dir / "sheet.png")
 
 
 def _run(kind: str, config: hn.TrainConfig) -> str:

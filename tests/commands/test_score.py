@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from hypernoise.cli import main
+from hypernoise.evaluation.geneval.benchmark import read_folder
 from hypernoise.evaluation.geneval.detection import Mask2Former
-from hypernoise.evaluation.geneval.picture_folder import read_flat
-from hypernoise.evaluation.geneval.requests import parse
+from hypernoise.evaluation.geneval.rules import parse
 from hypernoise.evaluation.measures import TOTAL
 from hypernoise.evaluation.pictures import read_picture
 from hypernoise.rewards.pixel import brightness, redness
@@ -112,13 +112,11 @@ def picture_folders(tmp_path):
     return tmp_path / "base", tmp_path / "other"
 
 
-def test_variety_drift_and_gains_over_the_first_folder(picture_folders, tmp_path, capsys):
+def test_variety_and_gains_over_the_first_folder(picture_folders, tmp_path, capsys):
     _, summary = score(tmp_path, *picture_folders, "--rewards", "redness")
     base, other = summary["results"]
     assert (base["images"], base["prompts"]) == (6, 3)
     assert base["similarity"] < other["similarity"] == pytest.approx(1)
-    assert base["kernel"] is None
-    assert other["kernel"] > 0
     gain = other["rewards"]["redness"]
     assert gain["gain"] == pytest.approx(gain["mean"] - base["rewards"]["redness"]["mean"])
     assert gain["gain_ci95"][0] <= gain["gain"] <= gain["gain_ci95"][1]
@@ -157,15 +155,14 @@ def test_rewards_are_compared_for_the_same_prompts_only(picture_folders, tmp_pat
     message = refused(capsys, tmp_path, *picture_folders, "--rewards", "redness")
     assert "00001/samples/00000.png has the prompt 'cat 1'" in message
     assert f"{picture_folders[0]} has 'dog 1'" in message
-    assert score(tmp_path, *picture_folders)[0] == 0  # variety and drift need no prompts
+    assert score(tmp_path, *picture_folders)[0] == 0  # variety needs no prompts
 
 
 def test_only_numbered_png_files_count_and_it_is_said(picture_folders, tmp_path, capsys):
     for file in picture_folders[1].rglob("*.png"):
         file.rename(file.with_suffix(".jpg"))
     message = refused(capsys, tmp_path, *picture_folders)
-    assert "other has no usable picture; the first: 00000: 0 of 1 pictures exist" in message
-    assert message.endswith("only names such as 00000.png count, not 00000.jpg")
+    assert message.endswith("other has no usable picture; the first: 00000: 0 of 1 samples such as 00000.png exist")
 
 
 def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys):
@@ -179,24 +176,24 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys)
     assert "name one or more folders of pictures" in said()
     assert "there is no folder" in said(tmp_path / "none")
     assert "empty has no prompts" in said(empty)
-    assert "empty holds no picture (.png," in said(empty, *prompts)
+    assert "empty has 0 pictures (.png," in said(empty, *prompts)
     assert "flat has no prompts: it is not from hypernoise generate or evaluate" in said(flat)
-    assert f"{PROMPTS[0]!r} is not one of GenEval's prompts" in said(flat, *prompts, "--geneval")
+    assert f"{PROMPTS[0]!r} is not a GenEval prompt" in said(flat, *prompts, "--geneval")
     assert "'redness' is named twice" in said(flat, *prompts, *red, "redness=2")
     assert "unknown reward 'rednes'; did you mean 'redness'" in said(flat, "--rewards", "rednes", *prompts)
     assert "none.txt' cannot be read: No such file" in said(flat, "--prompts", tmp_path / "none.txt")
     assert "--batch-size must be at least 1" in said(flat, *prompts, "--batch-size", "0")
     assert "--judge and --colors need --geneval" in said(flat, *prompts, "--judge", "x")
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
-    assert "has 3 pictures but" in said(flat, *prompts)
+    assert "has 3 pictures (.png, .jpg, .jpeg, .webp) but" in said(flat, *prompts)
     for name, why in (("../prompts.txt", "lists '../prompts.txt', which is not"), ("gone.png", "lists 'gone.png'")):
         (flat / "summary.json").write_text(json.dumps({"results": [{"file": name, "prompt": "x"}]}))
         assert why in said(flat)
 
 
-def test_a_picture_that_a_reward_refuses_is_named(flat, tmp_path, capsys):
+def test_pictures_that_a_reward_refuses(flat, tmp_path, capsys):
     assert score(tmp_path, flat, "--prompts", tmp_path / "prompts.txt", "--rewards", "scenes")[0] == 2
-    assert "hypernoise: 0.png to 1.png: reward 'scenes-match' reads 64x64 pictures" in capsys.readouterr().err
+    assert "hypernoise: reward 'scenes-match' reads 64x64 pictures" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -228,9 +225,9 @@ def test_half_finished_folders_are_named(picture_folder, detected):
     assert code == 0
     why = {broken["name"].rpartition("/")[2]: broken["why"] for broken in summary["broken"]}
     assert "metadata.jsonl cannot be read: No such file" in why["00000"]
-    assert why["00002"] == "1 of 2 pictures exist"
-    assert why["00003"] == "0 of 2 pictures exist"
-    assert "line 1 is not JSON" in why["00004"]
+    assert why["00002"] == "1 of 2 samples such as 00000.png exist"
+    assert why["00003"] == "0 of 2 samples such as 00000.png exist"
+    assert "metadata.jsonl is not JSON" in why["00004"]
     assert list(summary["results"][0]["categories"]) == ["counting", "colors"]
     assert summary["results"][0]["images"] == 3
 
@@ -239,11 +236,12 @@ def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat,
     asked = parse(LINES[0], "here")
     rows = [{"file": f"{i}.png", "prompt": asked.prompt if i < 2 else "another"} for i in range(3)]
     (flat / "summary.json").write_text(json.dumps({"results": rows}))
-    samples, others = read_flat(flat, "", {asked.prompt: asked})
+    samples, requests, others = read_folder(flat, "", {asked.prompt: asked})
     assert [(one.name, one.number, one.category) for one in samples] == [
         ("0.png", 0, asked.tag), ("1.png", 0, asked.tag)
     ]  # fmt: skip
-    assert [(one.name, one.why) for one in others] == [("2.png", "'another' is not one of GenEval's prompts")]
+    assert requests == [asked, asked]
+    assert others == {"2.png": "'another' is not a GenEval prompt"}
 
 
 def test_a_broken_picture_costs_itself(picture_folder, detected):

@@ -4,9 +4,8 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation import features
-from hypernoise.evaluation.features import Dino, kernel_distance, pairwise_similarity
-from hypernoise.rewards.preprocess import normalise
+from hypernoise.evaluation.measures import load_features, pairwise_similarity
+from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 
 def test_similarity_is_the_mean_cosine_of_pairs():
@@ -17,21 +16,6 @@ def test_similarity_is_the_mean_cosine_of_pairs():
     assert pairwise_similarity(np.ones((3, 2))) == pytest.approx(1)
 
 
-def test_the_kernel_distance_is_unbiased_and_by_its_definition():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(4, 3)), rng.normal(size=(5, 3)) + 1
-
-    def k(x, y):
-        return (x @ y / 3 + 1) ** 3
-
-    within = [np.mean([k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]) for s in (a, b)]
-    across = np.mean([k(x, y) for x in a for y in b])
-    assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * across)
-    same = [kernel_distance(rng.normal(size=(20, 3)), rng.normal(size=(20, 3))) for _ in range(400)]
-    assert abs(np.mean(same)) < 3 * np.std(same) / 20  # about 0, from both sides
-    assert min(same) < 0 < max(same)
-
-
 def tiny_dino():
     torch.manual_seed(0)
     config = Dinov2Config(
@@ -40,18 +24,18 @@ def tiny_dino():
     return Dinov2Model(config).eval()
 
 
-def test_dinos_features_are_its_class_token():
+def test_dinos_features_are_its_class_token(tmp_path):
     model = tiny_dino()
+    model.save_pretrained(tmp_path)
+    dino = load_features(str(tmp_path), "cpu")
     pictures = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    seen = model(pixel_values=normalise(pictures, features.IMAGENET_MEAN, features.IMAGENET_STD)).last_hidden_state[
-        :, 0
-    ]
-    found = Dino(model)(pictures)
+    seen = model(pixel_values=normalise(pictures, IMAGENET_MEAN, IMAGENET_STD)).last_hidden_state[:, 0]
+    found = dino(pictures)
     assert torch.allclose(found, seen, atol=1e-5)
     assert (found[0] - found[1]).norm() > 1e-3
-    assert Dino(model)(torch.rand(1, 3, 30, 50)).shape == (1, 16)
+    assert dino(torch.rand(1, 3, 30, 50)).shape == (1, 16)
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
-        features.load(str(tmp_path / "nowhere"), "cpu")
+        load_features(str(tmp_path / "nowhere"), "cpu")

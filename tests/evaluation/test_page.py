@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from hypernoise.evaluation.benchmarks import first_of_each
-from hypernoise.evaluation.report import TILE, Example, Shown, charts_of
+from hypernoise.evaluation.picture_sheet import Example, Shown
+from hypernoise.evaluation.report import TILE, charts_of
 from hypernoise.evaluation.report import page as rendered
 from hypernoise.evaluation.result_rows import empty_row
 from hypernoise.evaluation.tables import result_tables
@@ -136,8 +137,8 @@ CASES = [  # picked, and which of the three examples are shown
     ({"verdict": "right"}, [1, 1, 0]),
     ({"verdict": "wrong"}, [1, 0, 1]),
     ({"verdict": "differ"}, [1, 0, 0]),
-    ({"verdict": "right", "column": "plain"}, [0, 1, 0]),
-    ({"verdict": "wrong", "column": "ours"}, [0, 0, 1]),
+    ({"verdict": "right", "method": "plain"}, [0, 1, 0]),
+    ({"verdict": "wrong", "method": "ours"}, [0, 0, 1]),
     ({"verdict": "wrong", "category": "colors"}, [1, 0, 0]),
 ]
 
@@ -148,7 +149,7 @@ def test_the_filter(page):
     sections, figures = Page(page).all("section"), Page(page).all("figure")
     given = [
         {"category": section["data-category"],
-         "verdicts": [{"kind": f["class"], "column": f["data-column"]} for f in figures[2 * i : 2 * i + 2]]}
+         "verdicts": [{"kind": f["class"], "method": f["data-method"]} for f in figures[2 * i : 2 * i + 2]]}
         for i, section in enumerate(sections)
     ]  # fmt: skip
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
@@ -165,7 +166,7 @@ def test_a_person_filters_it_in_a_browser(page, tmp_path):
     visible = '[...document.querySelectorAll("section")].map(s => +(s.getBoundingClientRect().height > 0))'
     with Browser(tmp_path / "report.html", tmp_path) as browser:
         for picked, shown in CASES:
-            for name in ("category", "verdict", "column"):
+            for name in ("category", "verdict", "method"):
                 offered = browser.run(f"[...document.getElementById('{name}').options].map(o => o.value)")
                 browser.choose(name, offered.index(picked.get(name, "")))
             assert browser.run(visible) == shown, picked

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hypernoise.evaluation.bootstrap import grouped_mean, interval, means_by
+from hypernoise.evaluation.bootstrap import grouped_mean, interval, means_of_groups
 from hypernoise.evaluation.charts import COLORS, HEIGHT, LEFT, Line, line_chart
-from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG, picture_sheet
-from hypernoise.evaluation.report import charts_of, pareto_front
+from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG, Example, Shown, picture_sheet
+from hypernoise.evaluation.report import charts_of
 from hypernoise.evaluation.result_rows import empty_row
 from hypernoise.evaluation.tables import as_text, name_of, result_tables
 
@@ -44,19 +44,14 @@ def test_groups_weigh_the_same_whatever_their_size():
     assert interval(values[:9], groups[:9]) is None  # a group of one prompt
 
 
-def test_the_front_is_what_nothing_cheaper_equals():
-    assert pareto_front([(1, 0.5), (8, 0.6), (2, 0.7), (99, 0.7), (50, 0.9)]) == [0, 2, 4]
-    assert pareto_front([(1, 0.5), (1, 0.6)]) == [1]
-
-
 def test_a_prompt_counts_once_however_many_pictures_it_has():
     values = np.array([1.0, 2.0, 6.0, 4.0])
-    assert means_by(values, ["b", "a", "b", "a"]).tolist() == [3.5, 3.0]
+    assert means_of_groups(values, np.array(["b", "a", "b", "a"])) == {"b": 3.5, "a": 3.0}
     rng = np.random.default_rng(1)
     values = rng.normal(size=50)
     names = [f"prompt {i}" for i in range(50)]
-    twice = means_by(values.repeat(2), [name for name in names for _ in range(2)])
-    assert interval(twice, np.zeros(50)) == pytest.approx(interval(values, np.zeros(50)))
+    twice = means_of_groups(values.repeat(2), np.array([name for name in names for _ in range(2)]))
+    assert interval(np.array(list(twice.values())), np.zeros(50)) == pytest.approx(interval(values, np.zeros(50)))
 
 
 def test_the_table_leaves_out_what_no_row_has():
@@ -81,7 +76,7 @@ def dots(chart, number):
 def test_costs_are_on_a_log_axis_and_scores_rise():
     assert charts_of([row("plain", 1, 0.5)]) == []
     (chart,) = charts_of([row("plain", 1, 0.5), row("worse", 10, 0.4), row("best", 100, 0.9)])
-    places = [dots(chart, number) for number in (1, 2, 3)]  # after the line of the best
+    places = [dots(chart, number) for number in range(3)]
     assert places[1][0] - places[0][0] == pytest.approx(places[2][0] - places[1][0], abs=1.5)
     assert places[2][1] < places[0][1] < places[1][1]  # down a picture is up the axis
 
@@ -127,8 +122,11 @@ def test_a_sheet_has_a_row_per_method_a_column_per_prompt_and_frames(tmp_path):
     for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
     red, blue = tmp_path / "red.png", tmp_path / "blue.png"
-    rows = [("plain", [red, blue], [True, False]), ("reno", [blue, red], [True, True])]
-    sheet = picture_sheet(["one", "two"], rows, "title")
+    examples = [
+        Example("one", "all", [Shown("plain", red, True), Shown("reno", blue, True)]),
+        Example("two", "all", [Shown("plain", blue, False), Shown("reno", red, True)]),
+    ]
+    sheet = picture_sheet(examples, "title")
 
     def middle(row, column):
         return sheet.getpixel((LABEL + column * (TILE + PAD) + TILE // 2, HEAD + row * (TILE + PAD) + TILE // 2))

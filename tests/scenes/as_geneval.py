@@ -1,7 +1,6 @@
 """The scenes world in GenEval's terms: its requests as metadata, what its judge recognises as detections."""
 
-from hypernoise.evaluation.geneval.requests import parse
-from hypernoise.evaluation.geneval.rules import Detection
+from hypernoise.evaluation.geneval.rules import Detection, parse
 
 SURE = 0.9  # what the judge recognises exceeds GenEval's thresholds; of several, the larger comes first
 

@@ -79,8 +79,8 @@ class Evaluate(WithGenerator):
 
         from hypernoise.evaluation.benchmarks import load_benchmark
         from hypernoise.evaluation.engine import compare
-        from hypernoise.evaluation.picture_sheet import before_and_after
-        from hypernoise.evaluation.report import charts_of, examples_of
+        from hypernoise.evaluation.picture_sheet import before_and_after, examples_of
+        from hypernoise.evaluation.report import charts_of
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import name_of, result_tables
         from hypernoise.files import output_folder
@@ -126,14 +126,15 @@ class Evaluate(WithGenerator):
             print(f"{found.missing} batches are left to other shards; the last prints the table", file=sys.stderr)
             return 0
 
-        for (steps, name), records in found.records.items():
-            benchmark.write(self.output_dir, f"{name}-{steps}", records)
+        for records in found.records.values():
+            benchmark.write(self.output_dir, records)
         rows, drawn = runs_pooled(found, np.array(benchmark.categories or ["all"] * len(prompts)))
         about = {**benchmark.about, "cut": cut}
         write_summary(self.output_dir, command, arguments, generator.device, rows, prompts=about)
-        before_and_after(prompts, benchmark.categories, rows, drawn).save(self.output_dir / "before_after.png")
+        before_and_after(benchmark, rows, drawn).save(self.output_dir / "before_after.png")
         facts = {"generator": self.generator, "prompts": self.prompts, **benchmark.about}
-        examples = examples_of(benchmark, {name_of(row): records for row, records in zip(rows, drawn, strict=True)})
+        named = {name_of(row): records for row, records in zip(rows, drawn, strict=True)}
+        examples = examples_of(benchmark, named, each=10, most=60)
         write_report(self.output_dir, command, facts, result_tables(rows), charts_of(rows), examples)
         return 0
 

@@ -16,7 +16,7 @@ NAMED = 10  # broken pictures named on stderr; summary.json has all
 
 @dataclass(frozen=True)
 class Score:
-    """Measure folders of pictures: diversity over seeds, rewards, GenEval, and the distance from the first folder.
+    """Measure folders of pictures: rewards, GenEval, and diversity over seeds.
 
     Takes the output of hypernoise generate, a folder under methods/ of hypernoise evaluate's output, GenEval's layout
     (00000/metadata.jsonl, 00000/samples/00000.png), or any folder with --prompts. Gains are over the first folder, on
@@ -32,7 +32,7 @@ class Score:
     rewards: dict[str, float] = field(default_factory=dict)
     """Rewards or ensembles, and their weights in the total; their networks are downloaded on first use."""
     features: str = "pixels"
-    """Features for similarity and kernel distance: the picture itself at 16 x 16, or a DINOv2 such as
+    """Features in which pictures of one prompt are compared: the picture itself at 16 x 16, or a DINOv2 such as
     facebook/dinov2-base, from the Hub (downloaded on first use) or a folder."""
     geneval: bool = False
     """Judge pictures in GenEval's layout, or of its prompts, by its rules; detector and CLIP are downloaded on first
@@ -57,9 +57,7 @@ class Score:
         from tqdm import tqdm
 
         from hypernoise.commands.common import tell_cut_prompts, write_report
-        from hypernoise.evaluation import features
-        from hypernoise.evaluation.geneval.picture_folder import write_results
-        from hypernoise.evaluation.measures import measured, measured_row, write_scores
+        from hypernoise.evaluation.measures import load_features, measured, measured_row, write_scores
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import score_tables
         from hypernoise.files import output_folder
@@ -72,7 +70,7 @@ class Score:
         self._check_pairs(contents)
         settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
-        seen = features.load(self.features, device)
+        seen = load_features(self.features, device)
         judge = self._judge(requests, device) if self.geneval else None
         about = {"judge": judge.name} if judge else {}
         output_folder(self.output_dir)
@@ -80,34 +78,30 @@ class Score:
             work = {"batch_size": self.batch_size, "device": device, "progress": bar.update}
             found = [measured(pictures, seen, reward, judge, **work) for pictures, _ in contents]
         rows, broken = [], []
-        for number, (folder, (_, half), one) in enumerate(zip(self.folders, contents, found, strict=True), 1):
-            unusable = [*half, *one.broken]
-            broken += [{"name": f"{folder}/{bad.name}", "why": bad.why} for bad in unusable]
+        for folder, (_, half), one in zip(self.folders, contents, found, strict=True):
+            unusable = half | one.broken
+            broken += [{"name": f"{folder}/{name}", "why": why} for name, why in unusable.items()]
             rows.append({**measured_row(folder, one, found[0]), "broken": len(unusable)})
             if rows[-1]["similarity"] is None:
                 print(f"{folder}: diversity is not measured, as no prompt has two pictures", file=sys.stderr)
-            if judge:
-                pairs = zip(one.pictures, one.verdicts, strict=True)
-                lines = [(picture.name, picture.prompt, verdict.details) for picture, verdict in pairs]
-                write_results(self.output_dir / f"results-{number}.jsonl", judge.requests, lines)
         for bad in broken[:NAMED]:
             print(f"{bad['name']}: {bad['why']}", file=sys.stderr)
         if broken:
             print(f"{len(broken)} could not be used; the results cover the rest", file=sys.stderr)
         cut = tell_cut_prompts(reward) if reward else {}
-        if reward:
+        if reward or judge:
             write_scores(self.output_dir / "scores.csv", list(zip(self.folders, found, strict=True)))
         write_summary(self.output_dir, "score", self, device, rows, broken=broken, truncated_prompts=cut, **about)
         facts = {"features": self.features, **about, "broken": len(broken)}
         write_report(self.output_dir, "score", facts, score_tables(rows))
         return 0
 
-    def _check_pairs(self, contents: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
+    def _check_pairs(self, contents: Sequence[tuple[Sequence[Any], dict[str, str]]]) -> None:
         """Raises InputError for a folder without pictures, and for rewards if prompts differ from the base's."""
         base: dict[str, str] = {}
-        for folder, (pictures, half) in zip(self.folders, contents, strict=True):
+        for folder, (pictures, broken) in zip(self.folders, contents, strict=True):
             if not pictures:
-                raise InputError(f"{folder} has no usable picture; the first: {half[0].name}: {half[0].why}")
+                raise InputError(f"{folder} has no usable picture; the first: {': '.join(next(iter(broken.items())))}")
             base = base or {picture.name: picture.prompt for picture in pictures}
             for picture in pictures if self.rewards else ():
                 there = base.get(picture.name, picture.prompt)
@@ -117,26 +111,14 @@ class Score:
                         f"{self.folders[0]} has {there!r}: gains in reward need equal prompts"
                     )
 
-    def _contents(self) -> tuple[list[tuple[Sequence[Any], Sequence[Any]]], list[Any]]:
-        """Each folder's pictures and unusable parts, and the GenEval requests of all."""
+    def _contents(self) -> tuple[list[tuple[Sequence[Any], dict[str, str]]], list[Any]]:
+        """Each folder's pictures and what cannot be used, and the GenEval requests of all."""
+        from hypernoise.evaluation.geneval.benchmark import read_folder
         from hypernoise.evaluation.geneval.official import official_requests
-        from hypernoise.evaluation.geneval.picture_folder import is_picture_folder, read_flat, read_folder
-        from hypernoise.evaluation.pictures import pictures_in
 
-        contents: list[tuple[Sequence[Any], Sequence[Any]]] = []
-        requests: list[Any] = []
-        official = {one.prompt: one for one in official_requests()} if self.geneval else {}
-        for folder in map(Path, self.folders):
-            if is_picture_folder(folder):
-                pictures, own, broken = read_folder(folder)
-                requests += own
-            elif self.geneval:
-                pictures, broken = read_flat(folder, self.prompts, official)
-                requests += [official[picture.prompt] for picture in pictures]
-            else:
-                pictures, broken = pictures_in(folder, self.prompts), []
-            contents.append((pictures, broken))
-        return contents, requests
+        official = {one.prompt: one for one in official_requests()} if self.geneval else None
+        read = [read_folder(Path(folder), self.prompts, official) for folder in self.folders]
+        return [(pictures, broken) for pictures, _, broken in read], [one for _, own, _ in read for one in own]
 
     def _judge(self, requests: list[Any], device: Any) -> Any:
         """Raises InputError for a class that the detector does not know, or a prompt with two meanings."""

@@ -23,7 +23,7 @@ class Benchmark:
     about: facts on the prompts for the summary.
     rewards: default rewards for methods to search by.
     rewriter: rewords these prompts without a language model.
-    write: (folder, row's name, records) writes the files for the benchmark's official scorer.
+    write: (folder, a method's records) copies its pictures to where the benchmark's official scorer reads them.
     """
 
     prompts: list[str]
@@ -32,7 +32,7 @@ class Benchmark:
     about: Mapping[str, Any] = field(default_factory=dict)
     rewards: Mapping[str, float] = field(default_factory=dict)
     rewriter: Callable[[str, int], list[str]] | None = None
-    write: Callable[[Path, str, Records], None] = lambda folder, name, records: None
+    write: Callable[[Path, Records], None] = lambda folder, records: None
 
 
 LOADERS = {  # modules with a function `benchmark` of the file and the other arguments of `load_benchmark`

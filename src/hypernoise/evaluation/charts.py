@@ -97,10 +97,8 @@ def _legend(names: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.Image
 def page(text: str, charts: Sequence[Image.Image]) -> Image.Image:
     """Charts in rows of two under a text."""
     text, font = text.translate(GLYPHS), ImageFont.load_default(14)
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    _, _, _, text_height = measure.multiline_textbbox((0, 0), text, font, spacing=6)
-    top = int(text_height) + 40
-    tall = max([HEIGHT, *(chart.height for chart in charts)])
+    top = 40 + 20 * len(text.splitlines())
+    tall = max(chart.height for chart in charts)
     sheet = Image.new("RGB", (2 * WIDTH, top + math.ceil(len(charts) / 2) * tall), "white")
     ImageDraw.Draw(sheet).multiline_text((20, 20), text, INK, font, spacing=6)
     for number, chart in enumerate(charts):
@@ -120,19 +118,26 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def diagnosis_page(found: Diagnosis, verdict: str) -> Image.Image:
     """The verdict of a diagnosis, with its plots."""
+
+    def levels(count: float, *names: str) -> list[Line]:
+        """Horizontal lines, named by their values, up to `count`."""
+        return [Line(name, [(0, float(name)), (count, float(name))]) for name in names]
+
     norms = list(enumerate(sorted(found.norms, reverse=True), 1))
-    stretch = [Line("‖J‖ at each noise", norms, dots=True), Line("1", [(1, 1.0), (len(norms), 1.0)])]
-    charts = [line_chart(stretch, title="Stretch of the residual, noises ranked")]
+    scores = [(i, check.z) for i, check in enumerate(found.checks, 1)]
+    title = f"x + f against N(0, I): {len(scores)} statistics"
+    charts = [
+        line_chart(
+            [Line("‖J‖ at each noise", norms, dots=True), *levels(len(norms), "1")],
+            title="Stretch of the residual, noises ranked",
+        ),
+        line_chart([Line("z-score", scores, dots=True), *levels(len(scores), "3", "-3")], title=title),
+    ]
     if found.bands is not None:
         middles = [(band.low + band.high) / 2 for band in found.bands]
         powers = list(zip(middles, [band.power for band in found.bands], strict=True))
         white = [check.found for check in found.checks if check.name.startswith("power")]
-        after = [Line("x + f", list(zip(middles, white, strict=True)))]
-        after.append(Line("N(0, I)", [(middles[0], 1.0), (middles[-1], 1.0)]))
+        after = [Line("x + f", list(zip(middles, white, strict=True))), *levels(middles[-1], "1")]
         charts.append(line_chart([Line("mean square of f", powers)], title="Spectrum of f", across="frequency"))
         charts.append(line_chart(after, title="Spectrum of the improved noise", across="frequency"))
-    scores = [(i, check.z) for i, check in enumerate(found.checks, 1)]
-    levels = [Line(name, [(1, at), (len(scores), at)]) for name, at in (("±3", 3.0), ("", -3.0))]
-    title = f"x + f against N(0, I): {len(scores)} statistics"
-    charts.append(line_chart([Line("z-score", scores, dots=True), *levels], title=title))
     return page(verdict, charts)

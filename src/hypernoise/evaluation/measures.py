@@ -1,4 +1,4 @@
-"""Measures existing pictures: rewards and verdicts with intervals, diversity, and drift from another folder."""
+"""Measures existing pictures: rewards and verdicts with intervals, and the similarity of pictures of one prompt."""
 
 from __future__ import annotations
 
@@ -13,31 +13,70 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import Dinov2Model
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.bootstrap import estimate, means_by, means_of_groups
-from hypernoise.evaluation.features import Features, kernel_distance, pairwise_similarity
-from hypernoise.evaluation.pictures import Broken, Picture, read_picture
+from hypernoise.evaluation.bootstrap import estimate, means_of_groups
+from hypernoise.evaluation.pictures import Picture, read_picture
 from hypernoise.evaluation.records import Judge, Judgement
 from hypernoise.evaluation.result_rows import empty_row
 from hypernoise.files import write_text
 from hypernoise.rewards.ensemble import WeightedSum
+from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, Resize, normalise
+from hypernoise.rewards.weights import pretrained
 
 TOTAL = "total"  # the rewards' weighted sum, next to its members
+SIDE = 224  # px, DINOv2's input
+SMALL = 16  # px, for plain pixels as features
+
+Features = Callable[[Tensor], Tensor]
+"""From pixels [B, 3, H, W] in [0, 1] to vectors [B, D]."""
+
+
+def pixel_features(pictures: Tensor) -> Tensor:
+    """The picture at 16 x 16, minus grey, so that a cosine can be negative."""
+    return interpolate(pictures.float(), (SMALL, SMALL), mode="bilinear", antialias=True).flatten(1) - 0.5
+
+
+def load_features(source: str, device: torch.device | str) -> Features:
+    """ "pixels", or the DINOv2 of a Hub repository (from the local cache or downloaded) or a folder: its class token
+    after the final norm, from the centre of pictures resized to 224 pixels.
+
+    Raises InputError for weights that are missing or do not fit.
+    """
+    if source == "pixels":
+        return pixel_features
+    model, resize = pretrained(Dinov2Model, source, f"features {source}").to(device), Resize(SIDE)
+
+    @torch.no_grad()
+    def dino(pictures: Tensor) -> Tensor:
+        seen: Any = model(pixel_values=normalise(resize(pictures.to(model.device)), IMAGENET_MEAN, IMAGENET_STD))
+        return seen.pooler_output.float().cpu()
+
+    return dino
+
+
+def pairwise_similarity(features: np.ndarray) -> float:
+    """Mean cosine over all pairs of different vectors [N, D], N at least 2; 1 if all are alike."""
+    unit, count = features / np.linalg.norm(features, axis=1, keepdims=True), len(features)
+    cosines = unit @ unit.T
+    return float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
 
 
 @dataclass(frozen=True)
 class Measured:
     """Measurements of the readable pictures [N].
 
-    features: [N, D]. rewards: by name, and their `TOTAL`, [N]. verdicts: N, or none without a judge.
+    features: [N, D]. rewards: by name, and their `TOTAL`, [N]. verdicts: N, or none without a judge. broken: why the
+    others cannot be read, by name.
     """
 
     pictures: list[Picture]
     features: np.ndarray
     rewards: dict[str, np.ndarray]
     verdicts: list[Judgement]
-    broken: list[Broken]
+    broken: dict[str, str]
 
     @property
     def right(self) -> np.ndarray:
@@ -59,36 +98,11 @@ def measured(
     Raises:
         InputError: none is readable, or a reward does not accept pictures of this size.
     """
-    broken: list[Broken] = []
+    broken: dict[str, str] = {}
     kept: list[Picture] = []
     vectors: list[Tensor] = []
     scores: dict[str, list[Tensor]] = {}
     verdicts: list[Judgement] = []
-    for batch, pixels in _batches(pictures, batch_size, broken, progress):
-        kept += batch
-        vectors.append(features(pixels))
-        if judge is not None:
-            seen = pixels.permute(0, 2, 3, 1).numpy()
-            verdicts += [judge(own, picture.prompt) for own, picture in zip(seen, batch, strict=True)]
-        if reward is None:
-            continue
-        try:
-            with torch.no_grad():
-                total = reward(pixels.to(device), [one.prompt for one in batch])
-        except InputError as error:  # for example about a size or a prompt
-            raise InputError(f"{batch[0].name} to {batch[-1].name}: {error}") from error
-        for name, values in {**reward.member_scores(), TOTAL: total}.items():
-            scores.setdefault(name, []).append(values.float().cpu())
-    if not kept:
-        raise InputError(f"no picture could be read; the first: {broken[0].why}" if broken else "there is no picture")
-    rewards = {name: torch.cat(values).double().numpy() for name, values in scores.items()}
-    return Measured(kept, torch.cat(vectors).double().numpy(), rewards, verdicts, broken)
-
-
-def _batches(
-    pictures: Sequence[Picture], size: int, broken: list[Broken], progress: Callable[[int], object]
-) -> Iterator[tuple[list[Picture], Tensor]]:
-    """Pictures with their pixels [B, 3, H, W], batched by equal size; `broken` collects unreadable ones."""
 
     def readable() -> Iterator[tuple[Picture, Tensor]]:
         for picture in pictures:
@@ -96,27 +110,39 @@ def _batches(
             try:
                 yield picture, read_picture(picture.file)
             except InputError as error:
-                broken.append(Broken(picture.name, str(error)))
+                broken[picture.name] = str(error)
 
-    for _, alike in groupby(readable(), key=lambda pair: pair[1].shape):
-        while batch := list(islice(alike, size)):
-            yield [picture for picture, _ in batch], torch.stack([pixels for _, pixels in batch])
+    for _, alike in groupby(readable(), key=lambda pair: pair[1].shape):  # a batch has one size
+        while batch := list(islice(alike, batch_size)):
+            pixels, prompts = torch.stack([own for _, own in batch]), [picture.prompt for picture, _ in batch]
+            kept += [picture for picture, _ in batch]
+            vectors.append(features(pixels))
+            if judge is not None:
+                seen = pixels.permute(0, 2, 3, 1).numpy()
+                verdicts += [judge(own, prompt) for own, prompt in zip(seen, prompts, strict=True)]
+            if reward is not None:
+                with torch.no_grad():
+                    total = reward(pixels.to(device), prompts)
+                for name, values in {**reward.member_scores(), TOTAL: total}.items():
+                    scores.setdefault(name, []).append(values.float().cpu())
+    if not kept:
+        raise InputError(f"no picture could be read; the first: {next(iter(broken.values()), 'there is none')}")
+    rewards = {name: torch.cat(values).double().numpy() for name, values in scores.items()}
+    return Measured(kept, torch.cat(vectors).double().numpy(), rewards, verdicts, broken)
 
 
 def measured_row(name: str, ours: Measured, base: Measured) -> dict[str, Any]:
-    """A result row: diversity over prompts with at least two pictures; rewards and score, and their gains over `base`;
-    distance to it. Gains and distance are None for the base itself."""
+    """A result row: similarity over prompts with at least two pictures; rewards and score, and their gains over
+    `base`, None for the base itself."""
     numbers = np.array([picture.number for picture in ours.pictures])
     groups = [ours.features[numbers == number] for number in np.unique(numbers)]
-    several = [group for group in groups if len(group) > 1]
-    apart = ours is not base and min(len(ours.pictures), len(base.pictures)) > 1
+    several = [pairwise_similarity(group) for group in groups if len(group) > 1]
     rewards = {name: _compared("mean", ours, base, ours.rewards[name], base.rewards[name]) for name in ours.rewards}
     row = {
         **empty_row(name),
         "images": len(ours.pictures),
         "prompts": len(groups),
-        "similarity": float(np.mean([pairwise_similarity(group) for group in several])) if several else None,
-        "kernel": kernel_distance(ours.features, base.features) if apart else None,
+        "similarity": float(np.mean(several)) if several else None,
         "rewards": rewards,
     }
     if rewards:
@@ -150,16 +176,20 @@ def _compared(
 def _by_prompt(pictures: Sequence[Picture], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean of the values [N] for each prompt, and its category."""
     categories = {picture.number: picture.category for picture in pictures}
-    return means_by(values, [picture.number for picture in pictures]), np.array(list(categories.values()))
+    means = means_of_groups(values, np.array([picture.number for picture in pictures]))
+    return np.array(list(means.values())), np.array(list(categories.values()))
 
 
 def write_scores(file: Path, found: Sequence[tuple[str, Measured]]) -> None:
-    """Writes a CSV with a line per picture: folder, file, prompt, and each reward."""
+    """Writes a CSV with a line per picture: folder, file, prompt, each reward, and the verdict and its reason if there
+    is a judge."""
     text = io.StringIO(newline="")
-    names = list(found[0][1].rewards)
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["folder", "file", "prompt", *names])
+    _, first = found[0]
+    lines.writerow(["folder", "file", "prompt", *first.rewards, *(["right", "note"] if first.verdicts else [])])
     for folder, one in found:
         for i, picture in enumerate(one.pictures):
-            lines.writerow([folder, picture.name, picture.prompt, *(f"{one.rewards[n][i]:.9g}" for n in names)])
+            rewards = [f"{values[i]:.9g}" for values in one.rewards.values()]
+            verdict = [one.verdicts[i].right, one.verdicts[i].note] if one.verdicts else []
+            lines.writerow([folder, picture.name, picture.prompt, *rewards, *verdict])
     write_text(file, text.getvalue())

@@ -37,14 +37,6 @@ class Picture:
     category: str = "all"
 
 
-@dataclass(frozen=True)
-class Broken:
-    """A picture or folder that cannot be used, and why. It does not end the run."""
-
-    name: str
-    why: str
-
-
 def read_picture(file: Path) -> Tensor:
     """Pixels [3, H, W] in [0, 1]. Raises InputError for a damaged file."""
     with opened(file) as picture:
@@ -81,39 +73,35 @@ def pictures_in(folder: Path, prompts: str = "") -> list[Picture]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    if prompts:
-        named = _with_lines(folder, prompts)
-    else:
-        named = _noted(folder)
-        astray = [name for name, _ in named if Path(name).name != name or not os.path.exists(folder / name)]
-        if astray:
-            raise InputError(f"{folder} lists {astray[0]!r}, which is not a picture in that folder")
+    named = _with_lines(folder, prompts) if prompts else _noted(folder)
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt for _, prompt in named))}
     return [Picture(name, folder / name, prompt, numbers[prompt]) for name, prompt in named]
 
 
 def _with_lines(folder: Path, prompts: str) -> list[tuple[str, str]]:
     files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in KINDS)
-    if not files:
-        raise InputError(f"{folder} holds no picture ({', '.join(KINDS)})")
     lines = read_prompts(prompts)
-    if len(files) != len(lines):
-        raise InputError(f"{folder} has {len(files)} pictures but {prompts} {len(lines)} prompts; give one each")
+    if not files or len(files) != len(lines):
+        kinds = ", ".join(KINDS)
+        raise InputError(
+            f"{folder} has {len(files)} pictures ({kinds}) but {prompts} {len(lines)} prompts; give one each"
+        )
     return list(zip(files, lines, strict=True))
 
 
 def _noted(folder: Path) -> list[tuple[str, str]]:
     """(file, prompt) pairs written by one of our commands."""
     batches = sorted(folder.glob("batch-*.json"))
-    parts = [kept_json(file) for file in batches or [folder / "summary.json"]]
-    listed = [part.get("pictures" if batches else "results") if part else None for part in parts]
-    rows = [row for part in listed for row in (part if isinstance(part, list) else [None])]
+    parts = [kept_json(file) or {} for file in batches or [folder / "summary.json"]]
+    listed = [part.get("pictures" if batches else "results") for part in parts]
+    rows = [row for part in listed for row in (part if isinstance(part, list) else [part])]
     named: list[Any] = [(row.get("file"), row.get("prompt")) if isinstance(row, dict) else (None, None) for row in rows]
-    if not all(isinstance(part, str) for pair in named for part in pair):
+    if not named or not all(isinstance(part, str) for pair in named for part in pair):
         raise InputError(
             f"{folder} has no prompts: it is not from hypernoise generate or evaluate, or their file is "
             "damaged; give --prompts FILE, with a line per picture in the order of their names"
         )
-    if not named:
-        raise InputError(f"{folder} holds no picture")
+    for name, _ in named:
+        if Path(name).name != name or not os.path.exists(folder / name):
+            raise InputError(f"{folder} lists {name!r}, which is not a picture in that folder")
     return named

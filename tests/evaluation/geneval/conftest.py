@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from hypernoise.evaluation.geneval.detection import SENTENCES
-from hypernoise.evaluation.geneval.requests import COLORS
+from hypernoise.evaluation.geneval.rules import COLORS
 
 LABELS = ["circle", "square", "ring", "mouse"]
 LINES = [  # of a metadata file

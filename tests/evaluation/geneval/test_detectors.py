@@ -16,8 +16,7 @@ from hypernoise.evaluation.geneval import detection as models
 from hypernoise.evaluation.geneval import official
 from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
 from hypernoise.evaluation.geneval.detection import SENTENCES, ClipColors, Mask2Former, benchmark_name, box_of
-from hypernoise.evaluation.geneval.requests import COLORS, parse
-from hypernoise.evaluation.geneval.rules import Detection, judge, kept
+from hypernoise.evaluation.geneval.rules import COLORS, Detection, judge, kept, parse
 from hypernoise.evaluation.pictures import read_picture
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from tests.evaluation.geneval.conftest import LABELS, build_clip, build_mask2former, build_tokenizer

@@ -1,16 +1,15 @@
 """A folder in GenEval's layout, judged by what a detector finds."""
 
+import csv
 import json
 
 import pytest
 from PIL import Image
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation import features
-from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
-from hypernoise.evaluation.geneval.picture_folder import read_folder, write_results
+from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt, read_folder
 from hypernoise.evaluation.geneval.rules import Detection
-from hypernoise.evaluation.measures import measured, measured_row
+from hypernoise.evaluation.measures import measured, measured_row, pixel_features, write_scores
 from tests.evaluation.geneval.conftest import LINES
 
 
@@ -48,12 +47,12 @@ def judged(folder):
     def of(wanted=lambda name: True, **more):
         pictures, requests, _ = read_folder(folder)
         own = [picture for picture in pictures if wanted(picture.name)]
-        return measured(own, features.pixels, None, Seen(requests), **more)
+        return measured(own, pixel_features, None, Seen(requests), **more)
 
     return of
 
 
-def test_a_folders_score_and_its_official_results(judged, folder, tmp_path):
+def test_a_folders_score_and_its_verdicts(judged, tmp_path):
     done = []
     found = judged(progress=done.append)
     assert done == [1] * 6
@@ -61,14 +60,9 @@ def test_a_folders_score_and_its_official_results(judged, folder, tmp_path):
     assert row["categories"] == {"single_object": 1.0, "counting": 0.5, "colors": 1.0}
     assert row["score"] == pytest.approx(2.5 / 3)
     assert (row["images"], row["gain"]) == (6, None)
-    pairs = zip(found.pictures, found.verdicts, strict=True)
-    lines = [(picture.name, picture.prompt, verdict.details) for picture, verdict in pairs]
-    write_results(tmp_path / "results.jsonl", by_prompt(read_folder(folder)[1]), lines)
-    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    (wrong,) = [line for line in results if not line["correct"]]
-    assert (wrong["filename"], wrong["reason"]) == ("00001/samples/00001.png", "expected ring < 3, found 3")
-    assert json.loads(wrong["details"])["ring"][0] == [0.0, 0.0, 3.0, 9.0, 0.95]
-    assert json.loads(wrong["metadata"]) == LINES[1]
+    write_scores(tmp_path / "scores.csv", [("folder", found)])
+    (wrong,) = [line for line in csv.DictReader((tmp_path / "scores.csv").open()) if line["right"] != "1.0"]
+    assert (wrong["file"], wrong["note"]) == ("00001/samples/00001.png", "expected ring < 3, found 3")
 
 
 def test_a_gain_is_over_the_bases_pictures_of_the_same_names(judged, folder):
@@ -83,7 +77,7 @@ def test_a_gain_is_over_the_bases_pictures_of_the_same_names(judged, folder):
 def test_a_picture_that_cannot_be_read_costs_itself(judged, folder):
     (folder / "00000" / "samples" / "00000.png").write_bytes(b"no picture")
     found = judged()
-    assert [one.name for one in found.broken] == ["00000/samples/00000.png"]
+    assert list(found.broken) == ["00000/samples/00000.png"]
     assert len(found.verdicts) == len(found.pictures) == 5
 
 

@@ -1,11 +1,19 @@
-"""GenEval's prompts, judged by its rules on detected objects; and its official files, written from the pictures."""
+"""GenEval's prompts, judged by its rules on detected objects; and its folders of pictures, read and written.
+
+00000/metadata.jsonl          the prompt's line of metadata
+00000/samples/00000.png ...   its pictures
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -16,10 +24,10 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark, first_of_each, one_per_prompt
 from hypernoise.evaluation.geneval.detection import ClipColors, Mask2Former
 from hypernoise.evaluation.geneval.official import official_requests
-from hypernoise.evaluation.geneval.picture_folder import write_folder, write_results
-from hypernoise.evaluation.geneval.requests import Request, read_requests
-from hypernoise.evaluation.geneval.rules import Detection, deciding_colors, judge, kept
+from hypernoise.evaluation.geneval.rules import Detection, Request, deciding_colors, judge, kept, parse, read_requests
+from hypernoise.evaluation.pictures import Picture, pictures_in
 from hypernoise.evaluation.records import Judgement, Records
+from hypernoise.files import read_json, write_text
 
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 
@@ -30,14 +38,14 @@ def benchmark(file: str, count: int, judge: str, colors: str) -> Benchmark:
     Raises InputError for unreadable metadata, or a prompt that occurs with two meanings.
     """
     found = read_requests(Path(file)) if file else official_requests()
-    chosen = first_of_each([request.tag for request in found], count or len(found))
-    requests = by_prompt([found[i] for i in chosen])
+    chosen = [found[i] for i in first_of_each([request.tag for request in found], count or len(found))]
+    requests = by_prompt(chosen)
     return Benchmark(
-        prompts=[found[i].prompt for i in chosen],
-        categories=[found[i].tag for i in chosen],
+        prompts=[request.prompt for request in chosen],
+        categories=[request.tag for request in chosen],
         load_judge=None if judge == "none" else partial(GenEvalJudge.load, requests, judge, colors),
         about={"benchmark": "geneval", "file": file or None, "count": len(chosen)},
-        write=partial(write_official, [found[i] for i in chosen]),
+        write=partial(write_folder, chosen),
     )
 
 
@@ -76,9 +84,8 @@ class GenEvalJudge:
         request = self.requests[prompt]
         found = self.detect(pixels, request)
         reasons = judge(request, kept(found, request.tag))
-        return Judgement(
-            float(not reasons), note="; ".join(reasons), details=[dataclasses.asdict(one) for one in found]
-        )
+        details = [dataclasses.asdict(one) for one in found]
+        return Judgement(float(not reasons), note="; ".join(reasons), details=details)
 
     def detect(self, pixels: Tensor, request: Request) -> list[Detection]:
         """All detections in pixels [3, H, W] in [0, 1], with the colours that decide the request."""
@@ -90,11 +97,64 @@ class GenEvalJudge:
         ]
 
 
-def write_official(requests: Sequence[Request], folder: Path, name: str, records: Records) -> None:
-    """Pictures in the official layout under `folder`/pictures/`name` and, if judged, results-`name`.jsonl."""
+def write_folder(requests: Sequence[Request], output: Path, records: Records) -> None:
+    """Copies a method's pictures to `output`/pictures in the official layout, for the benchmark's own scripts."""
+    folder = output / "pictures" / records.files[0].parent.name
     noises = len(records.files) // len(requests)
-    files = [records.files[i : i + noises] for i in range(0, len(records.files), noises)]
-    names = write_folder(folder / "pictures" / name, requests, files, records.files[0].parent.name)
-    if "details" in records.pictures[0]:
-        found = [(own, one["prompt"], one["details"]) for own, one in zip(names, records.pictures, strict=True)]
-        write_results(folder / f"results-{name}.jsonl", by_prompt(requests), found)
+    for number, request in enumerate(requests):
+        samples = folder / f"{number:05d}" / "samples"
+        samples.mkdir(parents=True, exist_ok=True)
+        write_text(samples.parent / "metadata.jsonl", json.dumps(request.source))
+        for index, file in enumerate(records.files[number * noises :][:noises]):
+            shutil.copyfile(file, samples / f"{index:05d}.png")
+
+
+def read_folder(
+    folder: Path, prompts: str = "", official: Mapping[str, Request] | None = None
+) -> tuple[list[Picture], list[Request], dict[str, str]]:
+    """The pictures of a folder, their GenEval requests, and by name why others cannot be used.
+
+    A folder in another layout than the official one is read by `pictures_in`, with the requests of the `official`
+    prompts if they are given. Prompts with fewer pictures than most are reported, and judged by those that exist.
+
+    Raises the errors of `pictures_in`, and InputError if no picture is of an official prompt.
+    """
+    places = sorted(place for place in folder.glob("*") if place.name.isdecimal() and place.is_dir())
+    if not places:
+        return _read_flat(folder, prompts, official)
+    pictures: list[Picture] = []
+    requests: list[Request] = []
+    broken: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for place in places:
+        about = place / "metadata.jsonl"
+        try:
+            request = parse(read_json(about, f"metadata {about}"), f"metadata {about}")
+        except InputError as error:
+            broken[place.name] = str(error)
+            continue
+        requests.append(request)
+        files = sorted(file for file in place.glob("samples/*.png") if re.fullmatch(r"\d+", file.stem))
+        counts[place.name] = len(files)
+        for file in files:
+            name = f"{place.name}/samples/{file.name}"
+            pictures.append(Picture(name, file, request.prompt, int(place.name), request.tag))
+    usual = max(1, mode(counts.values())) if counts else 0
+    lacking = {name: count for name, count in counts.items() if count < usual}
+    broken |= {name: f"{count} of {usual} samples such as 00000.png exist" for name, count in lacking.items()}
+    return pictures, requests, broken
+
+
+def _read_flat(
+    folder: Path, prompts: str, official: Mapping[str, Request] | None
+) -> tuple[list[Picture], list[Request], dict[str, str]]:
+    pictures = pictures_in(folder, prompts)
+    if official is None:
+        return pictures, [], {}
+    others = {one.name: f"{one.prompt!r} is not a GenEval prompt" for one in pictures if one.prompt not in official}
+    known = [one for one in pictures if one.name not in others]
+    if not known:
+        raise InputError(f"{folder} is not in GenEval's layout (00000/samples), and {next(iter(others.values()))}")
+    requests = [official[one.prompt] for one in known]
+    pairs = zip(known, requests, strict=True)
+    return [dataclasses.replace(one, category=request.tag) for one, request in pairs], requests, others

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, pad
 from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
-from hypernoise.evaluation.geneval.requests import COLORS
-from hypernoise.evaluation.geneval.rules import Detection
+from hypernoise.evaluation.geneval.rules import COLORS, Detection
 from hypernoise.rewards.clip import ClipReward
 from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 from hypernoise.rewards.text import load_tokenizer
@@ -21,18 +20,11 @@ SENTENCES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}
 GREY = 0x99 / 255
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # px
 BEST = 100  # pairs of query and class
-RENAMED = {  # names of detectors that differ from the benchmark's
-    "mouse": "computer mouse",
-    "remote": "tv remote",
-    "keyboard": "computer keyboard",
-    "motorbike": "motorcycle",  # the rest are VOC's names, which many COCO detectors keep
-    "aeroplane": "airplane",
-    "sofa": "couch",
-    "pottedplant": "potted plant",
-    "diningtable": "dining table",
-    "tvmonitor": "tv",
-    "hair dryer": "hair drier",
-}
+RENAMED = {  # detectors' names that differ from the benchmark's: COCO's, and VOC's, which many keep
+    "mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard", "motorbike": "motorcycle",
+    "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant", "diningtable": "dining table",
+    "tvmonitor": "tv", "hair dryer": "hair drier",
+}  # fmt: skip
 
 
 class Mask2Former:

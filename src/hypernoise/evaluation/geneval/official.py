@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.geneval.requests import COLORS, RELATIONS, Request, parse_lines
+from hypernoise.evaluation.geneval.rules import COLORS, RELATIONS, Request, parse_lines
 
 SEED, EACH = 43, 100
 SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
@@ -41,7 +41,8 @@ def metadata() -> str:
     Raises:
         InputError: this numpy draws other numbers from the seed.
     """
-    text = "".join(json.dumps(line) + "\n" for line in _distinct(_drawn(np.random.default_rng(SEED))))
+    lines = dict.fromkeys(json.dumps(line) + "\n" for line in _drawn(np.random.default_rng(SEED)))  # each once
+    text = "".join(lines)
     if hashlib.sha256(text.encode()).hexdigest() != SHA256:
         raise InputError(
             f"numpy {np.__version__} does not draw the benchmark's prompts from its seed; use "
@@ -62,25 +63,18 @@ def _drawn(rng: np.random.Generator) -> list[dict[str, Any]]:
         exclude = {"exclude": [_object(a, count=count + 1)]}
         lines.append(_line("counting", [_object(a, count=count)], f"{NUMBERS[count]} {plural}", **exclude))
     for _ in range(EACH):
-        a, color = _no_person(rng.choice(len(CLASSES) - 1)), COLORS[rng.choice(len(COLORS))]
+        a, color = 1 + rng.choice(len(CLASSES) - 1), COLORS[rng.choice(len(COLORS))]  # no person gets a colour
         lines.append(_line("colors", [_object(a, color=color)], f"{_a(color)} {CLASSES[a]}"))
     for _ in range(EACH):
         (a, b), relation = rng.choice(len(CLASSES), 2, replace=False), RELATIONS[rng.choice(len(RELATIONS))]
         include = [_object(b), _object(a, position=[relation, 0])]
         lines.append(_line("position", include, f"{_a(CLASSES[a])} {relation} {_a(CLASSES[b])}"))
     for _ in range(EACH):
-        a, b = (_no_person(i) for i in rng.choice(len(CLASSES) - 1, 2, replace=False))
+        a, b = 1 + rng.choice(len(CLASSES) - 1, 2, replace=False)
         one, other = (COLORS[i] for i in rng.choice(len(COLORS), 2, replace=False))
         text = f"{_a(one)} {CLASSES[a]} and {_a(other)} {CLASSES[b]}"
         lines.append(_line("color_attr", [_object(a, color=one), _object(b, color=other)], text))
     return lines
-
-
-def _distinct(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    first: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        first.setdefault(json.dumps(line, sort_keys=True), line)
-    return list(first.values())
 
 
 def _line(tag: str, include: list[dict[str, Any]], text: str, **exclude: Any) -> dict[str, Any]:
@@ -89,11 +83,6 @@ def _line(tag: str, include: list[dict[str, Any]], text: str, **exclude: Any) ->
 
 def _object(index: int, count: int = 1, **more: Any) -> dict[str, Any]:
     return {"class": CLASSES[index], "count": count, **more}
-
-
-def _no_person(index: int) -> int:
-    """One of the 79 classes that get colours: all but the first."""
-    return index + 1
 
 
 def _a(noun: str) -> str:

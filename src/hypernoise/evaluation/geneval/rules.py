@@ -1,7 +1,13 @@
-"""GenEval's verdict on detections, as pure functions: no picture, no model.
+"""GenEval's requests and its verdict on detections, as pure functions: no picture, no model.
 
-The rules are those of evaluation/evaluate_images.py in github.com/djghosh13/geneval (arXiv 2310.11513):
-a clause considers only its most confident objects, also for colours and positions.
+A request is a line of the benchmark's metadata (evaluation_metadata.jsonl of github.com/djghosh13/geneval, arXiv
+2310.11513):
+
+    {"tag": "position", "include": [{"class": "dog", "count": 1},
+     {"class": "cat", "count": 1, "position": ["left of", 0]}], "prompt": "a photo of a cat left of a dog"}
+
+The rules are those of its evaluation/evaluate_images.py: a clause considers only its most confident objects, also for
+colours and positions.
 """
 
 from __future__ import annotations
@@ -9,14 +15,44 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
 
-from hypernoise.errors import InputError
-from hypernoise.evaluation.geneval.requests import COLORS, Request
+from hypernoise.errors import InputError, shown
+from hypernoise.files import json_lines, read_text
 
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # a detection's score must exceed it; the second for the tag "counting"
 MOST = 16  # objects considered per class, the most confident first
 MARGIN = 0.1  # share of the summed sizes by which an offset is shortened
 HALF = 0.5  # share of the offset's length that must point in a direction
+
+
+@dataclass(frozen=True)
+class Clause:
+    """At least `count` objects called `name`, each in `color`, each `relation` all objects of clause `target`.
+
+    In an exclude clause: fewer than `count`.
+    """
+
+    name: str
+    count: int
+    color: str | None = None
+    relation: str | None = None
+    target: int = -1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt. `source` is its line of metadata, which is stored with its pictures."""
+
+    tag: str
+    prompt: str
+    include: tuple[Clause, ...]
+    exclude: tuple[Clause, ...]
+    source: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,6 +69,53 @@ Objects = Mapping[str, Sequence[Detection]]
 """Detections by class, the most confident first."""
 
 
+def parse(source: Any, where: str) -> Request:
+    """A request from one line's JSON value; `where` begins the message of an InputError."""
+    about = source if isinstance(source, dict) else {}
+    tag, prompt = about.get("tag"), about.get("prompt")
+    if not (isinstance(tag, str) and tag and isinstance(prompt, str) and prompt.strip()):
+        raise InputError(f"{where}: it needs a 'tag' such as two_object and the 'prompt' to draw, not {shown(source)}")
+    parts = {name: about.get(name, []) for name in ("include", "exclude")}
+    if not (all(isinstance(own, list) for own in parts.values()) and any(parts.values())):
+        raise InputError(f"{where}: there is nothing to judge by; 'include' or 'exclude' must list objects")
+    include = [_clause(part, f"{where}: include[{i}]", i) for i, part in enumerate(parts["include"])]
+    exclude = [_clause(part, f"{where}: exclude[{i}]", 0) for i, part in enumerate(parts["exclude"])]
+    return Request(tag, prompt, tuple(include), tuple(exclude), about)
+
+
+def _clause(part: Any, where: str, earlier: int) -> Clause:
+    """`earlier`: the number of clauses before it, which a position may refer to."""
+    about = part if isinstance(part, dict) else {}
+    given: list[Any] = [about.get(key) for key in ("class", "count", "color", "position")]
+    name, count, color, position = given
+    pair: Any = position if isinstance(position, list) and len(position) == 2 else (position, -1)
+    relation, target = pair
+    good = (
+        isinstance(name, str) and type(count) is int and count > 0,
+        color in (None, *COLORS),
+        relation is None or (relation in RELATIONS and type(target) is int and 0 <= target < earlier),
+    )
+    if not all(good):
+        raise InputError(
+            f"{where} is {shown(part)}; it needs a 'class' and a 'count' from 1, and may have a 'color' "
+            f"({', '.join(COLORS)}) and a 'position': [{' | '.join(RELATIONS)}, the number of an earlier clause]"
+        )
+    return Clause(name, count, color, relation, target)
+
+
+def read_requests(file: Path) -> list[Request]:
+    """Every prompt of a metadata file. Raises InputError naming the line."""
+    return parse_lines(read_text(file, f"metadata {file}"), f"metadata {file}")
+
+
+def parse_lines(text: str, where: str) -> list[Request]:
+    """Every prompt of a metadata file's text."""
+    requests = [parse(value, place) for place, value in json_lines(text, where)]
+    if not requests:
+        raise InputError(f"{where} has no prompts; it needs a JSON object per line")
+    return requests
+
+
 def kept(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]]:
     """The detections that count for a prompt of this category."""
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
@@ -44,22 +127,13 @@ def kept(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]
 
 
 def judge(request: Request, objects: Objects) -> list[str]:
-    """Why these objects do not satisfy the request: a phrase for each clause that fails.
-
-    Raises InputError for an object whose colour decides and that has none.
-    """
+    """Why these objects do not satisfy the request: a phrase for each clause that fails."""
     reasons: list[str] = []
-    matched: list[Sequence[Detection] | None] = []  # for each clause, its objects if it holds
+    matched: list[Sequence[Detection]] = []  # for each clause, its objects if it holds, else none
     for clause in request.include:
         found = objects.get(clause.name, [])[: clause.count]
-        reason = ""
-        if len(found) < clause.count:
-            reason = f"expected {clause.name} >= {clause.count}, found {len(found)}"
-        if not reason and clause.color is not None:
-            reason = _color_fault(clause.name, clause.color, found)
-        if not reason and clause.relation is not None and clause.target is not None:
-            reason = _position_fault(clause.name, clause.relation, found, matched[clause.target])
-        matched.append(None if reason else found)
+        reason = _fault(clause, found, matched)
+        matched.append([] if reason else found)
         reasons += [reason] if reason else []
     for clause in request.exclude:
         number = len(objects.get(clause.name, []))
@@ -68,19 +142,39 @@ def judge(request: Request, objects: Objects) -> list[str]:
     return reasons
 
 
+def _fault(clause: Clause, found: Sequence[Detection], matched: Sequence[Sequence[Detection]]) -> str:
+    """Why these objects do not satisfy an include clause; empty if they do."""
+    name, count = clause.name, clause.count
+    if len(found) < count:
+        return f"expected {name} >= {count}, found {len(found)}"
+    colors = [detection.color for detection in found]
+    if clause.color is not None and colors.count(clause.color) < count:
+        seen = ", ".join(f"{colors.count(one)} {one}" for one in COLORS if one in colors)
+        return f"expected {clause.color} {name} >= {count}, found {colors.count(clause.color)}: {seen}"
+    if clause.relation is None:
+        return ""
+    if not matched[clause.target]:
+        return f"nothing for the {name} to be {clause.relation}"
+    for detection, target in product(found, matched[clause.target]):
+        held = relations(detection, target)
+        if clause.relation not in held:
+            where = " and ".join(sorted(held)) or "neither left, right, above nor below"
+            return f"expected {name} {clause.relation} {target.name}, found it {where}"
+    return ""
+
+
 def deciding_colors(request: Request, objects: Objects) -> list[Detection]:
     """The objects whose colour `judge` needs."""
-    asked: list[Detection] = []
-    for clause in request.include:
-        found = objects.get(clause.name, [])[: clause.count]
-        if clause.color is not None and len(found) == clause.count:
-            asked += [detection for detection in found if detection not in asked]
-    return asked
+    asked = [(clause, objects.get(clause.name, [])[: clause.count]) for clause in request.include if clause.color]
+    return [detection for clause, found in asked if len(found) == clause.count for detection in found]
 
 
 def relations(a: Detection, b: Detection) -> set[str]:
     """Where a lies relative to b: one direction, two on a diagonal, or none if they are too close."""
-    (ax, ay, aw, ah), (bx, by, bw, bh) = _centre_and_size(a), _centre_and_size(b)
+    (ax, ay, aw, ah), (bx, by, bw, bh) = (
+        ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+        for left, top, right, bottom in (a.box, b.box)
+    )
     return directions(ax - bx, ay - by, aw + bw, ah + bh)
 
 
@@ -97,30 +191,3 @@ def directions(dx: float, dy: float, width: float, height: float, *, of_the_rest
     half = HALF * (math.hypot(short_x, short_y) if of_the_rest else math.hypot(dx, dy))
     held = {"left of": short_x < -half, "right of": short_x > half, "above": short_y < -half, "below": short_y > half}
     return {name for name, holds in held.items() if holds}
-
-
-def _centre_and_size(detection: Detection) -> tuple[float, float, float, float]:
-    left, top, right, bottom = detection.box
-    return (left + right) / 2, (top + bottom) / 2, abs(right - left), abs(bottom - top)
-
-
-def _color_fault(name: str, color: str, found: Sequence[Detection]) -> str:
-    colors = [detection.color for detection in found]
-    if None in colors:
-        raise InputError(f"the color of the {name} decides, and its detection has none")
-    if all(one == color for one in colors):
-        return ""
-    seen = ", ".join(f"{colors.count(one)} {one}" for one in COLORS if one in colors)
-    return f"expected {color} {name} >= {len(found)}, found {colors.count(color)}: {seen}"
-
-
-def _position_fault(name: str, relation: str, found: Sequence[Detection], targets: Sequence[Detection] | None) -> str:
-    if targets is None:
-        return f"nothing for the {name} to be {relation}"
-    for detection in found:
-        for target in targets:
-            held = relations(detection, target)
-            if relation not in held:
-                where = " and ".join(sorted(held)) or "neither left, right, above nor below"
-                return f"expected {name} {relation} {target.name}, found it {where}"
-    return ""
