@@ -18,7 +18,7 @@ from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_as
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
+from hypernoise.methods.search import Plain
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.noise.settings import Spectral as Settings
 from hypernoise.pipeline import attach, detach, disabled

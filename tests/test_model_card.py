@@ -101,8 +101,6 @@ def test_three_files_a_card_and_a_picture_are_uploaded(adapter, measured, hub):
     card = ModelCard(hub.files["README.md"].decode())
     assert card.data.license == "other"
     assert card.data.base_model == "stabilityai/sd-turbo"
-    (result,) = card.data.eval_results
-    assert (result.metric_type, result.metric_value) == ("score", 0.551)
 
 
 def test_the_packaged_adapter_goes_by_its_name_and_a_foreign_one_is_one_line(adapter, hub):
@@ -158,9 +156,7 @@ def test_of_a_training_run_the_last_samples_are_shown(adapter, hub, tmp_path):
     hn.push_to_hub(adapter, "somebody/noise", measured=tmp_path)
     (tmp_path / "kept.png").write_bytes(hub.files["before_after.png"])
     assert Image.open(tmp_path / "kept.png").getpixel((0, 0)) == BLUE
-    card = hub.files["README.md"].decode()
-    assert "| hypernoise, 1 step | 2.500 | 0.10 |" in card
-    assert "model-index" not in card
+    assert "| hypernoise, 1 step | 2.500 | 0.10 |" in hub.files["README.md"].decode()
 
 
 @pytest.mark.parametrize(

@@ -95,29 +95,25 @@ def drawn_as_released(pipe, noise, steps, switches=None):
 
 @pytest.fixture
 def released(tmp_path):
-    """A released adapter's directory, by kind of file, and what the authors' code draws with it."""
+    """A released adapter's directory, by prefix of its names, and what the authors' code draws with it."""
     pipe = sana(tmp_path)
     config = with_peft(pipe.transformer)
     state = get_peft_model_state_dict(pipe.transformer, adapter_name=NAME)
     assert not any(name.startswith("base_model") for name in state)
 
-    def write(kind="safetensors", prefix=""):
-        folder = tmp_path / f"released-{kind}{prefix}"
+    def write(prefix=""):
+        folder = tmp_path / f"released{prefix}"
         config.save_pretrained(str(folder))
         named = {prefix + name: tensor.contiguous() for name, tensor in state.items()}
-        if kind == "bin":
-            torch.save(named, folder / "adapter_model.bin")
-        else:
-            save_file(named, folder / "adapter_model.safetensors")
+        save_file(named, folder / "adapter_model.safetensors")
         return folder
 
     return SimpleNamespace(write=write, pipe=pipe, state=state)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
-def test_a_released_adapter_draws_the_released_pictures(released, kind, prefix, tmp_path):
-    folder = released.write(kind, prefix)
+def test_a_released_adapter_draws_the_released_pictures(released, prefix, tmp_path):
+    folder = released.write(prefix)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     pipe = attach(sana(tmp_path), folder)
     for steps in (1, 4):
@@ -206,18 +202,6 @@ def test_mismatches_are_refused(released, tmp_path):
         load_adapter(generator, folder)
 
 
-def test_a_bin_file_that_runs_code_is_refused(released, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "sprung"), "w"))
-
-    folder = released.write("bin")
-    torch.save({"proj_out.lora_A.weight": Trap()}, folder / "adapter_model.bin")
-    with pytest.raises(InputError, match="is not a complete file of tensors"):
-        load_adapter(DiffusionGenerator(sana(tmp_path), size=(32, 32)), folder)
-    assert not (tmp_path / "sprung").exists()
-
-
 class FakeHub:
     """A repository in memory, behind the two calls that fetch an adapter."""
 
@@ -246,8 +230,10 @@ def test_from_the_hub_by_id_and_revision_size_first(released, tmp_path, monkeypa
 
 
 def test_from_the_hub_never_a_pickle(released, tmp_path, monkeypatch):
-    fake = FakeHub(released.write("bin"), monkeypatch)
-    with pytest.raises(InputError, match="holds no safetensors adapter; a pickled one is only read from a directory"):
+    folder = released.write()
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    fake = FakeHub(folder, monkeypatch)
+    with pytest.raises(InputError, match="holds no safetensors adapter; a pickled one is not read"):
         load_adapter(DiffusionGenerator(sana(tmp_path), size=(32, 32)), "someone/adapter")
     assert fake.asked == []
 

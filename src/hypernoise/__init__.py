@@ -28,10 +28,9 @@ if TYPE_CHECKING:
     from hypernoise.generators.registry import load_generator
     from hypernoise.methods.finetune import FineTune, LoRATune, finetune, load_finetuned
     from hypernoise.methods.hypernoise import HyperNoise
-    from hypernoise.methods.plain import Plain
     from hypernoise.methods.prompt_search import PromptSearch
     from hypernoise.methods.reno import ReNO
-    from hypernoise.methods.search import BestOfN, Search
+    from hypernoise.methods.search import BestOfN, Plain, Search
     from hypernoise.model_card import push_to_hub
     from hypernoise.noise.lora import LoRANoise
     from hypernoise.noise.residual import ResidualNoise

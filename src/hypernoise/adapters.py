@@ -49,11 +49,11 @@ from hypernoise.noise.stored import (
     without_component,
 )
 from hypernoise.rewards.weights import read_state
+from hypernoise.settings import finite
 from hypernoise.version import __version__
 
 FORMAT = 1
 WEIGHTS, PEFT_CONFIG, ABOUT = "adapter_model.safetensors", CONFIG, "hypernoise.json"
-PICKLED = "adapter_model.bin"
 PART = ".adapter-"  # prefix of unfinished folders
 PREFIX = "base_model.model."  # PEFT's prefix of every name in its files
 NOTE = "a noise network (hypernoise): not an ordinary LoRA; its output layer omits the base path"
@@ -122,15 +122,37 @@ def load_adapter(generator: Generator, folder: str | Path, *, check_base: bool =
     Raises:
         InputError: no adapter there, a broken or pickled weights file, a newer format, or another base.
     """
-    folder = adapter_folder(folder)
+    return read_network(generator, adapter_folder(folder), NETWORKS, check_base=check_base)
+
+
+NETWORKS: dict[str, type] = {network.kind: network for network in (LoRANoise, ResidualNoise, SpectralNoise)}
+
+
+def read_network(generator: Any, folder: Path, kinds: Mapping[str, type], *, check_base: bool = True) -> Any:
+    """The network saved in `folder`, of one of these kinds; see `load_adapter`."""
     about = read_about(folder)
     compare_base(about, generator, folder, strict=check_base)
-    state = read_weights(folder)
-    settings = about["settings"]
+    kind, settings, state = about["kind"], about["settings"], read_weights(folder)
+    other = ResidualNoise if hasattr(generator, "denoise_first") else LoRANoise
+    fitting = [name for name in kinds if name != other.kind]
+    if kind not in fitting:
+        raise InputError(f"{folder} holds a {kind!r} network; {generator.name!r} takes {' or '.join(fitting)} here")
     if about.get("released"):
         settings = {**settings, **_released_settings(state, generator, folder)}
     check_settings(settings, state, folder / ABOUT)
-    network = _build(about["kind"], settings, state, generator, folder)
+    make = partial(kinds[kind], **settings)
+    try:
+        if issubclass(kinds[kind], LoRANoise):
+            network = make(generator)
+        else:
+            check_size(make, state, folder / ABOUT)
+            network = rebuilt(generator, settings) if kind == SpectralNoise.kind else make().to(generator.device)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(
+            f"{folder / ABOUT} has settings that a {kind!r} network does not take: {first_line(error)}"
+        ) from error
+    if kind == ResidualNoise.kind and network.noise_shape != tuple(generator.noise_shape):
+        raise InputError(f"{folder} takes noise of {network.noise_shape}, {generator.name!r} {generator.noise_shape}")
     network.load_trainable_state(state)
     check_digest(about, state, folder)
     return network
@@ -158,40 +180,11 @@ def adapter_folder(source: str | Path) -> Path:
 
 def _released_settings(state: dict[str, Tensor], generator: Any, folder: Path) -> dict[str, Any]:
     """What released files do not record: their layers, unless they are this LoRA's."""
-    if not hasattr(generator, "denoise_first"):
-        raise InputError(f"{folder} is a LoRA on a denoiser, which {generator.name!r} lacks")
     layers = sorted({name.rpartition(".lora_")[0] for name in state})
     every = adaptable_layers(generator.denoiser)
     if not set(layers) & set(every):
         raise InputError(f"the adapter {folder} matches no weight of {generator.name!r}: made for another architecture")
     return {} if set(layers) == set(every) else {"layers": layers}
-
-
-def _build(
-    kind: str, settings: dict[str, Any], state: Mapping[str, Tensor], generator: Any, folder: Path
-) -> LoRANoise | ResidualNoise | SpectralNoise:
-    has_denoiser = hasattr(generator, "denoise_first")
-    try:
-        if kind == SpectralNoise.kind:
-            check_size(partial(SpectralNoise, **settings), state, folder / ABOUT)
-            return rebuilt(generator, settings)
-        if kind == LoRANoise.kind and has_denoiser:
-            return LoRANoise(generator, **settings)
-        if kind == ResidualNoise.kind and not has_denoiser:
-            check_size(partial(ResidualNoise, **settings), state, folder / ABOUT)
-            network = ResidualNoise(**settings).to(generator.device)
-            if network.noise_shape != tuple(generator.noise_shape):
-                raise InputError(
-                    f"{folder} takes noise of {network.noise_shape}, {generator.name!r} {generator.noise_shape}"
-                )
-            return network
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise InputError(
-            f"{folder}/hypernoise.json has settings that a {kind!r} network does not take: {first_line(error)}"
-        ) from error
-    if kind == "finetune":
-        raise InputError(f"{folder} holds a fine-tuned LoRA, not a noise network; pass it to --finetuned")
-    raise InputError(f"{folder} holds a {kind!r} noise network, which does not fit {generator.name!r}")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -207,11 +200,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     about = read_json(file, str(file))
     if not isinstance(about, dict):
         raise InputError(f"{file} is not valid: it must be a mapping")
-    missing = {"format", "kind", "settings", "base"} - about.keys()
-    if missing:
-        raise InputError(f"{file} lacks {', '.join(sorted(missing))}")
-    if about["format"] != FORMAT:
-        raise InputError(f"{file} has format {about['format']}, this version reads {FORMAT}: upgrade hypernoise")
+    if about.get("format") != FORMAT:
+        raise InputError(f"{file} has format {about.get('format')}, this version reads {FORMAT}: upgrade hypernoise")
     if not _well_formed(about):
         raise InputError(
             f"{file} is not valid: kind must be a text, settings and call mappings, and base null or a mapping with a "
@@ -221,15 +211,13 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def _well_formed(about: Mapping[str, Any]) -> bool:
-    base = {"name": ""} if about["base"] is None else about["base"]
-    parts = (about["settings"], about.get("call") or {}, base)
-    if not isinstance(about["kind"], str) or not all(isinstance(part, dict) for part in parts):
+    base = about.get("base", ...)
+    base = {"name": ""} if base is None else base
+    mappings = (about.get("settings"), about.get("call") or {}, base)
+    if not isinstance(about.get("kind"), str) or not all(isinstance(part, dict) for part in mappings):
         return False
-    probe = base.get("probe", [])
-    numbers = isinstance(probe, list) and all(
-        one is None or (type(one) in (int, float) and abs(one) < 1e30) for one in probe
-    )
-    return isinstance(base.get("name"), str) and numbers
+    name, probe = base.get("name"), base.get("probe", [])
+    return isinstance(name, str) and isinstance(probe, list) and all(one is None or finite(one) for one in probe)
 
 
 def _is_ours(weights: Path) -> bool:
@@ -283,18 +271,11 @@ def differing(saved: Sequence[float | None], here: Sequence[float | None], kind:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained weights of an adapter directory, without PEFT's prefix on the names.
-
-    A released adapter's `adapter_model.bin` is read as tensors only; our own format has no such file.
-    """
-    file, pickled = folder / WEIGHTS, folder / PICKLED
-    if not file.is_file() and (folder / DIFFUSERS).is_file() and not (folder / ABOUT).is_file():
-        file = folder / DIFFUSERS
-    elif not file.is_file():
-        if not pickled.is_file() or (folder / ABOUT).is_file():
-            also = f", a pickled {PICKLED} is not read" if pickled.exists() else ""
-            raise InputError(f"{folder} has no {WEIGHTS}{also}")
-        file = pickled
+    """The trained weights of an adapter directory, without PEFT's prefix on the names. A pickle is not read."""
+    theirs = folder / DIFFUSERS
+    file = theirs if theirs.is_file() and not (folder / ABOUT).is_file() else folder / WEIGHTS
+    if not file.is_file():
+        raise InputError(f"{folder} has no {WEIGHTS}; a pickled adapter_model.bin is not read")
     state = {without_component(name.removeprefix(PREFIX)): tensor for name, tensor in read_state(file).items()}
     check_values(state, file)
     return state

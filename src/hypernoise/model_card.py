@@ -9,14 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
 from jinja2 import Environment
 
 from hypernoise.adapters import ABOUT, PEFT_CONFIG, WEIGHTS, adapter_folder, read_about, read_weights
 from hypernoise.errors import InputError, first_line
 from hypernoise.evaluation.result_rows import empty_row
-from hypernoise.evaluation.tables import name_of, result_tables
+from hypernoise.evaluation.tables import result_tables
 from hypernoise.files import kept_json
 from hypernoise.generators.hub import HUB_ID, UNREACHABLE
 from hypernoise.generators.presets import PRESETS
@@ -77,7 +77,6 @@ def check_login(repository: str) -> None:
 
 
 def model_card(folder: Path, repository: str, *, measured: str | Path | None = None) -> ModelCard:
-    """The card that `push_to_hub` uploads; see there."""
     about = read_about(folder)
     base, training = about["base"] or {}, about.get("training", {})
     preset = PRESETS.get(base.get("name", ""))
@@ -90,7 +89,6 @@ def model_card(folder: Path, repository: str, *, measured: str | Path | None = N
         pipeline_tag="text-to-image",
         tags=["noise-hypernetwork", f"{about['kind']}-noise-network"],
         model_name=repository.partition("/")[2],
-        eval_results=_results(summary),
     )
     facts = {
         "base": base.get("name"),
@@ -105,7 +103,7 @@ def model_card(folder: Path, repository: str, *, measured: str | Path | None = N
         card_data=data.to_yaml(),
         name=data.model_name,
         base=f"`{base.get('name')}`",
-        code=_code(base, about["kind"], repository),
+        code=_code(base, repository),
         facts={name: value for name, value in facts.items() if value not in (None, "")},
         picture=PICTURE if _picture(measured) else None,
         tables=[table for table in result_tables(rows) if table.shown] if rows else [],
@@ -115,12 +113,12 @@ def model_card(folder: Path, repository: str, *, measured: str | Path | None = N
     return ModelCard(text)
 
 
-def _code(base: Mapping[str, Any], kind: str, repository: str) -> str:
+def _code(base: Mapping[str, Any], repository: str) -> str:
     """The code that uses it: on the published pipeline, or on the result of `load_generator`."""
-    name = base.get("name", "")
-    preset = PRESETS.get(name)
     if "denoiser" not in base:
         return f'import hypernoise as hn\n\nnetwork = hn.load_adapter(generator, "{repository}")'
+    name = base["name"]
+    preset = PRESETS.get(name)
     load, pipeline = "", f'hn.load_generator("{name}").pipeline'
     if preset and preset.repository and not (preset.lora or preset.parts or preset.scheduler):
         load = "from diffusers import DiffusionPipeline\n"
@@ -136,22 +134,6 @@ def _summary(measured: str | Path | None) -> dict[str, Any]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "method" in row for row in rows):
         raise InputError(f"{measured} holds no results of hypernoise evaluate, quickstart or train (summary.json)")
     return found
-
-
-def _results(summary: Mapping[str, Any]) -> list[EvalResult] | None:
-    """The judged scores of hypernoise, in the Hub's model-index format."""
-    prompts = str(summary.get("arguments", {}).get("prompts", summary.get("command")))
-    return [
-        EvalResult(
-            task_type="text-to-image",
-            dataset_type=prompts,
-            dataset_name=f"{prompts} ({name_of(row)})",
-            metric_type="score",
-            metric_value=round(row["score"], 4),
-        )
-        for row in summary.get("results", [])
-        if row["method"].startswith("hypernoise") and row.get("score") is not None
-    ] or None
 
 
 def _picture(measured: str | Path | None) -> Path | None:

@@ -78,15 +78,15 @@ def summary(folder):
 
 
 def test_methods_on_a_users_own_pipeline(own, tmp_path, capsys):
-    methods = ["--methods", "best-of-2", "hypernoise", "finetune", "hypernoise-reno-2", "reno-2", "plain"]
+    methods = ["--methods", "best-of-2", "hypernoise", "finetune", "reno-2", "plain"]
     assert main([*own, *methods]) == 0
     printed = capsys.readouterr().out
     written = summary(tmp_path / "out")
     rows = {row["method"]: row for row in written["results"]}
-    assert list(rows) == ["plain", "best-of-2", "hypernoise", "finetune", "hypernoise-reno-2", "reno-2"]
+    assert list(rows) == ["plain", "best-of-2", "hypernoise", "finetune", "reno-2"]
     assert (written["command"], written["prompts"]["count"]) == ("evaluate", 3)
-    assert [row["denoiser_forwards"] for row in rows.values()] == [1, 2, 2, 1, 3, 2]
-    assert [row["denoiser_backwards"] for row in rows.values()] == [0, 0, 0, 0, 1, 1]
+    assert [row["denoiser_forwards"] for row in rows.values()] == [1, 2, 2, 1, 2]
+    assert [row["denoiser_backwards"] for row in rows.values()] == [0, 0, 0, 0, 1]
     assert rows["plain"]["kl"] == 0 < rows["hypernoise"]["kl"]
     assert rows["finetune"]["kl"] is None
     assert rows["finetune"]["reward"] != rows["plain"]["reward"]
@@ -95,10 +95,10 @@ def test_methods_on_a_users_own_pipeline(own, tmp_path, capsys):
     assert rows["hypernoise"]["validation_reward"] is not None
     assert f"{rows['reno-2']['reward']:.3f}" in printed
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<figure") == 3 * 6
+    assert page.count("<figure") == 3 * 5
     assert 'id="verdict"' not in page  # nothing is judged
     with Image.open(tmp_path / "out" / "before_after.png") as sheet:
-        assert sheet.size == (LABEL + 3 * (TILE + PAD), HEAD + 6 * (TILE + PAD) + 26)
+        assert sheet.size == (LABEL + 3 * (TILE + PAD), HEAD + 5 * (TILE + PAD) + 26)
         assert not {RIGHT, WRONG} & {color for _, color in sheet.getcolors(1 << 20)}
     assert main([*own, *methods]) == 0  # all is found: even the times are those of the first run
     assert summary(tmp_path / "out")["results"] == written["results"]

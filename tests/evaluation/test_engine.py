@@ -13,9 +13,8 @@ from hypernoise.evaluation.records import Judgement
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
 from hypernoise.methods.reno import ReNO
-from hypernoise.methods.search import BestOfN
+from hypernoise.methods.search import BestOfN, Plain
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import blueness, redness

@@ -7,7 +7,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem
 from hypernoise.methods.finetune import FineTune, LoRATune, finetune, load_finetuned
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
+from hypernoise.methods.search import Plain
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.rewards.pixel import redness
@@ -132,7 +132,7 @@ def test_saved_and_loaded_it_draws_the_same_and_is_no_noise_network(generator, n
     HyperNoise(noisy).generate(problem, PROMPTS, noise)
     again = FineTune(tmp_path / "tuned").generate(problem, PROMPTS, noise).pixels
     assert torch.allclose(again, before, atol=1e-6)  # saved in fp32 or fp64 alike
-    with pytest.raises(InputError, match="holds a fine-tuned LoRA, not a noise network"):
+    with pytest.raises(InputError, match="holds a 'finetune' network; 'tiny' takes lora or spectral"):
         load_adapter(generator, tmp_path / "tuned")
-    with pytest.raises(InputError, match="holds a 'lora' network, not a fine-tuned LoRA"):
+    with pytest.raises(InputError, match="holds a 'lora' network; 'tiny' takes finetune"):
         load_finetuned(generator, tmp_path / "noise")

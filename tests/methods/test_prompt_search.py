@@ -8,8 +8,8 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem
-from hypernoise.methods.plain import Plain
 from hypernoise.methods.prompt_search import EndpointRewriter, PromptSearch, parse_lines
+from hypernoise.methods.search import Plain
 from hypernoise.rewards.pixel import redness
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]

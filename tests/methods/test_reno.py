@@ -3,13 +3,10 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem
-from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
 from hypernoise.methods.reno import ReNO, norm_penalty
-from hypernoise.methods.search import BestOfN, Search
-from hypernoise.noise.lora import LoRANoise
+from hypernoise.methods.search import BestOfN, Plain, Search
 from hypernoise.rewards.pixel import redness
-from tests.conftest import Recorded, disturb
+from tests.conftest import Recorded
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]
 
@@ -90,20 +87,6 @@ def test_the_gradient_goes_through_every_step(generator, noise):
     assert found == pytest.approx(scores, rel=1e-9)
 
 
-def test_it_starts_from_hypernoises_noise(problem, noise):
-    network = LoRANoise(problem.generator, rank=2)
-    disturb(network)
-    start = HyperNoise(network)
-    first = ReNO(1, start=start).generate(problem, PROMPTS, noise)
-    assert torch.allclose(first.noise, start.generate(problem, PROMPTS, noise).noise, atol=1e-12)
-    assert first.spent.denoiser_forwards == 6
-    method = ReNO(3, start=start)
-    assert method.name == "hypernoise-reno-3"
-    result = method.generate(problem, PROMPTS, noise)
-    assert (reward(result.pixels, PROMPTS) >= reward(first.pixels, PROMPTS) - 1e-12).all()
-    assert all(p.grad is None for p in network.trainable_parameters())
-
-
 def test_the_penalty_is_minus_the_log_density_of_the_norm():
     """Of the chi law with d degrees of freedom, up to a constant; and its gradient, by finite differences."""
     x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -132,13 +115,6 @@ def test_a_reward_without_a_gradient_is_refused(problem, noise):
     assert ReNO(1).generate(flat, PROMPTS, noise).spent.denoiser_backwards == 0  # one picture asks for none
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"iterations": 0}, "iterations must be at least 1"),
-        ({"lr": 0.0}, "lr must be a positive number"),
-    ],
-)
-def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(InputError, match=message):
-        ReNO(**settings)
+def test_impossible_settings_are_refused():
+    with pytest.raises(InputError, match="iterations must be at least 1"):
+        ReNO(0)

@@ -3,7 +3,7 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem, fresh_noise
-from hypernoise.methods.search import BestOfN, Search
+from hypernoise.methods.search import Search
 from hypernoise.rewards.pixel import redness
 from tests.conftest import Recorded
 
@@ -28,16 +28,6 @@ def test_rounds_build_on_each_other_and_the_best_is_kept(generator, noise):
     assert torch.equal(second.scores[:, :7], first.scores)
 
 
-def test_at_radius_one_it_is_best_of_n(generator, noise):
-    rewards, methods = (Recorded(redness), Recorded(redness)), (Search(2, 2, radius=1.0), BestOfN(5))
-    wide, best = (
-        method.generate(Problem(generator, reward), PROMPTS, noise)
-        for method, reward in zip(methods, rewards, strict=True)
-    )
-    assert torch.allclose(rewards[0].scores, rewards[1].scores)
-    assert torch.equal(wide.noise, best.noise)
-
-
 def test_neighbours_are_near_and_keep_the_noises_scale(generator, noise):
     drawn = []
 
@@ -46,10 +36,10 @@ def test_neighbours_are_near_and_keep_the_noises_scale(generator, noise):
         return sample(noise, condition, **settings)
 
     sample, generator.sample = generator.sample, spy
-    Search(1, 3, radius=0.3).generate(Problem(generator, redness), PROMPTS, noise)
+    Search(1, 3).generate(Problem(generator, redness), PROMPTS, noise)
     for neighbour in drawn[1:]:
         likeness = torch.cosine_similarity(neighbour.flatten(1), noise.flatten(1), dim=1)
-        assert (likeness - 0.954).abs().max() < 0.05  # √(1 − 0.3²)
+        assert (likeness - 0.866).abs().max() < 0.08  # √(1 − 0.5²)
         assert abs(neighbour.std() - 1) < 0.1
 
 
@@ -62,10 +52,10 @@ def test_a_round_starts_from_the_best_so_far(generator, noise):
 
     sample, generator.sample = generator.sample, spy
     ever_better = Problem(generator, lambda pixels, prompts: pixels.new_full((len(pixels),), float(len(drawn))))
-    Search(2, 2, radius=0.6).generate(ever_better, PROMPTS, noise)
+    Search(2, 2).generate(ever_better, PROMPTS, noise)
     assert len(drawn) == 5
     for turn, best in ((1, 0), (2, 0), (3, 2), (4, 2)):
-        assert torch.allclose(drawn[turn], 0.8 * drawn[best] + 0.6 * fresh_noise(noise, turn))
+        assert torch.allclose(drawn[turn], 0.75**0.5 * drawn[best] + 0.5 * fresh_noise(noise, turn))
 
 
 @pytest.mark.parametrize(
@@ -73,8 +63,6 @@ def test_a_round_starts_from_the_best_so_far(generator, noise):
     [
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"neighbours": 0}, "neighbours must be at least 1"),
-        ({"radius": 0.0}, "radius must be above 0 and at most 1"),
-        ({"radius": 1.5}, "radius must be above 0 and at most 1"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

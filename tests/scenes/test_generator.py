@@ -16,7 +16,7 @@ from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.evaluation.engine import compare
 from hypernoise.generators.registry import load_generator
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
+from hypernoise.methods.search import Plain
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import l2_kl, noise_objective

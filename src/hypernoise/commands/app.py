@@ -140,7 +140,7 @@ def draw(
     from hypernoise.evaluation.records import picture
     from hypernoise.methods.base import Problem
     from hypernoise.methods.hypernoise import HyperNoise
-    from hypernoise.methods.plain import Plain
+    from hypernoise.methods.search import Plain
     from hypernoise.objective import l2_kl
 
     ranges = {"seed": (seed, 0, 2**63 - 1 - MOST), "inference steps": (steps, 1, 1000), "noises": (noises, 1, MOST)}

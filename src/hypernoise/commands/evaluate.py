@@ -29,11 +29,11 @@ class Evaluate(WithGenerator):
     """
 
     methods: tuple[str, ...] = ("plain",)
-    """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS], hypernoise[@STRENGTH],
-    hypernoise-reno[-ITERATIONS], finetune, prompt-search[-N]."""
+    """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS], hypernoise[@STRENGTH], finetune,
+    prompt-search[-N]."""
     adapter: tuple[str, ...] = ()
-    """Adapter directories, one per training run, for hypernoise (which they add to --methods) and hypernoise-reno.
-    Several form one row: the runs' mean, with intervals over prompts and runs."""
+    """Adapter directories, one per training run, for hypernoise (which they add to --methods). Several form one row:
+    the runs' mean, with intervals over prompts and runs."""
     finetuned: tuple[str, ...] = ()
     """Directories of fine-tuned LoRAs, for finetune (which they add to --methods)."""
     prompts: str = "scenes"
@@ -84,6 +84,8 @@ class Evaluate(WithGenerator):
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import name_of, result_tables
         from hypernoise.files import output_folder
+        from hypernoise.methods.finetune import FineTune
+        from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.rewards.ensemble import WeightedSum
 
         benchmark = load_benchmark(self.prompts, self.count, self.judge, self.colors)
@@ -92,9 +94,8 @@ class Evaluate(WithGenerator):
         for steps in self.num_inference_steps:
             generator.check_steps(steps)
         for method in methods:
-            adapter = getattr(getattr(method, "start", None) or method, "adapter", None)
-            if adapter is not None:
-                adapter.on(generator)
+            if isinstance(method, HyperNoise | FineTune):
+                method.adapter.on(generator)
         prompts, cut = fitting(generator, benchmark.prompts, self.long_prompts)
         weights = self.rewards or benchmark.rewards
         reward = WeightedSum(weights) if weights else None
@@ -161,14 +162,14 @@ class Evaluate(WithGenerator):
         """Plain first, and the methods that --adapter and --finetuned imply."""
         from hypernoise.methods.finetune import FineTune
         from hypernoise.methods.hypernoise import HyperNoise
-        from hypernoise.methods.plain import Plain
         from hypernoise.methods.prompt_search import EndpointRewriter
-        from hypernoise.methods.registry import Given, make_methods
+        from hypernoise.methods.registry import make_methods
+        from hypernoise.methods.search import Plain
 
         more = [name for name, folders in (("hypernoise", self.adapter), ("finetune", self.finetuned)) if folders]
         names = list(dict.fromkeys(["plain", *self.methods, *more]))
         rewriter = EndpointRewriter(self.rewriter, self.rewriter_model) if self.rewriter else benchmark.rewriter
-        methods = make_methods(names, Given(self.adapter, self.finetuned, rewriter))
+        methods = make_methods(names, adapters=self.adapter, finetuned=self.finetuned, rewriter=rewriter)
         searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
         if searching and not (self.rewards or benchmark.rewards):
             raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")

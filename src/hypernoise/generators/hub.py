@@ -91,10 +91,7 @@ def fetch_adapter(repository: str, revision: str | None = None) -> Path:
         if files is not None:
             wanted = {name: size for name, size in files.items() if "/" not in name and name.endswith(ADAPTER_FILES)}
             if not any(name.endswith(".safetensors") for name in wanted):
-                raise InputError(
-                    f"{repository} holds no safetensors adapter; a pickled one is only read from a directory: "
-                    f"hf download {repository} --local-dir DIR, then name DIR"
-                )
+                raise InputError(f"{repository} holds no safetensors adapter; a pickled one is not read")
             if not all(isinstance(try_to_load_from_cache(repository, name, revision=revision), str) for name in wanted):
                 print(f"downloading {repository}: {sum(wanted.values()) / 1e6:.1f} MB", file=sys.stderr)
             kept = list(wanted)

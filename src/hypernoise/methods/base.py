@@ -105,14 +105,14 @@ class Meter:
         steps, seed = self.problem.num_inference_steps, self.problem.seed
         return wide(self.problem.generator.sample(noise, condition, num_inference_steps=steps, seed=seed))
 
-    def score(self, pixels: Tensor, prompts: list[str], hint: str = "") -> Tensor:
-        """Rewards [B], differentiable in the pixels. InputError, with the hint, for one that is not finite."""
+    def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """Rewards [B], differentiable in the pixels. InputError for one that is not finite."""
         self.calls.update(reward_calls=len(pixels))
         scores = scores_of(self.problem.reward, pixels, prompts)
         finite = torch.isfinite(scores)
         if not finite.all():
             place = int((~finite).nonzero()[0, 0])
-            raise InputError(f"the reward is {scores[place].item()} for {prompts[place]!r}{hint}")
+            raise InputError(f"the reward is {scores[place].item()} for {prompts[place]!r}")
         return scores
 
     def spent(self) -> Spent:
@@ -138,25 +138,25 @@ class BestSoFar:
     def __init__(self, meter: Meter, prompts: list[str]):
         self.meter, self.prompts = meter, prompts
         self.condition = meter.problem.generator.encode(prompts)
-        self.offers = 0
+        self.best: tuple[Tensor, ...] = ()  # noise, pixels, score
 
-    def offer(self, noise: Tensor, hint: str = "") -> Tensor:
+    def offer(self, noise: Tensor) -> Tensor:
         """The score [B] of a candidate [B, *noise_shape], which is kept where it is higher than all before."""
         pixels = self.meter.draw(noise, self.condition)
-        score = self.meter.score(pixels, self.prompts, hint)
+        score = self.meter.score(pixels, self.prompts)
         new = (noise.detach().clone(), pixels.detach(), score.detach())  # ReNO moves its noise in place
-        if not self.offers:
-            self.noise, self.pixels, self.score = new
-        better = new[2] > self.score
-        self.noise, self.pixels, self.score = (
-            torch.where(per_sample(better, mine), mine, best)
-            for mine, best in zip(new, (self.noise, self.pixels, self.score), strict=True)
-        )
-        self.offers += 1
+        best = self.best or new
+        better = new[2] > best[2]
+        self.best = tuple(torch.where(per_sample(better, a), a, b) for a, b in zip(new, best, strict=True))
         return score
 
+    @property
+    def noise(self) -> Tensor:
+        return self.best[0]
+
     def result(self, kl: Tensor | None) -> Result:
-        return Result(self.pixels, self.noise, self.prompts, kl, self.meter.spent())
+        noise, pixels, _ = self.best
+        return Result(pixels, noise, self.prompts, kl, self.meter.spent())
 
 
 @contextmanager
@@ -164,7 +164,10 @@ def metered(problem: Problem) -> Iterator[Meter]:
     """Inside the block, counts all calls of the generator's networks and measures the time."""
     meter, generator = Meter(problem), problem.generator
     cuda = generator.device.type == "cuda"
-    hooks = [_denoiser(generator).register_forward_hook(meter._on_denoiser)]
+    network = getattr(generator, "denoiser", None) or getattr(generator, "module", None)
+    if network is None:
+        raise InputError(f"{generator.name!r} needs an attribute `denoiser` or `module`, whose calls are counted")
+    hooks = [network.register_forward_hook(meter._on_denoiser)]
     decoder = getattr(getattr(getattr(generator, "pipeline", None), "vae", None), "decoder", None)
     if decoder is not None:
         hooks.append(decoder.register_forward_hook(meter._on_decoder))
@@ -179,17 +182,6 @@ def metered(problem: Problem) -> Iterator[Meter]:
     if cuda:
         torch.cuda.synchronize(generator.device)
     meter.seconds = time.perf_counter() - began
-
-
-def _denoiser(generator: Generator) -> nn.Module:
-    """The network whose calls are counted: a diffusion generator's denoiser, or a module generator's module."""
-    network = getattr(generator, "denoiser", None) or getattr(generator, "module", None)
-    if network is None:
-        raise InputError(
-            f"the calls of {generator.name!r} cannot be counted: give it an attribute `denoiser` or `module` "
-            "that holds its network"
-        )
-    return network
 
 
 def fresh_noise(noise: Tensor, number: int, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -14,14 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hypernoise.adapters import ABOUT, compare_base, read_about, read_weights
-from hypernoise.errors import InputError
+from hypernoise.adapters import read_network
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.methods.hypernoise import Adapter
 from hypernoise.noise.lora import LoRANoise
-from hypernoise.noise.stored import check_digest, check_settings
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.loop import TrainResult, train
@@ -62,22 +60,8 @@ def finetune(
 
 
 def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:
-    """The LoRA that `save_adapter` saved in `folder`.
-
-    Raises:
-        InputError: no such adapter there, or another base.
-    """
-    folder = Path(folder)
-    about = read_about(folder)
-    if about["kind"] != LoRATune.kind or not hasattr(generator, "denoise_first"):
-        raise InputError(f"{folder} holds a {about['kind']!r} network, not a fine-tuned LoRA of {generator.name!r}")
-    compare_base(about, generator, folder)
-    state = read_weights(folder)
-    check_settings(about["settings"], state, folder / ABOUT)
-    network = LoRATune(generator, **about["settings"])
-    network.load_trainable_state(state)
-    check_digest(about, state, folder)
-    return network
+    """The LoRA that `save_adapter` saved in `folder`. Raises InputError if it is none, or of another base."""
+    return read_network(generator, Path(folder), {LoRATune.kind: LoRATune})
 
 
 class FineTune:

@@ -3,78 +3,63 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.methods.base import Method
 from hypernoise.methods.finetune import FineTune
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.plain import Plain
 from hypernoise.methods.prompt_search import PromptSearch, Rewriter
 from hypernoise.methods.reno import ReNO
-from hypernoise.methods.search import BestOfN, Search
+from hypernoise.methods.search import BestOfN, Plain, Search
+
+EXAMPLES = (
+    *("plain", "best-of-8", "search-7x4", "reno-50", "prompt-search-8"),
+    *("hypernoise", "hypernoise@0.5", "finetune"),
+)
+NUMBERED: dict[str, Callable[..., Method]] = {  # methods whose name has all their arguments
+    r"plain": Plain,
+    r"best-of-(\d{1,6})": BestOfN,
+    r"search-(\d{1,6})x(\d{1,6})": Search,
+    r"reno(?:-(\d{1,6}))?": ReNO,
+}
 
 
-@dataclass(frozen=True)
-class Given:
-    """What methods may need in addition to their name: directories of trained networks, and a prompt rewriter."""
-
-    adapters: Sequence[str] = ()
-    finetuned: Sequence[str] = ()
-    rewriter: Rewriter | None = None
-
-
-def _trained(kind: str, folders: Sequence[str], flag: str) -> list[tuple[str, str]]:
-    """A name and a directory for each training run; the plain name if there is only one."""
-    if not folders:
-        raise InputError(f"method {kind!r} needs {flag} DIR, the directory it was saved in")
-    return [(kind if len(folders) == 1 else f"{kind}-{number}", folder) for number, folder in enumerate(folders, 1)]
-
-
-def _hypernoise(given: Given, strength: str | None = None) -> list[HyperNoise]:
-    runs = _trained(f"hypernoise@{strength}" if strength else "hypernoise", given.adapters, "--adapter")
-    return [HyperNoise(folder, strength=float(strength or 1), name=name) for name, folder in runs]
-
-
-def _finetune(given: Given) -> list[FineTune]:
-    return [FineTune(folder, name=name) for name, folder in _trained("finetune", given.finetuned, "--finetuned")]
-
-
-def _prompt_search(given: Given, n: str | None) -> list[PromptSearch]:
-    if given.rewriter is None:
-        raise InputError("prompt-search needs a rewriter: --rewriter URL, or prompts of the scenes world")
-    return [PromptSearch(given.rewriter, int(n or 8))]
-
-
-METHODS: list[tuple[str, str, Callable[..., Sequence[Method]]]] = [  # example, pattern, maker from the pattern's groups
-    ("plain", r"plain", lambda given: [Plain()]),
-    ("best-of-8", r"best-of-(\d{1,6})", lambda given, n: [BestOfN(int(n))]),
-    ("search-7x4", r"search-(\d{1,6})x(\d{1,6})", lambda given, rounds, k: [Search(int(rounds), int(k))]),
-    ("reno-50", r"reno(?:-(\d{1,6}))?", lambda given, n: [ReNO(int(n or 50))]),
-    (
-        "hypernoise-reno-50",
-        r"hypernoise-reno(?:-(\d{1,6}))?",
-        lambda given, n: [ReNO(int(n or 50), start=start) for start in _hypernoise(given)],
-    ),
-    ("prompt-search-8", r"prompt-search(?:-(\d{1,6}))?", _prompt_search),
-    ("hypernoise", r"hypernoise", _hypernoise),
-    ("hypernoise@0.5", r"hypernoise@(\d*\.?\d+)", _hypernoise),
-    ("finetune", r"finetune", _finetune),
-]
-
-
-def make_methods(names: Sequence[str], given: Given) -> list[Method]:
-    """The methods with these names; `hypernoise` and `finetune` give one per training run.
+def make_methods(
+    names: Sequence[str],
+    *,
+    adapters: Sequence[str] = (),
+    finetuned: Sequence[str] = (),
+    rewriter: Rewriter | None = None,
+) -> list[Method]:
+    """The methods with these names; `hypernoise` and `finetune` give one per directory of a training run.
 
     Raises InputError for an unknown name, with the nearest one, or for one that lacks what it needs.
     """
-    made: list[Method] = []
-    for name in names:
-        for _, pattern, make in METHODS:
-            if found := re.fullmatch(pattern, name):
-                made += make(given, *found.groups())
-                break
-        else:
-            raise unknown("method", name, [example for example, _, _ in METHODS])
-    return made
+    return [method for name in names for method in _made(name, adapters, finetuned, rewriter)]
+
+
+def _made(name: str, adapters: Sequence[str], finetuned: Sequence[str], rewriter: Rewriter | None) -> Iterator[Method]:
+    for pattern, method in NUMBERED.items():
+        if found := re.fullmatch(pattern, name):
+            yield method(*(int(number) for number in found.groups() if number))
+            return
+    if found := re.fullmatch(r"prompt-search(?:-(\d{1,6}))?", name):
+        if rewriter is None:
+            raise InputError("prompt-search needs a rewriter: --rewriter URL, or prompts of the scenes world")
+        yield PromptSearch(rewriter, int(found[1] or 8))
+    elif found := re.fullmatch(r"hypernoise(?:@(\d*\.?\d+))?", name):
+        for run, folder in _runs(name, adapters, "--adapter"):
+            yield HyperNoise(folder, strength=float(found[1] or 1), name=run)
+    elif name == "finetune":
+        for run, folder in _runs(name, finetuned, "--finetuned"):
+            yield FineTune(folder, name=run)
+    else:
+        raise unknown("method", name, EXAMPLES)
+
+
+def _runs(name: str, folders: Sequence[str], flag: str) -> list[tuple[str, str]]:
+    """A name and a directory for each training run; the plain name if there is only one."""
+    if not folders:
+        raise InputError(f"method {name!r} needs {flag} DIR, the directory it was saved in")
+    return [(name if len(folders) == 1 else f"{name}-{number}", folder) for number, folder in enumerate(folders, 1)]

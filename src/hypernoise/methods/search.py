@@ -1,17 +1,34 @@
-"""Gradient-free search: the best of n pictures, or rounds of a few neighbours."""
+"""Methods that only draw: one picture, the best of n, or rounds of a few neighbours."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError
 from hypernoise.methods.base import BestSoFar, Problem, Result, fresh_noise, metered
 from hypernoise.settings import MOST_AT_ONCE, whole
+
+RADIUS = 0.5  # of a neighbour: 1 would be independent noise, as in best-of-n
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One picture from the given noise, the baseline of every other method."""
+
+    name = "plain"
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": "plain"}
+
+    @torch.no_grad()
+    def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
+        with metered(problem) as meter:
+            pixels = meter.draw(noise, problem.generator.encode(prompts))
+        return Result(pixels, noise, prompts, noise.new_zeros(len(noise)), meter.spent())
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,7 @@ class BestOfN:
         return f"best-of-{self.n}"
 
     def settings(self) -> dict[str, Any]:
-        return {"method": "best-of", "n": self.n}
+        return {"method": "best-of", **asdict(self)}
 
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
@@ -41,41 +58,33 @@ class BestOfN:
             best.offer(noise)
             for number in range(1, self.n):
                 best.offer(fresh_noise(noise, number))
-        return best.result(torch.full_like(best.score, math.log(self.n) - (self.n - 1) / self.n))
+        return best.result(torch.full((len(noise),), math.log(self.n) - (self.n - 1) / self.n))
 
 
 @dataclass(frozen=True)
 class Search:
     """Zero-order search (Ma et al. 2025, arXiv 2501.09732): each round scores `neighbours` of the best noise so far.
 
-    A neighbour is √(1 − radius²)·x + radius·ε, so that from x ~ N(0, I) each is N(0, I) too: the paper's
+    A neighbour is √(1 − r²)·x + r·ε, so that from x ~ N(0, I) each is N(0, I) too: the paper's
     sphere around x would grow the norm. The first picture, from the given noise, is also a candidate, and
-    rewards need no gradient.
-
-    Args:
-        rounds, neighbours: 1 + rounds · neighbours pictures in all.
-        radius: in (0, 1]; 1 draws independent noises, as best-of-n does.
+    rewards need no gradient. 1 + rounds · neighbours pictures in all.
     """
 
     rounds: int = 7
     neighbours: int = 4
-    radius: float = 0.5
 
     def __post_init__(self) -> None:
         whole(self, "rounds", "neighbours", most=MOST_AT_ONCE)
-        if not 0 < self.radius <= 1:
-            raise InputError(f"radius must be above 0 and at most 1, not {self.radius}")
 
     @property
     def name(self) -> str:
         return f"search-{self.rounds}x{self.neighbours}"
 
     def settings(self) -> dict[str, Any]:
-        return {"method": "search", "rounds": self.rounds, "neighbours": self.neighbours, "radius": self.radius}
+        return {"method": "search", **asdict(self), "radius": RADIUS}
 
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
-        kept = math.sqrt(1 - self.radius**2)
         with metered(problem) as meter:
             best = BestSoFar(meter, prompts)
             best.offer(noise)
@@ -84,5 +93,5 @@ class Search:
                 for number in range(self.neighbours):
                     # seeded by the given noise, not the pivot, so that every candidate is a new draw
                     step = fresh_noise(noise, 1 + turn * self.neighbours + number)
-                    best.offer(kept * pivot + self.radius * step)
+                    best.offer(math.sqrt(1 - RADIUS**2) * pivot + RADIUS * step)
         return best.result(None)
