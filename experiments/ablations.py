@@ -1,27 +1,31 @@
-"""The LoRA's rank, and whether f starts at zero, with everything else as in the recipe.
+"""One thing changed at a time, with everything else as in the recipe: the LoRA's rank, its start, a training field.
 
 python -m experiments.ablations --output-dir runs/ablations
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 import hypernoise as hn
 from experiments.base import Bench, Seeded, main, pooled
+from hypernoise.errors import unknown
 from hypernoise.evaluation.bootstrap import grouped_mean, interval
 from hypernoise.evaluation.result_rows import by_prompt
+from hypernoise.settings import not_negative
 
 OFF_ZERO = 0.02  # standard deviation of B's initial entries
 
 
 @dataclass(frozen=True)
 class Ablations(Seeded):
-    """The gain at several ranks, and with B drawn from N(0, 0.02²) instead of 0.
+    """The gain at several ranks, with B drawn from N(0, 0.02²) instead of 0, and with other training settings.
 
     The paper's ranks are 8 to 128 on networks with layers of 1000 and more channels; the defaults are scaled to
     the embedded generator. alpha / rank is the recipe's at every rank.
@@ -29,31 +33,53 @@ class Ablations(Seeded):
 
     ranks: tuple[int, ...] = (2, 4, 8, 16, 32)
     """LoRA ranks; the largest is also trained from a start that is not zero."""
+    vary: tuple[str, ...] = ()
+    """Training fields to change, one per run and at the recipe's rank, such as kl_weight=0.01 sample_clip=0."""
+    nearby: float = 0.0
+    """Also trains, at the recipe's rank, on rewards of noises this far from the improved one: (z + s·e) / √(1 + s²)."""
     pictures: int = 16384
     """Pictures per training run; 0: as many as in the recipe's."""
 
     def run(self) -> int:
         if not self.ranks or min(self.ranks) < 1:
             raise hn.InputError(f"--ranks takes numbers from 1, such as 4 16, not {list(self.ranks)}")
+        not_negative(self, "nearby", prefix="--")
         bench = self.bench()
         updates = bench.updates(self.pictures)
-        ranks = sorted(set(self.ranks))
-        variants = {f"rank-{rank}": (rank, 0.0) for rank in ranks}
-        variants[f"rank-{ranks[-1]}-nonzero-start"] = (ranks[-1], OFF_ZERO)
+        ranks = sorted(set(self.ranks) | ({bench.recipe.lora.rank} if self.vary or self.nearby else set()))
+        changes = {change: changed(change) for change in self.vary}
+        variants: dict[str, dict[str, Any]] = {f"rank-{rank}": {"rank": rank} for rank in ranks}
+        variants[f"rank-{ranks[-1]}-nonzero-start"] = {"rank": ranks[-1], "start": OFF_ZERO}
+        variants |= {change: {} for change in changes}
+        if self.nearby:
+            variants[f"nearby-{self.nearby:g}"] = {"nearby": self.nearby}
         runs: dict[str, list[str]] = {}
         methods = []
-        for variant, (rank, start) in variants.items():
+        for variant, settings in variants.items():
             for seed in self.seeds:
                 name = f"{variant}-seed{seed}"
-                (folder,) = bench.trained(name, bench.config(updates, seed), rank=rank, start=start).values()
+                config = bench.config(updates, seed, **changes.get(variant, {}))
+                (folder,) = bench.trained(name, config, **settings).values()
                 methods.append(hn.HyperNoise(folder, name=name))
                 runs.setdefault(variant, []).append(name)
         found = bench.compare([hn.Plain(), *methods])
         rows = [found.rows[0]]
         rows += [pooled(found, variant, 1, names, bench.asked.categories) for variant, names in runs.items()]
-        least, most, nonzero = f"rank-{ranks[0]}", f"rank-{ranks[-1]}", list(variants)[-1]
-        pairs = [(most, nonzero), *([(most, least)] if least != most else [])]
+        least, most, own = (f"rank-{rank}" for rank in (ranks[0], ranks[-1], bench.recipe.lora.rank))
+        pairs = [(most, f"{most}-nonzero-start"), *([(most, least)] if least != most else [])]
+        pairs += [(variant, own) for variant, settings in variants.items() if "rank" not in settings]
         return bench.finish(rows, [compared(bench, found, runs, *pair) for pair in pairs])
+
+
+def changed(change: str) -> dict[str, str]:
+    """The field and value of "field=value"."""
+    field, equals, value = change.partition("=")
+    known = [f.name for f in dataclasses.fields(hn.TrainConfig)]
+    if not (equals and field.isidentifier()):
+        raise hn.InputError(f"--vary takes field=value, such as kl_weight=0.01, not {change!r}")
+    if field not in known:
+        raise unknown("field of training", field, known)
+    return {field: value}
 
 
 def compared(bench: Bench, found: hn.Comparison, runs: dict[str, list[str]], ours: str, other: str) -> str:

@@ -6,8 +6,10 @@ comparison's pictures. The same command resumes from there.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import hypernoise as hn
@@ -143,6 +146,7 @@ class Bench:
         at: Sequence[int] = (),
         rank: int | None = None,
         start: float = 0.0,
+        nearby: float = 0.0,
         spectral: Spectral | None = None,
     ) -> dict[int, Path]:
         """The adapter directories of a training run after each number of updates in `at` (or at its end).
@@ -154,6 +158,7 @@ class Bench:
             kind: hypernoise or finetune.
             rank: instead of the recipe's, with alpha / rank as there.
             start: standard deviation of B's initial entries.
+            nearby: distance of the noises whose rewards it is trained on from the improved one.
             spectral: settings of a spectral noise network, trained instead of the LoRA.
 
         Raises:
@@ -164,6 +169,7 @@ class Bench:
         lora = lora_of(recipe, rank)
         known = {**recognised(config), "kind": kind, **lora, "start": start, "rewards": recipe.rewards}
         known |= {"spectral": vars(spectral)} if spectral else {}
+        known |= {"nearby": nearby} if nearby else {}
         known |= {"prompts": recipe.prompts, "generator": self.generator.describe()}
         same_run(folder, known | ({"max_train_steps": None} if at else {}))
         points = {point: folder / f"adapter-{point:06d}" for point in sorted(at or [config.max_train_steps])}
@@ -178,10 +184,11 @@ class Bench:
             else make(self.generator, seed=config.seed, **lora)
         )
         start_off_zero(network, start, config.seed)
+        generator = drawing_nearby(self.generator, nearby) if nearby else self.generator
         for point in missing:
             print(f"training {run} to {point} updates", file=sys.stderr)
             reached = dataclasses.replace(config, max_train_steps=point)
-            result = climb(self.generator, network, reward, read_mix(recipe.prompts), reached, output_dir=folder)
+            result = climb(generator, network, reward, read_mix(recipe.prompts), reached, output_dir=folder)
             if not result.finished:
                 raise KeyboardInterrupt
             training = {"steps": point, "rewards": recipe.rewards}
@@ -291,6 +298,22 @@ def start_off_zero(network: Any, deviation: float, seed: int) -> None:
         for name, tensor in network.trainable_state().items():
             if name.endswith("lora_B.weight"):
                 tensor.copy_(deviation * torch.randn(tensor.shape, generator=draw))
+
+
+def drawing_nearby(generator: hn.DiffusionGenerator, distance: float) -> Any:
+    """The generator, drawing from (noise + s·e) / √(1 + s²) with e ~ N(0, I) of the samples' seeds.
+
+    One draw per sample: the mean gradient is that of the reward smoothed over nearby noises.
+    """
+
+    def sample(noise: Tensor, condition: Any, *, num_inference_steps: int = 1, seed: Any = None) -> Tensor:
+        draws = [torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(one)) for one in seed]
+        moved = (noise + distance * torch.stack(draws).to(noise)) / math.sqrt(1 + distance**2)
+        return generator.sample(moved, condition, num_inference_steps=num_inference_steps, seed=seed)
+
+    smoothed = copy.copy(generator)
+    smoothed.sample = sample
+    return smoothed
 
 
 def pooled(

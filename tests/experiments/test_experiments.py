@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.amortisation import artefacts_over_plain, goals, shares_of
-from experiments.base import RECIPES, first_of, main, same_run, start_off_zero, table
+from experiments.base import RECIPES, drawing_nearby, first_of, main, same_run, start_off_zero, table
 from experiments.redness import at_matched_reward, verdict
 from experiments.steps import RandomShift, told
 from hypernoise.errors import InputError
@@ -230,6 +230,32 @@ def test_ablations_have_a_row_each(run):
     assert f"reward {rows[2]['reward'] - rows[1]['reward']:+.3f}" in summary["verdict"][1]
 
 
+def test_ablations_change_one_training_setting_at_a_time(run, tmp_path):
+    flags = ["--ranks", "1", "--vary", "kl_weight=9", "--nearby", "0.5", "--seeds", "0", "--noises", "1"]
+    summary = run("ablations", *flags, "--pictures", "8")
+    rows = {row["method"]: row for row in summary["results"]}
+    assert list(rows) == ["plain", "rank-1", "rank-2", "rank-2-nonzero-start", "kl_weight=9", "nearby-0.5"]
+    assert rows["kl_weight=9"]["kl"] < rows["rank-2"]["kl"] != rows["nearby-0.5"]["kl"]
+    known = json.loads((tmp_path / "out" / "training" / "rank-2-seed0" / "run.json").read_text())
+    for name, change in (("kl_weight=9", {"kl_weight": 9.0}), ("nearby-0.5", {"nearby": 0.5})):
+        noted = json.loads((tmp_path / "out" / "training" / f"{name}-seed0" / "run.json").read_text())
+        assert noted == {**known, **change}
+    assert summary["verdict"][-1].startswith("nearby-0.5 over rank-2: judge ")
+
+
+def test_nearby_noises_are_white_and_keyed():
+    noise = torch.randn(64, 4, 8, 8, dtype=torch.float64)
+    drawn = []
+    still = SimpleNamespace(sample=lambda noise, *_, **__: drawn.append(noise))
+    for seeds in (range(64), range(64), range(1, 65)):
+        drawing_nearby(still, 0.5).sample(noise, None, seed=list(seeds))
+    assert torch.equal(drawn[0], drawn[1])
+    added = [own * 1.25**0.5 - noise for own in drawn]
+    assert torch.allclose(added[0][1:], added[2][:-1])  # sample 1's draw, wherever it stands in the batch
+    assert drawn[0].std().item() == pytest.approx(1, abs=0.05)
+    assert added[0].std().item() / 0.5 == pytest.approx(1, abs=0.05)
+
+
 def test_redness_trains_both_alike_and_meets_them(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("experiments.redness.VALIDATED", {"blueness": 1.0})  # which sees pictures of any size
     flags = ["--rates", "0.1", "1", "--looks", "1", "2", "--seeds", "0", "1", "--noises", "1"]
@@ -271,6 +297,9 @@ def test_default_recipes_are_those_that_ship():
         ("steps", ["--mixed", "0"], "--mixed takes numbers from 1"),
         ("steps", ["--inference-steps", "0"], "--inference-steps takes numbers from 1"),
         ("ablations", ["--ranks", "0"], "--ranks takes numbers from 1"),
+        ("ablations", ["--vary", "kl_weight"], "--vary takes field=value, such as kl_weight=0.01, not 'kl_weight'"),
+        ("ablations", ["--vary", "kl_wait=1"], "unknown field of training 'kl_wait'; did you mean 'kl_weight'?"),
+        ("ablations", ["--nearby", "-1"], "--nearby must be 0 or more, not -1.0"),
         ("transfer", [], "name generators to drive"),
         ("failures", ["--modes", "large-stp"], "unknown mode 'large-stp'; did you mean 'large-step'"),
         ("failures", ["--points", "1"], "--points must be at least 8"),
