@@ -59,7 +59,6 @@ from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.objective import l2_kl, noise_objective
 from hypernoise.pipeline import attach, disabled
-from hypernoise.plan.models import published as published_generator
 from hypernoise.plan.smoke import random_generator
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.clip import ClipReward
@@ -172,8 +171,7 @@ def attached_over_plain(config: Benchmark) -> dict[int, float]:
 
 def full(config: Benchmark) -> None:
     """Calls of the real networks, and what attach adds to calls whose networks answer at once with what they said."""
-    found = published_generator(config.full)
-    generator = random_generator(found, torch.float32, torch.device("cpu"), None, NO_SAVING)
+    generator = random_generator(config.full, torch.device("cpu"), dtype=torch.float32)
     pipeline, denoiser, vae = generator.pipeline, generator.denoiser, generator.pipeline.vae
     given = generator.family.arguments(generator.encode(PROMPTS[:1]).tensors)
     given |= {**generator.call(generator.least_steps), "height": generator.size[0], "width": generator.size[1]}

@@ -101,8 +101,7 @@ def print_plan(recipe: Recipe, folder: Path, device: str) -> int:
         recipe, chosen = fitted(recipe, device, planned_for=META)
         found = plan(recipe)
     print(*([chosen] if chosen else []), table(found), sep="\n")
-    step = found.training
-    rows = [{"peak_bytes": step.peak, "bytes": step.parts, "kept_bytes": step.kept, "flops": step.flops}]
+    rows = [{"peak_bytes": found.peak, "bytes": found.parts, "kept_bytes": found.kept, "flops": found.flops}]
     parameters = {"frozen": found.frozen, "trained": found.trained, "rewards": found.rewards}
     more = {"parameters": parameters, "overhead": found.overhead, "revision": found.revision}
     write_summary(folder, "train --dry-run", recipe, "meta", rows, **more)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 # transformers' configurations accept keywords that its stubs do not name
 # pyright: reportCallIssue=false
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -38,7 +40,6 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
 from hypernoise.rewards.ensemble import NETWORKS, load_reward, members_of
 from hypernoise.rewards.image_reward import LIMIT, ImageReward, ImageRewardNetwork
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from hypernoise.training.config import LoRA
 
 META = torch.device("meta")
@@ -64,7 +65,6 @@ class Published:
     words: the length that prompts are padded to, if the tokenizer has one.
     """
 
-    name: str
     preset: Preset
     configuration: Mapping[str, Any]
     words: int | None = None
@@ -90,29 +90,26 @@ def published(source: str, tokens: int = 0) -> Published:
     """
     preset = PRESETS.get(source)
     if preset is not None and source in configurations():
-        return Published(source, preset.reading(tokens), configurations()[source])
-    packaged = preset is not None and preset.packaged
-    folder = Path(str(files("hypernoise").joinpath(packaged))) if packaged else Path(source)
+        return Published(preset.reading(tokens), configurations()[source])
+    folder = Path(str(files("hypernoise").joinpath(str(preset.packaged)))) if preset else Path(source)
     if not folder.is_dir():
         raise unknown("generator", source, PRESETS)
     family = check_directory(folder)
-    if family not in _CONDITIONS:
-        raise InputError(f"a {family} cannot be planned; these can: {', '.join(_CONDITIONS)}")
     index = read_json(folder / "model_index.json", str(folder))
 
     def read(part: str, file: str = "config") -> dict[str, Any]:
         values = read_json(folder / part / f"{file}.json", f"{folder}/{part}/{file}.json")
         return {"class": index[part][1], **{k: v for k, v in values.items() if not k.startswith("_")}}
 
-    parts = [name for name, value in index.items() if isinstance(value, list) and isinstance(value[0], str)]
+    encoders = [name for name in index if re.fullmatch(r"text_encoder(_\d)?", name) and index[name][0]]
     configuration = {
-        "denoiser": read("unet" if "unet" in parts else "transformer"),
+        "denoiser": read("unet" if "unet" in index else "transformer"),
         "vae": read("vae"),
         "scheduler": read("scheduler", "scheduler_config"),
-        "text_encoders": [_encoder_parameters(read(name)) for name in parts if name.startswith("text_encoder")],
+        "text_encoders": [_encoder_parameters(read(name)) for name in encoders],
     }
     words = read("tokenizer", "tokenizer_config").get("model_max_length")
-    return Published(source, (preset or Preset(family)).reading(tokens), configuration, words)
+    return Published((preset or Preset(family)).reading(tokens), configuration, words)
 
 
 def _encoder_parameters(config: dict[str, Any]) -> int:
@@ -125,50 +122,52 @@ def _encoder_parameters(config: dict[str, Any]) -> int:
 
 
 class WithoutText(DiffusionGenerator):
-    """A published generator without its text encoders: an encoded prompt is random numbers of the right shape."""
+    """A published generator without its text encoders: an encoded prompt is random numbers of the right shape.
+
+    Its networks' weights are built in `place`. Raises the InputErrors of `published`.
+    """
 
     def __init__(
-        self, found: Published, pipeline: Any, dtype: torch.dtype, size: tuple[int, int] | None, memory: Memory
+        self,
+        source: str,
+        *,
+        dtype: torch.dtype,
+        size: tuple[int, int] | None = None,
+        tokens: int = 0,
+        memory: Memory = NO_SAVING,
+        place: Place = on_meta,
     ):
-        preset = found.preset
-        super().__init__(pipeline, name=found.name, size=size or preset.size, call=preset.call, memory=memory)
-        self.found, self.text_dtype = found, dtype
-
-    def condition(self, count: int) -> Condition:
-        """Ones in the shape of so many encoded prompts, on the CPU."""
-        words = self.asked().get("max_sequence_length", self.found.words or 77)
-        shapes = _CONDITIONS[self.found.preset.family](cast(Any, self.denoiser).config, words)
-        dtypes = {name: torch.bool if name.endswith("mask") else self.text_dtype for name in shapes}
-        return Condition({name: torch.ones(count, *shape, dtype=dtypes[name]) for name, shape in shapes.items()})
+        self.found, self.text_dtype = published(source, tokens), dtype
+        preset = self.found.preset
+        pipeline = _assembled(self.found, dtype, place)
+        super().__init__(pipeline, name=source, size=size or preset.size, call=preset.call, memory=memory)
 
     def encode(self, prompts: list[str]) -> Condition:
+        words = self.asked().get("max_sequence_length", self.found.words or 77)
+        shapes = _CONDITIONS[self.found.preset.family](cast(Any, self.denoiser).config, words)
         draw = torch.Generator().manual_seed(0)
-        random = {
-            name: ones if ones.dtype == torch.bool else torch.randn(ones.shape, generator=draw).to(ones.dtype)
-            for name, ones in self.condition(len(prompts)).tensors.items()
+        tensors = {
+            name: torch.ones(len(prompts), *shape, dtype=torch.bool)
+            if name.endswith("mask")
+            else torch.randn(len(prompts), *shape, generator=draw).to(self.text_dtype)
+            for name, shape in shapes.items()
         }
-        return Condition(random).to(self.device)
+        return Condition(tensors).to(self.pipeline._execution_device)
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Accepts any prompt."""
 
 
-def planned_generator(
-    source: str, *, dtype: torch.dtype, size: tuple[int, int] | None = None, tokens: int = 0, memory: Memory = NO_SAVING
-) -> WithoutText:
-    """A generator without data: its networks on the meta device, its scheduler real. Raises the InputErrors of
-    `published`."""
-    found = published(source, tokens)
-    pipeline = assembled(found, dtype)
-    _without_data(pipeline)
-    memory = Memory(gradient_checkpointing=memory.gradient_checkpointing)  # the rest is computed from a trace
-    return WithoutText(found, pipeline, dtype, size, memory)
+def planned_generator(source: str, **settings: Any) -> WithoutText:
+    """A `WithoutText` without data: its networks on the meta device, its scheduler real."""
+    planned = WithoutText(source, **settings)
+    _without_data(planned.pipeline)
+    return planned
 
 
-def assembled(found: Published, dtype: torch.dtype, place: Place = on_meta) -> Any:
-    """The pipeline without text encoders, with its networks' weights in `place`."""
-    family, configuration = found.preset.family, found.configuration
-    cls = getattr(diffusers, family)
+def _assembled(found: Published, dtype: torch.dtype, place: Place) -> Any:
+    """The pipeline without text encoders."""
+    cls, configuration = getattr(diffusers, found.preset.family), found.configuration
     names = set(cls.__init__.__annotations__)
     left_out = ("tokenizer", "text_encoder", "safety", "feature", "image_enc")
     parts: dict[str, Any] = {name: None for name in names if name.startswith(left_out)}
@@ -254,23 +253,26 @@ def parameters_by_kind(network: LoRANoise | SpectralNoise) -> dict[str, int]:
     """Trained parameters, by kind of layer: linear, conv, depthwise conv."""
     if isinstance(network, SpectralNoise):
         return {"linear": count(network)}
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name, update in network.layers.items():
         layer = network.generator.denoiser.get_submodule(name)
         grouped = getattr(layer, "groups", 1) > 1
         kind = "depthwise conv" if grouped else "linear" if isinstance(layer, nn.Linear) else "conv"
-        counts[kind] = counts.get(kind, 0) + count(update)
-    return counts
+        counts[kind] += count(update)
+    return dict(counts)
 
 
 @dataclass(frozen=True)
 class PlannedRewards:
-    """parameters: of each network, None if not counted; networks: the counted ones; score: the sum [B] of the trained
-    ones for pixels [B, 3, H, W], None if none is counted."""
+    """parameters: of each network, None if not counted; networks: the counted ones; scores: of the trained ones among
+    these, [B] for pixels [B, 3, H, W]."""
 
-    parameters: dict[str, int | None]
-    networks: list[nn.Module]
-    score: Callable[[Tensor], Tensor] | None
+    parameters: dict[str, int | None] = field(default_factory=dict)
+    networks: list[nn.Module] = field(default_factory=list)
+    scores: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
+
+    def total(self, pixels: Tensor) -> Tensor:
+        return torch.stack([score(pixels) for score in self.scores]).sum(0)
 
 
 def planned_rewards(
@@ -280,25 +282,21 @@ def planned_rewards(
 
     Prompts are encoded once, so their encoding is not counted. Raises InputError for an unknown name.
     """
-    climbed = members_of(dict.fromkeys(trained, 1.0))
-    parameters: dict[str, int | None] = {}
-    networks: list[nn.Module] = []
-    scores: list[Callable[[Tensor], Tensor]] = []
+    found, climbed = PlannedRewards(), members_of(dict.fromkeys(trained, 1.0))
     for name in {**climbed, **members_of(dict.fromkeys(measured, 1.0))}:
         if name not in NETWORKS and ":" not in name:
             load_reward(name, settings)  # raises if there is none; pixel rewards have no network
             continue
-        parameters[name] = None
+        found.parameters[name] = None
         if name not in CLIPS and name != "imagereward":
             continue
         with place():
             network, score = _clip_scores(name, settings) if name in CLIPS else _image_reward_scores(settings)
-        parameters[name] = count(network)
-        networks.append(network)
+        found.parameters[name] = count(network)
+        found.networks.append(network)
         if name in climbed:
-            scores.append(score)
-    total = (lambda pixels: torch.stack([score(pixels) for score in scores]).sum(0)) if scores else None
-    return PlannedRewards(parameters, networks, total)
+            found.scores.append(score)
+    return found
 
 
 def _clip_scores(name: str, settings: RewardSettings) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
@@ -312,8 +310,7 @@ def _image_reward_scores(settings: RewardSettings) -> tuple[nn.Module, Callable[
     network: Any = reward.network
 
     def score(pixels: Tensor) -> Tensor:
-        shown = normalise(reward.resize(pixels), CLIP_MEAN, CLIP_STD).to(reward.dtype)
-        states = network.vision_model(pixel_values=shown).last_hidden_state
+        states = network.vision_model(pixel_values=reward.normalised(reward.resize(pixels))).last_hidden_state
         words = torch.zeros(len(pixels), LIMIT, dtype=torch.long, device=pixels.device)
         return network(states, words, None).float()  # BLIP would read a mask's values, which do not exist
 

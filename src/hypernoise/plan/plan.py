@@ -12,14 +12,14 @@ workspaces and the framework's own few hundred MB.
 from __future__ import annotations
 
 import dataclasses
-import os
+import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -41,7 +41,7 @@ from hypernoise.plan.models import (
     planned_generator,
     planned_rewards,
 )
-from hypernoise.plan.trace import Live, fused_attention, moved
+from hypernoise.plan.trace import Part, moved, tracing
 from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.training.config import LoRA, Recipe
@@ -53,41 +53,14 @@ ROOM = 15 / 16  # share of the memory to plan for; the rest is for what a plan o
 
 
 @dataclass(frozen=True)
-class Part:
-    """The cost of a part in a step with `TRACED` pictures. Memory in bytes.
+class Plan:
+    """A recipe's parameters, and the cost of one of its accumulation steps. Memory in bytes.
 
-    kept: what it keeps for the gradient.
-    forward, backward: its peak in addition to that, and to what earlier parts keep, in each pass.
-    flops, flops_back: floating-point operations in each pass.
-    """
-
-    kept: int
-    forward: int
-    flops: int
-    backward: int
-    flops_back: int
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One accumulation step. Memory in bytes.
-
+    frozen, trained, rewards: parameters, by network, by kind of layer, and by name (None if not counted).
     parts: weights by network, the trained part (weights, gradients, optimiser), and the activations at the peak.
     kept: tensors for the backward pass, by the part that keeps them.
+    flops: floating-point operations, by part.
     """
-
-    parts: dict[str, int]
-    kept: dict[str, int]
-    flops: dict[str, int]
-
-    @property
-    def peak(self) -> int:
-        return sum(self.parts.values())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """frozen, trained, rewards: parameters, by network, by kind of layer, and by name (None if not counted)."""
 
     recipe: Recipe
     preset: Preset
@@ -96,7 +69,13 @@ class Plan:
     frozen: dict[str, int]
     trained: dict[str, int]
     rewards: dict[str, int | None]
-    training: Estimate
+    parts: dict[str, int]
+    kept: dict[str, int]
+    flops: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
 
     @property
     def batch(self) -> int:
@@ -106,7 +85,7 @@ class Plan:
     @property
     def overhead(self) -> dict[int, float]:
         """The relative cost that the noise network adds to drawing, by number of inference steps."""
-        f, g, d = (self.training.flops[name] for name in ("noise network", "generator", "decoder"))
+        f, g, d = (self.flops[name] for name in ("noise network", "generator", "decoder"))
         return {n: f / (n * g / max(self.recipe.inference_steps) + d) for n in sorted({1, 4, self.preset.steps})}
 
     @property
@@ -123,18 +102,17 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     """
     precision, memory = resolve(recipe.mixed_precision, device), recipe.memory
     width = precision.dtype.itemsize
-    network = recipe.lora if recipe.noise_network == "lora" else recipe.spectral
-    steps = max(recipe.inference_steps)
     saving = Memory(gradient_checkpointing=memory.gradient_checkpointing)
     drawn = {name: getattr(recipe, name) for name in ("generator", "height", "width", "max_sequence_length")}
-    asked = Loading(**drawn, memory=saving)
+    network = recipe.lora if recipe.noise_network == "lora" else recipe.spectral
+    asked, steps = Loading(**drawn, memory=saving), max(recipe.inference_steps)
     generator, f, traced = _traced(asked, precision.dtype, network, steps)
     parts = dict(traced)
     settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
     rewards, scoring = _rewards(tuple(recipe.rewards), tuple(recipe.validation_reward), settings, generator.size)
 
-    vae, text = generator.pipeline.vae, generator.found.text_parameters
-    frozen = {"denoiser": count(generator.denoiser), "autoencoder": count(vae), "text encoders": text}
+    denoiser, vae, text = generator.denoiser, generator.pipeline.vae, generator.found.text_parameters
+    frozen = {"denoiser": count(denoiser), "autoencoder": count(vae), "text encoders": text}
     held = {
         "denoiser": frozen["denoiser"] * width,
         "autoencoder": sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()]),
@@ -154,10 +132,8 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     kept = {name: part.kept * batch // TRACED for name, part in parts.items()}
     flops = {name: part.flops * batch // TRACED for name, part in parts.items()}
     flops["backward"] = sum(part.flops_back for part in parts.values()) * batch // TRACED
-    kinds, training = parameters_by_kind(f), Estimate(held, kept, flops)
-    return Plan(
-        recipe, generator.found.preset, generator.size, precision.line, frozen, kinds, rewards.parameters, training
-    )
+    facts = generator.found.preset, generator.size, precision.line, frozen, parameters_by_kind(f), rewards.parameters
+    return Plan(recipe, *facts, held, kept, flops)
 
 
 def activations(parts: Mapping[str, Part], batch: int, decode_slice: int = 0) -> int:
@@ -183,27 +159,27 @@ def _traced(
         parameter.grad = torch.empty_like(parameter)
     computed = torch.float32 if trained[0].dtype.itemsize < 4 else trained[0].dtype
     noise = torch.zeros(TRACED, *generator.noise_shape, dtype=computed)
-    condition = generator.condition(TRACED)
-    with _tracing() as parts:
+    condition = generator.encode([""] * TRACED)
+    with tracing() as live:
         residual = f(noise, condition)
         nats = kl_of(f, noise, condition, residual).mean()
         improved = noise + residual
-        parts.end("noise network")
+        live.end("noise network")
 
         def decode(module: nn.Module, arguments: Any) -> None:
             hook.remove()  # it may be called once for each slice
-            parts.end("generator")
-            arguments[0].register_hook(lambda gradient: parts.ended_back("decoder"))
+            live.end("generator")
+            arguments[0].register_hook(lambda gradient: live.end_back("decoder"))
 
         hook = generator.pipeline.vae.decoder.register_forward_pre_hook(decode)
         pixels = generator.sample(improved, condition, num_inference_steps=steps)
-        parts.end("decoder")
-        improved.register_hook(lambda gradient: parts.ended_back("generator"))
+        live.end("decoder")
+        improved.register_hook(lambda gradient: live.end_back("generator"))
         (nats + moved(pixels.mean(), "cpu")).backward()
-        parts.ended_back("noise network")
+        live.end_back("noise network")
     for parameter in trained:
         parameter.grad = None
-    return generator, f, parts.found()
+    return generator, f, live.parts
 
 
 @cache
@@ -212,49 +188,15 @@ def _rewards(
 ) -> tuple[PlannedRewards, dict[str, Part]]:
     """Rewards, and the part of a step that scores pictures of this size."""
     found = planned_rewards(trained, measured, settings)
-    if found.score is None:
+    if not found.scores:
         return found, {}
     pixels = torch.empty(TRACED, 3, *size, device="meta", requires_grad=True)
-    with _tracing() as parts:
-        total = found.score(pixels).mean()
-        parts.end("rewards")
+    with tracing() as live:
+        total = found.total(pixels).mean()
+        live.end("rewards")
         torch.autograd.grad(total, pixels)
-        parts.ended_back("rewards")
-    return found, parts.found()
-
-
-@contextmanager
-def _tracing() -> Iterator[_Parts]:
-    live = Live()
-    with torch.enable_grad(), live, fused_attention(live):
-        yield _Parts(live)
-
-
-class _Parts:
-    """Watches a step; `end` closes a part in the forward pass, `ended_back` in the backward pass."""
-
-    def __init__(self, live: Live):
-        self.live = live
-        self.forward: dict[str, tuple[int, int, int]] = {}  # bytes kept, more at the peak, flops
-        self.backward: dict[str, tuple[int, int]] = {}
-        self.held: dict[str, int] = {}  # bytes at a part's end
-        self._next()
-
-    def _next(self) -> None:
-        self.at = self.live.bytes, self.live.flops
-        self.live.peak = self.live.bytes
-
-    def end(self, name: str) -> None:
-        held = self.held[name] = self.live.bytes
-        self.forward[name] = held - self.at[0], self.live.peak - held, self.live.flops - self.at[1]
-        self._next()
-
-    def ended_back(self, name: str) -> None:
-        self.backward[name] = self.live.peak - self.held[name], self.live.flops - self.at[1]
-        self._next()
-
-    def found(self) -> dict[str, Part]:
-        return {name: Part(*forward, *self.backward[name]) for name, forward in self.forward.items()}
+        live.end_back("rewards")
+    return found, live.parts
 
 
 def table(found: Plan) -> str:
@@ -262,7 +204,7 @@ def table(found: Plan) -> str:
     recipe, preset = found.recipe, found.preset
     kinds = sorted(found.trained.items(), key=lambda item: -item[1])
     rewards = [f"{name} {_millions(count) if count else 'not counted'}" for name, count in found.rewards.items()]
-    flops = [f"{name} {count / found.batch / 1e12:.3g}" for name, count in found.training.flops.items()]
+    flops = [f"{name} {count / found.batch / 1e12:.3g}" for name, count in found.flops.items()]
     overhead = [f"+{100 * share:.2g} % at {steps}" for steps, share in found.overhead.items()]
     network = f"rank {recipe.lora.rank}" if recipe.noise_network == "lora" else f"spectral, k = {recipe.spectral.k}"
     lines = [
@@ -273,8 +215,8 @@ def table(found: Plan) -> str:
         "parameters   frozen: " + ", ".join(f"{name} {_millions(count)}" for name, count in found.frozen.items()),
         f"             trained: {_millions(sum(found.trained.values()))} "
         f"({', '.join(f'{kind} {_millions(count)}' for kind, count in kinds)})",
-        f"training     {gigabytes(found.training.peak)} at the peak: {_sizes(found.training.parts)}",
-        f"             kept for the gradient by: {_sizes(found.training.kept)}",
+        f"training     {gigabytes(found.peak)} at the peak: {_sizes(found.parts)}",
+        f"             kept for the gradient by: {_sizes(found.kept)}",
         f"arithmetic   TFLOP per picture in training: {', '.join(flops)}",
         f"overhead     of the noise network in drawing, by inference steps: {', '.join(overhead)}",
         f"rewards      {', '.join(rewards) or 'no networks'}"
@@ -295,16 +237,11 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def _memory(recipe: Recipe, **changes: Any) -> Recipe:
-    return dataclasses.replace(recipe, memory=dataclasses.replace(recipe.memory, **changes))
-
-
-SAVINGS: tuple[Callable[[Recipe], Recipe], ...] = (  # for --fit, the cheapest in time first, each in addition
-    lambda recipe: recipe,
-    lambda recipe: _memory(recipe, gradient_checkpointing=True),
-    lambda recipe: _memory(recipe, decode_slice=recipe.memory.decode_slice or 1),
-    lambda recipe: dataclasses.replace(recipe, reward_dtype="bfloat16"),
-    lambda recipe: _memory(recipe, text_encoders="offload"),
+SAVINGS = (  # for --fit, the cheapest in time first, each in addition
+    ("memory.gradient_checkpointing", True),
+    ("memory.decode_slice", 1),
+    ("reward_dtype", "bfloat16"),
+    ("memory.text_encoders", "offload"),
 )
 
 
@@ -318,50 +255,46 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
     Raises:
         InputError: a `fit` that is neither auto nor a size, or that no settings reach.
     """
-    if not recipe.memory.fit:
+    fit = recipe.memory.fit
+    if not fit:
         return recipe, ""
-    place = pick_device(own_device(device)) if recipe.memory.fit == "auto" or planned_for is None else META
-    limit = ROOM * memory_of(recipe.memory.fit, place)
-    processes = launched()[1]
-    own, least = recipe, float("inf")
-    for saving in SAVINGS:
-        own = saving(own)
-        batch = own.train_batch_size // processes  # pictures per process, over its accumulation steps
-        for rounds in range(own.gradient_accumulation_steps, batch + 1):
-            if batch % rounds:
-                continue
-            share = dataclasses.replace(own, train_batch_size=batch, gradient_accumulation_steps=rounds)
-            peak = plan(share, planned_for or place).training.peak
+    place = pick_device(own_device(device))
+    limit = ROOM * memory_of(fit, place)
+    batch = recipe.train_batch_size // launched()[1]  # pictures per process, over its accumulation steps
+    rounds = [n for n in range(recipe.gradient_accumulation_steps, batch + 1) if batch % n == 0]
+    savings = [(name, value) for name, value in SAVINGS if operator.attrgetter(name)(recipe) != value]
+    least = float("inf")
+    for number in range(len(savings) + 1):
+        for accumulation in rounds:
+            changes = {"gradient_accumulation_steps": accumulation, **dict(savings[:number])}
+            peak = plan(_with(recipe, {"train_batch_size": batch, **changes}), planned_for or place).peak
             least = min(least, peak)
             if peak <= limit:
-                chosen = dataclasses.replace(own, gradient_accumulation_steps=rounds)
-                return chosen, _line(recipe, chosen, peak, limit)
+                if accumulation == recipe.gradient_accumulation_steps:
+                    del changes["gradient_accumulation_steps"]
+                names = ", ".join(f"{name} {value}" for name, value in changes.items()) or "nothing changed"
+                line = f"fit {fit}: {names}; planned at {gigabytes(peak)} of at most {gigabytes(limit)}"
+                return _with(recipe, changes), line
     raise InputError(
-        f"memory.fit: {recipe.memory.fit} leaves {gigabytes(limit)} for the plan, but {recipe.generator} "
+        f"memory.fit: {fit} leaves {gigabytes(limit)} for the plan, but {recipe.generator} "
         f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, or move "
         "the rewards to another device with reward_device"
     )
 
 
+def _with(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with other values of fields, those of its memory group as memory.field."""
+    memory = {name[7:]: value for name, value in changes.items() if name.startswith("memory.")}
+    own = {name: value for name, value in changes.items() if not name.startswith("memory.")}
+    return dataclasses.replace(recipe, **own, memory=dataclasses.replace(recipe.memory, **memory))
+
+
 def memory_of(fit: str, device: torch.device) -> float:
     """Bytes of a `fit`: auto is the device's whole memory."""
     if fit == "auto":
-        if device.type == "cuda":
-            return torch.cuda.get_device_properties(device).total_memory
-        if not hasattr(os, "sysconf"):
-            raise InputError("fit: auto cannot read this system's memory; name a size such as 24GB")
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        cuda = device.type == "cuda"
+        return torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", fit, re.IGNORECASE)
     if not size:
         raise InputError(f"memory.fit must be auto or a size such as 24GB, not {fit!r}")
     return float(size[1]) * 1e9
-
-
-def _line(asked: Recipe, chosen: Recipe, peak: int, limit: float) -> str:
-    """What was changed, and the planned memory."""
-    names = ("gradient_accumulation_steps", "reward_dtype")
-    pairs = [(name, getattr(asked, name), getattr(chosen, name)) for name in names]
-    before, after = vars(asked.memory), vars(chosen.memory)
-    pairs += [(f"memory.{name}", before[name], after[name]) for name in before]
-    changed = ", ".join(f"{name} {now}" for name, was, now in pairs if was != now) or "nothing changed"
-    return f"fit {asked.memory.fit}: {changed}; planned at {gigabytes(peak)} of at most {gigabytes(limit)}"
