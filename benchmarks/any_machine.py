@@ -1,8 +1,8 @@
 """`hypernoise quickstart` on two cores with only AVX2, like most CPUs: alone, and next to other work.
 
-    python benchmarks/any_machine.py                                     # the targets: 5 minutes, and 2.5 times that
-    python benchmarks/any_machine.py -- --judged 2                       # anything after -- goes to quickstart
-    python benchmarks/any_machine.py --waiting 5                         # what sleeping threads cost and gain, a minute
+    python -m benchmarks.any_machine                                     # the targets: 5 minutes, and 2.5 times that
+    python -m benchmarks.any_machine -- --judged 2                       # anything after -- goes to quickstart
+    python -m benchmarks.any_machine --waiting 5                         # what sleeping threads cost and gain, a minute
 
 ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2 restrict any x86 machine to AVX2. The other work is one
 process that never waits. Prints the seconds, their ratio, and PASS or FAIL; exits with 1 on FAIL.
@@ -109,9 +109,9 @@ def main(arguments: list[str]) -> int:
     print(f"alone   {alone:8.1f} s", flush=True)
     with busy(cores):
         beside = quickstart(passed)
-    told = verdict(alone, beside, config.most, config.ratio)
-    print(f"beside  {beside:8.1f} s\nratio   {beside / alone:8.2f}\n{told}")
-    return 0 if told == "PASS" else 1
+    found = verdict(alone, beside, config.most, config.ratio)
+    print(f"beside  {beside:8.1f} s\nratio   {beside / alone:8.2f}\n{found}")
+    return 0 if found == "PASS" else 1
 
 
 if __name__ == "__main__":

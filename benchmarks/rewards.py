@@ -1,7 +1,7 @@
 """The human-preference ensemble against its members run one after the other, each separately: time and memory.
 
-    python benchmarks/rewards.py --size small --output runs/benchmark-rewards     # a CPU, a minute
-    python benchmarks/rewards.py --size full --dtype bfloat16                     # a GPU with 12 GB free
+    python -m benchmarks.rewards --size small --output runs/benchmark-rewards     # a CPU, a minute
+    python -m benchmarks.rewards --size full --dtype bfloat16                     # a GPU with 12 GB free
 
 Weights are random, so nothing is downloaded; sizes, layers and pictures are the released ones at `full`, and a
 fraction at `small`. One after the other, every member resizes the pictures itself and encodes the prompts at

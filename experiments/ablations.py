@@ -85,15 +85,15 @@ def changed(change: str) -> dict[str, str]:
 def compared(bench: Bench, found: hn.Comparison, runs: dict[str, list[str]], ours: str, other: str) -> str:
     """The gain of one variant over another, and whether it is within chance."""
     groups = np.array(bench.asked.categories)
-    told = []
+    parts = []
     for measure, name, by in (("right", "judge", groups), ("reward", "reward", np.zeros(len(groups)))):
         change = _by_prompt(found, runs[ours], measure) - _by_prompt(found, runs[other], measure)
         between = interval(change, by)
-        told.append(f"{name} {grouped_mean(change.mean(0), by):+.3f}" + _told(between))
-    return f"{ours} over {other}: {', '.join(told)}"
+        parts.append(f"{name} {grouped_mean(change.mean(0), by):+.3f}" + _interval_text(between))
+    return f"{ours} over {other}: {', '.join(parts)}"
 
 
-def _told(between: Sequence[float] | None) -> str:
+def _interval_text(between: Sequence[float] | None) -> str:
     if between is None:
         return ""
     chance = "" if between[0] > 0 or between[1] < 0 else ", within chance"

@@ -178,7 +178,7 @@ class Failures(Experiment):
             "score_error": paired_error(*(values.mean(1) for values in right if values is not None)),
             "artefacts_error": paired_error(*(values.ravel() for values in artefacts if values is not None)),
             "base": before[0],
-            "findings": [told(finding) for finding in findings(found) if not finding.good],
+            "findings": [finding_text(finding) for finding in findings(found) if not finding.good],
         }
         return row | {"broken": broken(row, before[0])}
 
@@ -187,10 +187,10 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     """What breaks first, over the modes."""
     firsts = [first_broken(row["looks"]) for row in rows if row["looks"]]
     given = Counter(name for look in firsts if look for name in list(look["broken"])[:1])
-    told = [f"{name} first in {number}" for name, number in given.most_common()]
-    told += [f"nothing in {firsts.count(None)}"] if None in firsts else []
+    parts = [f"{name} first in {number}" for name, number in given.most_common()]
+    parts += [f"nothing in {firsts.count(None)}"] if None in firsts else []
     stopped = sum(row["stopped"] for row in rows)
-    return f"of {len(rows)} modes {', '.join([*told, f'{stopped} stopped by the library'])}"
+    return f"of {len(rows)} modes {', '.join([*parts, f'{stopped} stopped by the library'])}"
 
 
 def paired_error(before: Sequence[float] | np.ndarray, after: Sequence[float] | np.ndarray) -> float:
@@ -199,7 +199,7 @@ def paired_error(before: Sequence[float] | np.ndarray, after: Sequence[float] | 
     return float(change.std(ddof=1) / len(change) ** 0.5) if len(change) > 1 else 0.0
 
 
-def told(finding: Any) -> str:
+def finding_text(finding: Any) -> str:
     advice = f"; to change it: {finding.advice}" if finding.advice else ""
     return f"{finding.name}: {finding.text}{advice}"
 

@@ -148,7 +148,9 @@ def _side_by_side(matched: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _columns() -> dict[str, tuple[str, str]]:
-    columns = {f"{told}: {kind}": (f"{name} {kind}", ".3f") for name, told in MEASURES.items() for kind in METHODS}
+    columns = {
+        f"{heading}: {kind}": (f"{name} {kind}", ".3f") for name, heading in MEASURES.items() for kind in METHODS
+    }
     return {"reward": ("reward", ".3f"), **columns}
 
 
@@ -160,8 +162,8 @@ def verdict(matched: Sequence[Mapping[str, Any]]) -> str:
         and one["hypernoise"]["artefacts"] < one["finetune"]["artefacts"]
         for one in matched
     ]
-    told = f"at equal reward hypernoise is better by judge and artefacts for {sum(better)} of {len(better)} seeds"
-    return f"{'holds' if all(better) else 'undecided' if any(better) else 'does not hold'}: {told}"
+    text = f"at equal reward hypernoise is better by judge and artefacts for {sum(better)} of {len(better)} seeds"
+    return f"{'holds' if all(better) else 'undecided' if any(better) else 'does not hold'}: {text}"
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Steps(Seeded):
             influence.append(self._influence(found, steps, one, [method.name for method in random]))
         said = ["RMS distances between pictures, in units of that between two noises of a caption:"]
         said.append(table([{"method": "", **row} for row in influence], DISTANCES))
-        verdict = told([row for row in rows if row["method"] == "hypernoise-one"])
+        verdict = verdict_on([row for row in rows if row["method"] == "hypernoise-one"])
         return bench.finish(rows, [verdict], said=said, influence=influence)
 
     def _influence(
@@ -106,7 +106,7 @@ class Steps(Seeded):
         }
 
 
-def told(gains: Sequence[Mapping[str, Any]]) -> str:
+def verdict_on(gains: Sequence[Mapping[str, Any]]) -> str:
     """The verdict on the gains of networks trained at one step, from the fewest inference steps to the most."""
     lasts = all(row["gain_ci95"] is not None and row["gain_ci95"][0] > 0 for row in gains)
     shrinks = gains[-1]["gain"] < gains[0]["gain"]

@@ -8,7 +8,7 @@ from benchmarks import any_machine
 
 
 @pytest.mark.parametrize(
-    ("alone", "beside", "told"),
+    ("alone", "beside", "expected"),
     [
         (300.0, 750.0, "PASS"),
         (301.0, 750.0, "FAIL: 301 s alone is over 300 s"),
@@ -16,8 +16,8 @@ from benchmarks import any_machine
         (400.0, 1200.0, "FAIL: 400 s alone is over 300 s; 3.00 times next to other work is over 2.5"),
     ],
 )
-def test_the_verdict(alone, beside, told):
-    assert any_machine.verdict(alone, beside, most=300, ratio=2.5) == told
+def test_the_verdict(alone, beside, expected):
+    assert any_machine.verdict(alone, beside, most=300, ratio=2.5) == expected
 
 
 @pytest.mark.parametrize(("seconds", "code"), [([200.0, 499.0], 0), ([200.0, 501.0], 1)])

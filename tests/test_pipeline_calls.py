@@ -1,4 +1,4 @@
-"""The call that an adapter was trained under: noted in it, told in the docs, and named where another is made."""
+"""The call that an adapter was trained under: recorded in it, documented, and named when a call differs."""
 
 import json
 import re
@@ -99,14 +99,14 @@ def test_what_differs_is_what_has_an_effect(family, own, trained, call, differs)
 
 def test_the_docs_have_the_call_of_every_generator():
     table = (Path(__file__).parents[1] / "docs" / "pipeline.md").read_text()
-    told = {}
+    documented = {}
     for names, line in re.findall(r"^\| (`.*?) \| `pipe\((.*?)\)` \|$", table, re.MULTILINE):
         call = eval(f"dict({line.replace('prompt=prompt', 'prompt=None').replace('prompt, ', '')})")
         call.pop("prompt", None)
         for name in re.findall(r"`(.*?)`", names):
-            told[name, call["num_inference_steps"]] = call
-    assert {name for name, _ in told} == set(PRESETS) - {"scenes"}
-    for (name, steps), call in told.items():
+            documented[name, call["num_inference_steps"]] = call
+    assert {name for name, _ in documented} == set(PRESETS) - {"scenes"}
+    for (name, steps), call in documented.items():
         preset = PRESETS[name]
         family = FAMILIES[preset.family]
         expected = {**family.call, **family.call_at(steps), **preset.call, "num_inference_steps": steps}

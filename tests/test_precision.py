@@ -107,8 +107,8 @@ def test_this_machine_with_avx2_alone_has_none():
     """In a process of its own, since torch reads them once."""
     code = "import torch; from hypernoise.precision import native_bf16; print(native_bf16(torch.device('cpu')))"
     hidden = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    told = subprocess.run([sys.executable, "-c", code], env=os.environ | hidden, capture_output=True, check=True)
-    assert told.stdout == b"False\n"
+    process = subprocess.run([sys.executable, "-c", code], env=os.environ | hidden, capture_output=True, check=True)
+    assert process.stdout == b"False\n"
     if torch.backends.cpu.get_cpu_capability() == "AVX512" and not NARROWED & os.environ.keys():
         units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         assert native_bf16(CPU) == units
@@ -158,8 +158,8 @@ def test_a_run_says_it_once_and_keeps_it(sd_pipeline, tmp_path, capsys):
         say_once.cache_clear()
         folder = tmp_path / asked
         assert main([*call, "--mixed-precision", asked, "--output-dir", str(folder)]) == 0
-        told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mixed precision")]
-        assert told == [f"mixed precision: {name} ({why})"]
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mixed precision")]
+        assert lines == [f"mixed precision: {name} ({why})"]
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["mixed_precision"] == name
         assert summary["arguments"]["mixed_precision"] == asked

@@ -1,7 +1,4 @@
-import importlib.util
 import json
-import sys
-import types
 from collections import Counter
 
 import pytest
@@ -117,47 +114,7 @@ def test_a_quote_in_a_row_and_odd_line_ends_stay_in_their_prompt(tmp_path):
     assert read_prompts(str(tmp_path / "p.jsonl")) == ["a\u2028b\x85c"]
 
 
-@pytest.mark.parametrize(
-    ("source", "package", "what"), [("p.parquet", "pyarrow", "a parquet file"), ("hf:a/b", "datasets", "a dataset")]
-)
-def test_packages_that_are_missing_are_told(source, package, what):
-    if importlib.util.find_spec(package) is not None:
-        pytest.skip(f"{package} is installed")
-    with pytest.raises(InputError, match=rf"is {what}.* needs another package: pip install 'hypernoise\[prompts\]'"):
-        read_prompts(source)
-
-
-class Rows(list):
-    """What `datasets` gives for a streamed split, as far as prompts need it."""
-
-    column_names = None
-
-    def select_columns(self, names):
-        return Rows({name: row[name] for name in names} for row in self)
-
-    def take(self, count):
-        return self[:count]
-
-
-def test_a_dataset_is_streamed_and_only_its_column_taken(monkeypatch):
-    asked = []
-
-    def load_dataset(name, split, streaming):
-        asked.append((name, split, streaming))
-        return Rows(
-            [{"image": b"", "caption": "a ring"}, {"image": b"", "caption": None}, {"image": b"", "caption": "b"}]
-        )
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert read_prompts("hf:owner/pictures") == read_prompts("hf:owner/pictures:test:caption") == ["a ring", "b"]
-    assert asked == [("owner/pictures", "train", True), ("owner/pictures", "test", True)]
-    with pytest.raises(InputError, match="must be hf:DATASET"):
-        read_prompts("hf:a:b:c:d")
-    with pytest.raises(InputError, match="has no column 'title'; its columns: image, caption"):
-        read_prompts("hf:owner/pictures:train:title")
-
-
-def test_a_mix_keeps_to_its_weights_and_tells_every_prompt_of_a_source_in_turn(tmp_path):
+def test_a_mix_keeps_its_weights_and_takes_the_prompts_of_a_source_in_turn(tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"a{i}\n" for i in range(7)))
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(f"b{i}") + "\n" for i in range(30)))
     mix = read_mix({str(tmp_path / "a.txt"): 3.0, str(tmp_path / "b.jsonl"): 1.0})

@@ -61,9 +61,9 @@ def test_the_library_changes_no_level_and_no_handler():
         "before = seen(); import hypernoise; assert seen() == before; assert not root.filters; "
         "import sys; assert 'transformers' not in sys.modules; import warnings; print(len(warnings.filters))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     plain = [sys.executable, "-c", "import warnings; print(len(warnings.filters))"]
-    assert told.stdout == subprocess.run(plain, capture_output=True, text=True, check=True).stdout
+    assert process.stdout == subprocess.run(plain, capture_output=True, text=True, check=True).stdout
 
 
 def test_bars_are_off_inside_and_as_they_were_after():

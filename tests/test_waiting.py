@@ -12,7 +12,8 @@ from hypernoise.waiting import wait_passively
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-STARTS = [ROOT / "tests" / "conftest.py", *sorted((ROOT / "benchmarks").glob("*.py"))]
+COMMANDS = [file for file in sorted((ROOT / "benchmarks").glob("*.py")) if "__main__" in file.read_text()]
+STARTS = [ROOT / "tests" / "conftest.py", *COMMANDS]
 
 
 def run(code, **more):

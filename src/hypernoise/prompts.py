@@ -12,36 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from hypernoise.errors import InputError, first_line, no_traceback, shown
-from hypernoise.files import check_file, parse_json, read_json, read_text
+from hypernoise.errors import InputError, shown
+from hypernoise.files import json_lines, read_json, read_text
 
 PROMPT_SETS = {"scenes": ("hypernoise.scenes.prompts", "training_prompts")}
 COLUMNS = ("prompt", "caption", "text", "prompts", "captions")  # looked for in this order, case-insensitively
 LISTS = ("annotations", "results")  # in COCO's captions, and in the summary of `hypernoise generate`
-STREAMED = 1_000_000  # maximum number of prompts read from a dataset
-HUB = "hf:"
 BLOCK = 1000  # samples within which a mix matches its weights
 MIXING = 2**31  # in the key of a mix's order: no source has this number
 
 
 def read_prompts(source: str) -> list[str]:
-    """The prompts of a file, of a named set ("scenes"), or of a dataset on the Hub, in order.
+    """The prompts of a file or of a named set ("scenes"), in order.
 
-    Files: .json, .jsonl, .csv, .tsv and .parquet with a column prompt, caption or text, in any case;
-    a .json may also map names to prompts, or be COCO's captions. Any other file is text with a prompt per line.
-    hf:DATASET[:SPLIT[:COLUMN]] is streamed, up to a million prompts, keeping only the column.
+    Files: .json, .jsonl, .csv and .tsv with a column prompt, caption or text, in any case; a .json may also map names
+    to prompts, or be COCO's captions. Any other file is text with a prompt per line.
 
     Raises:
-        InputError: no such file, an invalid format, no such column, no prompts, or a missing package.
+        InputError: no such file, an invalid format, no such column, or no prompts.
     """
     if source in PROMPT_SETS:
         module, function = PROMPT_SETS[source]
         return getattr(import_module(module), function)()
-    if source.startswith(HUB):
-        found = list(_hub(source))
-    else:
-        found = list(FORMATS.get(Path(source).suffix.lower(), _text)(source))
-    prompts = [prompt.strip() for prompt in found if prompt.strip()]
+    found = FORMATS.get(Path(source).suffix.lower(), _text)(source)
+    prompts = [stripped for prompt in found if (stripped := prompt.strip())]
     if not prompts:
         raise InputError(f"prompts {source!r} has no prompts; write one per line")
     return prompts
@@ -53,9 +47,8 @@ def _text(source: str) -> list[str]:
 
 def _jsonl(source: str) -> Iterator[str]:
     """Each line is an object with a column, or a string."""
-    for number, line in enumerate(_text(source), 1):
-        if line.strip():
-            yield _of(parse_json(line, f"prompts {source!r}, line {number}"), source, f"line {number}")
+    for place, row in json_lines(read_text(source, f"prompts {source!r}"), f"prompts {source!r}"):
+        yield _of(row, source, place)
 
 
 def _json(source: str) -> Iterator[str]:
@@ -74,13 +67,16 @@ def _json(source: str) -> Iterator[str]:
             "with one prompt per line is .jsonl or .txt"
         )
     for number, row in enumerate(rows, 1):
-        yield _of(row, source, f"entry {number}")
+        yield _of(row, source, f"prompts {source!r}, entry {number}")
 
 
 def _of(row: Any, source: str, place: str) -> str:
     if not isinstance(row, str | dict):
-        raise InputError(f"prompts {source!r}, {place} must be an object or a string, not {shown(row)}")
-    return row if isinstance(row, str) else _cell(row[_column(row, source)], source, place)
+        raise InputError(f"{place} must be an object or a string, not {shown(row)}")
+    prompt = row if isinstance(row, str) else row[_column(row, source)]
+    if not isinstance(prompt, str):
+        raise InputError(f"{place}: a prompt must be text, not {shown(prompt)}")
+    return prompt
 
 
 def _csv(source: str) -> Iterator[str]:
@@ -104,53 +100,15 @@ def _table(source: str, **dialect: Any) -> Iterator[str]:
         before = rows.line_num
         for row in rows:
             if any(cell.strip() for cell in row):
-                yield _cell(row[place] if place < len(row) else None, source, f"line {rows.line_num}")
+                if place >= len(row):
+                    raise InputError(f"prompts {source!r}, line {rows.line_num}: a prompt must be text, not None")
+                yield row[place]
             before = rows.line_num
     except csv.Error as error:  # such as an unclosed quote, or a field of more than 131072 characters
         raise InputError(f"prompts {source!r}: the row at line {before + 1} is not CSV: {error}") from error
 
 
-def _parquet(source: str) -> list[str]:
-    parquet = _extra("pyarrow.parquet", f"prompts {source!r} is a parquet file")
-    check_file(source, f"prompts {source!r}")
-    with no_traceback(f"prompts {source!r} is not a parquet file"):
-        column = _column(parquet.read_schema(source).names, source)
-        return [str(value) for value in parquet.read_table(source, columns=[column])[column].to_pylist() if value]
-
-
-FORMATS: dict[str, Callable[[str], Iterable[str]]] = {
-    ".json": _json,
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-    ".tsv": _tsv,
-    ".parquet": _parquet,
-}
-
-
-def _hub(source: str) -> Iterator[str]:
-    datasets = _extra("datasets", f"prompts {source!r} is a dataset on the Hub")
-    name, *more = source.removeprefix(HUB).split(":")
-    if not name or len(more) > 2:
-        raise InputError(f"prompts {source!r} must be hf:DATASET, hf:DATASET:SPLIT or hf:DATASET:SPLIT:COLUMN")
-    split, column = (*more, *("train", "")[len(more) :])
-    try:
-        rows = datasets.load_dataset(name, split=split, streaming=True)
-        names = list(rows.column_names or next(iter(rows)))
-        column = column or _column(names, source)
-        if column not in names:
-            raise InputError(f"prompts {source!r} has no column {column!r}; its columns: {', '.join(names)}")
-        for row in rows.select_columns([column]).take(STREAMED):
-            if row[column]:
-                yield str(row[column])
-    except (OSError, ValueError) as error:
-        raise InputError(f"prompts {source!r} cannot be read: {first_line(error)}") from error
-
-
-def _extra(module: str, why: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(f"{why}, which needs another package: pip install 'hypernoise[prompts]'") from error
+FORMATS: dict[str, Callable[[str], Iterable[str]]] = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv}
 
 
 def _column(names: Iterable[str], source: str) -> str:
@@ -162,12 +120,6 @@ def _column(names: Iterable[str], source: str) -> str:
     raise InputError(
         f"prompts {source!r} has no column {', '.join(COLUMNS[:3])}; its columns: {', '.join(given) or 'none'}"
     )
-
-
-def _cell(value: Any, source: str, place: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"prompts {source!r}, {place}: a prompt must be text, not {shown(value)}")
-    return value
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ DRAWN = """[...document.querySelectorAll("#pictures img")].filter(i => i.natural
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_person_draws_in_a_browser(address, tmp_path):
-    """Draws, is told of a wrong adapter, and no other host is asked for anything."""
+    """The page draws, refuses a wrong adapter with a message, and sends no request to another host."""
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
     with urlopen(address) as answer:
         assert answer.headers["content-security-policy"] == FROM_HERE_ALONE

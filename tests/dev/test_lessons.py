@@ -83,12 +83,12 @@ def test_what_is_broken_is_seen_to_be_and_where():
 @pytest.mark.parametrize("flaw", [_bent, _two_tone])
 def test_one_object_is_flawed_and_the_other_left_alone(flaw):
     scene = Scene((Placed("ring", "blue", 16.0, 16.0, 9.0), Placed("square", "red", 46.0, 46.0, 9.0)))
-    rng, told = np.random.default_rng(0), set()
+    rng, flawed_sides = np.random.default_rng(0), set()
     for _ in range(20):
         far = np.abs(flaw(scene, scene, rng) - draw(scene)).max(-1) > 1e-3
         sides = far[:32, :32].any(), far[32:, 32:].any()
-        told.add(sides)
-    assert told == {(True, False), (False, True)}
+        flawed_sides.add(sides)
+    assert flawed_sides == {(True, False), (False, True)}
 
 
 def test_the_same_seed_gives_the_same_lesson():

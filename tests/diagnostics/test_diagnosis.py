@@ -79,8 +79,6 @@ def test_swapping_the_prompt_tells_specific_edits_from_generic_ones():
     generic = swap_control(Mean(), Edit(0.5, specific=False), brighter, PROMPTS, noise)
     assert (generic.own.value, generic.swapped.value, generic.lost.value) == pytest.approx((0.5, 0.5, 0.0))
     assert generic.cosine == pytest.approx(1)
-    with pytest.raises(InputError, match="at least two different prompts"):
-        swap_control(Mean(), Edit(0.5), asked, ["up"] * 40, noise)
 
 
 def test_verdict_on_a_specific_shift():
@@ -92,7 +90,7 @@ def test_verdict_on_a_specific_shift():
     assert finding(found, "L2 term").good
     assert finding(found, "L2 term").text.startswith("trustworthy: KL 0.16")
     assert finding(found, "Lipschitz").good
-    assert finding(found, "prompt").text.startswith("specific: 200% of the gain")
+    assert finding(found, "prompt").text.startswith("specific: 200% ± 0% of the gain")
     assert low_frequency_share(found.bands) == (pytest.approx(1), 1 / 4)
 
 
@@ -108,7 +106,7 @@ def test_a_single_prompt_is_diagnosed_without_the_swap():
 def test_verdict_on_a_generic_shift():
     found = look(Edit(0.4, specific=False), reward=lambda pixels, prompts: pixels.flatten(1).mean(1))
     assert found.constant == pytest.approx(1)
-    assert finding(found, "prompt").text.startswith("generic: 0% of the gain")
+    assert finding(found, "prompt").text.startswith("generic: 0% ± 0% of the gain")
     assert "a reward that reads the prompt" in finding(found, "prompt").advice
     assert finding(found, "white").text.startswith("x + f is not white: mean square of the mean at each place")
 
@@ -120,7 +118,7 @@ def test_too_few_noises_leave_the_swap_undecided():
     assert vague.text.startswith("undecided: 40% ± 15% of the gain is lost")
     assert "more --noises" in vague.advice
     sure = dataclasses.replace(swap, lost=Estimate(0.4, 0.5))  # 0.4 + 3 x 0.5 is under a fifth of 10
-    assert finding(dataclasses.replace(found, swap=sure), "prompt").text.startswith("generic: 4% of the gain")
+    assert finding(dataclasses.replace(found, swap=sure), "prompt").text.startswith("generic: 4% ± 5% of the gain")
 
 
 def test_an_exact_kl_is_trusted_whatever_the_stretch():

@@ -32,16 +32,16 @@ class Browser:
 
     def __init__(self, page: Path | str, folder: Path, size: tuple[int, int] = (1100, 1600), patience: float = 120.0):
         given, self.sending = os.pipe()
-        self.reading, told = os.pipe()
+        self.reading, writing = os.pipe()
         self.patience, self.number, self.rest = patience, 0, b""
         self.asked_for: list[str] = []
         call = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={size[0]},{size[1]}"]
-        redirected = ["bash", "-c", f'exec "$@" 3<&{given} 4>&{told}', "bash", *call]
+        redirected = ["bash", "-c", f'exec "$@" 3<&{given} 4>&{writing}', "bash", *call]
         self.process = subprocess.Popen(
-            redirected, pass_fds=(given, told), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            redirected, pass_fds=(given, writing), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         os.close(given)
-        os.close(told)
+        os.close(writing)
         try:
             self._open(page, size)
         except BaseException:

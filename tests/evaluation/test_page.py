@@ -91,9 +91,9 @@ def test_the_file_needs_nothing_else(page):
 
 def test_numbers_intervals_and_names_are_there_escaped(page):
     text = Page(page).text
-    for told in ("A <report>", "a & b", "hyper<noise>, 1 step", "plain, 4 steps", "0.625", "[+0.062, +0.188]", "0.25",
+    for shown in ("A <report>", "a & b", "hyper<noise>, 1 step", "plain, 4 steps", "0.625", "[+0.062, +0.188]", "0.25",
                  "[0.575, 0.675]", 'a "red" <circle>', "expected red & round"):  # fmt: skip
-        assert told in text, told
+        assert shown in text, shown
     assert "validation" not in text  # no row has it
     assert "<noise>" not in page
     assert "<circle>" not in page
@@ -155,8 +155,8 @@ def test_the_filter(page):
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     code = f"{script}\nconst e = {json.dumps(given)}, c = {json.dumps([picked for picked, _ in CASES])};\n"
     code += "console.log(JSON.stringify(c.map(p => e.map(x => +matches(x, p)))))"
-    told = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert json.loads(told) == [shown for _, shown in CASES]
+    output = subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert json.loads(output) == [shown for _, shown in CASES]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

@@ -9,7 +9,7 @@ import torch
 from experiments.amortisation import artefacts_over_plain, goals, shares_of
 from experiments.base import RECIPES, drawing_nearby, first_of, main, same_run, start_off_zero, table
 from experiments.redness import at_matched_reward, verdict
-from experiments.steps import RandomShift, told
+from experiments.steps import RandomShift, verdict_on
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.methods.base import Problem
@@ -96,9 +96,9 @@ def test_each_goal_is_told_by_itself():
 
 def test_a_gain_must_last_and_shrink():
     rows = [{"gain": 0.10, "gain_ci95": [0.05, 0.15]}, {"gain": 0.06, "gain_ci95": [0.01, 0.11]}]
-    assert told(rows).startswith("holds")
-    assert told(rows[::-1]).startswith("does not hold")
-    assert told([rows[0], {"gain": 0.02, "gain_ci95": [-0.01, 0.05]}]).startswith("does not hold")
+    assert verdict_on(rows).startswith("holds")
+    assert verdict_on(rows[::-1]).startswith("does not hold")
+    assert verdict_on([rows[0], {"gain": 0.02, "gain_ci95": [-0.01, 0.05]}]).startswith("does not hold")
 
 
 def test_a_random_shift_is_as_long_as_fs(generator):

@@ -43,14 +43,14 @@ def test_it_runs_from_the_weight_files_to_the_table_and_goes_on(wheels, tmp_path
     output = tmp_path / "out"
     command = ["--output-dir", str(output), *TINY]
     assert run(command) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     summary = json.loads((output / "summary.json").read_text())
     rows = {row["method"]: row for row in summary["results"]}
     assert list(rows) == [
         *("plain", "hypernoise", "hypernoise, exact KL", "best-of-2", "best-of-8", "reno-50"),
         *(f"fine-tuned, {n} updates" for n in (1, 3)),
     ]
-    assert all(f"| {method} |" in told for method in rows)
+    assert all(f"| {method} |" in printed for method in rows)
     calls = {
         name: [row[f] for f in ("denoiser_forwards", "denoiser_backwards", "reward_calls")]
         for name, row in rows.items()

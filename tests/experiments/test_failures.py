@@ -95,8 +95,8 @@ def test_every_mode_makes_a_reward_and_settings():
 def test_the_verdict_counts_what_gives_first():
     sound, folds, ends = ({"broken": crossed} for crossed in ({}, {"Lipschitz": 2.0}, {"judge": 0.3}))
     rows = [[sound, folds], [folds, ends], [ends], [sound], []]
-    told = verdict([{"looks": looks, "stopped": not looks} for looks in rows])
-    assert told == "of 5 modes Lipschitz first in 2, judge first in 1, nothing in 1, 1 stopped by the library"
+    text = verdict([{"looks": looks, "stopped": not looks} for looks in rows])
+    assert text == "of 5 modes Lipschitz first in 2, judge first in 1, nothing in 1, 1 stopped by the library"
 
 
 @pytest.mark.slow

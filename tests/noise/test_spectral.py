@@ -118,7 +118,7 @@ def test_kl_is_the_kl_of_the_noise():
     c = prompts(1)
     c = Condition({name: tensor.expand(len(u), *tensor.shape[1:]) for name, tensor in c.tensors.items()})
     with torch.no_grad():
-        told = (weights * f.kl(noise, c)).sum()
+        kl = (weights * f.kl(noise, c)).sum()
         h = f(noise, c).mean((2, 3)) * 4
     assert (weights @ h.square()).sum() > 1e-2
     jacobian = torch.func.vmap(
@@ -128,7 +128,7 @@ def test_kl_is_the_kl_of_the_noise():
     rest = 0.5 * h.square().sum(1) + (u * h).sum(1)
     exact = (weights * (rest - f.map.terms(u, f.embed(described(c).double()))[1])).sum()
     assert torch.allclose(volume, f.map.terms(u, f.embed(described(c).double()))[1][::20], atol=1e-10)
-    assert told.item() == pytest.approx(exact.item(), abs=1e-8)
+    assert kl.item() == pytest.approx(exact.item(), abs=1e-8)
 
 
 def nodes(count):
@@ -193,8 +193,8 @@ def test_a_shift_of_the_prompts_has_a_kl_without_variance():
     with torch.no_grad():
         f.map.last.bias[12:] = randn(12)
     residual = f(randn(50, 3, 8, 6), prompts(50))
-    told = f.kl(randn(50, 3, 8, 6), prompts(50))
-    assert torch.allclose(told, 0.5 * residual.flatten(1).square().sum(1), atol=1e-12)
+    kl = f.kl(randn(50, 3, 8, 6), prompts(50))
+    assert torch.allclose(kl, 0.5 * residual.flatten(1).square().sum(1), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_shift_of_the_prompts_has_a_kl_without_variance():
     ids=["along the axes", "across them"],
 )
 def test_a_quadratic_reward_of_a_linear_generator_is_learned_to_the_tilted_gaussian(turn, depth, steps, gap, error):
-    """r(z) = b·z − ½ zᵀ A z tilts N(0, I) to N(Σ b, Σ), Σ = (I + A)⁻¹: learned from random noise, told by quadrature.
+    """r(z) = b·z − ½ zᵀ A z tilts N(0, I) to N(Σ b, Σ), Σ = (I + A)⁻¹: trained on random noise, compared by quadrature.
 
     Across the axes T is linear in the other coefficient, which a perceptron only comes near.
     """
@@ -227,16 +227,16 @@ def test_a_quadratic_reward_of_a_linear_generator_is_learned_to_the_tilted_gauss
         return flow.kl(u, own), z, z @ b - 0.5 * (z @ a * z).sum(1)
 
     for _ in range(steps):
-        told, _, reward = terms(torch.randn(32, 2, generator=draw, dtype=torch.float64))
+        own_kl, _, reward = terms(torch.randn(32, 2, generator=draw, dtype=torch.float64))
         optimizer.zero_grad()
-        (told - reward).mean().backward()
+        (own_kl - reward).mean().backward()
         optimizer.step()
         schedule.step()
     u, weights = nodes(40)
     with torch.no_grad():
-        told, z, reward = terms(u)
-    assert (weights @ (told - reward)).item() - least.item() == pytest.approx(0, abs=gap)
-    assert (weights @ told).item() == pytest.approx(kl.item(), abs=error)
+        own_kl, z, reward = terms(u)
+    assert (weights @ (own_kl - reward)).item() - least.item() == pytest.approx(0, abs=gap)
+    assert (weights @ own_kl).item() == pytest.approx(kl.item(), abs=error)
     assert torch.allclose(weights @ z, mean, atol=error)
     assert torch.allclose((weights[:, None] * (z - mean)).T @ (z - mean), covariance, atol=10 * error)
 

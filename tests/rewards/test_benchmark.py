@@ -1,18 +1,15 @@
-"""`benchmarks/rewards.py` runs, and its ways of computing the ensemble agree, which it asserts itself."""
+"""`benchmarks.rewards` runs, and its ways of computing the ensemble agree, which it asserts itself."""
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "rewards.py"
+from benchmarks import rewards
 
 
 @pytest.mark.slow
 def test_the_benchmark_compares_the_same_numbers_and_reports(tmp_path, capsys):
-    script = runpy.run_path(str(SCRIPT))
-    script["main"](script["Benchmark"](batch_size=1, picture=64, rounds=1, device="cpu", output=tmp_path))
+    rewards.main(rewards.Benchmark(batch_size=1, picture=64, rounds=1, device="cpu", output=tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
     ways = {row["way"]: row for row in summary["results"]}
     assert list(ways) == ["one after the other", "ensemble", "ensemble, recomputing"]

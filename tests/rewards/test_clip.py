@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -99,9 +98,9 @@ def filled_on_meta(row, state):
 
 def test_missing_unexpected_and_misshapen_weights_are_named(tokenizer, state):
     def refused(state):
-        with pytest.raises(InputError) as told:
+        with pytest.raises(InputError) as error:
             filled(lambda: CLIPModel(CLIPConfig(**small_config(tokenizer))), from_openclip(state), "file.pt")
-        return str(told.value)
+        return str(error.value)
 
     lacking = {name: tensor for name, tensor in state.items() if name != "visual.ln_post.bias"}
     missing = 'file.pt does not fit the model: Missing key(s) in state_dict: "vision_model.post_layernorm.bias"'
@@ -148,9 +147,9 @@ def test_weights_that_cannot_be_had_are_told_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="PickScore_v1: model.safetensors or .* is not in the local cache") as told:
+    with pytest.raises(InputError, match="PickScore_v1: model.safetensors or .* is not in the local cache") as error:
         clip.load("pickscore", RewardSettings())
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 # Scores
@@ -268,7 +267,7 @@ def test_bf16_weights_give_fp32_scores_that_are_close(build):
 
 
 def test_a_device_of_its_own_is_kept(build):
-    """There is one device here, so that it is told by where the pictures are seen to go."""
+    """There is only one device here: the test watches where the pictures go."""
     reward = build(device="meta")
     assert reward.device.type == "cpu"
     reward.texts(PROMPTS)
@@ -306,9 +305,9 @@ def test_with_chunks_the_second_half_counts_and_has_gradient(build, tokenizer, p
 def test_truncation_is_told_once_counted_and_blind_to_the_second_half(build):
     pixels = pictures(count=1).requires_grad_()
     reward = build()
-    with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as told:
+    with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as warnings:
         difference = contrast(reward, pixels)
-    assert len(told) == 1
+    assert len(warnings) == 1
     assert difference.item() == 0
     (gradient,) = torch.autograd.grad(difference.sum(), pixels)
     assert gradient.abs().max() == 0

@@ -87,9 +87,9 @@ def test_an_endpoint_that_is_down_is_one_line(server, tmp_path, capsys):
         load_reward(server.address)
     call = ["train", "--validation-reward", "http://127.0.0.1:9/score", "--output-dir", str(tmp_path / "run")]
     assert main([*call, "--device", "cpu"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("hypernoise: reward 'http://127.0.0.1:9/score' does not answer: ")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("hypernoise: reward 'http://127.0.0.1:9/score' does not answer: ")
+    assert message.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -94,12 +94,12 @@ def build(tokenizer):
 def test_patches_are_those_of_transformers_processor(patch, height, width):
     pictures_ = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     processor = Qwen2VLImageProcessorPil(patch_size=patch, do_resize=False)
-    told = processor(images=list(pictures_), return_tensors="pt")
+    theirs = processor(images=list(pictures_), return_tensors="pt")
     pixels = torch.from_numpy(pictures_).permute(0, 3, 1, 2) / 255
     ours = patches(normalise(pixels, CLIP_MEAN, CLIP_STD), patch, 2, 2)
-    assert ours.shape == told["pixel_values"].shape
-    assert torch.allclose(ours, told["pixel_values"], atol=1e-5)
-    assert told["image_grid_thw"].tolist() == [[1, height // patch, width // patch]] * 2
+    assert ours.shape == theirs["pixel_values"].shape
+    assert torch.allclose(ours, theirs["pixel_values"], atol=1e-5)
+    assert theirs["image_grid_thw"].tolist() == [[1, height // patch, width // patch]] * 2
 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (768, 1024), (1024, 1024), (300, 1000), (30, 600), (448, 448)])

@@ -1,7 +1,6 @@
 """Windows over long prompts, with a tokenizer of words, and how their scores become one."""
 
 import math
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -43,12 +42,12 @@ def test_a_word_too_long_in_itself_is_counted_as_cut():
 
 def test_truncation_warns_once_and_counts():
     windows = Windows("r", by_words, 4, "truncate")
-    with pytest.warns(UserWarning, match="reads 4 tokens, but a prompt has 5") as told:
+    with pytest.warns(UserWarning, match="reads 4 tokens, but a prompt has 5") as warnings:
         assert [windows(prompt) for prompt in ("one two three", "four five six")] == [
             ["one two three"],
             ["four five six"],
         ]
-    assert (len(told), windows.truncated) == (1, 2)
+    assert (len(warnings), windows.truncated) == (1, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         windows("one two")

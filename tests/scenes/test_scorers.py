@@ -74,9 +74,9 @@ def test_with_chunks_the_end_of_a_long_prompt_counts_and_has_gradient(untrained,
 
 def test_truncation_is_told_once_and_counted(untrained):
     scorer, pixels = untrained(), torch.rand(1, 3, 64, 64)
-    with pytest.warns(UserWarning, match="reads 24 tokens, but a prompt has") as told:
+    with pytest.warns(UserWarning, match="reads 24 tokens, but a prompt has") as warnings:
         assert [scorer(pixels, [prompt]).item() for prompt in (LONG, LONG)] == [scorer(pixels, [OTHER]).item()] * 2
-    assert (len(told), scorer.windows.truncated) == (1, 2)
+    assert (len(warnings), scorer.windows.truncated) == (1, 2)
 
 
 def test_settings_reach_the_shipped_scorers():

@@ -47,12 +47,12 @@ def test_the_member_and_the_prompt_at_fault_are_named():
     reward = WeightedSum({"redness": 1.0, "root": 1.0}, {"root": root})
     with pytest.raises(InputError) as caught:
         quick(None, reward, max_train_steps=50)
-    told = str(caught.value)
-    assert "6 of the last " in told
-    assert "the gradient of reward 'root' is nan for" in told
-    assert "redness" not in told
-    assert "ring'" in told
-    assert "circle" not in told
+    message = str(caught.value)
+    assert "6 of the last " in message
+    assert "the gradient of reward 'root' is nan for" in message
+    assert "redness" not in message
+    assert "ring'" in message
+    assert "circle" not in message
 
 
 def test_skips_count_over_the_last_hundred_steps():
@@ -134,10 +134,10 @@ def test_a_reward_that_raises_leaves_the_last_good_step_to_go_on_from(tmp_path, 
         except Exception as error:
             return str(error)
 
-    told = on_ranks(processes, lambda: run(tmp_path, 4 if os.environ["RANK"] == str(processes - 1) else 0))
-    assert "reward 'own' raised ValueError at step 3" in told[-1]
+    messages = on_ranks(processes, lambda: run(tmp_path, 4 if os.environ["RANK"] == str(processes - 1) else 0))
+    assert "reward 'own' raised ValueError at step 3" in messages[-1]
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-000003"]
-    assert json.loads((tmp_path / "process.json").read_text())["ended"] == told[0].splitlines()[0]
+    assert json.loads((tmp_path / "process.json").read_text())["ended"] == messages[0].splitlines()[0]
     if processes == 1:
         assert on_ranks(1, lambda: run(tmp_path, 0))[0] == on_ranks(1, lambda: run(None, 0))[0][3:]
 

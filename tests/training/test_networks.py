@@ -110,11 +110,11 @@ def test_each_prompts_tilted_gaussian_is_reached(tmp_path):
         condition = generator.encode([prompt] * len(noise))
         with torch.no_grad():
             u, z = (x.sum((2, 3)) / 4 for x in (noise, noise + network(noise, condition)))
-            told = network.kl(noise, condition)
+            kl = network.kl(noise, condition)
         assert torch.allclose(z[:, 0], u[:, 0] + mean, atol=0.1)
         assert torch.allclose(z[:, 1], u[:, 1] / 2**0.5, atol=0.1)
-        assert told.mean().item() == pytest.approx(2 + 0.5 * (0.5 - 1 + 0.6931472), abs=2e-2)
-        assert told.std() < 0.5  # 2 if the shift's share were sampled
+        assert kl.mean().item() == pytest.approx(2 + 0.5 * (0.5 - 1 + 0.6931472), abs=2e-2)
+        assert kl.std() < 0.5  # 2 if the shift's share were sampled
 
 
 def test_two_processes_give_the_numbers_of_one(sd_pipeline):

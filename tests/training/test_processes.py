@@ -73,8 +73,8 @@ def test_a_bad_number_on_one_process_is_skipped_by_all_and_named(sd_pipeline, tm
     assert skipped == other == 2  # ten samples of five prompts
     assert [row.get("skipped", 0) for row in history] == [row.get("skipped", 0) for row in same]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    told = [line["faults"] for line in lines if "faults" in line]
-    assert [faults[0] for faults in told] == ["the reward is nan for 'a green cross'"] * 2
+    rows = [line["faults"] for line in lines if "faults" in line]
+    assert [faults[0] for faults in rows] == ["the reward is nan for 'a green cross'"] * 2
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "fits"), [(3, 1, 12), (2, 4, 16), (1, 1, 10)])

@@ -132,10 +132,10 @@ def test_sums_that_do_not_name_every_file_are_damage(tmp_path, capsys, sums):
     (tmp_path / "checkpoint-000004" / "sha256.json").write_text(sums)
     (tmp_path / "checkpoint-000004" / "training_state.pt").write_bytes(b"")
     _, result = quick(tmp_path, max_train_steps=5)
-    told = capsys.readouterr().err
-    assert "checkpoint-000004 is damaged (sha256.json" in told
-    assert f"resuming from {tmp_path / 'checkpoint-000002'} (" in told
-    assert f"resuming from {tmp_path / 'checkpoint-000004'}" not in told
+    message = capsys.readouterr().err
+    assert "checkpoint-000004 is damaged (sha256.json" in message
+    assert f"resuming from {tmp_path / 'checkpoint-000002'} (" in message
+    assert f"resuming from {tmp_path / 'checkpoint-000004'}" not in message
     assert result.history[0]["step"] == 3
 
 
@@ -195,10 +195,10 @@ def test_without_an_output_a_signal_does_what_it_does_elsewhere(number):
         os.kill(os.getpid(), number)
         return pixels.flatten(1).mean(1)
 
-    def told(*_):
+    def own_handler(*_):
         raise ZeroDivisionError
 
-    before = signal.signal(number, told)
+    before = signal.signal(number, own_handler)
     try:
         with pytest.raises(InputError, match="the reward raised ZeroDivisionError"):
             quick(None, reward)
@@ -335,8 +335,8 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path):
             quick(tmp_path, max_train_steps=4)
         return str(caught.value)
 
-    (told,) = on_ranks(1, run)
-    assert "the checkpoint at step 4 cannot be written (File too large); the earlier checkpoints" in told
+    (message,) = on_ranks(1, run)
+    assert "the checkpoint at step 4 cannot be written (File too large); the earlier checkpoints" in message
     assert newest_whole(tmp_path) == (tmp_path / "checkpoint-000002", [])
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
     network, _ = quick(tmp_path, max_train_steps=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hypernoise.commands.common import WithGenerator
@@ -74,7 +74,14 @@ class Diagnose(WithGenerator):
         )
         print(text)
         rows = [vars(one) for one in verdict]
-        write_summary(self.output_dir, "diagnose", self, generator.device, rows, measured=found.as_json())
+        write_summary(
+            self.output_dir,
+            "diagnose",
+            self,
+            generator.device,
+            rows,
+            measured={**asdict(found), "lipschitz": found.lipschitz},
+        )
         sheet = self.output_dir / "diagnosis.png"
         diagnosis_page(found, text).save(sheet)
         print(f"page: {sheet}", file=sys.stderr)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,9 +57,6 @@ class Diagnosis:
         """Whether x + f may map two noises to one point: the KL is then a lower bound."""
         return not self.kl.own and (self.lipschitz >= 1 or self.kl.turned > 0)
 
-    def as_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "lipschitz": self.lipschitz}
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -96,7 +91,7 @@ def diagnose(
         raise InputError(f"a diagnosis needs at least 8 noises, not {noises}")
     if not prompts:
         raise InputError("no prompt to diagnose on")
-    texts, steps = spread(prompts, noises), num_inference_steps
+    texts = spread(prompts, noises)
     noise = noise_for(generator, network, seed=seed, step=DIAGNOSIS_STEP, samples=range(noises))
     condition, other = generator.encode(texts), noise.roll(1, 0)
     parts = [slice(start, start + batch) for start in range(0, noises, batch)]
@@ -104,9 +99,7 @@ def diagnose(
     ratios = torch.cat([pairwise_ratios(network, noise[part], other[part], condition[part]) for part in parts])
     with torch.no_grad():
         residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in parts])
-    swap = None
-    if len(set(texts)) > 1:
-        swap = swap_control(generator, network, reward, texts, noise, num_inference_steps=steps, batch=batch)
+    drawing = {"num_inference_steps": num_inference_steps, "batch": batch}
     return Diagnosis(
         dimensions=noise[0].numel(),
         kl=estimate_kl(network, noise, condition, batch=batch, seed=seed),
@@ -116,7 +109,7 @@ def diagnose(
         constant=_constant_share(residual),
         bands=band_powers(residual) if noise.ndim == 4 else None,
         checks=white_checks(noise + residual),
-        swap=swap,
+        swap=swap_control(generator, network, reward, texts, noise, **drawing) if len(set(texts)) > 1 else None,
     )
 
 
@@ -137,33 +130,30 @@ def _trust(found: Diagnosis) -> Finding:
         return Finding("KL", True, f"{kl} nats, exact, as it was trained on; ½‖f‖² would be {l2}")
     least = "at least " if found.may_fold else ""
     text = f"KL {least}{kl} nats, of which ½‖f‖² is {l2.value:.4g} and the terms left out {gap}"
-    limit = MISSED * max(kl.value, l2.value)
-    advice = f"{CLAMP}, or a larger --kl-weight"
-    if math.isinf(kl.value):
-        text = "not trustworthy: the KL is infinite, as x + f collapses noise to fewer dimensions"
-    elif abs(gap.value) + CERTAIN * gap.error <= limit:
-        if not found.may_fold:
-            return Finding("L2 term", True, f"trustworthy: {text}")
+    limit, error = MISSED * max(kl.value, l2.value), CERTAIN * gap.error
+    if math.isinf(kl.value) or abs(gap.value) - error > limit:
+        why = "the KL is infinite, as x + f collapses noise to fewer dimensions" if math.isinf(kl.value) else text
+        return Finding("L2 term", False, f"not trustworthy: {why}", f"{CLAMP}, or a larger --kl-weight")
+    if abs(gap.value) + error > limit:
+        return Finding("L2 term", False, f"undecided: {text}", MORE_NOISES)
+    if found.may_fold:
         text = f"a lower bound, as x + f may fold noises onto each other: {text}"
-        advice = f"{CLAMP}: below 1 nothing folds"
-    elif abs(gap.value) - CERTAIN * gap.error > limit:
-        text = f"not trustworthy: {text}"
-    else:
-        text, advice = f"undecided: {text}", MORE_NOISES
-    return Finding("L2 term", False, text, advice)
+        return Finding("L2 term", False, text, f"{CLAMP}: below 1 nothing folds")
+    return Finding("L2 term", True, f"trustworthy: {text}")
 
 
 def _stretch(found: Diagnosis) -> Finding:
-    seen, bound = found.lipschitz, kl_gap_bound(found.dimensions, found.lipschitz)
+    seen = f"{found.lipschitz:.3g} measured"
     if found.kl.own:
-        return Finding("Lipschitz", True, f"{seen:.3g} measured; at any value x + f never folds and its KL is exact")
-    if seen < 1:
-        text = f"{seen:.3g} measured, below 1; if that holds everywhere, the terms left out are at most {bound:.3g}"
+        return Finding("Lipschitz", True, f"{seen}; at any value x + f never folds and its KL is exact")
+    if found.lipschitz < 1:
+        bound = kl_gap_bound(found.dimensions, found.lipschitz)
+        text = f"{seen}, below 1; if that holds everywhere, the terms left out are at most {bound:.3g}"
         return Finding("Lipschitz", True, text)
     over = sum(norm >= 1 for norm in found.norms)
     text = (
-        f"{seen:.3g} measured, above 1 at {over} of {len(found.norms)} noises, where the theory gives no bound and x "
-        "+ f may fold noises onto each other"
+        f"{seen}, above 1 at {over} of {len(found.norms)} noises, where the theory gives no bound and x + f may fold "
+        "noises onto each other"
     )
     advice = f"{CLAMP} --lipschitz.bound 0.5, a smaller --learning-rate, or a larger --kl-weight"
     return Finding("Lipschitz", False, text, advice)
@@ -187,14 +177,13 @@ def _prompt(found: Diagnosis) -> Finding:
         advice = "train longer, a smaller --kl-weight, more --noises"
         return Finding("prompt", False, f"no gain measured: {text}", advice)
     share = lost.value / own.value
-    swapped = f"of the gain is lost when prompts are swapped; {text}"
+    swapped = f"{share:.0%} ± {lost.error / own.value:.0%} of the gain is lost when prompts are swapped"
     if lost.value > CERTAIN * lost.error and share >= GENERIC:
-        return Finding("prompt", True, f"specific: {share:.0%} {swapped}")
+        return Finding("prompt", True, f"specific: {swapped}; {text}")
     if lost.value + CERTAIN * lost.error >= GENERIC * own.value:
-        text = f"undecided: {share:.0%} ± {lost.error / own.value:.0%} {swapped}"
-        return Finding("prompt", False, text, MORE_NOISES)
-    text = f"generic: {share:.0%} of the gain is lost when prompts are swapped, cosine {swap.cosine:.2f}; {text}"
-    return Finding("prompt", False, text, "a reward that reads the prompt, if the prompt is meant to matter")
+        return Finding("prompt", False, f"undecided: {swapped}; {text}", MORE_NOISES)
+    advice = "a reward that reads the prompt, if the prompt is meant to matter"
+    return Finding("prompt", False, f"generic: {swapped}, cosine {swap.cosine:.2f}; {text}", advice)
 
 
 def _constant_share(residual: Tensor) -> float:

@@ -9,13 +9,13 @@ at each point instead of their sum. It is infinite where I + J is singular at no
 The objective keeps the first term; the rest is the *gap*. log|det| comes from
 
     exact      the whole Jacobian and its LU: d backward passes per noise; for up to a few thousand dimensions
-    arnoldi    Tr log(I + J) by random probes (Hutchinson 1990) in Krylov spaces of Jᵀ: 8 backward passes per noise and
-               probe; works for Lip(f) ≥ 1, but needs eigenvalues of I + J away from 0
+    arnoldi    Tr log(I + J) by a random probe (Hutchinson 1990) in a Krylov space of Jᵀ: 8 backward passes per noise;
+               works for Lip(f) ≥ 1, but needs eigenvalues of I + J away from 0
 
 A network that knows its own KL (`SpectralNoise`) gives that instead.
 
-Tr J uses the same probes as log|det|. Their first orders then cancel probe by probe, and the remaining
-error is of second order in J, like the gap itself.
+Tr J uses the same probe as log|det|. Their first orders then cancel, and the remaining error is of second order in J,
+like the gap itself.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from scipy.linalg import logm
 from torch import Tensor
 
-from hypernoise.diagnostics.linear import Linearised, jacobian
+from hypernoise.diagnostics.linear import Linearised, jacobian, per_sample
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork, never_folds
@@ -79,7 +78,6 @@ def estimate_kl(
     condition: Condition,
     *,
     method: Method | None = None,
-    probes: int = 1,
     batch: int = 16,
     seed: int = 0,
 ) -> KLReport:
@@ -89,7 +87,6 @@ def estimate_kl(
         noise: [B, *noise_shape], drawn from N(0, I); more noises reduce the errors.
         condition: one per noise.
         method: see the top of this module; None: the network's own KL if it is exact, else "arnoldi".
-        probes: random probes per noise (ignored by "exact").
         batch: noises in memory at once; "exact" also keeps their Jacobians.
         seed: for the probes.
 
@@ -98,8 +95,8 @@ def estimate_kl(
     """
     if method is not None and method not in get_args(Method):
         raise unknown("method", method, get_args(Method))
-    if not len(noise) or probes < 1 or batch < 1:
-        raise InputError(f"estimate_kl needs a noise, a probe and a batch, not {len(noise)}, {probes} and {batch}")
+    if not len(noise) or batch < 1:
+        raise InputError(f"estimate_kl needs a noise and a batch, not {len(noise)} and {batch}")
     parts = [(noise[i : i + batch], condition[i : i + batch]) for i in range(0, len(noise), batch)]
     if method is None and never_folds(network):
         own: Any = network
@@ -112,10 +109,9 @@ def estimate_kl(
     for x, c in parts:
         linear = Linearised(partial(network, condition=c), x)
         l2s.append(l2_kl(_finite(linear.residual)).cpu().double())
-        terms = [_exact(linear)] if method == "exact" else [_arnoldi(linear, draw) for _ in range(probes)]
-        trace, volume, folded = (torch.stack(values) for values in zip(*terms, strict=True))
-        gaps.append((trace - volume).mean(0))
-        turned += int(folded.any(0).sum())
+        gap, folded = _exact(linear) if method == "exact" else _arnoldi(linear, draw)
+        gaps.append(gap)
+        turned += int(folded.sum())
     l2, gap = torch.cat(l2s), torch.cat(gaps)
     return KLReport(Estimate.of(l2 + gap), Estimate.of(l2), Estimate.of(gap), turned)
 
@@ -126,22 +122,20 @@ def _finite(residual: Tensor) -> Tensor:
     return residual
 
 
-Terms = tuple[Tensor, Tensor, Tensor]  # [B] each: Tr J, log|det(I + J)|, whether det(I + J) ≤ 0 is found
-
-
-def _exact(linear: Linearised) -> Terms:
+def _exact(linear: Linearised) -> tuple[Tensor, Tensor]:
+    """Tr J − log|det(I + J)| [B], and whether det(I + J) ≤ 0."""
     j = jacobian(linear)
     sign, volume = torch.linalg.slogdet(torch.eye(j.shape[-1], dtype=j.dtype) + j)
-    return j.diagonal(dim1=1, dim2=2).sum(1), volume, sign <= 0
+    return j.diagonal(dim1=1, dim2=2).sum(1) - volume, sign <= 0
 
 
-def _arnoldi(linear: Linearised, draw: torch.Generator) -> Terms:
-    """vᵀ log(I + Jᵀ) v of a random v from the Hessenberg matrix of Jᵀ in v's Krylov space."""
+def _arnoldi(linear: Linearised, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`_exact`'s, estimated: vᵀ log(I + Jᵀ) v of a random v from the Hessenberg matrix of Jᵀ in v's Krylov space."""
     like = linear.noise
     probe = (2 * torch.randint(0, 2, like.shape, generator=draw) - 1).to(like)  # ±1: E[vvᵀ] = I at least variance
-    steps = min(STEPS, probe[0].numel())
-    length = _dot(probe, probe).sqrt()
-    basis = [probe / _scale(length, probe)]
+    size, flat = probe[0].numel(), torch.finfo(probe.dtype).eps
+    steps = min(STEPS, size)
+    basis = [probe / math.sqrt(size)]
     hessenberg = torch.zeros(len(probe), steps + 1, steps, dtype=torch.float64)
     for k in range(steps):
         image = linear.vjp(basis[k])
@@ -149,39 +143,18 @@ def _arnoldi(linear: Linearised, draw: torch.Generator) -> Terms:
             for i, vector in enumerate(basis):
                 share = _dot(vector, image)
                 hessenberg[:, i, k] += share
-                image = image - _scale(share, image) * vector
-        _grow(basis, image, hessenberg[:, k + 1, k])
-    square = hessenberg[:, :steps]
-    flat = torch.finfo(probe.dtype).eps
-    trace, volume = length.square() * square[:, 0, 0], length.square() * _log_corner(square, flat)
-    return trace, volume, torch.linalg.det(torch.eye(steps).double() + square) <= 0
-
-
-def _grow(basis: list[Tensor], image: Tensor, norms: Tensor) -> None:
-    """Adds image/‖image‖ to an orthonormal basis and its norm to `norms` [B]; zeros once the space is exhausted."""
-    norm = _dot(image, image).sqrt()
-    alive = norm > 10 * torch.finfo(image.dtype).eps
-    norms.copy_(torch.where(alive, norm, 0.0))
-    basis.append(image * _scale(torch.where(alive, 1 / norm, 0.0), image))
-
-
-def _log_corner(matrix: Tensor, flat: float) -> Tensor:
-    """The real part of e₁ᵀ log(I + H) e₁ of small matrices H [B, k, k]; −∞ if an eigenvalue of I + H is within `flat`
-    of 0."""
-    whole = torch.eye(matrix.shape[-1]).double() + matrix
-    least = torch.linalg.eigvals(whole).abs().amin(-1)
-    corners = [
-        np.asarray(logm(w))[0, 0].real if size > flat else -math.inf
-        for w, size in zip(whole.numpy(), least.tolist(), strict=True)
-    ]
-    return torch.tensor(corners, dtype=torch.float64)
+                image = image - per_sample(share, image) * vector
+        norm = _dot(image, image).sqrt()
+        alive = norm > 10 * flat  # else the space is exhausted: zeros from here on
+        hessenberg[:, k + 1, k] = torch.where(alive, norm, 0.0)
+        basis.append(image * per_sample(torch.where(alive, 1 / norm, 0.0), image))
+    whole = torch.eye(steps).double() + hessenberg[:, :steps]
+    least = torch.linalg.eigvals(whole).abs().amin(-1)  # near an eigenvalue of 0 the log is −∞
+    logs = [logm(w)[0, 0].real if z > flat else -math.inf for w, z in zip(whole.numpy(), least, strict=True)]
+    gap = size * hessenberg[:, 0, 0] - size * torch.tensor(logs, dtype=torch.float64)
+    return gap, torch.linalg.det(whole) <= 0
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products [B], in fp64 on the CPU (not every accelerator supports it)."""
     return (a.flatten(1).cpu().double() * b.flatten(1).cpu().double()).sum(1)
-
-
-def _scale(values: Tensor, like: Tensor) -> Tensor:
-    """Values [B], shaped to multiply tensors like `like`."""
-    return values.to(like).view(-1, *[1] * (like.ndim - 1))

@@ -56,3 +56,8 @@ def jacobian(linear: Linearised) -> Tensor:
     basis = torch.eye(shape[1:].numel(), dtype=linear.noise.dtype, device=linear.noise.device)
     rows = (linear.vjp(row.view(shape[1:]).expand(shape)).flatten(1).cpu().double() for row in basis)
     return torch.stack(list(rows), 1)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values [B], shaped to multiply tensors like `like` [B, ...]."""
+    return values.to(like).view(-1, *[1] * (like.ndim - 1))

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hypernoise.diagnostics.linear import Linearised
+from hypernoise.diagnostics.linear import Linearised, per_sample
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
@@ -33,23 +33,27 @@ def spectral_norm(
     Raises:
         InputError: iterations < 1.
     """
+    if iterations < 1:
+        raise InputError(f"iterations must be at least 1, not {iterations}")
     return most_stretched(network, noise, condition, iterations=iterations, seed=seed)[0]
 
 
 def most_stretched(
-    network: NoiseNetwork, noise: Tensor, condition: Condition, *, iterations: int = ITERATIONS, seed: int = 0
+    network: NoiseNetwork, noise: Tensor, condition: Condition, *, iterations: int, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """`spectral_norm`'s ‖J‖₂ [B], and the unit directions [B, ...] stretched by it."""
-    if iterations < 1:
-        raise InputError(f"iterations must be at least 1, not {iterations}")
     linear = Linearised(partial(network, condition=condition), noise)
-    draw = torch.Generator().manual_seed(seed)
-    direction = _unit(torch.randn(noise.shape, generator=draw).to(noise))
+    direction = _unit(torch.randn(noise.shape, generator=torch.Generator().manual_seed(seed)).to(noise))
     image = linear.jvp(direction)
     for _ in range(iterations - 1):
         direction = _unit(linear.vjp(image))
         image = linear.jvp(direction)
     return image.flatten(1).norm(dim=1).detach(), direction.detach()
+
+
+def _unit(direction: Tensor) -> Tensor:
+    """Each sample scaled to norm 1; zeros stay zeros."""
+    return direction / per_sample(direction.flatten(1).norm(dim=1).clamp_min(1e-30), direction)
 
 
 @torch.no_grad()
@@ -76,9 +80,3 @@ def lipschitz_bound(network: NoiseNetwork) -> float:
 def kl_gap_bound(dimensions: int, lipschitz: float) -> float:
     """The maximum, in nats, of Tr J − log|det(I + J)|: d(−log(1 − L) − L) ≈ d·L²/2; infinite for L ≥ 1."""
     return dimensions * (-math.log1p(-lipschitz) - lipschitz) if lipschitz < 1 else math.inf
-
-
-def _unit(direction: Tensor) -> Tensor:
-    """Each sample scaled to norm 1; zeros stay zeros."""
-    lengths = direction.flatten(1).norm(dim=1).clamp_min(1e-30)
-    return direction / lengths.view(-1, *[1] * (direction.ndim - 1))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hypernoise.diagnostics.kl import Estimate
-from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.rewards.base import RewardFunction
@@ -43,16 +42,15 @@ def swap_control(
     num_inference_steps: int = 1,
     batch: int = 16,
 ) -> Swap:
-    """Compares f(x, c) with f(x, c′), c′ another prompt of the list.
+    """Compares f(x, c) with f(x, c′), c′ the first other prompt from halfway through the list.
 
     Args:
-        prompts: one per noise [B, *noise_shape].
+        prompts: one per noise [B, *noise_shape]; at least two are different.
         num_inference_steps: denoiser calls per picture.
-
-    Raises:
-        InputError: fewer than two different prompts.
     """
-    others = _another_each(prompts)
+    count = len(prompts)
+    turned = [(prompts * 2)[(i + count // 2) % count :] for i in range(count)]
+    others = [next(other for other in row if other != own) for row, own in zip(turned, prompts, strict=True)]
     rewards, cosines = [], []
     for start in range(0, len(prompts), batch):
         rows = slice(start, start + batch)
@@ -71,15 +69,3 @@ def swap_control(
         lost=Estimate.of(own - swapped),
         cosine=torch.cat(cosines).mean().item(),
     )
-
-
-def _another_each(prompts: list[str]) -> list[str]:
-    """A different prompt for each prompt: the first that differs, starting halfway through the list."""
-    if len(set(prompts)) < 2:
-        raise InputError("a prompt-swap control needs at least two different prompts")
-    count = len(prompts)
-    others = []
-    for i, prompt in enumerate(prompts):
-        turned = (prompts[(i + count // 2 + k) % count] for k in range(count))
-        others.append(next(other for other in turned if other != prompt))
-    return others

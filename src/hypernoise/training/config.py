@@ -187,8 +187,8 @@ class Recipe(TrainConfig, Loading):
     """A complete training run; a recipe file may set any of these fields."""
 
     prompts: dict[str, float] = field(default_factory=lambda: {"scenes": 1.0})
-    """Prompt files (txt, jsonl, csv, parquet), hf:DATASET[:SPLIT[:COLUMN]], or "scenes" for the embedded world's
-    training captions; several are sampled in proportion to their weights."""
+    """Prompt files (txt, json, jsonl, csv, tsv), or "scenes" for the embedded world's training captions; several are
+    sampled in proportion to their weights."""
     rewards: dict[str, float] = field(default_factory=lambda: {"redness": 1.0})
     """Rewards or ensembles to train on, and their weights in the sum."""
     validation_reward: dict[str, float] = field(default_factory=dict)
