@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from scipy.linalg import logm
 from torch import Tensor
@@ -150,7 +151,8 @@ def _arnoldi(linear: Linearised, draw: torch.Generator) -> tuple[Tensor, Tensor]
         basis.append(image * per_sample(torch.where(alive, 1 / norm, 0.0), image))
     whole = torch.eye(steps).double() + hessenberg[:, :steps]
     least = torch.linalg.eigvals(whole).abs().amin(-1)  # near an eigenvalue of 0 the log is −∞
-    logs = [logm(w)[0, 0].real if z > flat else -math.inf for w, z in zip(whole.numpy(), least, strict=True)]
+    pairs = zip(whole.numpy(), least.tolist(), strict=True)
+    logs = [np.asarray(logm(w))[0, 0].real if smallest > flat else -math.inf for w, smallest in pairs]
     gap = size * hessenberg[:, 0, 0] - size * torch.tensor(logs, dtype=torch.float64)
     return gap, torch.linalg.det(whole) <= 0
 
