@@ -309,7 +309,7 @@ def rows_of(bench: Bench) -> tuple[list[dict[str, Any]], dict[str, Found]]:
         return {**row, **alarms, "agreement": agreement, "kl_exact": None, "trained_pictures": 0, **what}
 
     def single(name: str) -> dict[str, Any]:
-        row = result_row(name, 1, found[name].records, plain, groups)
+        row = result_row(name, 1, [found[name].records], plain, groups)
         return more(row, [found[name]], kl_exact=exact.get(name))
 
     def trained(kind: str) -> dict[str, Any]:

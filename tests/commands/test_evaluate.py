@@ -10,8 +10,8 @@ from PIL import Image
 
 from hypernoise.adapters import save_adapter
 from hypernoise.cli import main
+from hypernoise.evaluation.geneval import detection
 from hypernoise.evaluation.geneval.benchmark import GenEvalJudge
-from hypernoise.evaluation.geneval.detection import Mask2Former
 from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG
 from hypernoise.evaluation.questions import QuestionJudge
 from hypernoise.generators.diffusion import DiffusionGenerator
@@ -50,7 +50,7 @@ def own(tiny, tmp_path):
 @pytest.fixture
 def geneval(tiny, tiny_models, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    monkeypatch.setattr(Mask2Former.__init__, "__kwdefaults__", {"short": 64, "long": 1333})
+    monkeypatch.setattr(detection, "SHORT", 64)
     judged = ["--judge", tiny_models[0], "--colors", tiny_models[1], "--adapter", str(tmp_path / "lora")]
     return [*tiny, "--prompts", f"geneval:{tmp_path / 'metadata.jsonl'}", *judged]
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from hypernoise.cli import main
+from hypernoise.evaluation.geneval import detection
 from hypernoise.evaluation.geneval.benchmark import read_folder
-from hypernoise.evaluation.geneval.detection import Mask2Former
 from hypernoise.evaluation.geneval.rules import parse
 from hypernoise.evaluation.measures import TOTAL
 from hypernoise.evaluation.pictures import read_picture
@@ -58,13 +58,13 @@ def test_a_folder_is_scored_member_by_member(flat, tmp_path, capsys):
     (row,) = summary["results"]
     assert (row["images"], row["prompts"]) == (3, 3)
     assert row["reward"] == pytest.approx(np.mean([float(r[TOTAL]) for r in rows]), abs=1e-6)
-    low, high = row["rewards"]["redness"]["mean_ci95"]
-    assert low < row["rewards"]["redness"]["mean"] < high
+    low, high = row["rewards"]["redness_ci95"]
+    assert low < row["rewards"]["redness"] < high
     assert f"{row['reward']:.4f}" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
     for name in ("redness", "brightness", TOTAL):
-        assert f"<h2>Reward {name}</h2>" in page
-        assert f"<td>{row['rewards'][name]['mean']:.4f}" in page
+        assert f"<th>{name}" in page
+        assert f"<td>{row['rewards'][name]:.4f}" in page
     assert row["similarity"] is None  # no prompt has two pictures
 
 
@@ -72,7 +72,7 @@ def test_one_prompt_has_no_interval(flat, tmp_path):
     (tmp_path / "prompts.txt").write_text("the same\n" * 3)
     _, summary = score(tmp_path, flat, "--prompts", tmp_path / "prompts.txt", "--rewards", "redness")
     (row,) = summary["results"]
-    assert row["rewards"]["redness"]["mean_ci95"] is None
+    assert row["rewards"]["redness_ci95"] is None
     assert row["prompts"] == 1
 
 
@@ -96,7 +96,7 @@ def test_what_generate_and_evaluate_have_written_is_scored_with_its_prompts(sd_p
 
 @pytest.fixture
 def picture_folders(tmp_path):
-    """The base: two different pictures for each of three prompts; the other: the same one twice, a little redder."""
+    """In the first, two different pictures for each of three prompts; in the second, the same one twice."""
     rng = np.random.default_rng(0)
     for name in ("base", "other"):
         for number in range(3):
@@ -106,24 +106,18 @@ def picture_folders(tmp_path):
             (folder.parent / "metadata.jsonl").write_text(json.dumps(source))
             drawn = rng.integers(0, 200, (2, 32, 32, 3)).astype(np.uint8)
             for index in range(2):
-                picture = drawn[index if name == "base" else 0].copy()
-                picture[..., 0] += 25 if name == "other" else 0
+                picture = drawn[index if name == "base" else 0]
                 Image.fromarray(picture).save(folder / f"{index:05d}.png")
     return tmp_path / "base", tmp_path / "other"
 
 
-def test_variety_and_gains_over_the_first_folder(picture_folders, tmp_path, capsys):
+def test_several_folders_have_a_row_each(picture_folders, tmp_path, capsys):
     _, summary = score(tmp_path, *picture_folders, "--rewards", "redness")
     base, other = summary["results"]
     assert (base["images"], base["prompts"]) == (6, 3)
     assert base["similarity"] < other["similarity"] == pytest.approx(1)
-    gain = other["rewards"]["redness"]
-    assert gain["gain"] == pytest.approx(gain["mean"] - base["rewards"]["redness"]["mean"])
-    assert gain["gain_ci95"][0] <= gain["gain"] <= gain["gain_ci95"][1]
-    assert base["rewards"]["redness"]["gain"] is None
     assert f"{other['similarity']:.4f}" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f"<td>{gain['gain']:+.4f}" in page
     assert "<h2>Results" not in page  # nothing was judged
 
 
@@ -147,15 +141,6 @@ def refused(capsys, tmp_path, *arguments):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert not (tmp_path / "out").exists()
     return line
-
-
-def test_rewards_are_compared_for_the_same_prompts_only(picture_folders, tmp_path, capsys):
-    file = picture_folders[1] / "00001" / "metadata.jsonl"
-    file.write_text(file.read_text().replace("dog 1", "cat 1"))
-    message = refused(capsys, tmp_path, *picture_folders, "--rewards", "redness")
-    assert "00001/samples/00000.png has the prompt 'cat 1'" in message
-    assert f"{picture_folders[0]} has 'dog 1'" in message
-    assert score(tmp_path, *picture_folders)[0] == 0  # variety needs no prompts
 
 
 def test_only_numbered_png_files_count_and_it_is_said(picture_folders, tmp_path, capsys):
@@ -210,7 +195,7 @@ def picture_folder(tmp_path):
 
 @pytest.fixture
 def detected(picture_folder, tiny_models, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(Mask2Former.__init__, "__kwdefaults__", {"short": 64, "long": 1333})
+    monkeypatch.setattr(detection, "SHORT", 64)
     return [picture_folder, "--geneval", "--judge", tiny_models[0], "--colors", tiny_models[1]]
 
 

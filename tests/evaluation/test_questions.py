@@ -39,9 +39,8 @@ SOFT = {
 }
 
 
-def test_dpgs_questions_with_what_they_depend_on(tmp_path):
-    (tmp_path / "dpg.csv").write_text(DPG)
-    first, second = read_dpg(tmp_path / "dpg.csv")
+def test_dpgs_questions_with_what_they_depend_on():
+    first, second = read_dpg(DPG, "dpg.csv")
     assert (first.prompt, second.prompt) == ("A ring, on a square", "Two rings")
     assert first.questions[2] == Question("Is the ring on the square?", "yes", "relation", (0, 1))
     assert first.questions[0].parents == second.questions[0].parents == ()
@@ -83,17 +82,14 @@ def test_unigenbench_asks_for_each_test_point(tmp_path):
     assert item.questions[1].text == 'Does the picture show "two pandas, seated" (Attribute - Quantity)?'
     assert kind.score(item, [0.9, 0.4]) == (0.5, [1, 0])
     for wrong in ({**POINTS, "Testpoints": ["Style"]}, {**POINTS, "Testpoints": [1, 2]}, {"Testpoints": []}, []):
-        (tmp_path / "wrong.csv").write_text(unigenbench(wrong))
         with pytest.raises(InputError, match="line 2: sub_dims_en needs Testpoints and Testpoint Description"):
-            read_unigenbench(tmp_path / "wrong.csv")
-    (tmp_path / "wrong.csv").write_text("index,prompt_en,sub_dims_en\n0,a,{\n")
+            read_unigenbench(unigenbench(wrong), "wrong.csv")
     with pytest.raises(InputError, match="line 2: sub_dims_en is not JSON"):
-        read_unigenbench(tmp_path / "wrong.csv")
+        read_unigenbench("index,prompt_en,sub_dims_en\n0,a,{\n", "wrong.csv")
 
 
-def test_geneval2_and_its_geometric_mean(tmp_path):
-    (tmp_path / "two.jsonl").write_text(json.dumps(SOFT) + "\n")
-    (item,) = read_geneval2(tmp_path / "two.jsonl")
+def test_geneval2_and_its_geometric_mean():
+    (item,) = read_geneval2(json.dumps(SOFT) + "\n", "two.jsonl")
     assert item.questions[0] == Question("How many rings are in the image?", "two", "count")
     score, counted = score_soft(item, [0.9, 0.4])
     assert score == pytest.approx(0.6)
@@ -104,10 +100,10 @@ def test_geneval2_and_its_geometric_mean(tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "text", "message"),
     [
-        (".csv", "item_id,text\np1,ring\n", "has no column 'proposition_id'"),
+        (".csv", "item_id,text\np1,ring\n", "line 2: it lacks a column; needed are item_id, text, proposition_id"),
         (".csv", DPG.replace('"1, 2"', "7"), "line 4: dependency '7' is not another question of p1"),
         (".csv", DPG.replace('"1, 2"', "3"), "line 4: dependency '3' is not another question"),
-        (".csv", DPG + "p3,short\n", "line 6: fewer columns"),
+        (".csv", DPG + "p3,short\n", "line 6: it lacks a column"),
         (".csv", DPG.splitlines()[0], "has no prompts of dpg"),
         (".jsonl", "{", "line 1 is not JSON"),
         (".jsonl", "\n[]", "line 2: needs a prompt, a vqa_list"),

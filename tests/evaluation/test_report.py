@@ -111,9 +111,9 @@ def test_without_a_judge_rewards_are_drawn_and_without_either_nothing():
     assert charts_of([row("plain", 1, None, reward=None), row("ours", 2, None, reward=None)]) == []
 
 
-def test_more_names_than_fit_take_more_lines():
+def test_each_name_takes_a_line_of_the_legend():
     few, many = (line_chart([Line("a long name", [(0, i), (1, i)]) for i in range(n)], title="") for n in (2, 12))
-    assert many.height > few.height == HEIGHT
+    assert many.height > few.height > HEIGHT
     colors = [color for _, color in many.getcolors(1 << 20)]
     assert set(COLORS) <= set(colors)
 

@@ -19,14 +19,14 @@ class Score:
     """Measure folders of pictures: rewards, GenEval, and diversity over seeds.
 
     Takes the output of hypernoise generate, a folder under methods/ of hypernoise evaluate's output, GenEval's layout
-    (00000/metadata.jsonl, 00000/samples/00000.png), or any folder with --prompts. Gains are over the first folder, on
-    pictures of the same names. Writes summary.json, report.html and scores.csv to --output-dir.
+    (00000/metadata.jsonl, 00000/samples/00000.png), or any folder with --prompts. Writes summary.json, report.html and
+    scores.csv to --output-dir.
     """
 
     POSITIONAL: ClassVar = "folders"
 
     folders: tuple[str, ...] = ()
-    """Folders of pictures; the first is the base."""
+    """Folders of pictures."""
     prompts: str = ""
     """For folders without prompts: a text file with a prompt per picture, in the order of the pictures' names."""
     rewards: dict[str, float] = field(default_factory=dict)
@@ -67,7 +67,6 @@ class Score:
 
         device = pick_device(self.device)
         contents, requests = self._contents()
-        self._check_pairs(contents)
         settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
         seen = load_features(self.features, device)
@@ -81,7 +80,7 @@ class Score:
         for folder, (_, half), one in zip(self.folders, contents, found, strict=True):
             unusable = half | one.broken
             broken += [{"name": f"{folder}/{name}", "why": why} for name, why in unusable.items()]
-            rows.append({**measured_row(folder, one, found[0]), "broken": len(unusable)})
+            rows.append({**measured_row(folder, one), "broken": len(unusable)})
             if rows[-1]["similarity"] is None:
                 print(f"{folder}: diversity is not measured, as no prompt has two pictures", file=sys.stderr)
         for bad in broken[:NAMED]:
@@ -96,21 +95,6 @@ class Score:
         write_report(self.output_dir, "score", facts, score_tables(rows))
         return 0
 
-    def _check_pairs(self, contents: Sequence[tuple[Sequence[Any], dict[str, str]]]) -> None:
-        """Raises InputError for a folder without pictures, and for rewards if prompts differ from the base's."""
-        base: dict[str, str] = {}
-        for folder, (pictures, broken) in zip(self.folders, contents, strict=True):
-            if not pictures:
-                raise InputError(f"{folder} has no usable picture; the first: {': '.join(next(iter(broken.items())))}")
-            base = base or {picture.name: picture.prompt for picture in pictures}
-            for picture in pictures if self.rewards else ():
-                there = base.get(picture.name, picture.prompt)
-                if picture.prompt != there:
-                    raise InputError(
-                        f"{folder}/{picture.name} has the prompt {picture.prompt!r}, but the same picture in "
-                        f"{self.folders[0]} has {there!r}: gains in reward need equal prompts"
-                    )
-
     def _contents(self) -> tuple[list[tuple[Sequence[Any], dict[str, str]]], list[Any]]:
         """Each folder's pictures and what cannot be used, and the GenEval requests of all."""
         from hypernoise.evaluation.geneval.benchmark import read_folder
@@ -118,6 +102,9 @@ class Score:
 
         official = {one.prompt: one for one in official_requests()} if self.geneval else None
         read = [read_folder(Path(folder), self.prompts, official) for folder in self.folders]
+        for folder, (pictures, _, broken) in zip(self.folders, read, strict=True):
+            if not pictures:
+                raise InputError(f"{folder} has no usable picture; the first: {': '.join(next(iter(broken.items())))}")
         return [(pictures, broken) for pictures, _, broken in read], [one for _, own, _ in read for one in own]
 
     def _judge(self, requests: list[Any], device: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -63,13 +62,7 @@ def load_benchmark(source: str, count: int = 0, judge: str = "", colors: str = "
 
 def first_of_each(categories: Sequence[str], number: int) -> list[int]:
     """The indices of the first `number` of each category, without any selection."""
-    seen: Counter[str] = Counter()
-    chosen = []
-    for place, name in enumerate(categories):
-        seen[name] += 1
-        if seen[name] <= number:
-            chosen.append(place)
-    return chosen
+    return [place for place, name in enumerate(categories) if categories[:place].count(name) < number]
 
 
 def one_per_prompt(items: Sequence[Any], meaning: str, twice: str) -> dict[str, Any]:

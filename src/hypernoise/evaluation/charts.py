@@ -38,7 +38,7 @@ def line_chart(
     with_zero: bool = True,
     marks: Mapping[float, str] | None = None,
 ) -> Image.Image:
-    """Curves on shared axes, with a legend of as many lines as needed below.
+    """Curves on shared axes, with a line of legend for each below.
 
     Args:
         across: label of the horizontal axis.
@@ -52,13 +52,12 @@ def line_chart(
     low_x, high_x = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
     low_y, high_y = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
     small = ImageFont.load_default(11)
-    legend = _legend([line.name.translate(GLYPHS) for line in lines], small)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across_ = LEFT + (x - low_x) / ((high_x - low_x) or 1) * (WIDTH - LEFT - RIGHT)
         return across_, HEIGHT - BOTTOM - (y - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
 
-    chart = Image.new("RGB", (WIDTH, HEIGHT + max(top for _, top in legend)), "white")
+    chart = Image.new("RGB", (WIDTH, HEIGHT + 16 * (len(lines) - 1)), "white")
     pen, font = ImageDraw.Draw(chart), ImageFont.load_default(14)
     pen.text((LEFT, 8), title.translate(GLYPHS), INK, font)
     for y in y_ticks:
@@ -68,8 +67,8 @@ def line_chart(
         pen.text((place(x, low_y)[0], HEIGHT - BOTTOM + 6), marks[x], INK, small, anchor="ma")
     pen.line((place(low_x, low_y), place(high_x, low_y)), INK)
     pen.text((WIDTH - RIGHT, HEIGHT - BOTTOM + 20), across, INK, small, anchor="ra")
-    for number, (line, (left, top)) in enumerate(zip(lines, legend, strict=True)):
-        color = COLORS[number % len(COLORS)]
+    for number, line in enumerate(lines):
+        color, low = COLORS[number % len(COLORS)], HEIGHT - 14 + 16 * number
         places = [place(x, y) for x, y in line.points]
         if not line.dots:
             pen.line(places, color, 2)
@@ -77,21 +76,9 @@ def line_chart(
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), color)
         for (x, _), span in zip(line.points, line.spans, strict=False):
             pen.line([place(x, y) for y in span], color)
-        pen.line(((left, HEIGHT - 14 + top), (left + 18, HEIGHT - 14 + top)), color, 3)
-        pen.text((left + 24, HEIGHT - 14 + top), line.name.translate(GLYPHS), INK, small, anchor="lm")
+        pen.line(((LEFT, low), (LEFT + 18, low)), color, 3)
+        pen.text((LEFT + 24, low), line.name.translate(GLYPHS), INK, small, anchor="lm")
     return chart
-
-
-def _legend(names: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[tuple[int, int]]:
-    """(left, offset from the first line) of each name, in lines as wide as the chart."""
-    left, top, places = LEFT, 0, []
-    for name in names:
-        wide = 40 + int(font.getlength(name))
-        if left > LEFT and left + wide > WIDTH:
-            left, top = LEFT, top + 16
-        places.append((left, top))
-        left += wide
-    return places
 
 
 def page(text: str, charts: Sequence[Image.Image]) -> Image.Image:

@@ -34,8 +34,6 @@ from hypernoise.rewards.ensemble import known_by
 from hypernoise.settings import MOST_AT_ONCE, whole_number
 from hypernoise.version import __version__
 
-BASE = Plain().name
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -91,10 +89,11 @@ def compare(
         InputError: no prompt, no method, two methods with the same name, or an invalid shard.
     """
     noises = num_images_per_prompt
+    rewards = {"reward": reward, "validation_reward": validation_reward}
+    rewards = {name: own for name, own in rewards.items() if own is not None}
     check_is(generator, Sampler, "the generator", "what load_generator or ModuleGenerator makes")
-    for name, own in (("the reward", reward), ("the validation reward", validation_reward)):
-        if own is not None:
-            check_callable(own, name)
+    for name, own in rewards.items():
+        check_callable(own, f"the {name.replace('_', ' ')}")
     _check(prompts, methods, noises, batch_size, shard, categories)
     asked = [prompt for prompt in prompts for _ in range(noises)]
     batches = [range(len(asked))[start : start + batch_size] for start in range(0, len(asked), batch_size)]
@@ -125,11 +124,10 @@ def compare(
                     noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batch)
                     noise = noise.to(generator.device)
                     if not warm:  # a process's first calls are slow, and would count for its first method
-                        measure(Plain().generate(problem, texts, noise), texts, reward, validation_reward, None)
+                        measure(Plain().generate(problem, texts, noise), texts, rewards, None)
                         warm = True
                     result = method.generate(problem, texts, noise)
-                    rows = measure(result, texts, reward, validation_reward, judge)
-                    keep(folder, number, result, rows, files[number])
+                    keep(folder, number, result, measure(result, texts, rewards, judge), files[number])
                 progress(len(batch))
         others = [number for number in range(len(batches)) if number % shard[1] != shard[0]]
         missing = sum(not whole(folder, number, files[number]) for folder in folders for number in others)
@@ -139,7 +137,7 @@ def compare(
         found = {(steps, method.name): read(folder, len(batches), noises) for (steps, method), folder in pairs}
     groups = np.array(categories if categories is not None else ["all"] * len(prompts))
     rows = [
-        result_row(name, steps, records, found.get((steps, BASE)), groups) for (steps, name), records in found.items()
+        result_row(name, steps, [own], found.get((steps, Plain().name)), groups) for (steps, name), own in found.items()
     ]
     if output is None:
         found = {key: dataclasses.replace(records, files=[]) for key, records in found.items()}

@@ -78,10 +78,6 @@ class Measured:
     verdicts: list[Judgement]
     broken: dict[str, str]
 
-    @property
-    def right(self) -> np.ndarray:
-        return np.array([verdict.right for verdict in self.verdicts])
-
 
 def measured(
     pictures: Sequence[Picture],
@@ -131,53 +127,31 @@ def measured(
     return Measured(kept, torch.cat(vectors).double().numpy(), rewards, verdicts, broken)
 
 
-def measured_row(name: str, ours: Measured, base: Measured) -> dict[str, Any]:
-    """A result row: similarity over prompts with at least two pictures; rewards and score, and their gains over
-    `base`, None for the base itself."""
-    numbers = np.array([picture.number for picture in ours.pictures])
-    groups = [ours.features[numbers == number] for number in np.unique(numbers)]
+def measured_row(name: str, found: Measured) -> dict[str, Any]:
+    """A result row: similarity over prompts with at least two pictures; each reward, and the score, with intervals."""
+    numbers = np.array([picture.number for picture in found.pictures])
+    groups = [found.features[numbers == number] for number in np.unique(numbers)]
     several = [pairwise_similarity(group) for group in groups if len(group) > 1]
-    rewards = {name: _compared("mean", ours, base, ours.rewards[name], base.rewards[name]) for name in ours.rewards}
+    categories = np.array(list({picture.number: picture.category for picture in found.pictures}.values()))
+
+    def by_prompt(values: np.ndarray) -> np.ndarray:
+        return np.array(list(means_of_groups(values, numbers).values()))
+
+    rewards: dict[str, Any] = {}
+    for reward, values in found.rewards.items():
+        rewards |= estimate(reward, by_prompt(values), np.zeros(len(categories)))
     row = {
         **empty_row(name),
-        "images": len(ours.pictures),
+        "images": len(found.pictures),
         "prompts": len(groups),
         "similarity": float(np.mean(several)) if several else None,
+        "reward": rewards.get(TOTAL),
         "rewards": rewards,
     }
-    if rewards:
-        total = rewards[TOTAL]
-        row |= {"reward": total["mean"], "reward_gain": total["gain"], "reward_gain_ci95": total["gain_ci95"]}
-    if ours.verdicts:
-        row |= _compared("score", ours, base, ours.right, base.right, grouped=True)
-        row["categories"] = means_of_groups(*_by_prompt(ours.pictures, ours.right))
+    if found.verdicts:
+        right = by_prompt(np.array([verdict.right for verdict in found.verdicts]))
+        row |= estimate("score", right, categories) | {"categories": means_of_groups(right, categories)}
     return row
-
-
-def _compared(
-    name: str, ours: Measured, base: Measured, values: np.ndarray, plain: np.ndarray, *, grouped: bool = False
-) -> dict[str, Any]:
-    """`name`, the mean over prompts of values [N], and their gain over pictures of the same names in `base`, with
-    intervals. Grouped: the mean over categories."""
-
-    def estimated(name: str, pictures: Sequence[Picture], values: np.ndarray) -> dict[str, Any]:
-        by_prompt, categories = _by_prompt(pictures, values)
-        return estimate(name, by_prompt, categories if grouped else np.zeros(len(by_prompt)))
-
-    found = {**estimated(name, ours.pictures, values), "gain": None, "gain_ci95": None}
-    place = {picture.name: i for i, picture in enumerate(base.pictures)}
-    mine = [i for i, picture in enumerate(ours.pictures) if picture.name in place]
-    if ours is base or not mine:
-        return found
-    both = [ours.pictures[i] for i in mine]
-    return found | estimated("gain", both, values[mine] - plain[[place[picture.name] for picture in both]])
-
-
-def _by_prompt(pictures: Sequence[Picture], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of the values [N] for each prompt, and its category."""
-    categories = {picture.number: picture.category for picture in pictures}
-    means = means_of_groups(values, np.array([picture.number for picture in pictures]))
-    return np.array(list(means.values())), np.array(list(categories.values()))
 
 
 def write_scores(file: Path, found: Sequence[tuple[str, Measured]]) -> None:

@@ -88,8 +88,7 @@ def picture_sheet(examples: Sequence[Example], title: str) -> Image.Image:
         centre = (left + TILE // 2, HEAD - 8)
         pen.multiline_text(centre, caption, INK, small, anchor="md", align="center", spacing=2)
         for top, shown in zip(tops, example.pictures, strict=True):
-            with opened(shown.picture) as picture:
-                sheet.paste(ImageOps.pad(picture.convert("RGB"), (TILE, TILE), color="white"), (left, top))
+            sheet.paste(ImageOps.pad(opened(shown.picture), (TILE, TILE), color="white"), (left, top))
             pen.rectangle((left - 1, top - 1, left + TILE, top + TILE), outline=FRAMES[shown.right], width=2)
     pen.text((PAD, height - 20), title, INK, small)
     return sheet

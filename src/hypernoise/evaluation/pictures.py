@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,15 +37,12 @@ class Picture:
 
 def read_picture(file: Path) -> Tensor:
     """Pixels [3, H, W] in [0, 1]. Raises InputError for a damaged file."""
-    with opened(file) as picture:
-        array = np.asarray(picture.convert("RGB"))
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(opened(file))).permute(2, 0, 1).float() / 255
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[Image.Image]:
-    """Opens a picture. Raises InputError for a damaged file, detected at once or inside the block, for one that is too
-    large, and for more than 8 bits per value, which a conversion would cut."""
+def opened(file: Path) -> Image.Image:
+    """A picture in RGB. Raises InputError for a damaged file, for one that is too large, and for more than 8 bits per
+    value, which a conversion would cut."""
     check_file(file, str(file))
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
@@ -57,7 +52,7 @@ def opened(file: Path) -> Iterator[Image.Image]:
                 raise InputError(f"{file} has {picture.width} x {picture.height} pixels; the limit is {MOST_PIXELS}")
             if picture.mode.startswith(("I", "F")):
                 raise InputError(f"{file} has more than 8 bits per value; save it as an 8-bit RGB picture")
-            yield picture
+            return picture.convert("RGB")
     except UNREADABLE as error:
         raise InputError(f"{file} cannot be read as a picture") from error
 

@@ -11,6 +11,7 @@ combine to a score differs, and is a row of `KINDS`:
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ from hypernoise.rewards.base import RewardSettings
 YES = "yes"
 LEAST = 1e-12  # minimum probability in a geometric mean
 DPG = ("item_id", "text", "proposition_id", "dependency", "category_broad", "question_natural_language")
-UNIGENBENCH = ("Testpoints", "Testpoint Description")
 
 
 @dataclass(frozen=True)
@@ -55,40 +55,34 @@ class Item:
 class Kind:
     """How a benchmark's file is read, its questions are phrased, and probabilities combine to a picture's score.
 
+    read: from the file's text and its name for messages.
     score: from the probabilities of an item's right answers; and each question's value in its category.
     """
 
     name: str
-    read: Callable[[Path], list[Item]]
+    read: Callable[[str, str], list[Item]]
     sentence: str
     score: Callable[[Item, Sequence[float]], tuple[float, list[float]]]
 
 
-def _rows(file: Path, known: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file with their places. Raises InputError if one lacks a column that `known` has."""
-    reader = csv.DictReader((f"{line}\n" for line in _text(file).split("\n")), strict=True)
-    lacking = [name for name in needed if name not in (reader.fieldnames or [])]
-    if lacking:
-        raise InputError(f"{file} has no column {lacking[0]!r}; {known} has {', '.join(needed)}")
+def _rows(text: str, file: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file with their places. Raises InputError for one without all `needed` columns."""
+    reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
         for row in reader:
             place = f"{file}, line {reader.line_num}"
-            if any(row[name] is None for name in needed):
-                raise InputError(f"{place}: fewer columns than the first line names")
+            if any(row.get(name) is None for name in needed):
+                raise InputError(f"{place}: it lacks a column; needed are {', '.join(needed)}")
             yield place, row
     except csv.Error as error:  # such as an unclosed quote
         raise InputError(f"{file}, line {reader.line_num} is not CSV: {error}") from error
 
 
-def _text(file: Path) -> str:
-    return read_text(file, f"questions {file}")
-
-
-def read_dpg(file: Path) -> list[Item]:
+def read_dpg(text: str, file: str) -> list[Item]:
     """dpg_bench.csv: a line per question, with the columns `DPG`. Every line counts (the official script skips the
     first)."""
     groups: dict[str, list[tuple[str, dict[str, str]]]] = {}
-    for place, row in _rows(file, "dpg_bench.csv", DPG):
+    for place, row in _rows(text, file, DPG):
         groups.setdefault(row["item_id"], []).append((place, row))
     items = []
     for name, rows in groups.items():
@@ -105,15 +99,16 @@ def read_dpg(file: Path) -> list[Item]:
     return items
 
 
-def read_unigenbench(file: Path) -> list[Item]:
+def read_unigenbench(text: str, file: str) -> list[Item]:
     """test_prompts_en.csv: a prompt per line in prompt_en; sub_dims_en is JSON with Testpoints ("Attribute - Color")
     and each one's Testpoint Description in this prompt. A point's category is the part before the dash."""
     items = []
-    for place, row in _rows(file, "test_prompts_en.csv", ("prompt_en", "sub_dims_en")):
-        about = parse_json(row["sub_dims_en"], f"{place}: sub_dims_en")
-        points, seen = (about.get(name) if isinstance(about, dict) else None for name in UNIGENBENCH)
+    for place, row in _rows(text, file, ("prompt_en", "sub_dims_en")):
+        value = parse_json(row["sub_dims_en"], f"{place}: sub_dims_en")
+        about: Any = value if isinstance(value, dict) else {}
+        points, seen = (about.get(name) for name in ("Testpoints", "Testpoint Description"))
         if not (_texts(points) and _texts(seen) and len(points) == len(seen) > 0):
-            raise InputError(f"{place}: sub_dims_en needs {' and '.join(UNIGENBENCH)}, as many of each")
+            raise InputError(f"{place}: sub_dims_en needs Testpoints and Testpoint Description, as many of each")
         questions = [
             Question(f'Does the picture show "{what}" ({point})?', YES, point.partition(" - ")[0])
             for point, what in zip(points, seen, strict=True)
@@ -122,19 +117,14 @@ def read_unigenbench(file: Path) -> list[Item]:
     return items
 
 
-def read_geneval2(file: Path) -> list[Item]:
+def read_geneval2(text: str, file: str) -> list[Item]:
     """geneval2_data.jsonl: {"prompt", "vqa_list": [[question, answer], ...], "skills": [...]} per line."""
     items = []
-    for place, value in json_lines(_text(file), str(file)):
-        names = ("prompt", "vqa_list", "skills")
-        prompt, pairs, skills = (value.get(name) if isinstance(value, dict) else None for name in names)
-        if not (
-            isinstance(prompt, str)
-            and isinstance(pairs, list)
-            and all(_texts(pair) and len(pair) == 2 for pair in pairs)
-            and _texts(skills)
-            and len(pairs) == len(skills) > 0
-        ):
+    for place, value in json_lines(text, file):
+        about: Any = value if isinstance(value, dict) else {}
+        prompt, pairs, skills = (about.get(name) for name in ("prompt", "vqa_list", "skills"))
+        paired = isinstance(pairs, list) and all(_texts(pair) and len(pair) == 2 for pair in pairs)
+        if not (isinstance(prompt, str) and paired and _texts(skills) and len(pairs) == len(skills) > 0):
             raise InputError(f"{place}: needs a prompt, a vqa_list of [question, answer], and as many skills")
         questions = [Question(*pair, category=skill) for pair, skill in zip(pairs, skills, strict=True)]
         items.append(Item(prompt, tuple(questions)))
@@ -177,9 +167,9 @@ def read_items(file: Path) -> tuple[Kind, list[Item]]:
             "--prompts questions:FILE takes dpg_bench.csv, UniGenBench++'s test_prompts_en.csv or geneval2_data.jsonl, "
             f"not {str(file)!r}"
         )
-    first, _, _ = _text(file).partition("\n")
-    kind = geneval2 if file.suffix == ".jsonl" else unigenbench if "prompt_en" in first else dpg
-    items = kind.read(file)
+    text = read_text(file, f"questions {file}")
+    kind = geneval2 if file.suffix == ".jsonl" else unigenbench if "prompt_en" in text.partition("\n")[0] else dpg
+    items = kind.read(text, str(file))
     if not items:
         raise InputError(f"{file} has no prompts of {kind.name}")
     return kind, items
@@ -223,13 +213,15 @@ class QuestionJudge:
         sure = [self.probability(pixels, question) for question in item.questions]
         score, counted = self.kind.score(item, sure)
         parts: dict[str, list[float]] = {}
-        asked, unsure = [], []
-        for question, probability, value in zip(item.questions, sure, counted, strict=True):
-            own = {"question": question.text, "answer": question.answer, "category": question.category}
-            asked.append({**own, "probability": probability})
+        for question, value in zip(item.questions, counted, strict=True):
             parts.setdefault(question.category, []).append(value)
-            unsure += [question.text] if probability <= 0.5 else []
-        return Judgement(score, note="; ".join([f"{score:.3f}", *unsure]), parts=parts, details=asked)
+        asked = list(zip(item.questions, sure, strict=True))
+        note = "; ".join([f"{score:.3f}", *(question.text for question, probability in asked if probability <= 0.5)])
+        details = [
+            {"question": one.text, "answer": one.answer, "category": one.category, "probability": probability}
+            for one, probability in asked
+        ]
+        return Judgement(score, note=note, parts=parts, details=details)
 
     @torch.no_grad()
     def probability(self, pixels: Tensor, question: Question) -> float:

@@ -66,32 +66,23 @@ class Records:
 
 @torch.no_grad()
 def measure(
-    result: Result,
-    prompts: Sequence[str],
-    reward: RewardFunction | None,
-    validation_reward: RewardFunction | None,
-    judge: Judge | None,
+    result: Result, prompts: Sequence[str], rewards: Mapping[str, RewardFunction], judge: Judge | None
 ) -> list[dict[str, Any]]:
     """The measurements of each picture of a batch, independent of what the method evaluated."""
     texts = list(prompts)
-    rewards = {"reward": reward, "validation_reward": validation_reward}
     scored = {
-        name: scores_of(own, result.pixels, texts, f"the {name.replace('_', ' ')}")
-        for name, own in rewards.items()
-        if own is not None
+        name: scores_of(own, result.pixels, texts, f"the {name.replace('_', ' ')}") for name, own in rewards.items()
     }
-    if result.kl is not None:
-        scored["kl"] = result.kl
+    scored |= {} if result.kl is None else {"kl": result.kl}
     columns = {name: scores.detach().float().cpu().tolist() for name, scores in scored.items()}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, prompt in enumerate(texts):
-        row: dict[str, Any] = {"prompt": prompt, **{name: column[i] for name, column in columns.items()}}
+        rows.append({"prompt": prompt, **{name: column[i] for name, column in columns.items()}})
         if result.prompts[i] != prompt:
-            row["drawn_as"] = result.prompts[i]
+            rows[i]["drawn_as"] = result.prompts[i]
         if judge is not None:
-            verdict = dataclasses.asdict(judge(result.pixels[i].permute(1, 2, 0).float().cpu().numpy(), prompt))
-            row |= {name: value for name, value in verdict.items() if value not in (None, "", {})}
-        rows.append(row)
+            verdict = vars(judge(result.pixels[i].permute(1, 2, 0).float().cpu().numpy(), prompt))
+            rows[i] |= {name: value for name, value in verdict.items() if value not in (None, "", {})}
     return rows
 
 
@@ -144,24 +135,15 @@ def read(folder: Path, batches: int, noises: int) -> Records:
         else None
         for name in MEASURES
     }
-    spent = sum((Spent(**part["spent"]) for part in parts), Spent())
     files = [folder / picture_file(index, noises) for index in range(len(pictures))]
-    return Records(values, _diversity(files, noises) if noises > 1 else None, files, spent, pictures)
-
-
-def _diversity(files: Sequence[Path], noises: int) -> float:
     groups = [files[start : start + noises] for start in range(0, len(files), noises)]
-    return float(np.mean([mean_distance(group) for group in groups]))
+    diversity = float(np.mean([mean_distance(group) for group in groups])) if noises > 1 else None
+    return Records(values, diversity, files, sum((Spent(**part["spent"]) for part in parts), Spent()), pictures)
 
 
 def mean_distance(files: Sequence[Path]) -> float:
     """Mean RMS distance between the pixels, in [0, 1], of all pairs of these pictures, each read once."""
-    values = np.stack([_bytes(file) for file in files])  # [N, D]
+    values = np.stack([np.asarray(opened(file)).ravel() for file in files])  # [N, D]
     parts = (values[:, start : start + COLUMNS] for start in range(0, values.shape[1], COLUMNS))
     squares = np.sum([pdist(part.astype(float), "sqeuclidean") for part in parts], axis=0)  # [pairs]
     return float(np.sqrt(squares / values.shape[1]).mean() / 255)
-
-
-def _bytes(file: Path) -> np.ndarray:
-    with opened(file) as picture:
-        return np.asarray(picture).ravel()

@@ -10,7 +10,6 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -42,15 +41,10 @@ def page(
         charts=[embedded(chart, "PNG") for chart in charts],
         examples=examples,
         judged=any(shown.right is not None for example in examples for shown in example.pictures),
-        picture=_thumbnail,
+        picture=lambda file: embedded(ImageOps.contain(opened(file), (TILE, TILE)), "JPEG"),
         colors=["#{:02x}{:02x}{:02x}".format(*color) for color in COLORS],
         tile=TILE,
     )
-
-
-def _thumbnail(file: Path) -> str:
-    with opened(file) as picture:
-        return embedded(ImageOps.contain(picture.convert("RGB"), (TILE, TILE)), "JPEG")
 
 
 def embedded(picture: Image.Image, kind: str) -> str:

@@ -25,22 +25,17 @@ def empty_row(method: str) -> dict[str, Any]:
 
 
 def result_row(
-    method: str,
-    inference_steps: int,
-    found: Records | Sequence[Records],
-    base: Records | None,
-    categories: np.ndarray,
+    method: str, inference_steps: int, runs: Sequence[Records], base: Records | None, categories: np.ndarray
 ) -> dict[str, Any]:
     """A row of summary.json's results, with paired gains over `base`. What does not apply is None.
 
     Args:
-        found: one method's records, or those of several training runs: the row then has their means, its intervals
+        runs: one method's records, or those of several training runs: the row then has their means, its intervals
             also resample runs, and `runs` has each run's own row.
         categories: [prompts]. The score is the mean over categories.
 
     Calls and seconds are per picture, `kl` is in nats.
     """
-    runs = [found] if isinstance(found, Records) else list(found)
     right, count = by_prompt(runs, "right"), sum(len(run.pictures) for run in runs)
     spent = sum((run.spent for run in runs), Spent())
     varied = [run.diversity for run in runs if run.diversity is not None]
@@ -64,8 +59,8 @@ def result_row(
             ours, plain = by_prompt(runs, measure), by_prompt([base], measure)
             if ours is not None and plain is not None:
                 row |= estimate(name, ours - plain, groups)
-    if not isinstance(found, Records):
-        row["runs"] = [result_row(method, inference_steps, run, base, categories) for run in runs]
+    if len(runs) > 1:
+        row["runs"] = [result_row(method, inference_steps, [run], base, categories) for run in runs]
     return row
 
 
@@ -78,8 +73,8 @@ def by_prompt(runs: Sequence[Records], measure: str) -> np.ndarray | None:
 def _categories(runs: Sequence[Records], right: np.ndarray | None, groups: np.ndarray) -> dict[str, float]:
     """The score of each category: the judge's own categories if any, otherwise the prompts'."""
     parts: dict[str, list[float]] = {}
-    for run in runs:
-        for name, scores in (part for picture in run.pictures for part in picture.get("parts", {}).items()):
+    for picture in (picture for run in runs for picture in run.pictures):
+        for name, scores in picture.get("parts", {}).items():
             parts.setdefault(name, []).extend(scores)
     if parts:
         return {name: float(np.mean(scores)) for name, scores in parts.items()}

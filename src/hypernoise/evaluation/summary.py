@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hypernoise.files import write_json
+from hypernoise.precision import resolve
 from hypernoise.version import __version__
 
 
@@ -18,10 +21,6 @@ def write_summary(
     fields = dataclasses.asdict(arguments)
     computed = {}
     if "mixed_precision" in fields:
-        import torch
-
-        from hypernoise.precision import resolve
-
         computed["mixed_precision"] = resolve(fields["mixed_precision"], torch.device(device)).name
     summary = {
         "command": command,

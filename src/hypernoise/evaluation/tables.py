@@ -17,9 +17,6 @@ RESULTS: list[Column] = [
     ("decodes", "decodes", "g"), ("rewards", "reward_calls", "g"), ("s/image", "seconds_per_image", ".2g"),
 ]  # fmt: skip
 VARIETY: list[Column] = [("pictures", "images", "d"), ("prompts", "prompts", "d"), ("similarity", "similarity", ".4f")]
-REWARD: list[Column] = [
-    ("mean", "mean", ".4f"), ("95 %", "mean_ci95", ".4f"), ("gain", "gain", "+.4f"), ("95 %", "gain_ci95", "+.4f"),
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,12 @@ def result_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Of folders: GenEval's score if any, diversity, and a table per reward."""
-    named = {name_of(row): row for row in rows}
+    """Of folders: GenEval's score if any, diversity, and the mean of each reward."""
     judged = result_tables(rows) if any(row["score"] is not None for row in rows) else []
-    rewards = [
-        Table(f"Reward {name}", REWARD, {folder: row["rewards"][name] for folder, row in named.items()})
-        for name in rows[0]["rewards"]
-    ]
-    return [*judged, Table("Diversity", VARIETY, named), *rewards]
+    rewards: list[Column] = [("95 %" if "_ci95" in name else name, name, ".4f") for name in rows[0]["rewards"]]
+    tables = [Table("Diversity", VARIETY, {row["method"]: row for row in rows})]
+    tables += [Table("Rewards", rewards, {row["method"]: row["rewards"] for row in rows})] if rewards else []
+    return [*judged, *tables]
 
 
 def as_text(table: Table) -> str:

@@ -42,12 +42,11 @@ def folder(tmp_path):
 
 @pytest.fixture
 def judged(folder):
-    """Judges the pictures whose names are wanted."""
+    """Judges the folder's pictures."""
 
-    def of(wanted=lambda name: True, **more):
+    def of(**more):
         pictures, requests, _ = read_folder(folder)
-        own = [picture for picture in pictures if wanted(picture.name)]
-        return measured(own, pixel_features, None, Seen(requests), **more)
+        return measured(pictures, pixel_features, None, Seen(requests), **more)
 
     return of
 
@@ -56,22 +55,13 @@ def test_a_folders_score_and_its_verdicts(judged, tmp_path):
     done = []
     found = judged(progress=done.append)
     assert done == [1] * 6
-    row = measured_row("folder", found, found)
+    row = measured_row("folder", found)
     assert row["categories"] == {"single_object": 1.0, "counting": 0.5, "colors": 1.0}
     assert row["score"] == pytest.approx(2.5 / 3)
-    assert (row["images"], row["gain"]) == (6, None)
+    assert (row["images"], row["prompts"]) == (6, 3)
     write_scores(tmp_path / "scores.csv", [("folder", found)])
     (wrong,) = [line for line in csv.DictReader((tmp_path / "scores.csv").open()) if line["right"] != "1.0"]
     assert (wrong["file"], wrong["note"]) == ("00001/samples/00001.png", "expected ring < 3, found 3")
-
-
-def test_a_gain_is_over_the_bases_pictures_of_the_same_names(judged, folder):
-    base = judged(lambda name: name.startswith("00001/"))
-    (folder / "00001" / "samples" / "00001.png").write_bytes((folder / "00000/samples/00000.png").read_bytes())
-    row = measured_row("other", judged(), base)
-    assert (row["score"], row["gain"]) == (1.0, 0.5)
-    alone = judged(lambda name: name.endswith("00000.png"))
-    assert measured_row("alone", alone, base)["gain"] == 0
 
 
 def test_a_picture_that_cannot_be_read_costs_itself(judged, folder):

@@ -76,8 +76,7 @@ class GenEvalJudge:
     @classmethod
     def load(cls, requests: Mapping[str, Request], objects: str, colors: str, device: Any) -> GenEvalJudge:
         """Raises InputError for weights that are missing or do not fit, and for unknown classes."""
-        detector = Mask2Former.load(objects or MASK2FORMER, device)
-        return cls(detector, ClipColors.load(colors or CLIP, device), requests)
+        return cls(Mask2Former(objects or MASK2FORMER, device), ClipColors(colors or CLIP, device), requests)
 
     def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
         pixels = (torch.from_numpy(picture).permute(2, 0, 1).clamp(0, 1) * 255).round() / 255

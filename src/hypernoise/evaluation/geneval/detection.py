@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -35,28 +34,20 @@ class Mask2Former:
     and class are kept at any score, and overlaps are not suppressed. transformers' own postprocessing shrinks masks to
     384 x 384 first, so boxes would be coarser.
 
-    Args:
-        model: its `config.id2label` names the classes, which are mapped to the benchmark's names.
-        short, long: sides in pixels that pictures are resized to.
+    Raises InputError for weights, of a Hub repository or a folder, that cannot be loaded or do not fit.
     """
 
-    def __init__(self, model: Mask2FormerForUniversalSegmentation, name: str, *, short: int = SHORT, long: int = LONG):
-        config: Any = model.config
-        labels = [config.id2label[i] for i in range(len(config.id2label))]
-        self.model, self.name, self.short, self.long = model, name, short, long
-        self.labels = [benchmark_name(label, labels) for label in labels]
-
-    @classmethod
-    def load(cls, source: str, device: torch.device | str) -> Mask2Former:
-        """From a Hub repository or a folder; raises InputError for weights that cannot be loaded or do not fit."""
-        model = pretrained(Mask2FormerForUniversalSegmentation, source, f"detector {source}").to(device)
-        return cls(model, source)
+    def __init__(self, source: str, device: torch.device | str = "cpu"):
+        self.name = source
+        self.model = pretrained(Mask2FormerForUniversalSegmentation, source, f"detector {source}").to(device)
+        names: dict[int, str] = self.model.config.id2label
+        self.labels = [RENAMED.get(names[i], names[i]) for i in range(len(names))]
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> list[tuple[Detection, Tensor]]:
         """Detections in pixels [3, H, W] in [0, 1], the most confident first, with masks [H, W], on the CPU."""
         height, width = pixels.shape[-2:]
-        scale = min(self.long / max(height, width), self.short / min(height, width))
+        scale = min(LONG / max(height, width), SHORT / min(height, width))
         rows, columns = int(height * scale + 0.5), int(width * scale + 0.5)
         device = next(self.model.parameters()).device
         resized = interpolate(pixels[None].to(device).float(), (rows, columns), mode="bilinear", align_corners=False)
@@ -83,27 +74,19 @@ def box_of(mask: Tensor) -> tuple[float, float, float, float]:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def benchmark_name(name: str, among: Collection[str]) -> str:
-    """The benchmark's name of a detector's class; unchanged if `among` already has the benchmark's name."""
-    renamed = RENAMED.get(name, name)
-    return name if renamed in among else renamed
-
-
 class ClipColors:
     """The colour of an object by CLIP: zero-shot over the benchmark's ten, on its crop, masked with grey.
 
     As in its evaluate_images.py (github.com/djghosh13/geneval): everything but the object is #999, the crop is the
     object's box, and a colour's text feature is the normalised mean of three sentences' unit features.
+
+    Raises InputError for weights, of a Hub repository or a folder, that cannot be loaded or do not fit.
     """
 
-    def __init__(self, model: CLIPModel, tokenizer: Any, name: str):
-        self.name, self.clip = name, ClipReward("colors", model, tokenizer)
+    def __init__(self, source: str, device: torch.device | str = "cpu"):
+        model = pretrained(CLIPModel, source, f"CLIP {source}").to(device)
+        self.name, self.clip = source, ClipReward("colors", model, load_tokenizer(source))
         self.known: dict[str, Tensor] = {}
-
-    @classmethod
-    def load(cls, source: str, device: torch.device | str) -> ClipColors:
-        """From a Hub repository or a folder; raises InputError for weights that cannot be loaded or do not fit."""
-        return cls(pretrained(CLIPModel, source, f"CLIP {source}").to(device), load_tokenizer(source), source)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, detection: Detection, mask: Tensor) -> str:

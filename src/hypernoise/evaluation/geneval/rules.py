@@ -71,7 +71,7 @@ Objects = Mapping[str, Sequence[Detection]]
 
 def parse(source: Any, where: str) -> Request:
     """A request from one line's JSON value; `where` begins the message of an InputError."""
-    about = source if isinstance(source, dict) else {}
+    about: Any = source if isinstance(source, dict) else {}
     tag, prompt = about.get("tag"), about.get("prompt")
     if not (isinstance(tag, str) and tag and isinstance(prompt, str) and prompt.strip()):
         raise InputError(f"{where}: it needs a 'tag' such as two_object and the 'prompt' to draw, not {shown(source)}")
@@ -85,15 +85,13 @@ def parse(source: Any, where: str) -> Request:
 
 def _clause(part: Any, where: str, earlier: int) -> Clause:
     """`earlier`: the number of clauses before it, which a position may refer to."""
-    about = part if isinstance(part, dict) else {}
-    given: list[Any] = [about.get(key) for key in ("class", "count", "color", "position")]
-    name, count, color, position = given
-    pair: Any = position if isinstance(position, list) and len(position) == 2 else (position, -1)
-    relation, target = pair
+    about: Any = part if isinstance(part, dict) else {}
+    name, count, color, position = (about.get(key) for key in ("class", "count", "color", "position"))
+    relation, target = position if isinstance(position, list) and len(position) == 2 else (None, -1)
     good = (
         isinstance(name, str) and type(count) is int and count > 0,
         color in (None, *COLORS),
-        relation is None or (relation in RELATIONS and type(target) is int and 0 <= target < earlier),
+        position is None or (relation in RELATIONS and type(target) is int and 0 <= target < earlier),
     )
     if not all(good):
         raise InputError(
