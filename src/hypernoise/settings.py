@@ -34,14 +34,12 @@ def finite(value: Any) -> TypeGuard[float]:
 def whole(
     settings: object, *names: str, least: int = 1, most: int = MOST, prefix: str = "", flags: bool = False
 ) -> None:
-    """Raises InputError for the first of these attributes that is not a whole number in range; None passes.
+    """Raises InputError for the first of these attributes that is not a whole number in range.
 
     `flags`: the message names them as on the command line, --batch-size for batch_size.
     """
     for name in names:
-        value = getattr(settings, name)
-        if value is not None:
-            whole_number(value, "--" + name.replace("_", "-") if flags else prefix + name, least, most)
+        whole_number(getattr(settings, name), f"--{name.replace('_', '-')}" if flags else prefix + name, least, most)
 
 
 def whole_number(value: Any, name: str, least: int = 1, most: int = MOST) -> None:
@@ -138,6 +136,17 @@ def group(cls: type, values: Mapping[Any, Any], prefix: str = "") -> Any:
         if name not in hints_of(cls):
             raise unknown("field", f"{prefix}{name}", [f"{prefix}{own}" for own in _names(cls)])
     return cls(**values)
+
+
+def changed(settings: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass with other values of its fields, and of its groups' as group.field."""
+    own = {name: value for name, value in values.items() if "." not in name}
+    grouped: dict[str, dict[str, Any]] = {}
+    for name in values.keys() - own.keys():
+        group, _, field = name.partition(".")
+        grouped.setdefault(group, {})[field] = values[name]
+    groups = {group: dataclasses.replace(getattr(settings, group), **fields) for group, fields in grouped.items()}
+    return dataclasses.replace(settings, **own, **groups)
 
 
 def _names(cls: type) -> Iterator[str]:

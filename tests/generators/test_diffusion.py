@@ -98,15 +98,3 @@ def test_the_pipelines_progress_bar_setting_is_left_alone(sd_pipeline):
 def test_an_unknown_pipeline_class_says_what_to_add():
     with pytest.raises(InputError, match="no family is known for int"):
         family_of(3)
-
-
-def test_long_prompts_are_cut_to_the_words_that_fit(sd_pipeline):
-    generator = DiffusionGenerator(sd_pipeline())
-    long = "a red ring " * 20 + "."
-    (short,) = generator.cut_prompts([long])
-    assert long.startswith(short)
-    generator.check_prompts([short])
-    rest = long[len(short) :].split()
-    with pytest.raises(InputError, match="would be cut"):
-        generator.check_prompts([f"{short} {rest[0]}"])
-    assert generator.cut_prompts(["a ring", "x" * 400]) == ["a ring", "x" * 400]  # a first word that does not fit

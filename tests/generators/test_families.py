@@ -171,7 +171,7 @@ def test_fixed_timesteps_are_drawn_in_their_number_alone(tmp_path, monkeypatch, 
     message = "dmd only draws at timesteps 400: the number of steps must be 1, not 4"
     with pytest.raises(InputError, match=message):
         generator.sample(noise, condition, num_inference_steps=4)
-    monkeypatch.setattr("hypernoise.commands.training.load_as", lambda *arguments, **keywords: generator)
+    monkeypatch.setattr("hypernoise.generators.registry.load_as", lambda *arguments, **keywords: generator)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rewards: redness\nprompts: scenes\nnum_inference_steps: [1, 4]\n")
     assert main(["train", str(recipe), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]) == 2

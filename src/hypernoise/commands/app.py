@@ -65,7 +65,7 @@ class App(WithGenerator):
         reward = WeightedSum(weights) if weights else None
         known = cache(Adapter)
         known(self.adapter).on(generator)
-        self.tell_precision()
+        self.log_precision(generator.device)
 
         def shown(adapter: str, *asked: Any) -> str:
             try:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypernoise.files import write_text
 from hypernoise.generators.loading import Loading
+from hypernoise.precision import resolve
 from hypernoise.version import __version__
 
 if TYPE_CHECKING:
+    import torch
+
     from hypernoise.evaluation.tables import Table
     from hypernoise.generators.diffusion import DiffusionGenerator
     from hypernoise.rewards.ensemble import WeightedSum
@@ -35,14 +38,12 @@ class WithGenerator(Loading):
 
         return load_as(self, device=own_device(self.device))
 
-    def tell_precision(self, *, if_slow: bool = False) -> None:
-        """Prints the precision that the generator computes in to stderr, after all other checks."""
-        from hypernoise.generators.registry import pick_device
-        from hypernoise.precision import resolve
-        from hypernoise.training.processes import own_device, say_once
+    def log_precision(self, device: torch.device, *, only_if_slow: bool = False) -> None:
+        """Prints to stderr what the generator computes in; called after all checks, whose errors are one line."""
+        from hypernoise.training.processes import say_once
 
-        precision = resolve(self.mixed_precision, pick_device(own_device(self.device)))
-        if precision.slow or not if_slow:
+        precision = resolve(self.mixed_precision, device)
+        if precision.slow or not only_if_slow:
             say_once(precision.line)
 
 
@@ -65,13 +66,10 @@ def write_report(
     print(f"report: {output / 'report.html'}", file=sys.stderr)
 
 
-def tell_cut_prompts(reward: WeightedSum) -> dict[str, int]:
+def warn_truncated_prompts(reward: WeightedSum) -> dict[str, int]:
     """How many prompts each reward truncated to its text encoder's length, if any; also printed to stderr."""
-    cut = {name: number for name, number in reward.truncated.items() if number}
-    for name, number in cut.items():
-        print(
-            f"{name}: {number} prompts are longer than its text encoder takes; their ends were not scored "
-            "(see --long-prompts)",
-            file=sys.stderr,
-        )
-    return cut
+    truncated = {name: number for name, number in reward.truncated.items() if number}
+    for name, number in truncated.items():
+        what = f"{name}: {number} prompts are longer than its text encoder takes; their ends were not scored"
+        print(f"{what} (see --long-prompts)", file=sys.stderr)
+    return truncated

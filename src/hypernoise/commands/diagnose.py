@@ -55,7 +55,7 @@ class Diagnose(WithGenerator):
         generator.check_prompts(prompts)
         network = load_adapter(generator, self.adapter)
         output_folder(self.output_dir)
-        self.tell_precision()
+        self.log_precision(generator.device)
         found = diagnose(
             generator,
             network,

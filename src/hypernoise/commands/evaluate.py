@@ -6,16 +6,15 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from hypernoise.commands.common import WithGenerator, write_report
 from hypernoise.errors import InputError, shown
-from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
+from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole, whole_number
 
 if TYPE_CHECKING:
     from hypernoise.evaluation.benchmarks import Benchmark
     from hypernoise.evaluation.engine import Comparison
-    from hypernoise.generators.diffusion import DiffusionGenerator
     from hypernoise.methods.base import Method
 
 
@@ -59,8 +58,6 @@ class Evaluate(WithGenerator):
     captions need none."""
     rewriter_model: str = ""
     """The model's name at the endpoint."""
-    long_prompts: Literal["refuse", "cut"] = "refuse"
-    """Prompts too long for the generator's text encoder: refuse them, or draw (and reward) the words that fit."""
     batch_size: int = 16
     seed: int = 0
     shard: str = ""
@@ -96,21 +93,19 @@ class Evaluate(WithGenerator):
         for method in methods:
             if isinstance(method, HyperNoise | FineTune):
                 method.adapter.on(generator)
-        prompts, cut = fitting(generator, benchmark.prompts, self.long_prompts)
+        generator.check_prompts(benchmark.prompts)
         weights = self.rewards or benchmark.rewards
         reward = WeightedSum(weights) if weights else None
         validation = WeightedSum(self.validation_rewards) if self.validation_rewards else None
         judge = benchmark.load_judge(generator.device) if benchmark.load_judge else None
-        if judge is not None and cut:
-            judge = AsAsked(judge, dict(zip(prompts, benchmark.prompts, strict=True)))
         output_folder(self.output_dir)
-        self.tell_precision()
-        total = len(methods) * len(self.num_inference_steps) * len(prompts) * self.num_images_per_prompt
+        self.log_precision(generator.device)
+        total = len(methods) * len(self.num_inference_steps) * len(benchmark.prompts) * self.num_images_per_prompt
         with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
             found = compare(
                 generator,
                 methods,
-                prompts,
+                benchmark.prompts,
                 reward,
                 num_inference_steps=self.num_inference_steps,
                 num_images_per_prompt=self.num_images_per_prompt,
@@ -129,9 +124,8 @@ class Evaluate(WithGenerator):
 
         for records in found.records.values():
             benchmark.write(self.output_dir, records)
-        rows, drawn = runs_pooled(found, np.array(benchmark.categories or ["all"] * len(prompts)))
-        about = {**benchmark.about, "cut": cut}
-        write_summary(self.output_dir, command, arguments, generator.device, rows, prompts=about)
+        rows, drawn = runs_pooled(found, np.array(benchmark.categories or ["all"] * len(benchmark.prompts)))
+        write_summary(self.output_dir, command, arguments, generator.device, rows, prompts=benchmark.about)
         before_and_after(benchmark, rows, drawn).save(self.output_dir / "before_after.png")
         facts = {"generator": self.generator, "prompts": self.prompts, **benchmark.about}
         named = {name_of(row): records for row, records in zip(rows, drawn, strict=True)}
@@ -145,10 +139,8 @@ class Evaluate(WithGenerator):
 
         whole(self, "num_images_per_prompt", "batch_size", most=MOST_AT_ONCE, flags=True)
         whole(self, "count", least=0, flags=True)
-        if not self.num_inference_steps or min(self.num_inference_steps) < 1:
-            raise InputError(
-                f"--num-inference-steps takes numbers from 1, such as 1 2 4, not {list(self.num_inference_steps)}"
-            )
+        for steps in self.num_inference_steps or (0,):
+            whole_number(steps, "--num-inference-steps")
         for flag, given in (("num-inference-steps", self.num_inference_steps), ("adapter", self.adapter)):
             if len(set(given)) < len(given):
                 raise InputError(f"--{flag} takes each once, not {' '.join(map(str, given))}")
@@ -191,30 +183,3 @@ def runs_pooled(found: Comparison, categories: Any) -> tuple[list[dict[str, Any]
         for (steps, name), runs in pooled.items()
     ]
     return rows, [runs[0] for runs in pooled.values()]
-
-
-def fitting(generator: DiffusionGenerator, prompts: list[str], long_prompts: str) -> tuple[list[str], int]:
-    """The prompts as they are drawn, and how many were cut, which is also printed to stderr.
-
-    Raises:
-        InputError: a prompt is empty, or too long with `long_prompts` "refuse".
-    """
-    fit = generator.cut_prompts(prompts) if long_prompts == "cut" else prompts
-    generator.check_prompts(fit)
-    if len(set(fit)) < len(set(prompts)):
-        raise InputError("two prompts begin with the same words and are one prompt when cut; leave one of them out")
-    number = sum(before != after for before, after in zip(prompts, fit, strict=True))
-    if number:
-        of = f"{number} of {len(prompts)} prompts are longer than the generator's text encoder takes"
-        print(f"{of}: only their first words are drawn", file=sys.stderr)
-    return fit, number
-
-
-class AsAsked:
-    """A judge that sees the whole prompt where only its first words were drawn."""
-
-    def __init__(self, judge: Any, asked: dict[str, str]):
-        self.judge, self.asked, self.name = judge, asked, judge.name
-
-    def __call__(self, picture: Any, prompt: str) -> Any:
-        return self.judge(picture, self.asked[prompt])

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.loading import Loading
-from hypernoise.settings import as_declared
+from hypernoise.settings import as_declared, changed
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe
 
 Asked = TypeVar("Asked")
@@ -54,30 +54,21 @@ def parse(
     Raises:
         InputError: an unknown flag, with the nearest name, or a value that a flag does not accept.
     """
-    words = [_dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    helped = {"-h", "--help"} & set(words)
-    parser = _parser(cls)
-    found, rest = parser.parse_known_intermixed_args([word for word in words if word not in helped])
+    asked: Any = cls(**defaults)
+    parser = _parser(asked, prog)
+    found, rest = parser.parse_known_intermixed_args(
+        [_dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    )
     for word in rest:
         if word.startswith("-"):
             raise unknown("flag", word.partition("=")[0], parser._option_string_actions)
         raise InputError(f"unexpected argument {word!r}")
     given = {name: _value(name, hint, vars(found)[name]) for name, hint, _ in flags_of(cls) if name in vars(found)}
-    asked: Any = cls(**defaults)
-    if issubclass(cls, Loading) and "recipe" in given:
+    if isinstance(asked, Loading) and "recipe" in given:
         recipe = read_recipe(given["recipe"])
-        shared = dataclasses.fields(Recipe if issubclass(cls, Recipe) else Loading)
+        shared = dataclasses.fields(Recipe if isinstance(asked, Recipe) else Loading)
         asked = dataclasses.replace(asked, **{own.name: getattr(recipe, own.name) for own in shared})
-    if helped:
-        print(_parser(cls, asked, prog).format_help())
-        raise SystemExit(0)
-    grouped: dict[str, dict[str, Any]] = {}
-    for name, value in given.items():
-        group, _, field = name.rpartition(".")
-        grouped.setdefault(group, {})[field] = value
-    own = grouped.pop("", {})
-    groups = {group: dataclasses.replace(getattr(asked, group), **values) for group, values in grouped.items()}
-    return dataclasses.replace(asked, **own, **groups)
+    return changed(asked, given)
 
 
 def flags_of(cls: type, group: str = "") -> Iterator[tuple[str, Any, type]]:
@@ -98,23 +89,24 @@ def _dashed(word: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
-def _parser(cls: Any, default: Any = None, prog: str | None = None) -> Parser:
-    """The parser of a class's flags. With `default`, an instance of it, its help explains them."""
+def _parser(default: Any, prog: str | None) -> Parser:
+    """The parser of a class's flags; its help shows the values in `default`, an instance."""
+    cls = type(default)
     positional, essential = getattr(cls, "POSITIONAL", ""), getattr(cls, "ESSENTIAL", ())
-    own = None if cls.__doc__.startswith(f"{cls.__name__}(") else cls.__doc__  # a dataclass without one gets its fields
+    doc = cls.__doc__ or ""
+    own = "" if doc.startswith(f"{cls.__name__}(") else doc  # dataclasses write their fields there if it is empty
     parser = Parser(
         prog=prog,
         usage=f"%(prog)s [{positional.upper()}] [flags]" if positional else "%(prog)s [flags]",
         description=inspect.cleandoc(own or sys.modules[cls.__module__].__doc__ or ""),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=8, width=104),
         argument_default=argparse.SUPPRESS,
-        add_help=False,
         allow_abbrev=False,
     )
     groups = {title: parser.add_argument_group(title) for title in (["essential"] if essential else [])}
     for name, hint, owner in flags_of(cls):
-        about: dict[str, Any] = {"nargs": "*"} if _takes_many(hint) else {}
-        about |= {"help": _help(owner, name, default)} if default else {}
+        about: dict[str, Any] = {"help": _help(owner, name, default)}
+        about |= {"nargs": "*"} if typing.get_origin(hint) in (tuple, dict) or hint == int | tuple[int, ...] else {}
         about |= {"action": argparse.BooleanOptionalAction} if hint is bool else {"metavar": _metavar(hint)}
         if name == positional:
             parser.add_argument(name, **{"nargs": "?", **about, "metavar": name.upper()})
@@ -127,17 +119,11 @@ def _parser(cls: Any, default: Any = None, prog: str | None = None) -> Parser:
     return parser
 
 
-def _takes_many(hint: Any) -> bool:
-    return typing.get_origin(hint) in (tuple, dict) or hint == int | tuple[int, ...]
-
-
 def _value(name: str, hint: Any, given: Any) -> Any:
     """A flag's word or words as its field's type."""
     if typing.get_origin(hint) is dict:
         return _weights(given)
-    if hint in (Path, Path | None):
-        return Path(given)
-    return as_declared(f"--{name.replace('_', '-')}", given, hint)
+    return Path(given) if hint in (Path, Path | None) else as_declared(f"--{name.replace('_', '-')}", given, hint)
 
 
 def _weights(words: Sequence[str]) -> dict[str, float]:

@@ -59,7 +59,7 @@ class Generate(WithGenerator):
         if self.adapter is not None:
             attach(pipeline, self.adapter, strength=self.strength, check_base=self.check_base)
         output_folder(self.output_dir)
-        self.tell_precision(if_slow=True)
+        self.log_precision(generator.device, only_if_slow=True)
         pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
         rows, seeds = [], range(self.seed, self.seed + self.num_images_per_prompt)
         for number, prompt in enumerate(self.prompts):

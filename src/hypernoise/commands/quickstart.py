@@ -53,7 +53,7 @@ class Quickstart:
 
     def run(self) -> int:
         whole(self, "judged", flags=True)
-        from hypernoise.commands.training import train_recipe
+        from hypernoise.commands.train import train_recipe
 
         result = train_recipe(self.recipe, self.output_dir, self.device)
         if not result.finished:

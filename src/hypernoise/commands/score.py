@@ -56,7 +56,7 @@ class Score:
             raise InputError("--judge and --colors need --geneval")
         from tqdm import tqdm
 
-        from hypernoise.commands.common import tell_cut_prompts, write_report
+        from hypernoise.commands.common import warn_truncated_prompts, write_report
         from hypernoise.evaluation.measures import load_features, measured, measured_row, write_scores
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import score_tables
@@ -87,7 +87,7 @@ class Score:
             print(f"{bad['name']}: {bad['why']}", file=sys.stderr)
         if broken:
             print(f"{len(broken)} could not be used; the results cover the rest", file=sys.stderr)
-        cut = tell_cut_prompts(reward) if reward else {}
+        cut = warn_truncated_prompts(reward) if reward else {}
         if reward or judge:
             write_scores(self.output_dir / "scores.csv", list(zip(self.folders, found, strict=True)))
         write_summary(self.output_dir, "score", self, device, rows, broken=broken, truncated_prompts=cut, **about)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypernoise.errors import no_traceback
 from hypernoise.training.config import Recipe
-from hypernoise.training.early_stopping import readings
+from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.metrics import mean_of, rows_of
+
+if TYPE_CHECKING:
+    from hypernoise.training.loop import TrainResult
 
 CHARTS = {  # the columns of metrics.jsonl to plot
     "reward": "reward",
@@ -58,7 +62,6 @@ class Train(Recipe):
                 gc.enable()
         if self.smoke_test:
             return run_smoke_test(self, self.output_dir / "smoke-test", self.device)
-        from hypernoise.commands.training import train_recipe
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.generators.registry import pick_device
         from hypernoise.model_card import check_login, push_to_hub
@@ -73,12 +76,11 @@ class Train(Recipe):
             return 0
         rows = rows_of(self.output_dir)
         seen = readings(rows)
-        validation = sum(reading.validation_reward for reading in seen[-5:]) / len(seen[-5:]) if seen else None
         result = {
             "method": "hypernoise",
             "inference_steps": self.num_inference_steps,
             **{name: mean_of(rows[-20:], name) for name in ("reward", "kl")},
-            "validation_reward": validation,
+            "validation_reward": mean_of([reading._asdict() for reading in seen[-5:]], "validation_reward"),
         }
         more = {"stopped_early": trained.stopped_early, "validation": [reading._asdict() for reading in seen]}
         write_summary(self.output_dir, "train", self, pick_device(self.device), [result], **more)
@@ -87,6 +89,72 @@ class Train(Recipe):
         if self.push_to_hub:
             print(f"pushed:  {push_to_hub(self.output_dir / 'adapter', self.hub_model_id, measured=self.output_dir)}")
         return 0
+
+
+def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
+    """Trains a recipe and writes `output_dir`/adapter.
+
+    Raises:
+        InputError: settings that do not fit together, before anything is written; `train`'s errors.
+    """
+    from hypernoise.adapters import save_adapter
+    from hypernoise.commands.common import warn_truncated_prompts
+    from hypernoise.files import output_folder
+    from hypernoise.generators.registry import load_as, pick_device
+    from hypernoise.noise.base import never_folds
+    from hypernoise.precision import resolve
+    from hypernoise.prompts import read_mix
+    from hypernoise.rewards.ensemble import WeightedSum
+    from hypernoise.training.loop import train
+    from hypernoise.training.processes import launched, leave, own_device, say, say_once
+
+    if recipe.memory.fit:
+        from hypernoise.plan.plan import fitted
+
+        recipe, chosen = fitted(recipe, device)
+        say_once(chosen)
+    precision = resolve(recipe.mixed_precision, pick_device(own_device(device)))
+    recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
+    if recipe.reward_device:
+        pick_device(recipe.reward_device)  # raises if it does not exist
+    settings = recipe.reward_settings()
+    reward = WeightedSum(recipe.rewards, settings=settings)
+    validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
+    prompts = read_mix(recipe.prompts)
+    generator = load_as(recipe, device=own_device(device))
+    for steps in recipe.inference_steps:
+        generator.check_steps(steps)
+    generator.check_prompts([*prompts, *recipe.validation_prompts])
+    output_folder(output_dir)
+    say_once(precision.line)
+    network = recipe.build_network(generator)
+    result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
+    if launched()[0] == 0:
+        warn_truncated_prompts(reward)
+        if result.finished:
+            rows = rows_of(output_dir)
+            if result.stopped_early:
+                say(stopped_line(readings(rows), result.step, recipe.patience))
+            say("" if never_folds(network) else lipschitz_warning(rows))
+            training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
+            save_adapter(network, output_dir / "adapter", generator=generator, training=training)
+        else:
+            say(f"stopped at step {result.step}, saved in {result.checkpoint}; the same command resumes from there")
+    leave()
+    return result
+
+
+def lipschitz_warning(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A warning if the run's Lipschitz constant reached 1, else empty."""
+    seen = [row for row in rows if "lipschitz" in row]
+    over = next((row for row in seen if row["lipschitz"] >= 1), None)
+    if over is None:
+        return ""
+    return (
+        f"Lipschitz constant {over['lipschitz']:.3g} at step {over['step']}, {seen[-1]['lipschitz']:.3g} at the end: "
+        "at 1 or above, x + f may fold noises onto each other, and the theory does not bound the error of the KL; "
+        "train with --lipschitz.mode penalty or clamp, or measure it with hypernoise diagnose"
+    )
 
 
 def print_plan(recipe: Recipe, folder: Path, device: str) -> int:
@@ -104,7 +172,7 @@ def print_plan(recipe: Recipe, folder: Path, device: str) -> int:
     rows = [{"peak_bytes": found.peak, "bytes": found.parts, "kept_bytes": found.kept, "flops": found.flops}]
     parameters = {"frozen": found.frozen, "trained": found.trained, "rewards": found.rewards}
     more = {"parameters": parameters, "overhead": found.overhead, "revision": found.revision}
-    write_summary(folder, "train --dry-run", recipe, "meta", rows, **more)
+    write_summary(folder, "train --dry-run", recipe, META, rows, **more)
     return 0
 
 

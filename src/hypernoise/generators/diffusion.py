@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 import sys
 import threading
 import warnings
@@ -168,19 +167,8 @@ class DiffusionGenerator:
                     lost = tokenizer.decode(tokens[limit - 1 : -1])
                     raise InputError(
                         f"{which} has {len(tokens)} tokens, but the text encoder takes {limit}: {lost!r} would be cut; "
-                        "shorten it (evaluate draws only its first words with --long-prompts cut)"
+                        "shorten it"
                     )
-
-    def cut_prompts(self, prompts: list[str]) -> list[str]:
-        """Each prompt's first words, as many as `check_prompts` accepts; all of them if the first is too long."""
-        tokenizer, limit = self._reader()
-
-        def cut(prompt: str) -> str:
-            ends = [len(prompt), *(word.end() for word in reversed([*re.finditer(r"\S+", prompt)]))]
-            fitting = (prompt[:end] for end in ends if len(_tokens(tokenizer, prompt[:end])) <= limit)
-            return next(fitting, prompt)
-
-        return [cut(prompt) for prompt in prompts]
 
     def _reader(self) -> tuple[Any, int]:
         """The tokenizer with the longest prompts, and how many tokens of a prompt its encoder takes."""

@@ -11,7 +11,6 @@ workspaces and the framework's own few hundred MB.
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 import re
 from collections.abc import Mapping
@@ -44,6 +43,7 @@ from hypernoise.plan.models import (
 from hypernoise.plan.trace import Part, moved, tracing
 from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardSettings
+from hypernoise.settings import changed
 from hypernoise.training.config import LoRA, Recipe
 from hypernoise.training.processes import launched, own_device
 
@@ -267,26 +267,19 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
     for number in range(len(savings) + 1):
         for accumulation in rounds:
             changes = {"gradient_accumulation_steps": accumulation, **dict(savings[:number])}
-            peak = plan(_with(recipe, {"train_batch_size": batch, **changes}), planned_for or place).peak
+            peak = plan(changed(recipe, {"train_batch_size": batch, **changes}), planned_for or place).peak
             least = min(least, peak)
             if peak <= limit:
                 if accumulation == recipe.gradient_accumulation_steps:
                     del changes["gradient_accumulation_steps"]
                 names = ", ".join(f"{name} {value}" for name, value in changes.items()) or "nothing changed"
                 line = f"fit {fit}: {names}; planned at {gigabytes(peak)} of at most {gigabytes(limit)}"
-                return _with(recipe, changes), line
+                return changed(recipe, changes), line
     raise InputError(
         f"memory.fit: {fit} leaves {gigabytes(limit)} for the plan, but {recipe.generator} "
         f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, or move "
         "the rewards to another device with reward_device"
     )
-
-
-def _with(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with other values of fields, those of its memory group as memory.field."""
-    memory = {name[7:]: value for name, value in changes.items() if name.startswith("memory.")}
-    own = {name: value for name, value in changes.items() if not name.startswith("memory.")}
-    return dataclasses.replace(recipe, **own, memory=dataclasses.replace(recipe.memory, **memory))
 
 
 def memory_of(fit: str, device: torch.device) -> float:
