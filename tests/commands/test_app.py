@@ -63,8 +63,8 @@ def test_strength_multiplies_f(scenes):
     ("place", "value", "message"),
     [
         (1, -1, "seed must be from 0"),
-        (2, 0, "inference steps must be from 1 to 1000, not 0"),
-        (3, 9, "noises must be from 1 to 8, not 9"),
+        (2, 0, "num_inference_steps must be at least 1, not 0"),
+        (3, 9, "noises must be at most 8, not 9"),
         (4, 1.6, "strength must be a number from 0 to 1.5, not 1.6"),
         (4, float("nan"), "strength must be a number from 0 to 1.5, not nan"),
         (0, " ", "empty"),

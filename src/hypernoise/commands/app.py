@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError
-from hypernoise.settings import seed_in_range, whole
+from hypernoise.settings import seed_in_range, whole, whole_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -110,8 +110,7 @@ def serve(page: Any, port: int | None, **more: Any) -> Any:
     )
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """One noise, drawn both ways. Without a reward, rewards are None; kl is ½‖f‖² in nats."""
 
     seed: int
@@ -143,10 +142,9 @@ def draw(
     from hypernoise.methods.search import Plain
     from hypernoise.objective import l2_kl
 
-    ranges = {"seed": (seed, 0, 2**63 - 1 - MOST), "inference steps": (steps, 1, 1000), "noises": (noises, 1, MOST)}
-    for name, (value, least, most) in ranges.items():
-        if value is None or not least <= value <= most:
-            raise InputError(f"{name} must be from {least:g} to {most:g}, not {value}")
+    seed_in_range(seed)
+    whole_number(noises, "noises", most=MOST)
+    generator.check_steps(steps)
     prompts, seeds = [prompt] * noises, list(range(seed, seed + noises))
     draws = [torch.Generator(generator.device).manual_seed(own) for own in seeds]
     noise = torch.stack([torch.randn(generator.noise_shape, generator=d, device=d.device) for d in draws])
@@ -175,11 +173,11 @@ def as_table(drawn: Sequence[Drawn]) -> str:
 
     rows = ["<th></th>" + "".join(f"<th>seed {one.seed}</th>" for one in drawn)]
     for place, name in enumerate(("plain", "with f", "f")):
-        cells = [f"<th>{name}</th>"]
+        row = f"<th>{name}</th>"
         for one in drawn:
-            reward = None if name == "f" else one.rewards[place]
+            reward = (*one.rewards, None)[place]
             note = f"½‖f‖² {one.kl:.3f} nats" if name == "f" else "" if reward is None else f"reward {reward:.3f}"
-            picture = f'<img src="{embedded(one.pictures[place], "PNG")}" alt="{name}, seed {one.seed}" width={SIDE}>'
-            cells.append(f"<td>{picture}<br>{note}</td>")
-        rows.append("".join(cells))
+            source = embedded(one.pictures[place], "PNG")
+            row += f'<td><img src="{source}" alt="{name}, seed {one.seed}" width={SIDE}><br>{note}</td>'
+        rows.append(row)
     return f'<table style="image-rendering: pixelated">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'

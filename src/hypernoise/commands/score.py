@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from hypernoise.errors import InputError
 from hypernoise.settings import MOST_AT_ONCE, whole
@@ -57,6 +56,8 @@ class Score:
         from tqdm import tqdm
 
         from hypernoise.commands.common import warn_truncated_prompts, write_report
+        from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt, read_folder
+        from hypernoise.evaluation.geneval.official import official_requests
         from hypernoise.evaluation.measures import load_features, measured, measured_row, write_scores
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import score_tables
@@ -66,49 +67,37 @@ class Score:
         from hypernoise.rewards.ensemble import WeightedSum
 
         device = pick_device(self.device)
-        contents, requests = self._contents()
+        official = {one.prompt: one for one in official_requests()} if self.geneval else None
+        contents = [read_folder(Path(folder), self.prompts, official) for folder in self.folders]
+        for folder, (pictures, _, broken) in zip(self.folders, contents, strict=True):
+            if not pictures:
+                raise InputError(f"{folder} has no usable picture; the first: {': '.join(next(iter(broken.items())))}")
         settings = RewardSettings(self.long_prompts)
         reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
         seen = load_features(self.features, device)
-        judge = self._judge(requests, device) if self.geneval else None
-        about = {"judge": judge.name} if judge else {}
+        judge, about = None, {}
+        if self.geneval:
+            requests = by_prompt([one for _, own, _ in contents for one in own])
+            judge = GenEvalJudge.load(requests, self.judge, self.colors, device)
+            about = {"judge": judge.name}
         output_folder(self.output_dir)
-        with tqdm(total=sum(len(pictures) for pictures, _ in contents), desc="scoring", unit="picture") as bar:
+        with tqdm(total=sum(len(pictures) for pictures, _, _ in contents), desc="scoring", unit="picture") as bar:
             work = {"batch_size": self.batch_size, "device": device, "progress": bar.update}
-            found = [measured(pictures, seen, reward, judge, **work) for pictures, _ in contents]
-        rows, broken = [], []
-        for folder, (_, half), one in zip(self.folders, contents, found, strict=True):
-            unusable = half | one.broken
-            broken += [{"name": f"{folder}/{name}", "why": why} for name, why in unusable.items()]
-            rows.append({**measured_row(folder, one), "broken": len(unusable)})
-            if rows[-1]["similarity"] is None:
-                print(f"{folder}: diversity is not measured, as no prompt has two pictures", file=sys.stderr)
-        for bad in broken[:NAMED]:
+            found = [measured(pictures, seen, reward, judge, **work) for pictures, _, _ in contents]
+        rows, unusable = [], []
+        for folder, (_, _, half), one in zip(self.folders, contents, found, strict=True):
+            bad_here = half | one.broken
+            unusable += [{"name": f"{folder}/{name}", "why": why} for name, why in bad_here.items()]
+            rows.append({**measured_row(folder, one), "broken": len(bad_here)})
+        for bad in unusable[:NAMED]:
             print(f"{bad['name']}: {bad['why']}", file=sys.stderr)
-        if broken:
-            print(f"{len(broken)} could not be used; the results cover the rest", file=sys.stderr)
-        cut = warn_truncated_prompts(reward) if reward else {}
+        if unusable:
+            print(f"{len(unusable)} could not be used; the results cover the rest", file=sys.stderr)
+        truncated = warn_truncated_prompts(reward) if reward else {}
         if reward or judge:
             write_scores(self.output_dir / "scores.csv", list(zip(self.folders, found, strict=True)))
-        write_summary(self.output_dir, "score", self, device, rows, broken=broken, truncated_prompts=cut, **about)
-        facts = {"features": self.features, **about, "broken": len(broken)}
+        more = {"broken": unusable, "truncated_prompts": truncated, **about}
+        write_summary(self.output_dir, "score", self, device, rows, **more)
+        facts = {"features": self.features, **about, "broken": len(unusable)}
         write_report(self.output_dir, "score", facts, score_tables(rows))
         return 0
-
-    def _contents(self) -> tuple[list[tuple[Sequence[Any], dict[str, str]]], list[Any]]:
-        """Each folder's pictures and what cannot be used, and the GenEval requests of all."""
-        from hypernoise.evaluation.geneval.benchmark import read_folder
-        from hypernoise.evaluation.geneval.official import official_requests
-
-        official = {one.prompt: one for one in official_requests()} if self.geneval else None
-        read = [read_folder(Path(folder), self.prompts, official) for folder in self.folders]
-        for folder, (pictures, _, broken) in zip(self.folders, read, strict=True):
-            if not pictures:
-                raise InputError(f"{folder} has no usable picture; the first: {': '.join(next(iter(broken.items())))}")
-        return [(pictures, broken) for pictures, _, broken in read], [one for _, own, _ in read for one in own]
-
-    def _judge(self, requests: list[Any], device: Any) -> Any:
-        """Raises InputError for a class that the detector does not know, or a prompt with two meanings."""
-        from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
-
-        return GenEvalJudge.load(by_prompt(requests), self.judge, self.colors, device)
