@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypernoise.quiet import without_idle_advice
+from hypernoise.quiet import drop_idle_advice
 
 if TYPE_CHECKING:
     from hypernoise.adapters import load_adapter, save_adapter
@@ -44,52 +44,16 @@ if TYPE_CHECKING:
     from hypernoise.training.loop import TrainResult, train
     from hypernoise.version import __version__
 
-without_idle_advice()  # before any of these names imports diffusers
+drop_idle_advice()  # before any of these names imports diffusers
 
 __all__ = [
-    "BestOfN",
-    "Comparison",
-    "DiffusionGenerator",
-    "FineTune",
-    "HyperNoise",
-    "InputError",
-    "Lipschitz",
-    "LoRANoise",
-    "LoRATune",
-    "ModuleGenerator",
-    "Plain",
-    "PromptSearch",
-    "ReNO",
-    "Recipe",
-    "ResidualNoise",
-    "RewardSettings",
-    "Search",
-    "SpectralNoise",
-    "TrainConfig",
-    "TrainResult",
-    "WeightedSum",
-    "__version__",
-    "attach",
-    "check_reward",
-    "compare",
-    "detach",
-    "diagnose",
-    "disabled",
-    "estimate_kl",
-    "exact_kl",
-    "finetune",
-    "l2_kl",
-    "load_adapter",
-    "load_finetuned",
-    "load_generator",
-    "load_reward",
-    "push_to_hub",
-    "read_recipe",
-    "save_adapter",
-    "set_strength",
-    "spectral_norm",
-    "train",
-]
+    "BestOfN", "Comparison", "DiffusionGenerator", "FineTune", "HyperNoise", "InputError", "Lipschitz", "LoRANoise",
+    "LoRATune", "ModuleGenerator", "Plain", "PromptSearch", "ReNO", "Recipe", "ResidualNoise", "RewardSettings",
+    "Search", "SpectralNoise", "TrainConfig", "TrainResult", "WeightedSum", "__version__", "attach", "check_reward",
+    "compare", "detach", "diagnose", "disabled", "estimate_kl", "exact_kl", "finetune", "l2_kl", "load_adapter",
+    "load_finetuned", "load_generator", "load_reward", "push_to_hub", "read_recipe", "save_adapter", "set_strength",
+    "spectral_norm", "train",
+]  # fmt: skip
 
 
 @cache

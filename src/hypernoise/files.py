@@ -109,13 +109,13 @@ def json_lines(text: str, what: str) -> Iterator[tuple[str, Any]]:
             yield place, parse_json(line, place)
 
 
-def kept_json(file: Path, kind: type | tuple[type, ...] = dict) -> Any:
-    """The contents of a cache file of ours; None if it is missing, damaged or of another kind: it is then remade."""
+def kept_json(file: Path) -> dict[str, Any] | None:
+    """The contents of a file of ours; None if it is missing, damaged or of another kind."""
     try:
         value = read_json(file, "")
     except InputError:
         return None
-    return value if isinstance(value, kind) else None
+    return value if isinstance(value, dict) else None
 
 
 def write_text(file: Path, text: str) -> None:

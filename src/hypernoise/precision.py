@@ -27,7 +27,7 @@ class Precision:
     """`mixed_precision` resolved on a device: no, bf16 or fp16; `why`, for the user; whether it is `slow`."""
 
     name: Literal["no", "bf16", "fp16"]
-    why: str
+    why: str = "as requested"
     slow: bool = False
 
     @property
@@ -41,8 +41,7 @@ class Precision:
         """Matrix products inside the block are in this precision, if it is mixed."""
         import torch
 
-        mixed = self.name != "no"
-        return torch.autocast(device.type, self.dtype if mixed else None, enabled=mixed)
+        return torch.autocast(device.type, self.dtype if self.name != "no" else None, enabled=self.name != "no")
 
     @property
     def line(self) -> str:
@@ -52,9 +51,10 @@ class Precision:
 def resolve(asked: MixedPrecision, device: torch.device) -> Precision:
     """The precision on `device`; "meta", the device of plans, counts as a GPU with bf16."""
     kind = device.type
+    if asked == "bf16" and kind == "cpu" and not native_bf16(device):
+        return Precision(asked, f"as requested; this CPU has no bf16 units: {SLOWER}", slow=True)
     if asked != "auto":
-        slow = asked == "bf16" and kind == "cpu" and not native_bf16(device)
-        return Precision(asked, f"as requested; this CPU has no bf16 units: {SLOWER}" if slow else "as requested", slow)
+        return Precision(asked)
     if kind == "meta":
         return Precision("bf16", "as on an Ampere or newer GPU")
     if kind not in NAMES:

@@ -8,27 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-TORCHVISION = "requires torchvision (not installed); falling back to"
-SAYS_IT = "transformers.utils.import_utils"
-TINY_DECODER = "got <class 'diffusers.models.autoencoders.autoencoder_tiny.AutoencoderTiny'>"
-EXPECTS_A_LARGE_ONE = "diffusers.pipelines.pipeline_utils"
+DROPPED = {  # by logger, a part of the message
+    # transformers 5's advice on image processors, which diffusers' pipelines import and nothing here uses
+    "transformers.utils.import_utils": "requires torchvision (not installed); falling back to",
+    # diffusers accepts it in place of an AutoencoderKL
+    "diffusers.pipelines.pipeline_utils": "autoencoder_tiny.AutoencoderTiny'>",
+}
 
 
-def without_idle_advice() -> None:
-    """Drops transformers 5's advice on image processors, which diffusers' pipelines import and nothing here uses, and
-    diffusers' remark on an AutoencoderTiny, which it accepts, in place of an AutoencoderKL.
-
-    Only that message is dropped; the logger's level, handlers and other messages stay.
-    """
-    for name in (SAYS_IT, EXPECTS_A_LARGE_ONE):
-        logger = logging.getLogger(name)
-        if _other_than_that not in logger.filters:
-            logger.addFilter(_other_than_that)
+def drop_idle_advice() -> None:
+    """Drops the messages in `DROPPED`; their loggers' levels, handlers and other messages stay."""
+    for name in DROPPED:
+        logging.getLogger(name).addFilter(_is_heard)  # once, however often it is called
 
 
-def _other_than_that(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return TORCHVISION not in message and TINY_DECODER not in message
+def _is_heard(record: logging.LogRecord) -> bool:
+    return DROPPED[record.name] not in record.getMessage()
 
 
 @contextmanager
