@@ -147,7 +147,7 @@ def test_frozen_parameters_are_the_real_ones():
     planned = planned_generator("scenes", dtype=torch.float32)
     real = {n: p.shape for n, p in generator.denoiser.named_parameters()}
     assert {n: p.shape for n, p in planned.denoiser.named_parameters()} == real
-    assert planned.found.text_parameters == sum(p.numel() for p in generator.pipeline.text_encoder.parameters())
+    assert planned.text_parameters == sum(p.numel() for p in generator.pipeline.text_encoder.parameters())
     assert planned.noise_shape == generator.noise_shape
     condition, wanted = planned.encode(["a", "b"]).tensors, generator.encode(["a ring", "a cross"]).tensors
     assert {n: t.shape for n, t in condition.items()} == {n: t.shape for n, t in wanted.items()}
@@ -168,7 +168,7 @@ def test_a_saved_pipeline_is_planned_at_the_length_its_prompts_are_padded_to(tmp
 def test_a_saved_pipeline_with_other_lists_in_its_index_is_planned(tmp_path):
     build_pipeline("Krea2Pipeline", tmp_path).save_pretrained(tmp_path / "krea")
     assert "text_encoder_select_layers" in json.loads((tmp_path / "krea" / "model_index.json").read_text())
-    assert len(planned_generator(str(tmp_path / "krea"), dtype=torch.float32).found.configuration["text_encoders"]) == 1
+    assert len(planned_generator(str(tmp_path / "krea"), dtype=torch.float32).configuration["text_encoders"]) == 1
 
 
 def test_options_save_what_they_are_for():

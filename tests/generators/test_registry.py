@@ -17,7 +17,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.memory import Memory
 from hypernoise.generators.presets import PRESETS, Part
-from hypernoise.generators.registry import load_as, load_generator
+from hypernoise.generators.registry import load_as, load_generator, pick_device
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.plan.models import planned_generator
 from hypernoise.training.config import read_recipe
@@ -291,3 +291,13 @@ def test_steps_are_a_whole_number(steps, generator):
 def test_a_noise_shape_is_a_sequence_of_sizes(shape):
     with pytest.raises(InputError, match="noise_shape must be one sample's shape"):
         ResidualNoise(shape)
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    one = torch.ones(1)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.zeros", lambda *arguments, **keywords: one)
+    assert pick_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:3")
+    assert pick_device("cpu") == torch.device("cpu")

@@ -11,7 +11,6 @@ from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.loop import train
-from hypernoise.training.processes import own_device
 from tests.training.ranks import free_port, on_ranks
 from tests.training.test_resume import quick
 from tests.training.test_trainer import PROMPTS, build, config
@@ -110,15 +109,6 @@ def test_what_accelerate_cannot_start_with_is_one_line(sd_pipeline, monkeypatch)
     monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
     with pytest.raises(InputError, match="accelerate cannot start .*: ImportError: Megatron"):
         rows(sd_pipeline, config(max_train_steps=1))
-
-
-def test_each_process_takes_its_own_accelerator(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert own_device("auto") == "auto"
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert own_device("auto") == own_device("cuda") == "cuda:3"
-    assert own_device("cpu") == "cpu"
 
 
 @pytest.mark.slow

@@ -34,9 +34,8 @@ class WithGenerator(Loading):
 
     def load(self) -> DiffusionGenerator:
         from hypernoise.generators.registry import load_as
-        from hypernoise.training.processes import own_device
 
-        return load_as(self, device=own_device(self.device))
+        return load_as(self, device=self.device)
 
     def log_precision(self, device: torch.device, *, only_if_slow: bool = False) -> None:
         """Prints to stderr what the generator computes in; called after all checks, whose errors are one line."""

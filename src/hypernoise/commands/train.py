@@ -106,14 +106,14 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     from hypernoise.prompts import read_mix
     from hypernoise.rewards.ensemble import WeightedSum
     from hypernoise.training.loop import train
-    from hypernoise.training.processes import launched, leave, own_device, say, say_once
+    from hypernoise.training.processes import launched, leave, say, say_once
 
     if recipe.memory.fit:
         from hypernoise.plan.plan import fitted
 
         recipe, chosen = fitted(recipe, device)
         say_once(chosen)
-    precision = resolve(recipe.mixed_precision, pick_device(own_device(device)))
+    precision = resolve(recipe.mixed_precision, pick_device(device))
     recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
     if recipe.reward_device:
         pick_device(recipe.reward_device)  # raises if it does not exist
@@ -121,7 +121,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     reward = WeightedSum(recipe.rewards, settings=settings)
     validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
     prompts = read_mix(recipe.prompts)
-    generator = load_as(recipe, device=own_device(device))
+    generator = load_as(recipe, device=device)
     for steps in recipe.inference_steps:
         generator.check_steps(steps)
     generator.check_prompts([*prompts, *recipe.validation_prompts])

@@ -188,11 +188,12 @@ def check_directory(folder: Path) -> str:
 
 
 def pick_device(device: str) -> torch.device:
-    """An existing torch device; "auto" prefers CUDA, then MPS, then the CPU."""
+    """An existing torch device; "auto" prefers CUDA, then MPS, then the CPU. In several processes "cuda" is each one's
+    own GPU."""
     if device == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()

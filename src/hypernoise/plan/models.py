@@ -57,23 +57,6 @@ def on_meta() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Published:
-    """A generator's classes and configurations, without weights.
-
-    configuration: denoiser, vae, scheduler (each with its class) and each text encoder's number of parameters.
-    words: the length that prompts are padded to, if the tokenizer has one.
-    """
-
-    preset: Preset
-    configuration: Mapping[str, Any]
-    words: int | None = None
-
-    @property
-    def text_parameters(self) -> int:
-        return sum(self.configuration["text_encoders"])
-
-
 @cache
 def configurations() -> dict[str, dict[str, Any]]:
     """Presets from the Hub: denoiser, vae and scheduler, and each text encoder's number of parameters."""
@@ -82,15 +65,16 @@ def configurations() -> dict[str, dict[str, Any]]:
     return found
 
 
-def published(source: str, tokens: int = 0) -> Published:
-    """The configuration of a preset's name or a pipeline directory; `tokens`: max_sequence_length, 0 for its own.
+def published(source: str, tokens: int = 0) -> tuple[Preset, dict[str, Any]]:
+    """A preset or a pipeline directory, and its networks' configurations as in `configurations`, with the length that
+    prompts are padded to as `words`, if the tokenizer has one; `tokens`: max_sequence_length, 0 for its own.
 
     Raises:
         InputError: neither a preset nor a directory of one of diffusers' own pipelines.
     """
     preset = PRESETS.get(source)
     if preset is not None and source in configurations():
-        return Published(preset.reading(tokens), configurations()[source])
+        return preset.reading(tokens), configurations()[source]
     folder = Path(str(files("hypernoise").joinpath(str(preset.packaged)))) if preset else Path(source)
     if not folder.is_dir():
         raise unknown("generator", source, PRESETS)
@@ -107,9 +91,9 @@ def published(source: str, tokens: int = 0) -> Published:
         "vae": read("vae"),
         "scheduler": read("scheduler", "scheduler_config"),
         "text_encoders": [_encoder_parameters(read(name)) for name in encoders],
+        "words": read("tokenizer", "tokenizer_config").get("model_max_length"),
     }
-    words = read("tokenizer", "tokenizer_config").get("model_max_length")
-    return Published((preset or Preset(family)).reading(tokens), configuration, words)
+    return (preset or Preset(family)).reading(tokens), configuration
 
 
 def _encoder_parameters(config: dict[str, Any]) -> int:
@@ -137,14 +121,15 @@ class WithoutText(DiffusionGenerator):
         memory: Memory = NO_SAVING,
         place: Place = on_meta,
     ):
-        self.found, self.text_dtype = published(source, tokens), dtype
-        preset = self.found.preset
-        pipeline = _assembled(self.found, dtype, place)
+        self.text_dtype = dtype
+        self.preset, self.configuration = preset, configuration = published(source, tokens)
+        self.text_parameters: int = sum(configuration["text_encoders"])
+        pipeline = _assembled(preset, configuration, dtype, place)
         super().__init__(pipeline, name=source, size=size or preset.size, call=preset.call, memory=memory)
 
     def encode(self, prompts: list[str]) -> Condition:
-        words = self.asked().get("max_sequence_length", self.found.words or 77)
-        shapes = _CONDITIONS[self.found.preset.family](cast(Any, self.denoiser).config, words)
+        words = self.asked().get("max_sequence_length", self.configuration.get("words") or 77)
+        shapes = _CONDITIONS[self.preset.family](cast(Any, self.denoiser).config, words)
         draw = torch.Generator().manual_seed(0)
         tensors = {
             name: torch.ones(len(prompts), *shape, dtype=torch.bool)
@@ -165,15 +150,15 @@ def planned_generator(source: str, **settings: Any) -> WithoutText:
     return planned
 
 
-def _assembled(found: Published, dtype: torch.dtype, place: Place) -> Any:
+def _assembled(preset: Preset, configuration: Mapping[str, Any], dtype: torch.dtype, place: Place) -> Any:
     """The pipeline without text encoders."""
-    cls, configuration = getattr(diffusers, found.preset.family), found.configuration
+    cls = getattr(diffusers, preset.family)
     names = set(cls.__init__.__annotations__)
     left_out = ("tokenizer", "text_encoder", "safety", "feature", "image_enc")
     parts: dict[str, Any] = {name: None for name in names if name.startswith(left_out)}
     parts["unet" if "unet" in names else "transformer"] = build(configuration["denoiser"], dtype, place)
     parts["vae"] = build(configuration["vae"], dtype, place)
-    schedule = {**configuration["scheduler"], **found.preset.scheduler}
+    schedule = {**configuration["scheduler"], **preset.scheduler}
     parts["scheduler"] = getattr(diffusers, schedule.pop("class")).from_config(schedule)
     more = {"requires_safety_checker": False, "is_distilled": True}
     return cls(**parts, **{name: value for name, value in more.items() if name in names})

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -45,7 +44,7 @@ from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.settings import changed
 from hypernoise.training.config import LoRA, Recipe
-from hypernoise.training.processes import launched, own_device
+from hypernoise.training.processes import launched
 
 TRACED = 2  # pictures: with one, torch would skip copies that a batch needs
 OPTIMIZER_BYTES = {"sgd": 4, "adamw": 8}  # of state, per fp32 parameter
@@ -111,7 +110,7 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
     rewards, scoring = _rewards(tuple(recipe.rewards), tuple(recipe.validation_reward), settings, generator.size)
 
-    denoiser, vae, text = generator.denoiser, generator.pipeline.vae, generator.found.text_parameters
+    denoiser, vae, text = generator.denoiser, generator.pipeline.vae, generator.text_parameters
     frozen = {"denoiser": count(denoiser), "autoencoder": count(vae), "text encoders": text}
     held = {
         "denoiser": frozen["denoiser"] * width,
@@ -128,22 +127,17 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     held["trained: optimiser"] = held["trained: gradients"] * OPTIMIZER_BYTES[recipe.optimizer] // 4
 
     batch = recipe.train_batch_size // recipe.gradient_accumulation_steps
-    held["activations"] = activations(parts, batch, memory.decode_slice)
+    so_far = held["activations"] = 0
+    for name, part in parts.items():  # in order
+        at_once = min(memory.decode_slice or batch, batch) if name == "decoder" else batch
+        so_far += part.kept * batch // TRACED
+        peak = so_far + max(part.forward, part.backward) * at_once // TRACED
+        held["activations"] = max(held["activations"], peak)
     kept = {name: part.kept * batch // TRACED for name, part in parts.items()}
     flops = {name: part.flops * batch // TRACED for name, part in parts.items()}
     flops["backward"] = sum(part.flops_back for part in parts.values()) * batch // TRACED
-    facts = generator.found.preset, generator.size, precision.line, frozen, parameters_by_kind(f), rewards.parameters
+    facts = generator.preset, generator.size, precision.line, frozen, parameters_by_kind(f), rewards.parameters
     return Plan(recipe, *facts, held, kept, flops)
-
-
-def activations(parts: Mapping[str, Part], batch: int, decode_slice: int = 0) -> int:
-    """Peak bytes of activations in an accumulation step of `batch` pictures, with parts in order."""
-    most = held = 0
-    for name, part in parts.items():
-        at_once = min(decode_slice or batch, batch) if name == "decoder" else batch
-        held += part.kept * batch // TRACED
-        most = max(most, held + max(part.forward, part.backward) * at_once // TRACED)
-    return most
 
 
 @cache
@@ -258,8 +252,11 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
     fit = recipe.memory.fit
     if not fit:
         return recipe, ""
-    place = pick_device(own_device(device))
-    limit = ROOM * memory_of(fit, place)
+    place, size = pick_device(device), re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", fit, re.IGNORECASE)
+    if fit != "auto" and not size:
+        raise InputError(f"memory.fit must be auto or a size such as 24GB, not {fit!r}")
+    card = torch.cuda.get_device_properties(place) if place.type == "cuda" else None
+    limit = ROOM * (float(size[1]) * 1e9 if size else card.total_memory if card else psutil.virtual_memory().total)
     batch = recipe.train_batch_size // launched()[1]  # pictures per process, over its accumulation steps
     rounds = [n for n in range(recipe.gradient_accumulation_steps, batch + 1) if batch % n == 0]
     savings = [(name, value) for name, value in SAVINGS if operator.attrgetter(name)(recipe) != value]
@@ -280,14 +277,3 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
         f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, or move "
         "the rewards to another device with reward_device"
     )
-
-
-def memory_of(fit: str, device: torch.device) -> float:
-    """Bytes of a `fit`: auto is the device's whole memory."""
-    if fit == "auto":
-        cuda = device.type == "cuda"
-        return torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", fit, re.IGNORECASE)
-    if not size:
-        raise InputError(f"memory.fit must be auto or a size such as 24GB, not {fit!r}")
-    return float(size[1]) * 1e9

@@ -46,8 +46,8 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
     with no_traceback("the smoke test failed at building the networks"):
         drawn = {"dtype": dtype, "size": recipe.size, "tokens": recipe.max_sequence_length, "memory": recipe.memory}
         generator = random_generator(recipe.generator, place, **drawn)
-        pipeline, preset = generator.pipeline, generator.found.preset
-        text = generator.found.text_parameters if recipe.memory.text_encoders == "stay" else 0
+        pipeline, preset = generator.pipeline, generator.preset
+        text = generator.text_parameters if recipe.memory.text_encoders == "stay" else 0
         standing_in = torch.zeros(text, dtype=dtype, device=place)
         network = recipe.build_network(generator)
         rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)

@@ -34,13 +34,6 @@ def launched() -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def own_device(device: str) -> str:
-    """Each process's own GPU for "auto" or "cuda" with several processes; otherwise `device` itself."""
-    if launched()[1] > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return device
-
-
 def say(line: str) -> None:
     """Prints a line to stderr from the first process only; nothing if it is empty."""
     if line and launched()[0] == 0:
