@@ -22,11 +22,11 @@ from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.plan import smoke
 from hypernoise.plan.models import (
+    WithoutText,
     build,
     configurations,
     meta_network,
     parameters_by_kind,
-    planned_generator,
     planned_rewards,
 )
 from hypernoise.plan.plan import _rewards, fitted, plan
@@ -144,7 +144,7 @@ def test_image_reward_and_the_clips_are_planned_by_their_own_networks():
 
 def test_frozen_parameters_are_the_real_ones():
     generator = load_generator("scenes", device="cpu")
-    planned = planned_generator("scenes", dtype=torch.float32)
+    planned = WithoutText("scenes", dtype=torch.float32)
     real = {n: p.shape for n, p in generator.denoiser.named_parameters()}
     assert {n: p.shape for n, p in planned.denoiser.named_parameters()} == real
     assert planned.text_parameters == sum(p.numel() for p in generator.pipeline.text_encoder.parameters())
@@ -157,7 +157,7 @@ def test_a_saved_pipeline_is_planned_at_the_length_its_prompts_are_padded_to(tmp
     build_pipeline("FluxPipeline", tmp_path).save_pretrained(tmp_path / "flux")
     for tokens, length in ((0, 512), (64, 64)):
         real = load_generator(tmp_path / "flux", device="cpu", size=(16, 16), max_sequence_length=tokens)
-        planned = planned_generator(str(tmp_path / "flux"), dtype=torch.float32, size=(16, 16), tokens=tokens)
+        planned = WithoutText(str(tmp_path / "flux"), dtype=torch.float32, size=(16, 16), tokens=tokens)
         shapes = [{n: t.shape for n, t in c.tensors.items()} for c in (real.encode(["a"]), planned.encode(["a"]))]
         assert shapes[0] == shapes[1]
         assert shapes[0]["prompt_embeds"][1] == real.asked()["max_sequence_length"] == length
@@ -168,7 +168,7 @@ def test_a_saved_pipeline_is_planned_at_the_length_its_prompts_are_padded_to(tmp
 def test_a_saved_pipeline_with_other_lists_in_its_index_is_planned(tmp_path):
     build_pipeline("Krea2Pipeline", tmp_path).save_pretrained(tmp_path / "krea")
     assert "text_encoder_select_layers" in json.loads((tmp_path / "krea" / "model_index.json").read_text())
-    assert len(planned_generator(str(tmp_path / "krea"), dtype=torch.float32).configuration["text_encoders"]) == 1
+    assert len(WithoutText(str(tmp_path / "krea"), dtype=torch.float32).configuration["text_encoders"]) == 1
 
 
 def test_options_save_what_they_are_for():
@@ -213,7 +213,7 @@ def test_a_remembered_operation_answers_and_takes_as_it_did_at_first():
 
 
 def test_fewer_layers_are_fewer_parameters_to_train():
-    planned = planned_generator("scenes", dtype=torch.float32)
+    planned = WithoutText("scenes", dtype=torch.float32)
     some = meta_network(planned, LoRA(4, layers=("conv_out",)))
     assert parameters_by_kind(some) == {"conv": 4 * (32 * 9 + 4)}
 
@@ -285,7 +285,7 @@ def test_denoisers_have_their_published_size(name):
 
 def test_lora_on_sana_sprint_is_mostly_on_depthwise_convs():
     """As counted on the released adapter: 206 of 315 million at rank 128."""
-    planned = planned_generator("sana-sprint-0.6b", dtype=torch.bfloat16)
+    planned = WithoutText("sana-sprint-0.6b", dtype=torch.bfloat16)
     counts = parameters_by_kind(meta_network(planned, LoRA(128, 256.0)))
     assert counts["depthwise conv"] / 1e6 == pytest.approx(206, abs=0.5)
     assert sum(counts.values()) / 1e6 == pytest.approx(315, abs=0.5)

@@ -19,7 +19,7 @@ from hypernoise.generators.memory import Memory
 from hypernoise.generators.presets import PRESETS, Part
 from hypernoise.generators.registry import load_as, load_generator, pick_device
 from hypernoise.noise.residual import ResidualNoise
-from hypernoise.plan.models import planned_generator
+from hypernoise.plan.models import WithoutText
 from hypernoise.training.config import read_recipe
 from tests.families import build_pipeline, size_of
 
@@ -244,13 +244,13 @@ def test_a_registered_class_that_diffusers_lacks_is_refused_by_directory(tmp_pat
     with pytest.raises(InputError, match="has no MySanaPipeline.* pass the object to load_generator"):
         load_generator(tmp_path / "mine", device="cpu")
     with pytest.raises(InputError, match="has no MySanaPipeline"):
-        planned_generator(str(tmp_path / "mine"), dtype=torch.float32)
+        WithoutText(str(tmp_path / "mine"), dtype=torch.float32)
     pipeline.__class__ = type("MySanaPipeline", (type(pipeline),), {})
     assert load_generator(pipeline, size=(32, 32)).family is FAMILIES["MySanaPipeline"]
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"])
-@pytest.mark.parametrize("read", [load_generator, lambda place: planned_generator(str(place), dtype=torch.float32)])
+@pytest.mark.parametrize("read", [load_generator, lambda place: WithoutText(str(place), dtype=torch.float32)])
 def test_a_pipe_among_the_files_of_a_pipeline_hangs_neither_loading_nor_planning(file, read, sd_pipeline, tmp_path):
     sd_pipeline().save_pretrained(tmp_path)
     (tmp_path / file).unlink()
@@ -259,7 +259,7 @@ def test_a_pipe_among_the_files_of_a_pipeline_hangs_neither_loading_nor_planning
         read(tmp_path)
 
 
-@pytest.mark.parametrize("read", [load_generator, lambda place: planned_generator(str(place), dtype=torch.float32)])
+@pytest.mark.parametrize("read", [load_generator, lambda place: WithoutText(str(place), dtype=torch.float32)])
 def test_settings_of_a_part_are_a_mapping(read, sd_pipeline, tmp_path):
     sd_pipeline().save_pretrained(tmp_path)
     (tmp_path / "unet" / "config.json").write_text("[]")

@@ -108,7 +108,8 @@ def _encoder_parameters(config: dict[str, Any]) -> int:
 class WithoutText(DiffusionGenerator):
     """A published generator without its text encoders: an encoded prompt is random numbers of the right shape.
 
-    Its networks' weights are built in `place`. Raises the InputErrors of `published`.
+    Its networks' weights are built in `place`; without data, only its scheduler is real. Raises the InputErrors of
+    `published`.
     """
 
     def __init__(
@@ -125,6 +126,8 @@ class WithoutText(DiffusionGenerator):
         self.preset, self.configuration = preset, configuration = published(source, tokens)
         self.text_parameters: int = sum(configuration["text_encoders"])
         pipeline = _assembled(preset, configuration, dtype, place)
+        if place is on_meta:
+            _without_data(pipeline)
         super().__init__(pipeline, name=source, size=size or preset.size, call=preset.call, memory=memory)
 
     def encode(self, prompts: list[str]) -> Condition:
@@ -141,13 +144,6 @@ class WithoutText(DiffusionGenerator):
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Accepts any prompt."""
-
-
-def planned_generator(source: str, **settings: Any) -> WithoutText:
-    """A `WithoutText` without data: its networks on the meta device, its scheduler real."""
-    planned = WithoutText(source, **settings)
-    _without_data(planned.pipeline)
-    return planned
 
 
 def _assembled(preset: Preset, configuration: Mapping[str, Any], dtype: torch.dtype, place: Place) -> Any:

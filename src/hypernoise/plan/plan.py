@@ -36,7 +36,6 @@ from hypernoise.plan.models import (
     count,
     meta_network,
     parameters_by_kind,
-    planned_generator,
     planned_rewards,
 )
 from hypernoise.plan.trace import Part, moved, tracing
@@ -146,7 +145,7 @@ def _traced(
 ) -> tuple[WithoutText, LoRANoise | SpectralNoise, dict[str, Part]]:
     """A generator and a noise network, and their parts of a step with this many denoiser calls per picture."""
     size, tokens = asked.size, asked.max_sequence_length
-    generator = planned_generator(asked.generator, dtype=dtype, size=size, tokens=tokens, memory=asked.memory)
+    generator = WithoutText(asked.generator, dtype=dtype, size=size, tokens=tokens, memory=asked.memory)
     f = meta_network(generator, network)
     trained = f.trainable_parameters()
     for parameter in trained:  # their gradients count as trained memory: allocated in advance, in the layers' dtype
