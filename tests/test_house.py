@@ -10,7 +10,7 @@ LINES = 15_043  # of src/hypernoise; to be lowered, as the next
 CORE_LINES = 6_367  # of its core: objective, noise, generators, rewards, training
 
 FLOORS = (  # a room may import rooms of its own floor, as long as none comes back, and of those below
-    {"errors", "endpoints", "files", "version", "precision", "quiet", "settings", "waiting"},
+    {"errors", "files", "version", "precision", "quiet", "settings", "waiting"},
     {"objective"},
     {"noise", "generators", "rewards"},
     {"adapters", "pipeline", "prompts"},

@@ -283,7 +283,6 @@ def test_on_scenes_the_judge_decides(tmp_path):
             ["--prompts", "geneval", "--count", "1", "--judge", "nowhere/at-all"],
             "detector nowhere/at-all cannot be",
         ),
-        (["--rewriter", "http://localhost:1/v1"], "name the endpoint's model with --rewriter-model"),
         (["--adapter", "nowhere"], "no adapter at nowhere"),
         (["--prompts", "README.md", "--methods", "best-of-2"], "best-of-2 searches by a reward: name one"),
     ],

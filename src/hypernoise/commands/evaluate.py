@@ -53,11 +53,6 @@ class Evaluate(WithGenerator):
     questions vqascore or one of its siblings. Empty: the default one; none: draw only."""
     colors: str = ""
     """For geneval: a CLIP that classifies colours; empty: the default one."""
-    rewriter: str = ""
-    """For prompt-search: the URL of an OpenAI-compatible endpoint (its key is read from OPENAI_API_KEY); scenes
-    captions need none."""
-    rewriter_model: str = ""
-    """The model's name at the endpoint."""
     batch_size: int = 16
     seed: int = 0
     shard: str = ""
@@ -154,14 +149,12 @@ class Evaluate(WithGenerator):
         """Plain first, and the methods that --adapter and --finetuned imply."""
         from hypernoise.methods.finetune import FineTune
         from hypernoise.methods.hypernoise import HyperNoise
-        from hypernoise.methods.prompt_search import EndpointRewriter
         from hypernoise.methods.registry import make_methods
         from hypernoise.methods.search import Plain
 
         more = [name for name, folders in (("hypernoise", self.adapter), ("finetune", self.finetuned)) if folders]
         names = list(dict.fromkeys(["plain", *self.methods, *more]))
-        rewriter = EndpointRewriter(self.rewriter, self.rewriter_model) if self.rewriter else benchmark.rewriter
-        methods = make_methods(names, adapters=self.adapter, finetuned=self.finetuned, rewriter=rewriter)
+        methods = make_methods(names, adapters=self.adapter, finetuned=self.finetuned, rewriter=benchmark.rewriter)
         searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
         if searching and not (self.rewards or benchmark.rewards):
             raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")

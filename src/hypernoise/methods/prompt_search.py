@@ -1,13 +1,7 @@
-"""Best of several wordings of a prompt by the reward, all drawn from the same noise.
-
-Wordings come from any function, such as a language model behind an OpenAI-compatible endpoint; only an
-endpoint whose URL is given is contacted.
-"""
+"""Best of several wordings of a prompt by the reward, all drawn from the same noise."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.endpoints import post_json
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
@@ -23,13 +16,6 @@ from hypernoise.settings import MOST_AT_ONCE, whole
 
 Rewriter = Callable[[str, int], list[str]]
 """From a prompt and the number of rewrites to rewrites, maybe fewer. Repeatable results need a deterministic one."""
-
-REQUEST = (
-    "Rewrite the following prompt of a text-to-image model in {number} different ways that say more clearly what is to "
-    "be seen. Keep every object, number, colour and position that it names, and add no other object. Answer with one "
-    "rewrite a line and nothing else.\n\n{prompt}"
-)
-TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +26,8 @@ class PromptSearch:
     rewriter's calls are not.
 
     Args:
-        rewriter: such as `EndpointRewriter`; its `name`, if any, is part of the key of cached results.
+        rewriter: any function, such as one that asks a language model; its `name`, if any, is part of the key of
+            cached results.
     """
 
     rewriter: Rewriter
@@ -86,42 +73,3 @@ def _fits(generator: Generator, text: str) -> bool:
     except InputError:
         return False
     return True
-
-
-def parse_lines(answer: str, number: int) -> list[str]:
-    """The first `number` non-empty lines, without list markers and enclosing quotation marks."""
-    lines = [
-        re.sub(r"^\s*(?:\d+[.):]|[-*•])\s*", "", line).strip().strip("\"'“”").strip() for line in answer.splitlines()
-    ]
-    return [line for line in lines if line][:number]
-
-
-class EndpointRewriter:
-    """Calls `POST url/chat/completions`, at temperature 0.
-
-    OPENAI_API_KEY from the environment, if set, is sent as a bearer token.
-
-    Args:
-        url: such as http://localhost:8000/v1.
-        model: the model's name there.
-    """
-
-    def __init__(self, url: str, model: str):
-        if not re.match(r"https?://", url):
-            raise InputError(f"a rewriter's URL starts with http:// or https://, not {url!r}")
-        if not model:
-            raise InputError("name the endpoint's model with --rewriter-model")
-        self.url, self.model = url.rstrip("/"), model
-        self.name = f"{self.url} {model}"
-
-    def __call__(self, prompt: str, number: int) -> list[str]:
-        """Raises InputError if the endpoint does not respond in this format."""
-        message = {"role": "user", "content": REQUEST.format(number=number, prompt=prompt)}
-        body = {"model": self.model, "temperature": 0, "messages": [message]}
-        key, who = os.environ.get("OPENAI_API_KEY"), f"the rewriter at {self.url}"
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        try:
-            answer = post_json(f"{self.url}/chat/completions", body, who, seconds=TIMEOUT, headers=headers)
-            return parse_lines(answer["choices"][0]["message"]["content"] or "", number)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:  # AttributeError: content is not a text
-            raise InputError(f"{who} does not return a /chat/completions response") from error

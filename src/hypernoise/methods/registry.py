@@ -46,7 +46,7 @@ def _made(name: str, adapters: Sequence[str], finetuned: Sequence[str], rewriter
             return
     if found := re.fullmatch(r"prompt-search(?:-(\d{1,6}))?", name):
         if rewriter is None:
-            raise InputError("prompt-search needs a rewriter: --rewriter URL, or prompts of the scenes world")
+            raise InputError("prompt-search needs a rewriter: --prompts scenes has one, PromptSearch takes any")
         yield PromptSearch(rewriter, int(found[1] or 8))
     elif found := re.fullmatch(r"hypernoise(?:@(\d*\.?\d+))?", name):
         for run, folder in _runs(name, adapters, "--adapter"):

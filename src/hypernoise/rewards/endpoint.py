@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+from http.client import HTTPException
+from urllib.request import Request, urlopen
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from hypernoise.endpoints import post_json
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, first_line
 from hypernoise.rewards.base import Reward
 
 SCHEMES = ("http://", "https://")
@@ -46,9 +48,13 @@ class EndpointReward(Reward):
         return torch.tensor(self._ask(prompts, [_png(picture) for picture in levels]), device=pixels.device)
 
     def _ask(self, prompts: list[str], images: list[str]) -> list[float]:
-        body = {"prompts": prompts, "images": images}
+        body = json.dumps({"prompts": prompts, "images": images}).encode()
+        request = Request(self.name, body, {"Content-Type": "application/json"})
         try:
-            scores = post_json(self.name, body, f"reward {self.name!r}", seconds=SECONDS)["scores"]
+            with urlopen(request, timeout=SECONDS) as answer:
+                scores = json.load(answer)["scores"]
+        except (OSError, HTTPException) as error:  # URLError is an OSError
+            raise InputError(f"reward {self.name!r} does not answer: {first_line(error)}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f'reward {self.name!r} does not answer with {{"scores": [...]}}') from error
         numbers = isinstance(scores, list) and all(type(score) in (int, float) for score in scores)
