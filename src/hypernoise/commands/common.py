@@ -59,9 +59,8 @@ def write_report(
     from hypernoise.evaluation.tables import as_text
 
     print("\n\n".join(as_text(table) for table in tables))
-    title = f"hypernoise {command}"
-    facts = {name: str(value) for name, value in {**about, "version": __version__}.items()}
-    write_text(output / "report.html", page(title, facts, tables, charts, examples))
+    facts = {**about, "version": __version__}
+    write_text(output / "report.html", page(f"hypernoise {command}", facts, tables, charts, examples))
     print(f"report: {output / 'report.html'}", file=sys.stderr)
 
 

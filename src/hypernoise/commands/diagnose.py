@@ -56,16 +56,8 @@ class Diagnose(WithGenerator):
         network = load_adapter(generator, self.adapter)
         output_folder(self.output_dir)
         self.log_precision(generator.device)
-        found = diagnose(
-            generator,
-            network,
-            reward,
-            prompts,
-            noises=self.noises,
-            num_inference_steps=self.num_inference_steps,
-            seed=self.seed,
-            batch=self.batch_size,
-        )
+        work = {"noises": self.noises, "seed": self.seed, "batch": self.batch_size}
+        found = diagnose(generator, network, reward, prompts, num_inference_steps=self.num_inference_steps, **work)
         verdict = findings(found)
         text = "\n".join(
             f"{'ok ' if one.good else '!! '}{one.name:<11}{one.text}"
@@ -73,15 +65,8 @@ class Diagnose(WithGenerator):
             for one in verdict
         )
         print(text)
-        rows = [vars(one) for one in verdict]
-        write_summary(
-            self.output_dir,
-            "diagnose",
-            self,
-            generator.device,
-            rows,
-            measured={**asdict(found), "lipschitz": found.lipschitz},
-        )
+        rows, measured = [vars(one) for one in verdict], {**asdict(found), "lipschitz": found.lipschitz}
+        write_summary(self.output_dir, "diagnose", self, generator.device, rows, measured=measured)
         sheet = self.output_dir / "diagnosis.png"
         diagnosis_page(found, text).save(sheet)
         print(f"page: {sheet}", file=sys.stderr)

@@ -26,7 +26,7 @@ TILE = 160  # px, the longer side of a picture in the file
 
 def page(
     title: str,
-    about: Mapping[str, str],
+    about: Mapping[str, Any],
     tables: Sequence[Table],
     charts: Sequence[Image.Image] = (),
     examples: Sequence[Example] = (),
