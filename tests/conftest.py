@@ -101,7 +101,7 @@ def generator(sd_pipeline: Callable[..., StableDiffusionPipeline]) -> DiffusionG
 
 
 def disturb(network, scale: float = 0.3, seed: int = 1) -> None:
-    """Gives a fresh noise network, whose residual is 0, trained-looking weights."""
+    """Gives a new noise network, whose residual is 0, random weights as if it were trained."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.trainable_parameters():

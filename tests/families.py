@@ -406,7 +406,7 @@ def size_of(family: str) -> tuple[int, int]:
 
 
 def build_pipeline(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """The family's tiny pipeline, every weight drawn anew so that no zero-initialised layer hides a mistake."""
+    """The family's tiny pipeline with all weights random, so that no zero-initialised layer hides a mistake."""
     torch.manual_seed(seed)
     pipeline = BUILD[family](folder)
     draw = torch.Generator().manual_seed(seed)

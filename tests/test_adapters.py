@@ -88,7 +88,7 @@ def test_saving_over_an_adapter_replaces_it_and_touches_nothing_else(saved, sd_p
         save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), folder / "notes.txt")
 
 
-def test_an_adapter_that_was_not_written_to_the_end_is_none(saved, sd_pipeline, monkeypatch):
+def test_a_partly_written_adapter_does_not_load(saved, sd_pipeline, monkeypatch):
     folder, _ = saved
     network = LoRANoise(DiffusionGenerator(sd_pipeline(), name="tiny"), rank=2)
     replace = os.replace
@@ -229,7 +229,7 @@ def test_a_stand_alone_network_round_trips_on_its_module(network, tmp_path):
 
 
 class Buffer(torch.nn.Module):
-    """A module whose one weight is no parameter, and in one dimension."""
+    """A module whose only weight is a buffer of one dimension."""
 
     def __init__(self, value):
         super().__init__()
@@ -262,7 +262,7 @@ def test_a_residual_network_is_not_saved_without_its_generator(tmp_path):
         save_adapter(ResidualNoise((4,)), tmp_path / "f")
 
 
-def test_a_residual_network_goes_on_its_own_kind_of_generator_alone(tmp_path, sd_pipeline):
+def test_a_residual_network_fits_only_its_own_kind_of_generator(tmp_path, sd_pipeline):
     save_adapter(
         ResidualNoise((4,), width=8), tmp_path / "f", generator=ModuleGenerator(torch.nn.Identity(), noise_shape=(4,))
     )
@@ -288,7 +288,7 @@ def small(tmp_path):
 
 
 def say(folder, **changes):
-    """Changes what hypernoise.json says; names with __ reach into its mappings; ... takes a name away."""
+    """Changes values in hypernoise.json; names with __ reach into its mappings; ... deletes a name."""
     about = json.loads((folder / "hypernoise.json").read_text())
     for path, value in changes.items():
         *outer, name = path.split("__")
@@ -310,7 +310,7 @@ def test_the_same_weights_are_the_same_bytes(small, tmp_path):
             assert (tmp_path / f"{number}" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_what_a_killed_save_left_is_gone_after_the_next(small):
+def test_the_next_save_removes_what_a_killed_one_left(small):
     generator, folder = small
     (folder / ".adapter-abc").mkdir()
     (folder / ".adapter-abc" / "adapter_model.safetensors").write_text("half")
@@ -390,7 +390,7 @@ def test_weights_that_no_training_gives_are_refused(small, change, message):
     ],
     ids=lambda change: str(change)[:40],
 )  # fmt: skip
-def test_whatever_stands_in_hypernoise_json_gets_one_short_line(small, change):
+def test_any_content_of_hypernoise_json_gives_one_short_line(small, change):
     generator, folder = small
     say(folder, digest=..., **change)
     with pytest.raises(InputError) as refused:

@@ -1,4 +1,4 @@
-"""What the any-machine benchmark says of its figures, and what it measures them in."""
+"""The any-machine benchmark: its verdict, and the environment it measures in."""
 
 import os
 

@@ -154,7 +154,7 @@ def test_under_guidance_f_is_the_prompts_own(family, tmp_path):
     + [(name, True) for name in ("StableDiffusionXLPipeline", "QwenImagePipeline", "ZImagePipeline")],
 )
 def test_a_compiled_denoiser(family, whole, tmp_path):
-    """Wrapped, or compiled in place; the backend that only traces, to be quick. One family of each way of calling:
+    """Wrapped, or compiled in place, with a backend that only traces. One family for each way of calling:
     a UNet, a transformer, packed tokens, a list of pictures."""
     case = Case(family, tmp_path)
     pipeline, x = case.generator.pipeline, noise(case.generator.noise_shape, (0,))

@@ -121,7 +121,7 @@ def test_f_is_ours_alone_and_the_generator_is_as_the_user_set_it(build, folder, 
         assert (drawn(detach(pipe), bare, x) - plain).abs().max() <= 1e-5
 
 
-def test_a_fused_base_is_refused_with_what_to_do_and_then_said(build, folder, name, kind):
+def test_a_fused_base_is_refused_with_advice_and_warned_about_unchecked(build, folder, name, kind):
     if kind == "spectral":
         return  # goes where LoRAs are fused
     pipe = build()

@@ -1,4 +1,4 @@
-"""The house's own rules: arrows between its rooms point one way, and it stays small."""
+"""Rules of the package: imports between its folders point one way, and it stays small."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -101,7 +101,7 @@ def lines(modules) -> int:
     return sum(len(FILES[module].read_text().splitlines()) for module in modules)
 
 
-def test_the_house_stays_small():
+def test_the_package_stays_small():
     core = {"objective", "noise", "generators", "rewards", "training"}
     assert lines(FILES) <= LINES
     assert lines(module for module in FILES if room(module) in core) <= CORE_LINES

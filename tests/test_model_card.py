@@ -1,4 +1,4 @@
-"""What goes to the Hub: an adapter's three files, its card, and a picture. No test reaches it."""
+"""Uploads to the Hub: an adapter's three files, its card, and a picture. No test connects to it."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ RED, BLUE = (250, 0, 0), (0, 0, 250)
 
 @pytest.fixture
 def adapter(tmp_path):
-    """As it were trained on SD-Turbo."""
+    """An adapter as if trained on SD-Turbo."""
     folder = tmp_path / "adapter"
     shutil.copytree(SCENES, folder)
     about = json.loads((folder / "hypernoise.json").read_text())
@@ -53,7 +53,7 @@ def measured(tmp_path):
 
 
 class FakeHub:
-    """What `HfApi` is asked for, and the files that were uploaded."""
+    """Records the calls of `HfApi` and the uploaded files."""
 
     def __init__(self, error=None, card=None):
         self.error, self.card, self.asked, self.files = error, card, [], {}
@@ -186,7 +186,7 @@ def test_a_card_that_the_hub_finds_wrong_is_not_uploaded(adapter, hub, monkeypat
     assert hub.files == {}
 
 
-def test_wrong_input_is_refused_before_the_hub_is_asked(adapter, hub, tmp_path, monkeypatch):
+def test_wrong_input_is_refused_before_any_request_to_the_hub(adapter, hub, tmp_path, monkeypatch):
     for name in ("noise", "a/b/c", "a/b@main", ""):
         with pytest.raises(hn.InputError, match="is owner/name, not"):
             hn.push_to_hub(adapter, name)
@@ -200,7 +200,7 @@ def test_wrong_input_is_refused_before_the_hub_is_asked(adapter, hub, tmp_path, 
     assert hub.asked == []
 
 
-def test_training_pushes_only_if_it_is_asked_to(hub, monkeypatch, tmp_path):
+def test_training_pushes_only_on_request(hub, monkeypatch, tmp_path):
     call = ["train", "--max-train-steps", "1", "--train-batch-size", "1", "--lora.rank", "1", "--device", "cpu"]
     call += ["--prompts", str(tmp_path / "prompts.txt"), "--hub-model-id", "somebody/noise"]
     (tmp_path / "prompts.txt").write_text("a ring\n")

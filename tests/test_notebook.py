@@ -1,4 +1,4 @@
-"""docs/quickstart.ipynb runs from top to bottom, and shows what it says."""
+"""docs/quickstart.ipynb runs from top to bottom, with the results its text describes."""
 
 from pathlib import Path
 

@@ -30,7 +30,7 @@ def test_each_samples_gradient_is_limited_by_itself():
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_one_wild_sample_does_not_outweigh_the_batch(accumulation):
-    """A reward that is 1,000 times as steep on the far side of a wall: what is learned is the way of the many."""
+    """A reward 1,000 times as steep for a few samples: the many others decide what is learned."""
     many, wild = torch.tensor([1.0, 0.0]), torch.tensor([0.0, -1000.0])
 
     def reward(pixels, prompts):

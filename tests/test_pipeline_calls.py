@@ -25,7 +25,7 @@ SANA = "SanaSprintPipeline"
 
 
 @pytest.mark.parametrize("kind", ["lora", "spectral"])
-def test_a_call_with_another_instruction_length_or_guidance_says_so_once(kind, tmp_path):
+def test_a_call_with_another_instruction_length_or_guidance_warns_once(kind, tmp_path):
     generator = DiffusionGenerator(build_pipeline(SANA, tmp_path), size=size_of(SANA))
     network = LoRANoise(generator, rank=2) if kind == "lora" else spectral_noise(generator, Spectral(2, 16, 2))
     save_adapter(network, tmp_path / "adapter", generator=generator)

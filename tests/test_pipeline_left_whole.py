@@ -150,7 +150,7 @@ def test_copies_are_attached_and_apart(build, folder, kind, pictures):
 
 
 def test_threads_may_draw_with_one_denoiser_at_once(build, folder, pictures):
-    """A thread that is in the midst of f leaves a plain pipeline of the same denoiser plain; an attached one waits."""
+    """While one thread evaluates f, a plain pipeline with the same denoiser draws plain; an attached one waits."""
     plain, improved = pictures
     attached, bare, second = (StableDiffusionPipeline(**build().components) for _ in range(3))
     bare.unet = second.unet = attached.unet
@@ -172,7 +172,7 @@ def test_threads_may_draw_with_one_denoiser_at_once(build, folder, pictures):
     pipeline_is_plain(attached, plain)
 
 
-def test_a_callback_that_draws_with_its_own_pipeline_is_told(build, folder, pictures):
+def test_a_callback_that_draws_with_its_own_pipeline_is_refused(build, folder, pictures):
     plain, improved = pictures
     pipe = attach(build(), folder)
     with pytest.raises(InputError, match="a callback cannot draw with the pipeline that calls it"):
@@ -181,14 +181,14 @@ def test_a_callback_that_draws_with_its_own_pipeline_is_told(build, folder, pict
     pipeline_is_plain(pipe, plain)
 
 
-def test_a_pipeline_made_anew_of_its_parts_is_plain(build, folder):
+def test_a_new_pipeline_of_an_attached_ones_parts_is_plain(build, folder):
     pipe = attach(build(), folder)
     plain = drawn(build())
     assert torch.equal(drawn(StableDiffusionPipeline.from_pipe(pipe)), plain)
     assert torch.equal(drawn(type(pipe)(**pipe.components, requires_safety_checker=False)), plain)
 
 
-def test_another_denoiser_is_refused_or_said(build, folder, kind, pictures):
+def test_another_denoiser_is_refused_or_warned_about(build, folder, kind, pictures):
     plain, improved = pictures
     pipe, other = attach(build(), folder), build(seed=5)
     own, pipe.unet = pipe.unet, other.unet
@@ -208,7 +208,7 @@ def test_another_denoiser_is_refused_or_said(build, folder, kind, pictures):
     assert torch.equal(drawn(pipe), plain)
 
 
-def test_other_weights_in_the_same_denoiser_are_said_once(build, folder, kind, recwarn):
+def test_other_weights_in_the_same_denoiser_warn_once(build, folder, kind, recwarn):
     other = StableDiffusionPipeline(**{**build().components, "unet": build(seed=5).unet})
     other.set_progress_bar_config(disable=True)
     pipe = attach(build(), folder)

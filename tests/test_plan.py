@@ -1,4 +1,4 @@
-"""The plan's memory against what the CPU's allocator was really asked for."""
+"""The plan's memory against what torch's CPU allocator really allocated."""
 
 import dataclasses
 import gc
@@ -39,7 +39,7 @@ from tests.families import build_pipeline
 
 
 def allocated_peak(run):
-    """The most bytes that torch's CPU allocator had handed out at once during `run`, as its profiler saw it."""
+    """Peak bytes allocated by torch's CPU allocator during `run`, according to its profiler."""
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -239,7 +239,7 @@ def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
     assert main(["train", "r.yaml", "--dry-run", "--generator", "sd-trubo"]) == 2
 
 
-def test_a_gated_generator_is_told_before_it_is_asked_for(tmp_path, capsys):
+def test_a_gated_generator_is_named_before_the_download(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(
         "generator: flux-schnell\ntrain_batch_size: 1\nlora: {rank: 2}\nrewards: {redness: 1}\n"
     )

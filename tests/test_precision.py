@@ -1,4 +1,4 @@
-"""`mixed_precision: auto`: bf16 where the device has units for it, else fp32; said, kept, and warned of."""
+"""`mixed_precision: auto`: bf16 where the device has units for it, else fp32; printed, recorded, and warned about."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_auto_elsewhere(machine):
 
 @pytest.mark.parametrize("device", [CPU, CUDA, MPS])
 @pytest.mark.parametrize(("asked", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_what_is_asked_for_is_taken(machine, asked, dtype, device):
+def test_an_explicit_precision_is_used(machine, asked, dtype, device):
     machine(amx=True)
     found = resolve(asked, device)
     assert (found.name, found.dtype, found.slow) == (asked, dtype, False)
@@ -103,8 +103,8 @@ def test_bf16_on_a_cpu_without_it_warns_with_the_factor(machine):
     )
 
 
-def test_this_machine_with_avx2_alone_has_none():
-    """In a process of its own, since torch reads them once."""
+def test_this_machine_limited_to_avx2_has_no_bf16():
+    """In a separate process, since torch reads these variables once."""
     code = "import torch; from hypernoise.precision import native_bf16; print(native_bf16(torch.device('cpu')))"
     hidden = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     process = subprocess.run([sys.executable, "-c", code], env=os.environ | hidden, capture_output=True, check=True)
@@ -169,8 +169,8 @@ def test_a_run_says_it_once_and_keeps_it(sd_pipeline, tmp_path, capsys):
     assert json.loads((tmp_path / "drawn" / "summary.json").read_text())["mixed_precision"] == "no"
 
 
-def test_a_run_goes_on_in_the_precision_it_began_in(sd_pipeline, tmp_path, monkeypatch):
-    """`auto` on another machine may be another: it is refused, as any setting that changes the numbers."""
+def test_a_run_resumes_in_the_precision_it_began_in(sd_pipeline, tmp_path, monkeypatch):
+    """`auto` may mean another precision on another machine: refused like any setting that changes the numbers."""
     sd_pipeline().save_pretrained(tmp_path / "tiny")
     (tmp_path / "prompts.txt").write_text("a ring\n")
     (tmp_path / "r.yaml").write_text(f"generator: {tmp_path / 'tiny'}\nprompts: {tmp_path / 'prompts.txt'}\n")
@@ -183,7 +183,7 @@ def test_a_run_goes_on_in_the_precision_it_began_in(sd_pipeline, tmp_path, monke
     assert main([*call, "--max-train-steps", "3", "--mixed-precision", "no"]) == 0
 
 
-def test_a_command_without_the_field_keeps_none(tmp_path):
+def test_a_command_without_the_field_records_no_precision(tmp_path):
     write_summary(tmp_path, "other", Other(), "cpu", [])
     assert "mixed_precision" not in json.loads((tmp_path / "summary.json").read_text())
 

@@ -1,4 +1,4 @@
-"""What transformers and diffusers say that no user can act on is not heard; all else is."""
+"""Messages of transformers and diffusers that no user can act on are silenced; all others are shown."""
 
 import io
 import logging
@@ -49,7 +49,7 @@ def heard():
 def test_one_message_is_dropped_and_every_other_is_heard(heard):
     quiet.drop_idle_advice()
     logger = logging.getLogger(TRANSFORMERS)
-    assert logger.filters.count(quiet._is_heard) == 1  # however often it is asked for
+    assert logger.filters.count(quiet._is_heard) == 1  # however often it is called
     logger.warning("`CLIPImageProcessor` requires torchvision (not installed); falling back to `%s`", "Pil")
     logger.warning("`Other` requires torchvision, which is too old")
     assert heard.getvalue() == "`Other` requires torchvision, which is too old\n"

@@ -1,4 +1,4 @@
-"""The package as it is released: the wheel, its metadata, and that it runs where the repository is not."""
+"""The released package: the wheel, its metadata, and that it runs outside the repository."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def name_of(requirement: str) -> str:
 
 
 def test_everything_imported_is_a_declared_dependency():
-    """Of the core or of an extra, save what a dependency cannot be without."""
+    """In the core or in an extra, except for what a dependency itself requires."""
     requirements = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     declared = {name_of(one) for group in requirements for one in group} | {"starlette"}  # gradio's web framework
     of = packages_distributions()

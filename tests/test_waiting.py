@@ -1,4 +1,4 @@
-"""Idle threads sleep: said before torch is imported, which is when libgomp reads it, and never over the user's word."""
+"""Idle threads sleep: set before torch is imported, when libgomp reads it, unless the user has set it otherwise."""
 
 import ast
 import os
@@ -17,13 +17,13 @@ STARTS = [ROOT / "tests" / "conftest.py", *COMMANDS]
 
 
 def run(code, **more):
-    """A process of its own, in which the user has said nothing of it."""
+    """Runs code in a new process, where the user has set neither variable."""
     plain = {name: value for name, value in os.environ.items() if name not in WORDS}
     return subprocess.run([sys.executable, "-c", code], env=plain | more, capture_output=True, text=True, check=True)
 
 
 def test_libgomp_has_read_what_the_command_line_says():
-    """It prints its settings itself, when torch loads it."""
+    """libgomp prints its own settings when torch loads it."""
     code = "from hypernoise.cli import main; main(['--version']); import torch"
     lines = run(code, OMP_DISPLAY_ENV="VERBOSE").stderr.splitlines()
     settings = dict(line.strip().removeprefix("[host] ").split(" = ", 1) for line in lines if " = " in line)
@@ -38,8 +38,8 @@ def test_the_library_leaves_the_environment_alone():
 
 
 @pytest.mark.parametrize("file", STARTS, ids=lambda file: file.name)
-def test_what_imports_torch_says_it_first(file):
-    """Tests and benchmarks; one that only starts commands leaves it to them."""
+def test_passive_waiting_is_set_before_torch_is_imported(file):
+    """The tests and every benchmark that imports torch."""
     torches, said = [], []
     for number, line in enumerate(ast.parse(file.read_text()).body):
         if isinstance(line, ast.Import | ast.ImportFrom):
@@ -51,7 +51,7 @@ def test_what_imports_torch_says_it_first(file):
     assert not torches or said[0] < torches[0]
 
 
-def test_it_is_said_here():
+def test_passive_waiting_is_set_in_the_tests():
     assert any(name in os.environ for name in WORDS)
 
 

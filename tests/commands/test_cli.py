@@ -22,7 +22,7 @@ FAST = ["--train-batch-size", "2", "--rank", "2", "--device", "cpu"]
 
 @pytest.fixture
 def tiny(sd_pipeline, tmp_path):
-    """A pipeline directory of a user's own."""
+    """A user's pipeline directory."""
     sd_pipeline().save_pretrained(tmp_path / "tiny")
     return str(tmp_path / "tiny")
 
@@ -115,7 +115,7 @@ def test_training_few_layers(recipe, tmp_path, capsys):
     assert "layers leave out 'conv_out'" in capsys.readouterr().err
 
 
-def test_started_again_it_goes_on(recipe, tmp_path, capsys):
+def test_started_again_it_resumes(recipe, tmp_path, capsys):
     out = ["--output-dir", str(tmp_path / "run"), *FAST]
     assert main(["train", str(recipe), "--max-train-steps", "2", *out]) == 0
     assert main(["train", str(recipe), "--max-train-steps", "4", *out]) == 0
@@ -128,8 +128,8 @@ def test_started_again_it_goes_on(recipe, tmp_path, capsys):
     assert first[0]["kl"] > 0
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(recipe, tmp_path):
-    out, plain = tmp_path / "run", ["--mixed-precision", "no"]  # what auto is here, it is not in a process of its own
+def test_ctrl_c_saves_says_how_to_resume_and_exits_130(recipe, tmp_path):
+    out, plain = tmp_path / "run", ["--mixed-precision", "no"]  # a separate process may resolve auto differently
     process = subprocess.Popen(
         [
             sys.executable,
@@ -215,7 +215,7 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(recipe, tmp_path, capsys, 
     assert "did you mean 'generator'" in said()
 
 
-def test_wrong_output_is_said(recipe, tmp_path, capsys):
+def test_a_wrong_output_is_refused(recipe, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("")
     line = refused(capsys, ["train", str(recipe), "--output-dir", str(file), *FAST])
@@ -230,7 +230,7 @@ def test_generate_names_the_words_that_the_embedded_world_does_not_have(tmp_path
     assert capsys.readouterr().err == "scenes draws flat shapes and does not know: cat\n"
 
 
-def test_wrong_calls_are_said(capsys, tmp_path, tiny, sd_pipeline):
+def test_wrong_calls_are_refused(capsys, tmp_path, tiny, sd_pipeline):
     assert "did you mean 'train'" in refused(capsys, ["trian"])
     assert "cannot be read" in refused(capsys, ["train", str(tmp_path / "nowhere.yaml")])
     draw = ["generate", "--generator", tiny, "--device", "cpu", "--output-dir", str(tmp_path / "out")]
@@ -273,7 +273,7 @@ def test_misspelt_flags_name_the_right_one(arguments, message, capsys):
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
     ],
 )
-def test_too_little_memory_is_told_in_one_line(error, monkeypatch, capsys):
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
     def fail(*arguments, **keywords):
         raise error
 

@@ -1,4 +1,4 @@
-"""`hypernoise evaluate` on a tiny pipeline of a user's own, with tiny detectors and a VQA model of random weights."""
+"""`hypernoise evaluate` on a user's tiny pipeline, with tiny detectors and a VQA model with random weights."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ def tiny(sd_pipeline, tmp_path):
 
 @pytest.fixture
 def own(tiny, tmp_path):
-    """On a user's own prompts."""
+    """The same on a user's prompts."""
     (tmp_path / "prompts.txt").write_text("a red circle\ntwo blue rings\na green cross\n")
     rewards = ["--rewards", "redness=20", "--validation-rewards", "blueness"]
     trained = ["--adapter", str(tmp_path / "lora"), "--finetuned", str(tmp_path / "finetune")]
@@ -195,7 +195,7 @@ def test_a_detector_that_does_not_know_the_prompts_classes(geneval, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_drawn_asked_and_kept_question_by_question(questions, tmp_path, capsys, monkeypatch):
+def test_questions_are_answered_one_by_one_and_kept(questions, tmp_path, capsys, monkeypatch):
     call = [*questions, "--methods", "best-of-2", "--rewards", "redness"]
     assert main(call) == 0
     written = summary(tmp_path / "out")
@@ -287,7 +287,7 @@ def test_on_scenes_the_judge_decides(tmp_path):
         (["--prompts", "README.md", "--methods", "best-of-2"], "best-of-2 searches by a reward: name one"),
     ],
 )
-def test_mistakes_are_told_in_one_line(capsys, tmp_path, arguments, message):
+def test_mistakes_are_one_line(capsys, tmp_path, arguments, message):
     assert main(["evaluate", *arguments, "--device", "cpu", "--output-dir", str(tmp_path / "out")]) == 2
     line = capsys.readouterr().err.strip()
     assert message in line

@@ -58,7 +58,7 @@ def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
 
 
 def test_generate_draws_what_the_recipe_loads(recipe, sd_pipeline, tmp_path):
-    """Another size, and the pipeline's own call on the same."""
+    """At another size, against the pipeline's own call."""
     asked = recipe(height=32, width=16)
     pictures = generate(tmp_path / "out", "--recipe", asked)
     assert pictures.shape == (2, 32, 16, 3)
@@ -85,7 +85,7 @@ def test_saving_memory_changes_no_picture(recipe, base, sd_pipeline, tmp_path, m
     assert sizes == [2, 1, 2, 1]
 
 
-def test_evaluate_takes_the_recipe_and_draws_anew_at_another_size(recipe, tmp_path):
+def test_evaluate_takes_the_recipe_and_redraws_at_another_size(recipe, tmp_path):
     (tmp_path / "prompts.txt").write_text("a ring\na cross\n")
     flags = ["--prompts", str(tmp_path / "prompts.txt"), "--methods", "best-of-2", "--rewards", "redness=10"]
     flags += ["--num-images-per-prompt", "1", "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
@@ -106,7 +106,7 @@ def test_a_recipe_that_is_not_there(capsys):
     assert "recipe nowhere.yaml cannot be read" in capsys.readouterr().err
 
 
-def test_weights_are_in_what_was_asked_for(recipe):
+def test_weights_have_the_requested_precision(recipe):
     assert parse(Generate, ["a ring"]).mixed_precision == "auto"
     asked = parse(Generate, ["a ring", "--recipe", recipe(mixed_precision="fp16"), "--device", "cpu"])
     assert asked.load().dtype == torch.float16

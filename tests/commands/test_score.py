@@ -143,14 +143,14 @@ def refused(capsys, tmp_path, *arguments):
     return line
 
 
-def test_only_numbered_png_files_count_and_it_is_said(picture_folders, tmp_path, capsys):
+def test_only_numbered_png_files_count_and_others_are_named(picture_folders, tmp_path, capsys):
     for file in picture_folders[1].rglob("*.png"):
         file.rename(file.with_suffix(".jpg"))
     message = refused(capsys, tmp_path, *picture_folders)
     assert message.endswith("other has no usable picture; the first: 00000: 0 of 1 samples such as 00000.png exist")
 
 
-def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys):
+def test_mistakes_are_one_line_and_leave_nothing(flat, tmp_path, capsys):
     red, prompts = ["--rewards", "redness"], ["--prompts", tmp_path / "prompts.txt"]
 
     def said(*arguments):

@@ -69,7 +69,7 @@ def test_mild_corruptions_keep_what_is_shown_and_breaking_does_not():
     assert all(len(x.false_captions) == 2 for x in mild)
 
 
-def test_what_is_broken_is_seen_to_be_and_where():
+def test_flaws_are_found_and_located():
     rng = np.random.default_rng(1)
     requests = [group[rng.integers(len(group))] for group in TRAINED.values() for _ in range(20)]
     for request in requests:
@@ -116,4 +116,4 @@ def test_is_false_only_where_it_is_plain():
     assert is_false(Request("colors", (Thing("ring", "red"),)), scene)
     assert is_false(Request("counting", (Thing("ring", count=2),)), scene)
     assert not is_false(Request("single_object", (Thing("ring"),)), scene)
-    assert not is_false(Request("position", (Thing("ring"), Thing("cross")), "above"), scene)  # not looked at
+    assert not is_false(Request("position", (Thing("ring"), Thing("cross")), "above"), scene)  # not considered

@@ -35,7 +35,7 @@ def test_noised_is_where_the_scheduler_stands_after_its_first_answer(steps):
     assert torch.allclose(second, path.noised(x0, noise, torch.tensor([found[1]] * 3)), atol=1e-4)
 
 
-def test_a_rollout_is_where_the_scheduler_comes_by_with_the_networks_own_answers():
+def test_a_rollout_follows_the_scheduler_through_the_networks_own_outputs():
     path = EulerPath(build_scheduler(), "cpu")
     noise, embeds = torch.randn(24, 16, 8, 8), torch.randn(24, 4, 8)
 

@@ -96,7 +96,7 @@ def test_a_tiny_network_agrees_with_its_whole_jacobian(method):
 
 
 def test_a_lora_on_a_real_denoiser_agrees_with_its_whole_jacobian(generator):
-    """One noise again and again: the standard error is then of the probes alone."""
+    """The same noise many times: the standard error is then that of the probes."""
     network = LoRANoise(generator, rank=4)
     disturb(network, 0.05)
     noise, _ = draws(1, *generator.noise_shape)
@@ -108,7 +108,7 @@ def test_a_lora_on_a_real_denoiser_agrees_with_its_whole_jacobian(generator):
     assert abs(probed.gap.value - exact.gap.value) <= 4 * probed.gap.error < 0.2 * exact.l2.value
 
 
-def test_a_network_that_knows_its_kl_is_asked_for_it():
+def test_a_network_that_knows_its_kl_gives_it():
     network = SpectralNoise(6, 1, k=1, width=8).double()
     disturb(network, 0.2)
     noise, condition = draws(400, 6)
@@ -148,7 +148,7 @@ def test_arnoldi_stands_expansion():
 
 
 class Fold(nn.Module):
-    """x + f(x) = √(x² + 10⁻⁴): x and −x go to one place."""
+    """x + f(x) = √(x² + 10⁻⁴): x and −x map to one point."""
 
     def forward(self, noise, condition):
         return (noise.square() + 1e-4).sqrt() - noise
@@ -209,7 +209,7 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_torchs_own_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_wrong_calls_are_said():
+def test_wrong_calls_are_refused():
     network = affine(torch.zeros(2, 2))
     noise, condition = draws(2, 2)
     with pytest.raises(InputError, match="unknown method 'arnold'; did you mean 'arnoldi'"):
@@ -219,7 +219,7 @@ def test_wrong_calls_are_said():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_residual_that_is_not_finite_is_said(method):
+def test_a_residual_that_is_not_finite_is_refused(method):
     network = affine(torch.full((3, 3), math.nan))
     with pytest.raises(InputError, match="the residual is not finite"):
         estimate_kl(network, *draws(2, 3), method=method)

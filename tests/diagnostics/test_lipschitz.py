@@ -10,7 +10,6 @@ from hypernoise.diagnostics.lipschitz import (
     SILU,
     kl_gap_bound,
     lipschitz_bound,
-    pairwise_ratios,
     spectral_norm,
 )
 from hypernoise.errors import InputError
@@ -59,7 +58,7 @@ def test_layers_that_compute_again_give_the_same(sd_pipeline):
 
 
 def test_autocast_around_it_changes_nothing():
-    """It would hand a bf16 weight an fp32 dual tensor."""
+    """Inside it a bf16 weight would meet an fp32 dual tensor."""
     conv, x = nn.Conv2d(2, 2, 3, padding=1), torch.randn(1, 2, 4, 4)
     expected = Linearised(conv, x).jvp(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -71,17 +70,16 @@ def test_before_training_it_is_zero():
     assert spectral_norm(ResidualNoise((5,)).double(), noise, condition).tolist() == [0, 0]
 
 
-def test_ratios_lie_below_the_bound_and_the_norm_at_points_too():
+def test_the_norm_at_any_noise_lies_below_the_bound():
     network = ResidualNoise((8,), width=16, depth=2).double()
     disturb(network, 0.2)
     noise, condition = draws(200, 8)
     other, _ = draws(200, 8, seed=1)
-    bound = lipschitz_bound(network)
-    ratios = pairwise_ratios(network, noise, other, condition)
     norms = spectral_norm(network, noise, condition, iterations=30)
-    assert 0.1 < ratios.max() < norms.max() < bound
-    near = pairwise_ratios(network, noise, noise + 1e-6 * other, condition)
-    assert (near <= norms + 1e-6).all()
+    assert 0.1 < norms.max() < lipschitz_bound(network)
+    with torch.no_grad():  # a small step cannot stretch more
+        change = network(noise + 1e-6 * other, condition) - network(noise, condition)
+    assert (change.norm(dim=1) / (1e-6 * other).norm(dim=1) <= norms + 1e-6).all()
 
 
 def test_layers_norms_multiply_to_the_bound():

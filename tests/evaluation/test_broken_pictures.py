@@ -1,4 +1,4 @@
-"""Damaged files, in each way in which Pillow was seen to report them when a PNG's bytes were changed at random."""
+"""Damaged PNG files, one for each way in which Pillow reported random changes of their bytes."""
 
 import io
 import json

@@ -40,7 +40,7 @@ def judge(picture, prompt):
 
 
 class Counting:
-    """A method that counts how often it is asked."""
+    """A method that counts its calls."""
 
     def __init__(self, method):
         self.method, self.name, self.settings, self.asked = method, method.name, method.settings, 0
@@ -100,7 +100,7 @@ def test_another_method_does_not_redo_the_others(tmp_path):
     assert second.asked == 2
 
 
-def test_what_decides_the_numbers_is_told_apart(tmp_path):
+def test_settings_that_change_the_numbers_have_their_own_folder(tmp_path):
     method = Counting(Plain())
     changes = [("seed", 1), ("num_images_per_prompt", 1), ("num_inference_steps", 2), ("batch_size", 3)]
     for settings in ({}, *({name: value} for name, value in [*changes, ("validation_reward", blueness)])):
@@ -115,7 +115,7 @@ def test_what_decides_the_numbers_is_told_apart(tmp_path):
     assert method.asked == done
 
 
-def test_a_stopped_run_goes_on_to_the_same_rows(tmp_path):
+def test_a_stopped_run_resumes_to_the_same_rows(tmp_path):
     class Stops(Counting):
         def generate(self, problem, prompts, noise):
             if self.asked == 1:

@@ -161,7 +161,7 @@ def test_the_filter(page):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_person_filters_it_in_a_browser(page, tmp_path):
-    """Opened as a file and used by the keyboard: what is seen, and that nothing is asked of the network."""
+    """Opened as a file and used by the keyboard: what is visible, and that it sends no request."""
     (tmp_path / "report.html").write_text(page)
     visible = '[...document.querySelectorAll("section")].map(s => +(s.getBoundingClientRect().height > 0))'
     with Browser(tmp_path / "report.html", tmp_path) as browser:

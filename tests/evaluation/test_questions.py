@@ -111,7 +111,7 @@ def test_geneval2_and_its_geometric_mean():
         (".jsonl", json.dumps({**SOFT, "vqa_list": [["How?"], ["a", "b"]]}), "needs a prompt, a vqa_list"),
     ],
 )
-def test_files_that_cannot_be_asked_from(tmp_path, suffix, text, message):
+def test_unusable_question_files_are_refused(tmp_path, suffix, text, message):
     file = tmp_path / f"file{suffix}"
     file.write_text(text)
     with pytest.raises(InputError, match=message):

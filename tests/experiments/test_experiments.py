@@ -77,7 +77,7 @@ def test_shares_are_of_gains_over_plain():
     assert rise == {"rise": pytest.approx(0.02), "ci95": pytest.approx([0.01, 0.03])}
 
 
-def test_each_goal_is_told_by_itself():
+def test_each_goal_has_its_own_verdict():
     plain = {"denoiser_forwards": 1, "denoiser_backwards": 0, "diversity": 0.2}
     ours = {"denoiser_forwards": 2, "denoiser_backwards": 0, "gain": 0.081, "diversity": 0.189}
     lines = goals(plain, ours, {"right": 0.61, "reward": 0.59}, {"rise": 0.002, "ci95": [-0.001, 0.005]})
@@ -125,14 +125,14 @@ def test_a_start_other_than_zero(generator):
     assert network(noise, condition).any()
 
 
-def test_a_run_of_other_settings_is_not_taken_up(tmp_path):
+def test_a_run_of_other_settings_is_not_resumed(tmp_path):
     same_run(tmp_path / "run", {"lr": 1e-3})
     same_run(tmp_path / "run", {"lr": 1e-3})
     with pytest.raises(InputError, match="was trained with lr = 0.001, not 0.1; give another --output-dir"):
         same_run(tmp_path / "run", {"lr": 0.1})
 
 
-def test_the_first_of_each_category_are_asked():
+def test_the_first_prompts_of_each_category_are_used():
     asked = load_benchmark("scenes", 5)
     few = first_of(asked, 2)
     assert len(few.prompts) == 12
@@ -183,7 +183,7 @@ def test_amortisation_is_a_curve_of_runs_of_their_own(run, tmp_path, capsys):
     }
 
 
-def test_dear_searches_may_draw_fewer_captions(run):
+def test_expensive_searches_may_draw_fewer_captions(run):
     summary = run(
         "amortisation", "--pictures", "2", "--judged", "2", "--searched", "1", "--seeds", "0", "--noises", "1"
     )
@@ -196,7 +196,7 @@ def test_dear_searches_may_draw_fewer_captions(run):
     assert summary["searched"]["prompts"]["count"] == 6
 
 
-def test_steps_tells_what_is_left_of_the_noise(run):
+def test_steps_reports_how_much_the_noise_still_matters(run):
     flags = ["--inference-steps", "1", "2", "--mixed", "1", "2", "--seeds", "0", "--noises", "2"]
     summary = run("steps", *flags)
     names = ["plain", "hypernoise-one", "hypernoise-mixed"]
@@ -306,7 +306,7 @@ def test_default_recipes_are_those_that_ship():
         ("failures", ["--noises", "1"], "--noises must be at least 2"),
     ],
 )
-def test_mistakes_are_told_in_one_line(capsys, tiny, tmp_path, name, flags, message):
+def test_mistakes_are_one_line(capsys, tiny, tmp_path, name, flags, message):
     capsys.readouterr()  # the recipe's pipeline was saved with a bar
     given = ["--recipe", str(tiny), *flags, "--device", "cpu", "--output-dir", str(tmp_path / "out")]
     assert main(getattr(import_module(f"experiments.{name}"), name.capitalize()), given) == 2

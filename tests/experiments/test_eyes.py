@@ -39,7 +39,7 @@ def wheels(tmp_path, monkeypatch):
     return files
 
 
-def test_it_runs_from_the_weight_files_to_the_table_and_goes_on(wheels, tmp_path, capsys):
+def test_it_runs_from_the_weight_files_to_the_table_and_resumes(wheels, tmp_path, capsys):
     output = tmp_path / "out"
     command = ["--output-dir", str(output), *TINY]
     assert run(command) == 0
@@ -104,7 +104,7 @@ def test_the_rewards_gradient_in_the_noise_is_the_difference_quotients():
     assert slope.item() == pytest.approx(quotient.item(), rel=1e-5)
 
 
-def test_the_reward_is_the_log_probability_of_the_colour_asked_for():
+def test_the_reward_is_the_log_probability_of_the_requested_colour():
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 10)).double()
     pixels = torch.rand(len(COLOURS), 3, 1, 1, dtype=torch.float64)
     probabilities = classifier(pixels).softmax(1)
@@ -140,7 +140,7 @@ def test_a_wrong_file_is_one_line(wrong, wheels, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flags", [["--updates", "0"], ["--pictures", "2"], ["--runs", "0"]])
-def test_a_size_that_is_none_is_told_by_its_flag(flags, capsys):
+def test_an_invalid_size_is_refused_with_its_flag(flags, capsys):
     assert run(flags) == 2
     assert f"{flags[0]} must be at least" in capsys.readouterr().err
 

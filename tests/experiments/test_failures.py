@@ -40,7 +40,7 @@ SOUND |= {"score_error": 0.02, "artefacts_error": 0.01}
         ({"lipschitz": 3.0, "score": 0.1, "kl_gap": 2.0}, {"KL gap": 2.0, "Lipschitz": 3.0, "judge": 0.4}),
     ],
 )
-def test_limits_are_told_where_they_are_crossed(change, crossed):
+def test_limits_are_named_where_they_are_crossed(change, crossed):
     found = broken({**SOUND, **change}, BASE)
     assert found == pytest.approx(crossed)
     assert list(found) == [name for name in LIMITS if name in crossed]

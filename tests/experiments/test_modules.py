@@ -1,4 +1,4 @@
-"""The modules experiment, shortened: its pictures, and that its table is read from what it trained."""
+"""The modules experiment, shortened: its pictures, and its table, which is read from the trained runs."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_each_kind_is_drawn_in_its_colour_and_shape():
         assert (shape == "square") == bool(inside.sum() == rows * columns)  # a square fills its box, a disc does not
 
 
-def test_it_trains_a_network_that_makes_a_generator_without_conditions_draw_what_is_asked(tmp_path, capsys):
+def test_it_trains_a_network_that_makes_an_unconditional_generator_draw_the_requested_kind(tmp_path, capsys):
     words = ["--weights", "0.01", "--updates", "150", "--lessons", "120", "--pictures", "8", "--output-dir"]
     assert main(Modules, [*words, str(tmp_path / "new")]) == 0  # pyright: ignore[reportArgumentType]
     plain, slow, fast, exact = json.loads((tmp_path / "new" / "summary.json").read_text())["results"]

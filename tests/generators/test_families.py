@@ -40,7 +40,7 @@ def seen_by(module, run):
 
 
 def same(a, b):
-    """Whether two nests of call arguments hold equal values."""
+    """Whether two nested structures of call arguments are equal."""
     if isinstance(a, torch.Tensor):
         return a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):
@@ -163,7 +163,7 @@ def test_a_replaced_method_leaves_no_trace():
     assert vars(owner) == {}
 
 
-def test_fixed_timesteps_are_drawn_in_their_number_alone(tmp_path, monkeypatch, capsys):
+def test_fixed_timesteps_allow_only_their_number_of_steps(tmp_path, monkeypatch, capsys):
     pipeline = build_pipeline("PixArtAlphaPipeline", tmp_path)
     generator = DiffusionGenerator(pipeline, name="dmd", size=(16, 16), call={"timesteps": [400]})
     noise, condition = noise_for(generator), generator.encode(PROMPTS)

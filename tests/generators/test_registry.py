@@ -85,7 +85,7 @@ def hub_says(error, status):
         (RevisionNotFoundError, "has no revision 'abc'"),
     ],
 )
-def test_what_the_hub_refuses_is_said_with_what_to_do(error, message, monkeypatch):
+def test_what_the_hub_refuses_comes_with_advice(error, message, monkeypatch):
     monkeypatch.setattr(hub, "hf_hub_download", hub_says(error, 403))
     with pytest.raises(InputError, match=message):
         load_generator("flux-schnell", device="cpu", revision="abc")
@@ -183,7 +183,7 @@ def test_a_known_repository_is_named_by_its_own_name():
         load_generator("stabilityai/sd-turbo")
 
 
-def test_a_pinned_revision_is_asked_for_unless_another_is_named(monkeypatch):
+def test_a_pinned_revision_is_requested_unless_another_is_named(monkeypatch):
     asked = []
 
     def note(repository, file, revision):
@@ -209,7 +209,7 @@ def test_a_pipeline_cached_in_part_names_the_command(tmp_path, monkeypatch):
         load_generator("sd-turbo", device="cpu")
 
 
-def test_the_hubs_error_behind_a_loaders_is_the_one_that_is_told(monkeypatch):
+def test_the_hubs_error_behind_a_loaders_is_reported(monkeypatch):
     def refuse(*arguments, **keywords):
         try:
             raise hub.LocalEntryNotFoundError("not there")

@@ -30,7 +30,7 @@ PROMPT = "a red ring"
 
 
 def trained(family, folder):
-    """A generator with a spectral network of its own, and the directory that it is saved in."""
+    """A generator with its spectral network, and the directory where that is saved."""
     generator = DiffusionGenerator(build_pipeline(family, folder), size=size_of(family))
     network = spectral_noise(generator, Spectral(k=2, width=16, depth=2))
     disturb(network, scale=0.2)
@@ -92,7 +92,7 @@ def test_strength_multiplies_f_and_0_is_the_seeds_own_noise(tmp_path):
 
 
 def test_noise_of_a_part_of_a_batch_is_its_part_of_the_batchs():
-    """As of ComfyUI's "Latent From Batch": each place has a draw of its own, the same whatever else is drawn."""
+    """As in ComfyUI's "Latent From Batch": each index has its own noise, whatever else is in the batch."""
     samples = torch.zeros(2, 4, 3, 3)
     draw_ = torch.Generator().manual_seed(7)
     drawn = [torch.randn(1, 4, 3, 3, generator=draw_) for _ in range(4)]
@@ -121,7 +121,7 @@ class Aliased(nn.Module):
 
 
 class FakePatcher:
-    """ComfyUI's MODEL: `model`, and wrappers that a clone has of its own."""
+    """ComfyUI's MODEL: `model`, and wrappers that a clone does not share."""
 
     def __init__(self, model, wrappers=()):
         self.model, self.wrappers = model, list(wrappers)

@@ -54,7 +54,7 @@ def test_it_adds_to_the_frozen_weights(generator, noise):
 
 
 def test_the_gradient_is_right_by_finite_differences(generator, noise):
-    """Of the reward in a LoRA entry, through the denoiser's LoRA in drawing; fp64."""
+    """The reward's gradient in an entry of the LoRA that draws; fp64."""
     network = LoRATune(generator, rank=2)
     disturb(network)
     condition = generator.encode(PROMPTS)

@@ -65,7 +65,7 @@ def test_only_the_low_frequencies_move():
     assert terms.abs().max() < 1e-14
 
 
-def test_a_sample_sees_its_own_low_frequencies_and_prompt_alone():
+def test_a_sample_sees_only_its_own_low_frequencies_and_prompt():
     noise, f, c = randn(3, 3, 8, 6), network(), prompts(3)
     residual = f(noise, c)
     assert torch.allclose(f(noise[1:2], c[1:2]), residual[1:2], atol=1e-14)

@@ -143,7 +143,7 @@ def test_a_pickle_and_a_cut_file_are_refused(tmp_path, monkeypatch):
             clip.load("clip", RewardSettings())
 
 
-def test_weights_that_cannot_be_had_are_told_in_one_line(monkeypatch, tmp_path):
+def test_unavailable_weights_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -302,7 +302,7 @@ def test_with_chunks_the_second_half_counts_and_has_gradient(build, tokenizer, p
     assert reward.windows.truncated == 0
 
 
-def test_truncation_is_told_once_counted_and_blind_to_the_second_half(build):
+def test_truncation_warns_once_is_counted_and_ignores_the_second_half(build):
     pixels = pictures(count=1).requires_grad_()
     reward = build()
     with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as warnings:

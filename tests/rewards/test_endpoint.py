@@ -73,7 +73,7 @@ def test_it_is_no_reward_to_train_on(server):
         ('{"scores": 1}', "answers with 1 for 1 pictures"),
     ],
 )
-def test_an_answer_that_is_none_is_one_line(server, answer, message):
+def test_an_invalid_answer_is_one_line(server, answer, message):
     reward = load_reward(server.address)
     server.answer = answer
     with pytest.raises(InputError, match=message) as refused:

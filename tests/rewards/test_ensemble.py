@@ -133,7 +133,7 @@ def test_a_function_and_a_class_by_import_path(own):
     check_reward(reward)
 
 
-def test_paths_that_lead_nowhere_are_told(own):
+def test_wrong_import_paths_are_named(own):
     for path, message in (
         ("no_such_module_here:warmth", "module 'no_such_module_here' cannot be imported from"),
         ("my_broken_rewards_of_this_test:warmth", r"cannot be imported .*_of_this_test.py, line 1\)"),
@@ -181,7 +181,7 @@ PARTLY_CUT = [
 
 
 @pytest.mark.parametrize("reward", PARTLY_CUT)
-def test_a_gradient_that_is_partly_cut_is_told(reward):
+def test_a_partly_cut_gradient_is_named(reward):
     with pytest.raises(InputError, match="a change of the pixels moves a score by .* instead of"):
         check_reward(reward)
 
@@ -230,7 +230,7 @@ def test_the_check_leaves_torchs_random_numbers_alone():
         (lambda pixels, prompts: Backwards.apply(pixels).flatten(1).mean(1), "a change of the pixels"),
     ],
 )
-def test_what_is_no_reward_is_told(reward, message):
+def test_what_is_no_reward_is_refused(reward, message):
     with pytest.raises(InputError, match=message):
         check_reward(reward)
 
@@ -241,7 +241,7 @@ def test_a_member_with_a_cut_gradient_is_named_and_one_of_no_weight_may_have_non
     check_reward(WeightedSum({"redness": 1.0, "rounded": 0.0}, {"rounded": rounded}))
 
 
-def test_in_training_a_batch_whose_gradients_cancel_is_told_apart_from_a_cut():
+def test_in_training_gradients_that_cancel_in_a_batch_are_not_taken_for_a_cut():
     def above_the_others(pixels, prompts):
         return mean(pixels) - mean(pixels).sum().mul(0.5)  # exactly 0 in the sum
 
@@ -259,7 +259,7 @@ def test_networks_pass_the_check(clip, dtype):
 
 
 @pytest.mark.parametrize("wrong", [{"long_prompts": "chunk"}, {"dtype": "float16"}, {"device": "gpu"}])
-def test_unknown_settings_are_told(wrong):
+def test_unknown_settings_are_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(InputError, match=f"{name} must be .* not '{value}'"):
         RewardSettings(**wrong)
@@ -284,7 +284,7 @@ def test_what_cannot_be_summed_is_refused():
         (["redness"], "map names to weights"),
     ],
 )
-def test_weights_of_the_wrong_kind_are_told(weights, message):
+def test_weights_of_the_wrong_kind_are_refused(weights, message):
     with pytest.raises(InputError, match=message):
         WeightedSum(weights)
 

@@ -92,7 +92,7 @@ def test_the_released_layout_fits_the_full_size():
     assert sum(p.numel() for p in network.vision_model.parameters()) == 303_301_632
     assert sum(p.numel() for p in network.text_encoder.parameters()) == 141_977_088
     heads = (network.vision_model.config.num_attention_heads, network.text_encoder.config.num_attention_heads)
-    assert heads == (16, 12)  # which no shape tells
+    assert heads == (16, 12)  # which no shape shows
     assert network.vision_model.config.layer_norm_eps == 1e-6
     assert 4 * sum(math.prod(t.shape) for t in released.values()) == pytest.approx(1.79e9, rel=3e-3)
 

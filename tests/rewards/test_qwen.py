@@ -38,7 +38,7 @@ TEXT = dict(
 
 @pytest.fixture(autouse=True)
 def fewer_tokens(monkeypatch):
-    """A picture is a few tokens here, so that differences stay affordable."""
+    """A picture is a few tokens here, so that finite differences are cheap."""
     monkeypatch.setattr("hypernoise.rewards.qwen.AREA", 9)
 
 
@@ -69,7 +69,7 @@ def config_of(name, words):
 
 
 def lively(model):
-    """The usual start is so small that pictures hardly matter."""
+    """With the usual initial weights pictures hardly matter."""
     draw = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -217,7 +217,7 @@ def published(old=True, width=3584, layers=28, inner=18944, heads=(28, 4, 128), 
 
 @pytest.mark.parametrize("old", [True, False])
 def test_the_published_checkpoints_names_and_shapes_fit(old):
-    """At full size, without memory: every tensor of the checkpoint has its place, and no place is left empty."""
+    """At full size, on the meta device: the checkpoint's tensors are exactly the model's."""
     config = Qwen2VLConfig(
         text_config=dict(
             hidden_size=3584, num_hidden_layers=28, intermediate_size=18944, num_attention_heads=28,

@@ -16,7 +16,7 @@ BY_CAPTION = {r.caption: r for c in CATEGORIES for r in all_requests(c)}
 
 
 class Truth:
-    """A generator that draws each caption right, or always the first one, reading nothing but a noise's sum."""
+    """A generator that draws each caption right, or always the first one, and uses only the noise's sum."""
 
     name, noise_shape, device = "truth", (2, 2), torch.device("cpu")
 

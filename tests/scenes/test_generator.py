@@ -1,4 +1,4 @@
-"""The shipped generator: a genuine diffusers pipeline that draws what it is asked in one step."""
+"""The shipped generator: a genuine diffusers pipeline that draws its prompts in one step."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_on_a_cpu_its_decoder_is_laid_out_by_channels_which_is_faster(scenes):
 
 @pytest.mark.slow
 def test_it_draws_as_the_benchmark_asks_of_a_generator(scenes):
-    """Neither hopeless nor finished, clear, of one prompt different pictures, and no worse in more steps."""
+    """A judge's score in the middle, few artefacts, different pictures of a prompt, and no worse in more steps."""
     rows = judged(scenes, [Plain()], 15, steps=(1, 2, 4)).rows
     assert 0.45 <= rows[0]["score"] <= 0.80, rows
     assert rows[0]["artefacts"] <= 0.35, rows  # 0.15 is the aim (docs/scenes.md)
@@ -132,7 +132,7 @@ def test_the_autoencoder_is_no_ceiling(scenes):
     assert abs(latents.std() - 1) < 0.1
 
 
-def test_the_adapter_that_ships_is_small_and_goes_on_by_its_name(scenes):
+def test_the_adapter_that_ships_is_small_and_attaches_by_its_name(scenes):
     folder = adapter_folder("scenes")
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
     assert {file.suffix for file in folder.iterdir()} == {".json", ".safetensors"}

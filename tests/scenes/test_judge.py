@@ -228,7 +228,7 @@ def test_merged_shapes_of_one_colour_are_artefacts(shape):
     assert artefacts == pytest.approx(sizes[0] / sum(sizes), abs=0.02)
 
 
-def test_touching_shapes_of_two_colours_are_told_apart():
+def test_touching_shapes_of_two_colours_are_separated():
     for color in COLORS:
         other = "blue" if color != "blue" else "black"
         touching = Placed("square", color, 21.5, 32.0, 12.5), Placed("square", other, 41.5, 32.0, 12.5)

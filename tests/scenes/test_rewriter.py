@@ -23,7 +23,7 @@ def test_turned_round_first_then_colours():
 
 @pytest.mark.parametrize("category", ["single_object", "two_object", "counting", "position", "color_attr"])
 def test_a_true_picture_of_a_rewrite_is_right_for_the_prompt(category):
-    """Drawn truth of the dressed request, judged against what was asked."""
+    """A true picture of the rewritten request, judged by the original."""
     rng = np.random.default_rng(0)
     request = next(r for r in evaluation_requests(1) if r.category == category)
     wordings = ScenesRewriter()(request.caption, 5)

@@ -72,7 +72,7 @@ def test_with_chunks_the_end_of_a_long_prompt_counts_and_has_gradient(untrained,
     assert torch.allclose(together, torch.cat([scorer(pixels, [prompt]) for prompt in (LONG, "a ring")]), atol=1e-5)
 
 
-def test_truncation_is_told_once_and_counted(untrained):
+def test_truncation_warns_once_and_is_counted(untrained):
     scorer, pixels = untrained(), torch.rand(1, 3, 64, 64)
     with pytest.warns(UserWarning, match="reads 24 tokens, but a prompt has") as warnings:
         assert [scorer(pixels, [prompt]).item() for prompt in (LONG, LONG)] == [scorer(pixels, [OTHER]).item()] * 2

@@ -1,4 +1,4 @@
-"""The scenes world: its captions, and that what is drawn is what was asked for."""
+"""The scenes world: its captions, and that pictures show what their captions say."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_relations_are_genevals(a, b, expected):
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_a_scene_shows_what_is_asked_and_nothing_else(category):
+def test_a_scene_shows_its_request_and_nothing_else(category):
     rng = np.random.default_rng(0)
     requests = all_requests(category)
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""A function in several processes that know of each other, as a launcher would start them, forked: nothing is imported
+"""A function in several processes of one group, as a launcher would start them, forked: nothing is imported
 again."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def start_ranks(count: int, function: Callable[[], Any], answers: Path | None = None) -> list[BaseProcess]:
-    """The processes, each of which leaves what `function` returns, or its traceback, in a file under `answers`."""
+    """The processes; each writes the result of `function`, or its traceback, to a file under `answers`."""
     port, ranks = free_port(), []
     for rank in range(count):
         process = FORK.Process(target=_run, args=(rank, count, port, function, answers), daemon=True)

@@ -129,7 +129,7 @@ def test_a_callers_numbers_go_through_the_same_door(value):
         TrainConfig(train_batch_size=value)
 
 
-def test_a_recipe_that_is_no_text_is_refused(tmp_path):
+def test_a_recipe_that_is_not_text_is_refused(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_bytes(b"\x89PNG\xff")
     with pytest.raises(InputError, match="is not UTF-8 text"):

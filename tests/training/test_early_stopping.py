@@ -33,7 +33,7 @@ def test_they_have_parted_when_the_watched_falls_and_the_trained_does_not():
     assert not should_stop(fallen[-9:], 5)  # two stretches are needed
 
 
-def test_the_best_stretch_is_told_by_its_middle():
+def test_the_best_stretch_is_named_by_its_middle():
     seen = series([0.1 * i for i in range(10)] + [1.0 - 0.1 * i for i in range(10)], [0.0] * 20)
     found = re.search(r"stopped early at step 190: .* since about step (\d+)", stopped_line(seen, 190, 5))
     assert 80 <= int(found[1]) <= 120
@@ -80,7 +80,7 @@ def test_watching_changes_nothing_and_reads_the_same_pictures(sd_pipeline):
     assert not any("validation_reward" in row for row in other.history)
 
 
-def test_training_ends_when_they_part_and_does_not_go_on(sd_pipeline, tmp_path):
+def test_training_ends_when_they_part_and_does_not_resume(sd_pipeline, tmp_path):
     def falling(pixels, prompts):
         falling.level -= 1.0
         return falling.level + 1e-3 * pixels.flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""Steps that go wrong are left out, counted and named; runs that go wrong end with advice."""
+"""Failed steps are skipped, counted and named; failed runs end with advice."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.training.test_resume import quick, small
 from tests.training.test_trainer import PROMPTS, same, state
 
 
-def test_a_skipped_step_changes_no_weight_and_is_told(tmp_path, capsys):
+def test_a_skipped_step_changes_no_weight_and_is_reported(tmp_path, capsys):
     def reward(pixels, prompts):
         scores = pixels.flatten(1).mean(1)
         reward.calls += 1
@@ -40,7 +40,7 @@ def test_a_skipped_step_changes_no_weight_and_is_told(tmp_path, capsys):
 
 def test_the_member_and_the_prompt_at_fault_are_named():
     def root(pixels, prompts):
-        """Its slope is infinite where a picture's scores are 0."""
+        """Its gradient is infinite where the score is 0."""
         kept = torch.tensor([0.0 if "ring" in prompt else 1.0 for prompt in prompts])
         return (kept * pixels.mean((1, 2, 3))).sqrt()
 
@@ -66,7 +66,7 @@ def test_skips_count_over_the_last_hundred_steps():
     assert skipped.count == 3
 
 
-def test_a_reward_that_raises_is_told_with_its_prompt_and_place():
+def test_a_reward_that_raises_is_named_with_its_prompt_and_place():
     def fussy(pixels, prompts):
         if "a black square" in prompts:
             raise KeyError("black")
@@ -79,7 +79,7 @@ def test_a_reward_that_raises_is_told_with_its_prompt_and_place():
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_a_reward_that_raises_for_a_whole_batch_alone_is_told_too():
+def test_a_reward_that_raises_only_for_a_whole_batch_is_named_too():
     def whole(pixels, prompts):
         if len(pixels) > 1:
             raise ValueError("one at a time")
@@ -119,7 +119,7 @@ def test_pictures_that_blow_up_stop_the_run_with_advice(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_reward_that_raises_leaves_the_last_good_step_to_go_on_from(tmp_path, processes):
+def test_a_reward_that_raises_leaves_a_checkpoint_of_the_last_good_step(tmp_path, processes):
     def run(output, fails):
         def reward(pixels, prompts):
             reward.calls += 1

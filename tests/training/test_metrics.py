@@ -1,4 +1,4 @@
-"""Where a step's row goes."""
+"""A step's row in the log and the trackers."""
 
 import pytest
 from PIL import Image
@@ -13,7 +13,7 @@ def test_sample_grids_have_two_rows_of_the_validation_prompts(tmp_path):
     assert Image.open(tmp_path / "samples" / "step-000004.png").size == (2 * 8 - 4, 2 * 8 - 4)
 
 
-def test_trackers_that_are_not_installed_are_told(tmp_path, monkeypatch):
+def test_missing_trackers_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"tracker wandb is not installed: pip install 'hypernoise\[wandb\]'"):
         check_trackers(("wandb",), tmp_path)
@@ -23,7 +23,7 @@ def test_trackers_that_are_not_installed_are_told(tmp_path, monkeypatch):
 
 
 def test_rows_reach_the_trackers_through_accelerate(tmp_path, monkeypatch):
-    """A tracker of accelerate's own kind under a known name: which packages are installed plays no part."""
+    """A tracker of accelerate's own class under a known name, so that no package is needed."""
     from accelerate import accelerator
     from accelerate.tracking import GeneralTracker
 

@@ -47,7 +47,7 @@ def test_the_reward_rises_and_the_base_is_untouched(sd_pipeline):
 
 
 @pytest.mark.parametrize("term", ["l2", "exact"])
-def test_the_row_tells_the_networks_own_kl(sd_pipeline, term):
+def test_the_row_has_the_networks_own_kl(sd_pipeline, term):
     generator, network, result = run(
         sd_pipeline, config(max_train_steps=1, kl_term=term), begin=lambda f: disturb(f, scale=0.05)
     )
@@ -131,7 +131,7 @@ def test_two_processes_give_the_numbers_of_one(sd_pipeline):
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_network_for_every_family(family, tmp_path):
-    """Zero at the start, and a change of the latents' low frequencies alone, whatever the layout."""
+    """Zero at the start; later only the latents' low frequencies change, whatever the layout."""
     generator = DiffusionGenerator(build_pipeline(family, tmp_path), size=size_of(family))
     network = spectral_noise(generator, SMALL)
     x = keyed_noise(generator.noise_shape, seed=0, step=0, samples=range(2))

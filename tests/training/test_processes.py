@@ -88,7 +88,7 @@ def test_a_batch_that_does_not_divide_names_the_multiple(processes, accumulation
 
 
 def test_the_environment_of_accelerate_launch_changes_no_number():
-    """Its precision, accumulation and compiler are the recipe's to say."""
+    """The recipe decides precision, accumulation and compilation, not accelerate's environment."""
 
     def norms(**env):
         def run():

@@ -1,4 +1,4 @@
-"""Runs that end badly, and go on to the numbers of one that did not."""
+"""Runs that are killed or fail resume to the same numbers as uninterrupted ones."""
 
 import errno
 import os
@@ -101,7 +101,7 @@ def test_killed_at_any_step_it_resumes_to_the_same_lora_bit_for_bit(sd_pipeline,
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "training_state.pt", "state.json", "sha256.json"])
 @pytest.mark.parametrize("how", ["cut short", "changed", "gone"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsys, name, how):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, name, how):
     whole, _ = quick(max_train_steps=6)
     quick(tmp_path, max_train_steps=4, checkpointing_steps=2)
     file = tmp_path / "checkpoint-000004" / name
@@ -207,7 +207,7 @@ def test_without_an_output_a_signal_does_what_it_does_elsewhere(number):
 
 
 @pytest.mark.parametrize("what", ["sample grid", "metrics.jsonl"])
-def test_a_disk_that_is_full_for_anything_else_is_told_in_a_line(tmp_path, monkeypatch, what):
+def test_a_disk_full_for_any_other_file_is_one_line(tmp_path, monkeypatch, what):
     quick(tmp_path, max_train_steps=2)
 
     def full(*args, **settings):
@@ -221,7 +221,7 @@ def test_a_disk_that_is_full_for_anything_else_is_told_in_a_line(tmp_path, monke
     assert all(damage(folder) is None for folder in checkpoints(tmp_path))
 
 
-def test_when_every_checkpoint_is_damaged_nothing_is_started_anew(tmp_path):
+def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over(tmp_path):
     quick(tmp_path, max_train_steps=2, checkpointing_steps=1)
     for folder in checkpoints(tmp_path):
         (folder / "training_state.pt").write_bytes(b"")
@@ -307,7 +307,7 @@ def test_a_second_sigterm_while_saving_changes_nothing(tmp_path, monkeypatch, pr
 
 @pytest.fixture
 def ctrl_c():
-    """Python's own answer to Ctrl-C, which a process started in the background does not inherit."""
+    """Restores Python's handler of Ctrl-C, which a background process does not inherit."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

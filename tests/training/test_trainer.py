@@ -213,7 +213,7 @@ def test_broken_rewards_stop_the_run_with_a_reason(sd_pipeline, reward, message)
 
 
 def test_a_member_whose_gradient_is_cut_is_named(sd_pipeline):
-    """The sum has a gradient, so that without the check the member would train nothing in silence."""
+    """The sum has a gradient, so without the check the member would silently train nothing."""
 
     def sharpness(pixels, prompts):
         return pixels.detach().diff(dim=-1).abs().flatten(1).mean(1)
@@ -280,7 +280,7 @@ def test_one_noise_per_step_is_shared_by_all_samples_and_rounds_of_an_update(sd_
     assert not torch.equal(own[0, 0], own[0, 1])
 
 
-def test_adam_decays_the_weights_by_the_share_asked_for():
+def test_adam_decays_the_weights_by_the_configured_share():
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = make_optimizer([weight], TrainConfig(learning_rate=0.5, adam_weight_decay=0.1))
     weight.grad = torch.zeros(3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.diagnostics.kl import KLReport, estimate_kl
-from hypernoise.diagnostics.lipschitz import kl_gap_bound, pairwise_ratios, spectral_norm
+from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.diagnostics.swap import Swap, swap_control
 from hypernoise.diagnostics.whiteness import Band, Check, band_powers, low_frequency_share, white_checks
 from hypernoise.errors import InputError
@@ -31,8 +31,8 @@ MORE_NOISES = "more --noises; the error falls with their square root"
 class Diagnosis:
     """The measurements. Norms and powers are per noise; KLs in nats.
 
-    norms: ‖J‖₂ at each noise. ratios: ‖f(a) − f(b)‖/‖a − b‖ of unrelated noises under one prompt.
-    distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for all noises and prompts.
+    norms: ‖J‖₂ at each noise. distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for all noises and
+    prompts.
     bands: f's power by frequency (None for noise that is not an image). checks: of x + f against N(0, I).
     swap: None with a single prompt.
     """
@@ -40,7 +40,6 @@ class Diagnosis:
     dimensions: int
     kl: KLReport
     norms: list[float]
-    ratios: list[float]
     distance: float
     constant: float
     bands: list[Band] | None
@@ -50,7 +49,7 @@ class Diagnosis:
     @property
     def lipschitz(self) -> float:
         """The largest measured stretch: a lower bound of Lip(f)."""
-        return max(*self.norms, *self.ratios)
+        return max(self.norms)
 
     @property
     def may_fold(self) -> bool:
@@ -93,10 +92,9 @@ def diagnose(
         raise InputError("no prompt to diagnose on")
     texts = spread(prompts, noises)
     noise = noise_for(generator, network, seed=seed, step=DIAGNOSIS_STEP, samples=range(noises))
-    condition, other = generator.encode(texts), noise.roll(1, 0)
+    condition = generator.encode(texts)
     parts = [slice(start, start + batch) for start in range(0, noises, batch)]
     norms = torch.cat([spectral_norm(network, noise[part], condition[part], seed=seed) for part in parts])
-    ratios = torch.cat([pairwise_ratios(network, noise[part], other[part], condition[part]) for part in parts])
     with torch.no_grad():
         residual = torch.cat([network(noise[part], condition[part]).to(noise) for part in parts])
     drawing = {"num_inference_steps": num_inference_steps, "batch": batch}
@@ -104,7 +102,6 @@ def diagnose(
         dimensions=noise[0].numel(),
         kl=estimate_kl(network, noise, condition, batch=batch, seed=seed),
         norms=norms.tolist(),
-        ratios=ratios.tolist(),
         distance=(residual.flatten(1).norm(dim=1) / math.sqrt(noise[0].numel())).mean().item(),
         constant=_constant_share(residual),
         bands=band_powers(residual) if noise.ndim == 4 else None,

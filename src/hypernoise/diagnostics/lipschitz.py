@@ -57,13 +57,6 @@ def _unit(direction: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pairwise_ratios(network: NoiseNetwork, noise: Tensor, other: Tensor, condition: Condition) -> Tensor:
-    """‖f(a) − f(b)‖ / ‖a − b‖ of each pair of noises [B, ...] under one condition [B]: lower bounds of Lip(f)."""
-    change = (network(noise, condition) - network(other, condition)).flatten(1).norm(dim=1)
-    return change / (noise - other).flatten(1).norm(dim=1)
-
-
-@torch.no_grad()
 def lipschitz_bound(network: NoiseNetwork) -> float:
     """An upper bound of Lip(f), from the weights only; infinite if none is known.
 

@@ -203,7 +203,7 @@ def test_either_spelling_of_cocos_classes_serves_the_official_prompts(labels, mo
 
 
 @pytest.mark.parametrize(("load_", "number"), [(Mask2Former, 0), (ClipColors, 1)])
-def test_weights_that_cannot_be_had_or_do_not_fit(tiny_models, tmp_path, load_, number):
+def test_missing_or_misfitting_weights_are_refused(tiny_models, tmp_path, load_, number):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_(str(tmp_path / "none"))
     folder = Path(shutil.copytree(tiny_models[number], tmp_path / "copy"))

@@ -62,7 +62,7 @@ ATTRIBUTES = asked("color_attr", ("dog", 1, "red"), ("cat", 1, "blue"))
         (COUNT, [found("dog"), found("dog", 20, score=0.8)], ["expected dog >= 2, found 1"]),
         (COLOR, [found("dog", color="red")], []),
         (COLOR, [found("dog", color="blue")], ["expected red dog >= 1, found 0: 1 blue"]),
-        # the most confident dog alone is looked at
+        # only the most confident dog counts
         (COLOR, [found("dog", color="red", score=0.5), found("dog", color="blue")],
          ["expected red dog >= 1, found 0: 1 blue"]),
         (COLOR, [found("dog", color="red"), found("dog", color="blue", score=0.5)], []),
@@ -87,7 +87,7 @@ def test_case_by_case(request_, detections, reasons):
     assert given == reasons
 
 
-def test_a_colour_of_several_says_which_were_found():
+def test_a_colour_of_several_names_those_that_were_found():
     request = asked("colors", ("dog", 3, "red"))
     dogs = [found("dog", 20 * i, color=color) for i, color in enumerate(["red", "blue", "blue"])]
     assert verdict(request, *dogs) == ["expected red dog >= 3, found 1: 1 red, 2 blue"]
@@ -101,7 +101,7 @@ def test_a_relation_holds_for_all_or_not():
 
 
 def test_an_object_of_the_wrong_colour_is_no_target():
-    """The dog is there, but not as asked for: what lies beside it has nothing to lie beside."""
+    """The dog is there, but of another colour: a relation to it cannot hold."""
     request = asked("position", ("dog", 1, "red"), ("cat", 1, None, ["left of", 0]))
     given = verdict(request, found("dog", 50, color="blue"), found("cat", 0))
     assert given == ["expected red dog >= 1, found 0: 1 blue", "nothing for the cat to be left of"]
@@ -246,7 +246,7 @@ def test_metadata_that_cannot_be_judged_by_is_refused_with_its_line(tmp_path, ch
         read_requests(file)
 
 
-def test_metadata_files_that_are_none(tmp_path):
+def test_invalid_metadata_files_are_refused(tmp_path):
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "words").write_text("a photo of a dog\n")
     (tmp_path / "list").write_text("[1]\n")

@@ -14,7 +14,7 @@ from tests.evaluation.geneval.conftest import LINES
 
 
 class Seen(GenEvalJudge):
-    """Finds what is asked for; in blue pictures of rings, one ring too many."""
+    """Finds the requested objects; in blue pictures of rings, one ring too many."""
 
     def __init__(self, requests):
         self.requests = by_prompt(requests)
