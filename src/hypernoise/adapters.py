@@ -102,7 +102,7 @@ def write_adapter(
         "output_layer": getattr(network, "output_layer", None),
         "output_layer_base_path": False if isinstance(network, LoRANoise) else None,
         "base": base.describe() if base is not None else None,
-        "call": getattr(base, "asked", dict)(),
+        "call": base.asked() if base is not None else {},
         "training": training,
     }
     with no_traceback("training must hold JSON values"):

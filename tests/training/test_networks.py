@@ -7,7 +7,7 @@ import torch
 
 from hypernoise.cli import main
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Generator
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.noise.draws import keyed_noise
@@ -72,7 +72,7 @@ def test_resume_and_accumulation_give_the_same_numbers(sd_pipeline, tmp_path):
         assert torch.allclose(state(parts[1])[name], weight, atol=2e-3), name
 
 
-class Linear:
+class Linear(Generator):
     """g(z) = z and prompts of two kinds."""
 
     name, noise_shape, device = "linear", (2, 4, 4), torch.device("cpu")

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor
 from hypernoise.diagnostics.linear import Linearised, jacobian, per_sample
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
-from hypernoise.noise.base import NoiseNetwork, never_folds
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.objective import l2_kl
 
 STEPS = 8  # Arnoldi iterations
@@ -99,10 +99,9 @@ def estimate_kl(
     if not len(noise) or batch < 1:
         raise InputError(f"estimate_kl needs a noise and a batch, not {len(noise)} and {batch}")
     parts = [(noise[i : i + batch], condition[i : i + batch]) for i in range(0, len(noise), batch)]
-    if method is None and never_folds(network):
-        own: Any = network
+    if method is None and network.never_folds:
         with torch.no_grad():
-            residual, kl = (torch.cat([f(x, c) for x, c in parts]) for f in (network, own.kl))
+            residual, kl = (torch.cat([f(x, c) for x, c in parts]) for f in (network, network.kl))
         l2, kl = l2_kl(_finite(residual)).cpu().double(), kl.cpu().double()
         return KLReport(Estimate.of(kl), Estimate.of(l2), Estimate.of(kl - l2), turned=0, own=True)
     draw = torch.Generator().manual_seed(seed)

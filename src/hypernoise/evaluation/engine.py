@@ -25,7 +25,7 @@ from hypernoise.errors import InputError, check_is
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.files import output_folder, write_json
-from hypernoise.generators.base import Generator, Sampler, check_texts
+from hypernoise.generators.base import Generator, check_texts
 from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.search import Plain
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
@@ -91,7 +91,7 @@ def compare(
     noises = num_images_per_prompt
     rewards = {"reward": reward, "validation_reward": validation_reward}
     rewards = {name: own for name, own in rewards.items() if own is not None}
-    check_is(generator, Sampler, "the generator", "what load_generator or ModuleGenerator makes")
+    check_is(generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
     for name, own in rewards.items():
         check_callable(own, f"the {name.replace('_', ' ')}")
     _check(prompts, methods, noises, batch_size, shard, categories)
@@ -102,8 +102,8 @@ def compare(
     shared = {
         "version": __version__,
         "generator": generator.describe(),
-        "dtype": str(getattr(generator, "dtype", None)),
-        "changed": getattr(generator, "changed", None),
+        "dtype": str(generator.dtype),
+        "call": generator.asked(),
         "rewards": [known_by(reward), known_by(validation_reward)],
         "judge": known_by(judge),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,10 +34,19 @@ class Condition:
 
 
 @runtime_checkable
-class Sampler(Protocol):
-    """The part of a `Generator` that draws; one of your own may have no more."""
+class Generator(Protocol):
+    """A frozen generator; every parameter has requires_grad=False. One of your own is a subclass."""
 
+    name: str
     noise_shape: tuple[int, ...]  # of one sample, as the model takes it
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype it computes in."""
+        return torch.float32
 
     def encode(self, prompts: list[str]) -> Condition:
         """The condition of each prompt, without gradient. Raises InputError for a prompt that would be truncated."""
@@ -49,19 +59,17 @@ class Sampler(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class Generator(Sampler, Protocol):
-    """A frozen generator; every parameter has requires_grad=False."""
-
-    name: str
-
-    @property
-    def device(self) -> torch.device: ...
-
     def describe(self) -> dict[str, Any]:
         """What an adapter records of its base, as JSON values: `name`, `noise_shape`, and what identifies it."""
-        ...
+        return {"name": self.name, "noise_shape": list(self.noise_shape)}
+
+    def asked(self) -> dict[str, Any]:
+        """What an adapter records of how the base was called in training, as JSON values."""
+        return {}
+
+    def awake(self) -> AbstractContextManager[Any]:
+        """A block for several calls of `encode`, inside which what they need stays on the device."""
+        return nullcontext()
 
 
 def check_texts(prompts: Any, name: str = "prompts") -> None:

@@ -25,7 +25,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, no_traceback, shown
-from hypernoise.generators.base import Condition, Seed, check_texts
+from hypernoise.generators.base import Condition, Generator, Seed, check_texts
 from hypernoise.generators.families import Family, asked, family_of, few_step_doubt, sibling_of
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding, replaced
@@ -33,7 +33,7 @@ from hypernoise.generators.text_cache import awake, rest, text_encoders
 from hypernoise.settings import MOST_SIDE, whole_number
 
 
-class DiffusionGenerator:
+class DiffusionGenerator(Generator):
     """A frozen few-step text-to-image pipeline.
 
     Args:
@@ -42,7 +42,6 @@ class DiffusionGenerator:
         size: height and width in pixels; the pipeline's own default if None.
         call: this model's `__call__` arguments, in addition to its family's.
         memory: ways to need less memory.
-        changed: settings that differ from the published ones; stored pictures record them.
         freeze: set requires_grad=False and eval mode on everything, as training needs
             (otherwise a backward pass would fill every weight's gradient).
 
@@ -57,7 +56,6 @@ class DiffusionGenerator:
         size: tuple[int, int] | None = None,
         call: Mapping[str, Any] = {},
         memory: Memory = NO_SAVING,
-        changed: Mapping[str, str] = {},
         freeze: bool = True,
     ):
         if hasattr(pipeline, "_hypernoise"):
@@ -73,7 +71,7 @@ class DiffusionGenerator:
         self._call_of_model = dict(call)
         for argument in call.keys() - inspect.signature(self._draw).parameters.keys():
             raise InputError(f"{name} is a {type(pipeline).__name__}, which takes no {argument}")
-        self.memory, self.changed = memory, dict(changed)
+        self.memory = memory
         self._description: dict[str, Any] | None = None
         for module in pipeline.components.values():
             if freeze and isinstance(module, nn.Module):
@@ -212,8 +210,7 @@ class DiffusionGenerator:
     def describe(self) -> dict[str, Any]:
         """What an adapter records of its base; computed once."""
         if self._description is None:
-            noise_shape = list(self.noise_shape)
-            self._description = {"name": self.name, "noise_shape": noise_shape, **identify_denoiser(self.denoiser)}
+            self._description = {**super().describe(), **identify_denoiser(self.denoiser)}
         return self._description
 
     def decoding(self) -> AbstractContextManager[None]:

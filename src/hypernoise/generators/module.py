@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hypernoise.errors import InputError, check_is, no_traceback
-from hypernoise.generators.base import Condition, Seed, check_noise, check_texts, checked_shape, fault_of
+from hypernoise.generators.base import Condition, Generator, Seed, check_noise, check_texts, checked_shape, fault_of
 from hypernoise.generators.identity import identify_module
 
 DEEP, MANY = 4, 100  # when searching a callable for its networks: depth, and items per container
 
 
-class ModuleGenerator:
+class ModuleGenerator(Generator):
     """A module, a function or a bound method as a frozen generator.
 
     The torch modules that it is, is bound to, closes over or uses as globals get requires_grad=False, and are put into
@@ -159,7 +159,7 @@ class ModuleGenerator:
             )
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "noise_shape": list(self.noise_shape), **identify_module(self.module)}
+        return {**super().describe(), **identify_module(self.module)}
 
 
 class Function(nn.Module):

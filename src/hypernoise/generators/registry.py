@@ -88,7 +88,6 @@ def load_generator(
             size=size or preset.size,
             call=preset.reading(max_sequence_length).call,
             memory=memory,
-            changed={"max_sequence_length": str(max_sequence_length)} if max_sequence_length else {},
         )
 
 

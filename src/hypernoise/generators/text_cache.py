@@ -6,7 +6,7 @@ A prompt's embedding depends only on its text and the text encoder, not on its b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -57,7 +57,7 @@ class KeptInMemory:
         asked = list(dict.fromkeys(prompts))
         new = [prompt for prompt in asked if prompt not in self.rows]
         if self.fits and new:
-            with getattr(self.generator, "awake", nullcontext)():
+            with self.generator.awake():
                 self._keep(new)
         if not (self.fits and _alike([self.rows[prompt] for prompt in asked])):
             self.fits = False

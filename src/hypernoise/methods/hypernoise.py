@@ -13,7 +13,7 @@ from hypernoise.adapters import adapter_folder, load_adapter, read_about, read_w
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
-from hypernoise.noise.base import NoiseNetwork, check_strength, kl_of, knows_kl
+from hypernoise.noise.base import NoiseNetwork, check_strength, kl_of
 from hypernoise.noise.stored import digest_of
 
 Load = Callable[[Generator, Path], NoiseNetwork]
@@ -74,6 +74,6 @@ class HyperNoise:
             residual = self.strength * network(noise, condition)
             better = noise + residual.to(noise.dtype)
             pixels = meter.draw(better, condition)
-        exact = knows_kl(network) and self.strength != 1
+        exact = network.knows_kl and self.strength != 1
         kl = None if exact else kl_of(network, noise, condition, residual)
         return Result(pixels, better, prompts, kl, meter.spent())

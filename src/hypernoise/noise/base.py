@@ -2,58 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, shown
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Generator
 from hypernoise.objective import l2_kl
 from hypernoise.settings import finite
 
 STRENGTHS = (0.0, 1.5)  # allowed multiples of f; it is trained at 1
 
 
-@runtime_checkable
-class NoiseNetwork(Protocol):
+class NoiseNetwork(nn.Module):
     """f(x0, c) of the paper: x0 + f(x0, c) is the noise the frozen generator draws from.
 
     kind: the network's name in an adapter's metadata.
     settings: the keyword arguments that rebuild it, as JSON values.
-
-    A network with a known KL also has `kl(noise, condition) -> [B]`: terms in nats whose mean over noise ~ N(0, I) is
-    KL(x + f ‖ N(0, I)), with a gradient whose mean is the KL's. Otherwise ½‖f‖² is used.
+    knows_kl: whether `kl` is its own. never_folds: whether x + f is invertible whatever the weights, so that its own KL
+        is the KL and no lower bound.
     """
 
     kind: ClassVar[str]
     settings: dict[str, Any]
+    knows_kl: ClassVar[bool] = False
+    never_folds: bool = False
 
-    def __call__(self, noise: Tensor, condition: Condition) -> Tensor:
+    def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """The residual [B, *noise_shape], exactly 0 before training."""
-        ...
+        raise NotImplementedError
 
-    def trainable_parameters(self) -> list[nn.Parameter]: ...
+    def kl(self, noise: Tensor, condition: Condition) -> Tensor:
+        """Terms [B], in nats, whose mean over noise ~ N(0, I) is KL(x + f ‖ N(0, I)), with a gradient whose mean is the
+        KL's; for a network that `knows_kl`."""
+        raise NotImplementedError
 
-    def trainable_state(self) -> dict[str, Tensor]:
-        """The trained tensors by name, which are saved."""
-        ...
+    def suit(self, generator: Generator, prompts: Sequence[str]) -> None:
+        """Called before training, to take what is not yet known from the generator."""
 
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Raises InputError unless the names and shapes are exactly those of `trainable_state`."""
-        ...
-
-
-class TrainedWhole(nn.Module):
-    """A network with only trainable parameters: the part of `NoiseNetwork` that follows from that."""
+    def scale_output(self, factor: float) -> None:
+        """Scales what depends on the noise by `factor` permanently. InputError if the network cannot."""
+        raise InputError(f"lipschitz: clamp rescales the residual, which a {self.kind!r} network cannot")
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.parameters())
 
     def trainable_state(self) -> dict[str, Tensor]:
+        """The trained tensors by name, which are saved."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Raises InputError unless the names and shapes are exactly those of `trainable_state`."""
         copy_state(self.trainable_state(), state)
 
 
@@ -76,20 +77,9 @@ def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
             tensor.copy_(state[name])
 
 
-def knows_kl(network: NoiseNetwork) -> bool:
-    """Whether the network computes its own KL."""
-    return hasattr(network, "kl")
-
-
-def never_folds(network: NoiseNetwork) -> bool:
-    """Whether x + f is invertible whatever the weights, so that the network's own KL is the KL and no lower bound."""
-    return knows_kl(network) and not getattr(network, "may_fold", False)
-
-
 def kl_of(network: NoiseNetwork, noise: Tensor, condition: Condition, residual: Tensor) -> Tensor:
     """The KL term of each sample [B], in nats: the network's own, exact on average, or the paper's ½‖f‖²."""
-    own: Any = network
-    return own.kl(noise, condition) if knows_kl(network) else l2_kl(residual)
+    return network.kl(noise, condition) if network.knows_kl else l2_kl(residual)
 
 
 def check_strength(strength: float) -> None:

@@ -20,14 +20,14 @@ from hypernoise.errors import InputError, shown
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator, in_turn
 from hypernoise.generators.identity import layers_of
-from hypernoise.noise.base import copy_state
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.settings import MOST_RANK, finite, seed_in_range, whole_number
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 WITHOUT_DEPTHWISE = "without-depthwise"
 
 
-class LoRANoise(nn.Module):
+class LoRANoise(NoiseNetwork):
     """f as a LoRA on a generator's denoiser.
 
     The LoRA is kept outside the denoiser, whose layers apply it only while f is evaluated. Between evaluations the
@@ -128,9 +128,6 @@ class LoRANoise(nn.Module):
                     "load the network on this one"
                 )
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return list(self.lora.parameters())
-
     def trainable_state(self) -> dict[str, Tensor]:
         """PEFT's names: `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
         return {
@@ -138,9 +135,6 @@ class LoRANoise(nn.Module):
             for name, update in self.layers.items()
             for side in ("lora_A", "lora_B")
         }
-
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        copy_state(self.trainable_state(), state)
 
     def scale_output(self, factor: float) -> None:
         """Scales the residual by `factor` permanently: it is linear in the output layer's B."""

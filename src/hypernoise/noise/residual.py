@@ -13,13 +13,13 @@ from torch.nn.functional import one_hot
 
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator, check_noise, checked_shape
-from hypernoise.noise.base import TrainedWhole
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.settings import MOST, seed_in_range, whole_number
 
 ENCODED = 1024  # prompts per batch when looking for the largest label
 
 
-class ResidualNoise(TrainedWhole):
+class ResidualNoise(NoiseNetwork):
     """An MLP on the flattened noise and the condition's embedding, whose last layer starts at zero.
 
     Args:

@@ -22,7 +22,7 @@ from torch.nn.functional import layer_norm, pixel_shuffle, pixel_unshuffle
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.noise.base import TrainedWhole
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.coupling import CouplingFlow, ResidualMap
 from hypernoise.noise.residual import embedded
 from hypernoise.noise.settings import Spectral
@@ -32,7 +32,7 @@ QUERIES = 4
 MAPS = {"coupling": CouplingFlow, "residual": ResidualMap}
 
 
-class SpectralNoise(TrainedWhole):
+class SpectralNoise(NoiseNetwork):
     """f on k × k frequencies of each latent channel, for a grid of any size.
 
     Args:
@@ -55,6 +55,7 @@ class SpectralNoise(TrainedWhole):
     """
 
     kind: ClassVar[str] = "spectral"
+    knows_kl: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class SpectralNoise(TrainedWhole):
         seed_in_range(seed)
         self.channels, self.text_width, self.k, self.patch = channels, text_width, k, patch
         self.grid = (grid[0], grid[1]) if grid else None
+        self.never_folds = map == "coupling"
         if grid:
             self.settings["grid"] = list(grid)
         with torch.random.fork_rng(devices=[]):
@@ -93,11 +95,6 @@ class SpectralNoise(TrainedWhole):
             self.map = MAPS[map](channels * k * k, width=width, depth=depth)
             if token_width:  # the initial weights are nearly uniform
                 self.queries = nn.Parameter(0.2 * token_width**-0.5 * torch.randn(QUERIES, token_width))
-
-    @property
-    def may_fold(self) -> bool:
-        """Whether x + f may fold noises onto each other, where `kl` is only a lower bound."""
-        return isinstance(self.map, ResidualMap)
 
     def forward(self, noise: Tensor, condition: Condition, *, grid: tuple[int, int] | None = None) -> Tensor:
         """The residual, in the weights' dtype and the noise's layout.

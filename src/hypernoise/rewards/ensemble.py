@@ -159,13 +159,6 @@ class WeightedSum:
         return self._scores
 
     @property
-    def described(self) -> dict[str, Any] | None:
-        """What else changes its numbers, besides the weights; None if nothing does."""
-        usual = RewardSettings()
-        numbers = {name: getattr(self.settings, name) for name in ("long_prompts", "dtype")}
-        return {name: value for name, value in numbers.items() if value != getattr(usual, name)} or None
-
-    @property
     def truncated(self) -> dict[str, int]:
         """How many distinct prompts each prompt-reading member truncated."""
         windows: dict[str, Any] = {name: getattr(member, "windows", None) for name, member in self.members.items()}
@@ -180,8 +173,9 @@ def each_of(reward: RewardFunction, *, weighted: bool = False) -> dict[str, Rewa
 
 
 def known_by(reward: Any) -> Any:
-    """The identity of a reward or a judge in results and checkpoints: the weights of a sum, or a name."""
+    """The identity of a reward or a judge in results and checkpoints: a sum's weights and precision, or a name."""
     if isinstance(reward, WeightedSum):
-        return reward.weights
+        dtype = reward.settings.dtype
+        return reward.weights if dtype == "float32" else {**reward.weights, "dtype": dtype}
     own = getattr(reward, "name", None) or getattr(reward, "__qualname__", type(reward).__qualname__)
     return None if reward is None else own

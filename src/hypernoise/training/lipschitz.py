@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +57,7 @@ def lipschitz_seen(network: NoiseNetwork, noise: Tensor, condition: Condition) -
     return spectral_norm(network, noise[:NOISES], condition[:NOISES], iterations=ITERATIONS)
 
 
-def clamp(network: Any, seen: float, bound: float) -> None:
+def clamp(network: NoiseNetwork, seen: float, bound: float) -> None:
     """Scales the residual's weights down to the bound if the constant `seen` exceeds it."""
     if seen > bound:
         network.scale_output(bound / seen)

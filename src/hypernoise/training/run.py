@@ -22,9 +22,9 @@ from torch.optim import Optimizer
 from hypernoise.adapters import compare_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, check_is, first_line
 from hypernoise.files import output_folder, read_json, write_json
-from hypernoise.generators.base import Generator, Sampler, check_texts
+from hypernoise.generators.base import Generator, check_texts
 from hypernoise.generators.text_cache import KeptInMemory
-from hypernoise.noise.base import NoiseNetwork, knows_kl
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.precision import resolve
 from hypernoise.prompts import PromptMix
 from hypernoise.rewards.base import RewardFunction, check_callable
@@ -91,10 +91,8 @@ class Run:
         self.config = dataclasses.replace(config, mixed_precision=self.precision.name)
         self.accelerator = start(generator.device, config.report_to, self.folder)
         self.samples = config.samples_per_round(self.accelerator.num_processes)
-        own: Any = network
-        if hasattr(network, "suit"):
-            own.suit(generator, prompts)
-        own.to(generator.device)
+        network.suit(generator, prompts)
+        network.to(generator.device)
         self.optimizer = make_optimizer(network.trainable_parameters(), config)
         fp16 = self.precision.name == "fp16"
         self.scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=fp16)
@@ -111,16 +109,15 @@ class Run:
         if self.checkpoint is not None:
             self._load(self.checkpoint)
         self.log = Log(self.accelerator, self.folder, self.step, config, self.fixed, progress)
-        self.model: Any = self.accelerator.prepare_model(own, device_placement=False)  # in DDP with several processes
+        self.model: Any = self.accelerator.prepare_model(network, device_placement=False)  # DDP for several processes
         earlier = rows_of(self.folder) if self.folder is not None else []
         self.readings = readings([row for row in earlier if row["step"] <= self.step])  # of the validation reward
         self.stopped_early = should_stop(self.readings, config.patience)  # such a run does not continue
 
     def _check(self) -> None:
         config, network = self.config, self.network
-        check_is(self.generator, Sampler, "the generator", "what load_generator or ModuleGenerator makes")
-        for kind in (nn.Module, NoiseNetwork):
-            check_is(network, kind, "the network", "a LoRANoise, ResidualNoise or SpectralNoise")
+        check_is(self.generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
+        check_is(network, NoiseNetwork, "the network", "a LoRANoise, ResidualNoise or SpectralNoise")
         check_is(config, TrainConfig, "the config", "a TrainConfig, such as TrainConfig(max_train_steps=100)")
         check_texts(self.prompts)
         check_texts(config.validation_prompts, "validation_prompts")
@@ -131,10 +128,9 @@ class Run:
             check_callable(self.validation_reward, "the validation reward")
         elif config.patience:
             raise InputError("patience needs a validation reward")
-        if config.lipschitz.mode == "clamp" and not hasattr(network, "scale_output"):
-            lacking = f"which a {network.kind!r} network lacks"
-            raise InputError(f"lipschitz: clamp needs a network with scale_output, {lacking}")
-        if config.kl_term == "exact" and not knows_kl(network):
+        if config.lipschitz.mode == "clamp":
+            network.scale_output(1.0)  # raises if it cannot
+        if config.kl_term == "exact" and not network.knows_kl:
             check_exact(self.generator.noise_shape)
 
     def _found(self, resume: bool) -> Path | None:
@@ -173,10 +169,9 @@ class Run:
             **settings,
             "generator": self.generator.name,
             "noise_shape": self.generator.noise_shape,
-            "generator_settings": getattr(self.generator, "changed", None) or {},
+            "call": self.generator.asked(),
             "network": {"kind": self.network.kind, **self.network.settings},
             "rewards": known_by(self.reward),
-            "reward_settings": getattr(self.reward, "described", None),
             "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",
         }
         return json.loads(json.dumps(fixed))  # as it is read back
@@ -276,6 +271,6 @@ class Run:
         (self.checkpoint,) = broadcast_object_list([self.checkpoint])
         if self.finished:
             rows = rows_of(self.folder) if self.folder is not None else self.log.history
-            exact = self.config.kl_term == "exact" or knows_kl(self.network)
+            exact = self.config.kl_term == "exact" or self.network.knows_kl
             self.advice = advice(rows, self.config, math.prod(self.generator.noise_shape), exact=exact)
             say(self.advice)

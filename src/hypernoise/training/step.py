@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from hypernoise.errors import InputError
-from hypernoise.noise.base import kl_of, knows_kl
+from hypernoise.noise.base import kl_of
 from hypernoise.noise.draws import key_of, noise_for
 from hypernoise.objective import limit_gradient, noise_objective
 from hypernoise.prompts import prompts_of_step
@@ -83,7 +83,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
         rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step)  # in fp32
         nats = kl_of(run.network, noise, condition, residual)
         loss, kl = noise_objective(nats, rewards, config.kl_weight).mean(), nats.mean()
-        if config.kl_term == "exact" and not knows_kl(run.network):
+        if config.kl_term == "exact" and not run.network.knows_kl:
             gap = exact_gap(run.network, noise, condition).mean()
             loss, kl = loss + config.kl_weight * gap, kl + gap.detach()
         if config.lipschitz.mode == "penalty":
