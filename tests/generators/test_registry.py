@@ -148,7 +148,7 @@ def test_the_lora_of_a_preset_is_fused(sd_pipeline, tmp_path, monkeypatch):
     pipeline = sd_pipeline()
     file, change = lora_file(tmp_path / "lora", pipeline)
     pipeline.save_pretrained(tmp_path / "base")
-    monkeypatch.setattr(registry, "fetch", lambda repository, name, *more: file)
+    monkeypatch.setattr(registry, "fetch", lambda repository, name, **more: file)
     settings = dict(repository=str(tmp_path / "base"), revision=None, variant=None, lora="owner/name/file.safetensors")
     monkeypatch.setitem(PRESETS, "sd-turbo", dataclasses.replace(PRESETS["sd-turbo"], **settings))
     denoiser = load_generator("sd-turbo", device="cpu", size=(16, 16)).denoiser
@@ -164,7 +164,7 @@ def test_a_part_may_be_a_file_of_weights(tmp_path, monkeypatch):
     weights = {"unet.safetensors": other.unet.state_dict(), "vae.safetensors": other.vae.state_dict()}
     for file, state in weights.items():
         save_file(state, tmp_path / file)
-    monkeypatch.setattr(registry, "fetch", lambda repository, file, *more: tmp_path / file)
+    monkeypatch.setattr(registry, "fetch", lambda repository, file, **more: tmp_path / file)
     for file in weights:
         parts = {"unet": Part("UNet2DConditionModel", "owner/name", file)}
         preset = dataclasses.replace(PRESETS["sdxl-lightning"], repository=str(tmp_path / "base"), parts=parts)
@@ -204,7 +204,7 @@ def test_a_pipeline_cached_in_part_names_the_command(tmp_path, monkeypatch):
     (cached / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(registry, "fetch", lambda *arguments: None)
+    monkeypatch.setattr(registry, "fetch", lambda *arguments, **more: None)
     with pytest.raises(InputError, match=f"hf download stabilityai/sd-turbo --revision {preset.revision}"):
         load_generator("sd-turbo", device="cpu")
 
@@ -216,7 +216,7 @@ def test_the_hubs_error_behind_a_loaders_is_reported(monkeypatch):
         except hub.LocalEntryNotFoundError as error:
             raise OSError("we could not connect to load this model") from error
 
-    monkeypatch.setattr(registry, "fetch", lambda *arguments: None)
+    monkeypatch.setattr(registry, "fetch", lambda *arguments, **more: None)
     monkeypatch.setattr("diffusers.PixArtTransformer2DModel.from_pretrained", refuse)
     with pytest.raises(InputError, match=r"Alpha-DMD\S*: transformer is not in the local cache .* run: hf download"):
         load_generator("pixart-dmd", device="cpu")

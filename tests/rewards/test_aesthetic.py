@@ -11,7 +11,7 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.check import check_reward
 from hypernoise.rewards.ensemble import NETWORKS
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
-from hypernoise.rewards.weights import Released, filled
+from hypernoise.rewards.weights import filled
 from tests.rewards import layouts
 from tests.rewards.test_clip import L14, pictures
 
@@ -103,6 +103,6 @@ def test_released_files_load_by_name(tmp_path, monkeypatch, build):
     torch.save(head, tmp_path / "head.pth")
     monkeypatch.setattr(aesthetic, "AestheticNetwork", lambda: AestheticNetwork(SMALL))
     names = {aesthetic.TOWER: "tower.bin", aesthetic.HEAD: "head.pth"}
-    monkeypatch.setattr(Released, "fetch", lambda released: tmp_path / names[released])
+    monkeypatch.setattr(aesthetic, "fetch", lambda *asked: tmp_path / names[asked])
     loaded = aesthetic.load("aesthetic-v2", RewardSettings())
     assert torch.equal(loaded(pictures(), ["a", "b"]), source(pictures(), ["a", "b"]))

@@ -24,7 +24,7 @@ from hypernoise.rewards.image_reward import (
     ImageRewardNetwork,
 )
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
-from hypernoise.rewards.weights import Released, filled, renamed
+from hypernoise.rewards.weights import filled, renamed
 from tests.rewards import layouts
 from tests.rewards.gradients import assert_gradient_is_right
 
@@ -175,7 +175,7 @@ def test_a_released_file_loads_by_name(tmp_path, monkeypatch, state, tokenizer):
     torch.save(state, tmp_path / "ImageReward.pt")
     monkeypatch.setattr(image_reward, "ImageRewardNetwork", partial(ImageRewardNetwork, SMALL_VISION, SMALL_TEXT))
     monkeypatch.setattr(image_reward, "load_tokenizer", lambda repository: tokenizer)
-    monkeypatch.setattr(Released, "fetch", lambda released: tmp_path / released.files[0])
+    monkeypatch.setattr(image_reward, "fetch", lambda repository, file: tmp_path / file)
     reward = image_reward.load("imagereward", RewardSettings())
     assert not any(parameter.requires_grad for parameter in reward.network.parameters())
     assert reward(pictures(), PROMPTS).shape == (2,)
@@ -188,8 +188,7 @@ def test_gradient_is_right_by_finite_differences(build):
 
 
 def test_scores_are_per_sample(build):
-    reward = build(long_prompts="chunk-mean")
-    prompts = [PROMPTS[0], LONG]
+    reward, prompts = build(), [PROMPTS[0], LONG]
     alone = torch.cat([reward(pictures()[i : i + 1], prompts[i : i + 1]) for i in range(2)])
     assert torch.allclose(reward(pictures(), prompts), alone, atol=1e-5)
 
@@ -204,19 +203,9 @@ def test_checkpointing_changes_nothing_else(build):
     assert torch.allclose(results[0][1], results[1][1], atol=1e-7)
 
 
-@pytest.mark.parametrize("policy", ["chunk-mean", "chunk-min"])
-def test_with_chunks_the_second_half_counts_and_has_gradient(build, policy):
-    pixels = pictures(count=1).requires_grad_()
-    reward = build(long_prompts=policy)
-    difference = reward(pixels, [LONG]) - reward(pixels, [OTHER])
-    assert difference.abs() > 1e-4
-    (gradient,) = torch.autograd.grad(difference.sum(), pixels)
-    assert gradient.norm() > 1e-5
-
-
 def test_truncation_is_blind_to_the_second_half(build):
     reward = build()
     with pytest.warns(UserWarning, match="reads 35 tokens"):
         difference = reward(pictures(count=1), [LONG]) - reward(pictures(count=1), [OTHER])
     assert difference.item() == 0
-    assert reward.windows.truncated == 2
+    assert reward.reader.truncated == 2

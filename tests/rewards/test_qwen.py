@@ -21,7 +21,7 @@ from hypernoise.rewards.hpsv3 import MARK, NAMES, UNUSED, HpsV3, Network
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from hypernoise.rewards.qwen import AreaResize, patches, places_of, shown
 from hypernoise.rewards.vqa import HELPFUL, QUESTION, VLMS, QwenReward, with_places
-from hypernoise.rewards.weights import Released, filled, read_state, renamed
+from hypernoise.rewards.weights import filled, read_state, renamed
 from tests.rewards import layouts
 from tests.rewards.gradients import assert_gradient_is_right
 from tests.rewards.test_clip import LONG, pictures
@@ -261,7 +261,7 @@ def test_hpsv3_loads_by_name(package, tmp_path, monkeypatch, build, tokenizer):
     }
     save_file({**state, "lm_head.weight": torch.zeros(2, 2)}, tmp_path / "HPSv3.safetensors")
     monkeypatch.setattr(hpsv3, "BACKBONE", str(backbone))
-    monkeypatch.setattr(Released, "fetch", lambda released: tmp_path / released.files[0])
+    monkeypatch.setattr(hpsv3, "fetch", lambda repository, file: tmp_path / file)
     loaded = load_reward("hpsv3")
     assert torch.allclose(loaded(pictures(), PROMPTS), expected, atol=1e-6)
     assert "hpsv3" not in sys.modules

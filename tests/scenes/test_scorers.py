@@ -1,4 +1,4 @@
-"""The scenes reward: its gradient, its policies for long prompts, and whether it prefers the truth."""
+"""The scenes reward: its gradient, its long prompts, and whether it prefers the truth."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ import torch
 from dev.scenes.lessons import EVALUATED, lesson, to_tensor
 from dev.scenes.matcher import build_matcher
 from dev.scenes.networks import build_tokenizer
-from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_generator
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import load_reward
+from hypernoise.rewards.preprocess import Resize
 from hypernoise.scenes import scorers
 from tests.rewards.gradients import assert_gradient_is_right
 
@@ -35,11 +35,10 @@ def untrained(tmp_path):
 def test_gradient_is_right_by_finite_differences(untrained):
     scorer = untrained()
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    scorer(pixels, PROMPTS)  # loads
-    scorer.model.double()
+    scorer.network.double()
     # the trained models answer in fp32, which bounds what a difference can tell
     assert_gradient_is_right(scorer, pixels, PROMPTS, least=1e-6, step=1e-2, rel=2e-2)
-    assert all(p.grad is None and not p.requires_grad for p in scorer.model.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in scorer.network.parameters())
 
 
 def test_scores_are_per_sample_and_depend_on_the_prompt(untrained):
@@ -56,35 +55,18 @@ FIRST = "a red ring left of a blue square, " * 3
 LONG, OTHER = FIRST + "a green cross above a black circle", FIRST + "a yellow cross above a black circle"
 
 
-@pytest.mark.parametrize("policy", ["chunk-mean", "chunk-min"])
-def test_with_chunks_the_end_of_a_long_prompt_counts_and_has_gradient(untrained, policy):
-    scorer = untrained(long_prompts=policy)
-    assert len(scorer.tokenizer(FIRST, verbose=False).input_ids) > scorers.LONGEST
-    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    scorer(pixels, ["a ring"])  # loads
-    scorer.model.double()  # random weights tell prompts apart too faintly for fp32
-    difference = scorer(pixels, [LONG]) - scorer(pixels, [OTHER])
-    assert difference.abs() > 1e-5
-    (gradient,) = torch.autograd.grad(difference.sum(), pixels)
-    assert gradient.norm() > 1e-8
-    assert scorer.windows.truncated == 0
-    together = scorer(pixels.expand(2, -1, -1, -1), [LONG, "a ring"])
-    assert torch.allclose(together, torch.cat([scorer(pixels, [prompt]) for prompt in (LONG, "a ring")]), atol=1e-5)
-
-
-def test_truncation_warns_once_and_is_counted(untrained):
+def test_truncation_is_told_once_and_counted(untrained):
     scorer, pixels = untrained(), torch.rand(1, 3, 64, 64)
-    with pytest.warns(UserWarning, match="reads 24 tokens, but a prompt has") as warnings:
+    with pytest.warns(UserWarning, match="reads 24 tokens, but a prompt has") as told:
         assert [scorer(pixels, [prompt]).item() for prompt in (LONG, LONG)] == [scorer(pixels, [OTHER]).item()] * 2
-    assert (len(warnings), scorer.windows.truncated) == (1, 2)
+    assert (len(told), scorer.reader.truncated) == (1, 2)
 
 
 def test_settings_reach_the_shipped_scorers():
-    reward = load_reward("scenes", RewardSettings(long_prompts="chunk-mean", dtype="bfloat16"))
-    scores = reward(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)), [LONG])
+    reward = load_reward("scenes", RewardSettings(dtype="bfloat16"))
+    scores = reward(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)), ["a ring"])
     assert (scores.dtype, reward.truncated) == (torch.float32, {"scenes-match": 0})
-    member = reward.members["scenes-match"]
-    assert (member.model.dtype, member.windows.policy) == (torch.bfloat16, "chunk-mean")
+    assert reward.members["scenes-match"].dtype == torch.bfloat16
 
 
 def test_recomputed_activations_change_neither_score_nor_gradient():
@@ -98,9 +80,9 @@ def test_recomputed_activations_change_neither_score_nor_gradient():
     assert torch.allclose(slopes[0], slopes[1], rtol=1e-4, atol=0)
 
 
-def test_pictures_of_another_size_are_refused(untrained):
-    with pytest.raises(InputError, match=r"reads 64x64 pictures, not \[32, 32\]"):
-        untrained()(torch.rand(1, 3, 32, 32), ["a ring"])
+def test_pictures_of_another_size_are_resized(untrained):
+    scorer, pixels = untrained(), torch.rand(1, 3, 96, 96)
+    assert torch.equal(scorer(pixels, ["a ring"]), scorer(Resize(64)(pixels), ["a ring"]))
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def test_rewards_may_be_one_name(tmp_path):
         ("validation_reward: redness\npatience: 2", "patience must be 0 (never stop early) or at least 3 readings"),
         ("patience: 5", "patience needs a validation reward; for example validation_reward"),
         ("validation_reward: {redness: inf}", "the weight of reward 'redness' must be a number"),
-        ("long_prompts: chunk", "long_prompts must be one of truncate, chunk-mean, chunk-min"),
+        ("reward_dtype: float16", "reward_dtype must be one of float32, bfloat16"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path, text, message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from hypernoise.errors import InputError
 from hypernoise.settings import MOST_AT_ONCE, whole
@@ -40,8 +40,6 @@ class Score:
     """GenEval's detector: a Mask2Former from the Hub or a folder; empty: the Swin-S trained on COCO."""
     colors: str = ""
     """The CLIP, from the Hub or a folder, that classifies the colours of detected objects; empty: ViT-L/14."""
-    long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts too long for a reward's text encoder: truncate them (the number is reported), or score windows."""
     batch_size: int = 16
     output_dir: Path = Path("runs/score")
     device: str = "auto"
@@ -63,7 +61,6 @@ class Score:
         from hypernoise.evaluation.tables import score_tables
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device
-        from hypernoise.rewards.base import RewardSettings
         from hypernoise.rewards.ensemble import WeightedSum
 
         device = pick_device(self.device)
@@ -72,8 +69,7 @@ class Score:
         for folder, (pictures, _, broken) in zip(self.folders, contents, strict=True):
             if not pictures:
                 raise InputError(f"{folder} has no usable picture; the first: {': '.join(next(iter(broken.items())))}")
-        settings = RewardSettings(self.long_prompts)
-        reward = WeightedSum(self.rewards, settings=settings) if self.rewards else None
+        reward = WeightedSum(self.rewards) if self.rewards else None
         seen = load_features(self.features, device)
         judge, about = None, {}
         if self.geneval:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
@@ -29,10 +29,14 @@ ADAPTER_FILES = (".safetensors", ".json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
-def fetch(repository: str, file: str, revision: str | None = None) -> Path:
-    """A repository's file, from the local Hub cache or downloaded. InputError explains a failure."""
-    with explained(repository, revision, file):
-        return Path(hf_hub_download(repository, file, revision=revision))
+def fetch(repository: str, *files: str, revision: str | None = None) -> Path:
+    """The first of these files that a repository has, from the local Hub cache or downloaded. InputError explains a
+    failure."""
+    with explained(repository, revision, " or ".join(files)):
+        for file in files[:-1]:
+            with suppress(EntryNotFoundError):  # also if it is not cached and the Hub is unreachable
+                return Path(hf_hub_download(repository, file, revision=revision))
+        return Path(hf_hub_download(repository, files[-1], revision=revision))
 
 
 @contextmanager

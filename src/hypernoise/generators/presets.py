@@ -28,8 +28,8 @@ class Part:
 class Preset:
     """A named generator.
 
-    repository: on the Hub; or packaged: a folder inside this package, and adapter: one with an adapter for it.
     family: its pipeline's class, a row of `families.FAMILIES`.
+    repository: on the Hub; or packaged: a folder inside this package, and adapter: one with an adapter for it.
     revision: the commit to load; None: the newest.
     size: drawn height and width in pixels; None: the pipeline's default.
     steps: denoiser calls it was distilled to.
@@ -42,11 +42,11 @@ class Preset:
 
     family: str
     repository: str | None = None
-    packaged: str | None = None
-    adapter: str | None = None
     revision: str | None = None
     size: tuple[int, int] | None = None
     steps: int = 1
+    packaged: str | None = None
+    adapter: str | None = None
     variant: str | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
     lora: str | None = None
@@ -59,109 +59,62 @@ class Preset:
         return replace(self, call={**self.call, "max_sequence_length": tokens}) if tokens else self
 
 
+_HALF, _FULL = (512, 512), (1024, 1024)
+_TRAILING = {"timestep_spacing": "trailing"}
+_LIGHTNING = Part("UNet2DConditionModel", "ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors")
 _DMD = "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512"
+_DMD_PARTS = {
+    "transformer": Part("PixArtTransformer2DModel", _DMD, "transformer"),
+    "scheduler": Part("DDPMScheduler", _DMD, "scheduler"),
+}
+_SHIFTED = {  # ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py: distilled with a shift of 3
+    **{"base_shift": math.log(3), "max_shift": math.log(3), "max_image_seq_len": 8192, "shift": 1.0},
+    **{"shift_terminal": None, "use_dynamic_shifting": True},
+}
+_SANA = "Efficient-Large-Model/Sana_Sprint_{}_1024px_diffusers"
 
 PRESETS: dict[str, Preset] = {
     "scenes": Preset("StableDiffusionPipeline", packaged="scenes/weights/generator", adapter="scenes/weights/adapter"),
     "sd-turbo": Preset(
-        "StableDiffusionPipeline",
-        "stabilityai/sd-turbo",
-        revision="b261bac6fd2cf515557d5d0707481eafa0485ec2",
-        size=(512, 512),
+        "StableDiffusionPipeline", "stabilityai/sd-turbo", "b261bac6fd2cf515557d5d0707481eafa0485ec2", _HALF,
         variant="fp16",
     ),
     "sdxl-turbo": Preset(
-        "StableDiffusionXLPipeline",
-        "stabilityai/sdxl-turbo",
-        revision="71153311d3dbb46851df1931d3ca6e939de83304",
-        size=(512, 512),
-        variant="fp16",
-        scheduler={"timestep_spacing": "trailing"},
+        "StableDiffusionXLPipeline", "stabilityai/sdxl-turbo", "71153311d3dbb46851df1931d3ca6e939de83304", _HALF,
+        variant="fp16", scheduler=_TRAILING,
     ),
     "sdxl-lightning": Preset(
-        "StableDiffusionXLPipeline",
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        size=(1024, 1024),
-        steps=4,
-        variant="fp16",
-        parts={
-            "unet": Part("UNet2DConditionModel", "ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors")
-        },
-        scheduler={"timestep_spacing": "trailing"},
+        "StableDiffusionXLPipeline", "stabilityai/stable-diffusion-xl-base-1.0", None, _FULL, 4,
+        variant="fp16", parts={"unet": _LIGHTNING}, scheduler=_TRAILING,
     ),
     "sana-sprint-0.6b": Preset(
-        "SanaSprintPipeline",
-        "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",
-        revision="a7d9fc31dd5c3f5e22dbfd78360777ceed56ae97",
-        size=(1024, 1024),
+        "SanaSprintPipeline", _SANA.format("0.6B"), "a7d9fc31dd5c3f5e22dbfd78360777ceed56ae97", _FULL
     ),
     "sana-sprint-1.6b": Preset(
-        "SanaSprintPipeline",
-        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
-        revision="19683c58b7ea290e55cedd8950ae1d86ada7ef96",
-        size=(1024, 1024),
+        "SanaSprintPipeline", _SANA.format("1.6B"), "19683c58b7ea290e55cedd8950ae1d86ada7ef96", _FULL
     ),
-    "flux-schnell": Preset(
-        "FluxPipeline",
-        "black-forest-labs/FLUX.1-schnell",
-        revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
-        size=(512, 512),  # as in the paper; the model draws up to 1024
-        steps=4,
-        call={"max_sequence_length": 256},
-        gated=True,
+    "flux-schnell": Preset(  # 512 pixels as in the paper; the model draws up to 1024
+        "FluxPipeline", "black-forest-labs/FLUX.1-schnell", "741f7c3ce8b383c54771c7003378a50191e9efe9", _HALF, 4,
+        call={"max_sequence_length": 256}, gated=True,
     ),
     "sd3.5-large-turbo": Preset(
-        "StableDiffusion3Pipeline",
-        "stabilityai/stable-diffusion-3.5-large-turbo",
-        revision="ec07796fc06b096cc56de9762974a28f4c632eda",
-        size=(1024, 1024),
-        steps=4,
-        gated=True,
+        "StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3.5-large-turbo",
+        "ec07796fc06b096cc56de9762974a28f4c632eda", _FULL, 4, gated=True,
     ),
     "pixart-dmd": Preset(
-        "PixArtAlphaPipeline",
-        "PixArt-alpha/PixArt-XL-2-512x512",
-        revision="50f702106901db6d0f8b67eb88e814c56ded2692",
-        size=(512, 512),
-        parts={
-            "transformer": Part("PixArtTransformer2DModel", _DMD, "transformer"),
-            "scheduler": Part("DDPMScheduler", _DMD, "scheduler"),
-        },
-        call={"timesteps": [400]},
+        "PixArtAlphaPipeline", "PixArt-alpha/PixArt-XL-2-512x512", "50f702106901db6d0f8b67eb88e814c56ded2692", _HALF,
+        parts=_DMD_PARTS, call={"timesteps": [400]},
     ),
     "z-image-turbo": Preset(
-        "ZImagePipeline",
-        "Tongyi-MAI/Z-Image-Turbo",
-        revision="f332072aa78be7aecdf3ee76d5c247082da564a6",
-        size=(1024, 1024),
-        steps=8,
+        "ZImagePipeline", "Tongyi-MAI/Z-Image-Turbo", "f332072aa78be7aecdf3ee76d5c247082da564a6", _FULL, 8
     ),
     "flux2-klein-4b": Preset(
-        "Flux2KleinPipeline",
-        "black-forest-labs/FLUX.2-klein-4B",
-        revision="e7b7dc27f91deacad38e78976d1f2b499d76a294",
-        size=(1024, 1024),
-        steps=4,
+        "Flux2KleinPipeline", "black-forest-labs/FLUX.2-klein-4B", "e7b7dc27f91deacad38e78976d1f2b499d76a294", _FULL, 4
     ),
-    "flux2-klein-9b": Preset(
-        "Flux2KleinPipeline", "black-forest-labs/FLUX.2-klein-9B", size=(1024, 1024), steps=4, gated=True
-    ),
-    "krea-2-turbo": Preset("Krea2Pipeline", "krea/Krea-2-Turbo", size=(1024, 1024), steps=8),
+    "flux2-klein-9b": Preset("Flux2KleinPipeline", "black-forest-labs/FLUX.2-klein-9B", None, _FULL, 4, gated=True),
+    "krea-2-turbo": Preset("Krea2Pipeline", "krea/Krea-2-Turbo", None, _FULL, 8),
     "qwen-image-lightning": Preset(
-        "QwenImagePipeline",
-        "Qwen/Qwen-Image",
-        revision="75e0b4be04f60ec59a75f475837eced720f823b6",
-        size=(1024, 1024),
-        steps=4,
-        lora="lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-4steps-V1.0.safetensors",
-        # ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py: distilled with a shift of 3
-        scheduler={
-            "base_shift": math.log(3),
-            "max_shift": math.log(3),
-            "max_image_seq_len": 8192,
-            "shift": 1.0,
-            "shift_terminal": None,
-            "use_dynamic_shifting": True,
-        },
+        "QwenImagePipeline", "Qwen/Qwen-Image", "75e0b4be04f60ec59a75f475837eced720f823b6", _FULL, 4,
+        lora="lightx2v/Qwen-Image-Lightning/Qwen-Image-Lightning-4steps-V1.0.safetensors", scheduler=_SHIFTED,
     ),
-}
+}  # fmt: skip

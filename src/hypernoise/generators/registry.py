@@ -76,7 +76,7 @@ def load_generator(
         location = str(files("hypernoise").joinpath(preset.packaged))
     if preset.repository:
         at = revision or preset.revision
-        fetch(location, "model_index.json", at)  # its errors are clearer than the pipeline's
+        fetch(location, "model_index.json", revision=at)  # its errors are clearer than the pipeline's
     with no_loading_bars(), no_traceback(f"generator {name!r} cannot be used"):
         pipeline = _pipeline(name, preset, location, at, dtype, variant or preset.variant)
         pipeline = pipeline.to(place)

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import L14, SAFE
 from hypernoise.rewards.network import NetworkReward, linear_head
 from hypernoise.rewards.preprocess import Resize
-from hypernoise.rewards.weights import Released, filled, read_state, renamed
+from hypernoise.rewards.weights import filled, read_state, renamed
 
-TOWER = Released("openai/clip-vit-large-patch14", SAFE)
-HEAD = Released("camenduru/improved-aesthetic-predictor", ("sac+logos+ava1-l14-linearMSE.pth",))
+TOWER = ("openai/clip-vit-large-patch14", *SAFE)
+HEAD = ("camenduru/improved-aesthetic-predictor", "sac+logos+ava1-l14-linearMSE.pth")
 
 
 class AestheticNetwork(nn.Module):
@@ -44,7 +45,7 @@ def from_released(tower: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> di
 
 def load(name: str, settings: RewardSettings) -> AestheticReward:
     """The predictor. Raises InputError for weights that cannot be loaded or do not fit."""
-    state = from_released(read_state(TOWER.fetch()), read_state(HEAD.fetch()))
+    state = from_released(read_state(fetch(*TOWER)), read_state(fetch(*HEAD)))
     return AestheticReward(name, filled(AestheticNetwork, state, f"reward {name!r}"), settings)
 
 

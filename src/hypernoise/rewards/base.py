@@ -35,9 +35,6 @@ RewardFunction = Callable[[Tensor, list[str]], Tensor]
 class RewardSettings:
     """Settings of reward networks; rewards computed from pixels ignore them."""
 
-    long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts too long for a reward's text encoder: truncate them (warned once, counted), or score windows that fit and
-    take the mean or the soft minimum."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the networks' weights; scores are fp32."""
     device: str = ""

@@ -18,15 +18,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
+from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.preprocess import Resize
-from hypernoise.rewards.text import Windows, combined, load_tokenizer
-from hypernoise.rewards.weights import Released, filled, read_state, renamed
-
-ENCODED_TOGETHER = 256  # windows
-SOFTNESS = 0.01  # soft minimum over windows, in cosines: good and bad differ by a few hundredths
+from hypernoise.rewards.text import Reader, load_tokenizer, padded
+from hypernoise.rewards.weights import filled, read_state, renamed
 
 Size = tuple[int, int, int]  # of a tower: width, layers, heads
 
@@ -89,12 +87,13 @@ def from_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Clip:
     """One CLIP: its architecture, its weights, and its reference's scoring.
 
+    weights: a repository on the Hub, and the files of which the first that it has is read.
     scale: factor of the cosine; None: the checkpoint's exp(logit_scale).
     convert: from the published weight names to transformers'.
     """
 
     config: Mapping[str, Any]
-    weights: Released
+    weights: tuple[str, ...]
     fit: str = "crop"
     scale: float | None = None
     convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = field(default=dict)
@@ -103,19 +102,17 @@ class Clip:
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # one vocabulary for all, OpenAI's
 SAFE = ("model.safetensors", "pytorch_model.bin")
 CLIPS = {
-    "clip": Clip(H14, Released("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", SAFE)),
-    "pickscore": Clip(H14, Released("yuvalkirstain/PickScore_v1", SAFE)),
-    "hpsv2.1": Clip(
-        H14, Released("xswu/HPSv2", ("HPS_v2.1_compressed.pt",)), fit="pad", scale=1.0, convert=from_openclip
-    ),
-    "long-clip": Clip(L14_LONG, Released("zer0int/LongCLIP-GmP-ViT-L-14", SAFE)),
+    "clip": Clip(H14, ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", *SAFE)),
+    "pickscore": Clip(H14, ("yuvalkirstain/PickScore_v1", *SAFE)),
+    "hpsv2.1": Clip(H14, ("xswu/HPSv2", "HPS_v2.1_compressed.pt"), fit="pad", scale=1.0, convert=from_openclip),
+    "long-clip": Clip(L14_LONG, ("zer0int/LongCLIP-GmP-ViT-L-14", *SAFE)),
 }
 
 
 def load(name: str, settings: RewardSettings) -> ClipReward:
     """The reward of a row of `CLIPS`. Raises InputError for weights that cannot be loaded or do not fit."""
     row = CLIPS[name]
-    state = row.convert(read_state(row.weights.fetch()))
+    state = row.convert(read_state(fetch(*row.weights)))
     model = filled(lambda: CLIPModel(CLIPConfig(**row.config)), state, f"reward {name!r}")
     return ClipReward(name, model, load_tokenizer(TOKENIZER), settings, fit=row.fit, scale=row.scale)
 
@@ -142,16 +139,10 @@ class ClipReward(NetworkReward):
         config: Any = model.config
         self.scale = model.logit_scale.detach().double().exp().item() if scale is None else scale  # before any rounding
         super().__init__(name, model, Resize(config.vision_config.image_size, fit), settings)
-        self.limit: int = config.text_config.max_position_embeddings
-        self.tokenizer = tokenizer
-        self.windows = Windows(name, tokenizer, self.limit, self.settings.long_prompts)
+        self.reader = Reader(name, tokenizer, config.text_config.max_position_embeddings)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        texts = self.texts(prompts)
-        counts = [len(windows) for windows in texts]
-        pictures = self.pictures(resized).repeat_interleave(torch.tensor(counts, device=resized.device), 0)
-        cosines = (pictures * torch.cat(texts)).sum(-1)
-        return self.scale * combined(cosines, counts, self.settings.long_prompts, SOFTNESS)
+        return self.scale * (self.pictures(resized) * torch.stack(self.texts(prompts))).sum(-1)
 
     def pictures(self, resized: Tensor) -> Tensor:
         """Unit features [B, D] of pixels [B, 3, size, size] in [0, 1]."""
@@ -160,14 +151,7 @@ class ClipReward(NetworkReward):
 
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> list[Tensor]:
-        """Unit features [windows, D] of each prompt."""
-        split = [self.windows(prompt) for prompt in prompts]
-        texts = [window for windows in split for window in windows]
-        features = []
-        for start in range(0, len(texts), ENCODED_TOGETHER):
-            part = texts[start : start + ENCODED_TOGETHER]
-            given = self.tokenizer(part, padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
-            ids, mask = given["input_ids"].to(self.device), given["attention_mask"].to(self.device)
-            states = self.network.text_model(input_ids=ids, attention_mask=mask).pooler_output
-            features.append(self.network.text_projection(states))
-        return list(normalize(wide(torch.cat(features)), dim=-1).split([len(windows) for windows in split]))
+        """Unit features [D] of each prompt."""
+        ids, mask = padded(super()._encode(prompts), "right", self.device)
+        states = self.network.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        return list(normalize(wide(self.network.text_projection(states)), dim=-1))

@@ -161,8 +161,8 @@ class WeightedSum:
     @property
     def truncated(self) -> dict[str, int]:
         """How many distinct prompts each prompt-reading member truncated."""
-        windows: dict[str, Any] = {name: getattr(member, "windows", None) for name, member in self.members.items()}
-        return {name: found.truncated for name, found in windows.items() if found is not None}
+        networks = {name: member for name, member in self.members.items() if isinstance(member, NetworkReward)}
+        return {name: own.reader.truncated for name, own in networks.items() if own.reader is not None}
 
 
 def each_of(reward: RewardFunction, *, weighted: bool = False) -> dict[str, RewardFunction]:

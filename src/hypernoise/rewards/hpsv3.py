@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, Qwen2VLModel
 
 from hypernoise.errors import InputError, no_traceback
+from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.qwen import AreaResize, places_of, shown, unit_of
-from hypernoise.rewards.text import load_tokenizer
-from hypernoise.rewards.vqa import HELPFUL, padded, with_places
-from hypernoise.rewards.weights import Released, filled, read_state, renamed
+from hypernoise.rewards.text import load_tokenizer, padded
+from hypernoise.rewards.vqa import HELPFUL, with_places
+from hypernoise.rewards.weights import filled, read_state, renamed
 
-RELEASED = Released("MizzenAI/HPSv3", ("HPSv3.safetensors",))
+RELEASED = ("MizzenAI/HPSv3", "HPSv3.safetensors")
 BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"  # only configuration and tokenizer
 DOWNLOAD = f"to download it: hf download {BACKBONE} --include '*.json' --include '*.txt'"
 NAMES = {r"^visual\.": "model.visual.", r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1."}
@@ -55,7 +56,7 @@ def load(name: str, settings: RewardSettings) -> HpsV3:
     text = wording()
     with no_traceback(f"reward {name!r}: the configuration of {BACKBONE} cannot be loaded ({DOWNLOAD})"):
         config = AutoConfig.from_pretrained(BACKBONE, trust_remote_code=False)
-    state = renamed(read_state(RELEASED.fetch()), NAMES, UNUSED)
+    state = renamed(read_state(fetch(*RELEASED)), NAMES, UNUSED)
     words = state.get("model.language_model.embed_tokens.weight")
     if words is not None:
         config.text_config.vocab_size = len(words)  # the authors shrink it to the tokenizer's

@@ -11,23 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import NetworkReward, linear_head
 from hypernoise.rewards.preprocess import Resize
-from hypernoise.rewards.text import Windows, combined, load_tokenizer
-from hypernoise.rewards.weights import Released, filled, read_state, renamed
+from hypernoise.rewards.text import Reader, load_tokenizer, padded
+from hypernoise.rewards.weights import filled, read_state, renamed
 
-WEIGHTS = Released("zai-org/ImageReward", ("ImageReward.pt",))
+WEIGHTS = ("zai-org/ImageReward", "ImageReward.pt")
 TOKENIZER = "google-bert/bert-base-uncased"
 LIMIT = 35  # tokens
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # ImageReward/ImageReward.py
-SOFTNESS = 0.5  # soft minimum over windows; scores have a standard deviation of about 1
 
 VISION: dict[str, Any] = {
     "hidden_size": 1024,
@@ -74,7 +72,7 @@ class ImageRewardNetwork(nn.Module):
 
 def load(name: str, settings: RewardSettings) -> ImageReward:
     """ImageReward v1.0. Raises InputError for weights that cannot be loaded or do not fit."""
-    state = renamed(read_state(WEIGHTS.fetch()), NAMES, UNUSED)
+    state = renamed(read_state(fetch(*WEIGHTS)), NAMES, UNUSED)
     return ImageReward(name, filled(ImageRewardNetwork, state, f"reward {name!r}"), load_tokenizer(TOKENIZER), settings)
 
 
@@ -83,19 +81,9 @@ class ImageReward(NetworkReward):
 
     def __init__(self, name: str, network: ImageRewardNetwork, tokenizer: Any, settings: RewardSettings | None = None):
         super().__init__(name, network, Resize(network.vision_model.config.image_size), settings)
-        self.tokenizer = tokenizer
-        self.windows = Windows(name, tokenizer, LIMIT, self.settings.long_prompts)
+        self.reader = Reader(name, tokenizer, LIMIT)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        split = self.texts(prompts)
-        counts = [len(windows) for windows in split]
-        ids = pad_sequence([ids for windows in split for ids in windows.unbind()], batch_first=True).to(self.device)
+        ids, mask = padded(self.texts(prompts), "right", self.device)
         states = self.network.vision_model(pixel_values=self.normalised(resized)).last_hidden_state
-        states = states.repeat_interleave(torch.tensor(counts, device=self.device), 0)
-        scores = (wide(self.network(states, ids, (ids > 0).long())) - MEAN) / STD
-        return combined(scores, counts, self.settings.long_prompts, SOFTNESS)
-
-    def _encode(self, prompts: list[str]) -> list[Tensor]:
-        """Token ids [windows, words] of each prompt, 0 beyond a window's end."""
-        given = {"padding": True, "truncation": True, "max_length": LIMIT, "return_tensors": "pt"}
-        return [self.tokenizer(self.windows(prompt), **given).input_ids for prompt in prompts]
+        return (wide(self.network(states, ids, mask)) - MEAN) / STD

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from hypernoise.generators.text_cache import Remembered
 from hypernoise.rewards.base import Reward, RewardSettings, check_pairs
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
+from hypernoise.rewards.text import Reader
 
 
 class NetworkReward(Reward):
     """A reward whose scores are a frozen network's.
 
-    A subclass implements `score`, and `_encode` if it reads prompts. The network moves to the first pictures' device,
-    or to the one in `settings`, where scores are computed; they return to the pictures' device.
+    A subclass implements `score`, and has a `reader` if the prompts it reads are limited in length. The network moves
+    to the first pictures' device, or to the one in `settings`, where scores are computed; they return to the pictures'.
     """
+
+    reader: Reader | None = None
 
     def __init__(self, name: str, network: nn.Module, resize: Resize, settings: RewardSettings | None):
         self.name, self.resize, self.settings = name, resize, settings or RewardSettings()
@@ -45,8 +48,9 @@ class NetworkReward(Reward):
         raise NotImplementedError
 
     def _encode(self, prompts: list[str]) -> list[Any]:
-        """What `self.texts` caches for each prompt."""
-        raise NotImplementedError
+        """What `self.texts` caches for each prompt: by default its token ids."""
+        assert self.reader is not None
+        return [self.reader(prompt) for prompt in prompts]
 
     def normalised(
         self, resized: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD

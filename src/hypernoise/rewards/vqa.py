@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from hypernoise.errors import InputError
 from hypernoise.generators.text_cache import Remembered
@@ -26,7 +25,7 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Resize
 from hypernoise.rewards.qwen import AreaResize, places_of, shown, unit_of
-from hypernoise.rewards.text import load_tokenizer
+from hypernoise.rewards.text import load_tokenizer, padded
 from hypernoise.rewards.weights import pretrained
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
@@ -138,10 +137,3 @@ def with_places(ids: Tensor, picture_token: int, places: int) -> Tensor:
     """Token ids [L] with the picture's one token repeated as often as needed."""
     place = int((ids == picture_token).nonzero()[0, 0])
     return torch.cat([ids[:place], ids.new_full((places,), picture_token), ids[place + 1 :]])
-
-
-def padded(texts: list[Tensor], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask [B, longest] of texts [L]."""
-    both = (texts, [torch.ones_like(text) for text in texts])
-    ids, mask = (pad_sequence(rows, batch_first=True, padding_side=side).to(device) for rows in both)
-    return ids, mask

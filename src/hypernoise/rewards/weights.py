@@ -8,41 +8,20 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, first_line, no_traceback
-from hypernoise.generators.hub import explained
 from hypernoise.quiet import no_loading_bars
 
 Model = TypeVar("Model", bound=nn.Module)
 SAVED_ONCE = ("position_ids", "inv_freq")  # constants that older versions of transformers saved
-
-
-@dataclass(frozen=True)
-class Released:
-    """The published location of weights: a Hub repository and the first of `files` that it has."""
-
-    repository: str
-    files: tuple[str, ...]
-
-    def fetch(self) -> Path:
-        """The file, from the local Hub cache or downloaded. InputError if it is in neither."""
-        with explained(self.repository, None, " or ".join(self.files)):
-            for name in self.files[:-1]:
-                with suppress(EntryNotFoundError):  # also if it is not cached and the Hub is unreachable
-                    return Path(hf_hub_download(self.repository, name))
-            return Path(hf_hub_download(self.repository, self.files[-1]))
 
 
 def read_state(file: Path) -> dict[str, Tensor]:

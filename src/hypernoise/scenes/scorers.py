@@ -1,7 +1,7 @@
 """The scenes reward: a matcher whose tokens attend to the picture, BLIP's image-text matching in miniature.
 
-Its weights come with the package; `dev/scenes/` built and trained it on drawn pictures. It takes pictures
-of the world's size.
+Its weights come with the package; `dev/scenes/` built and trained it on drawn pictures of the world's size, to which
+other pictures are resized.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 from transformers import BlipForImageTextRetrieval, CLIPTokenizer
 
-from hypernoise.errors import InputError
-from hypernoise.generators.text_cache import Remembered
-from hypernoise.rewards.base import RewardSettings, check_pairs
-from hypernoise.rewards.network import prepared
-from hypernoise.rewards.text import Windows, combined
+from hypernoise.rewards.base import RewardSettings
+from hypernoise.rewards.network import NetworkReward
+from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.text import Reader, padded
 from hypernoise.rewards.weights import pretrained
 from hypernoise.scenes.world import SIZE
 
 LONGEST = 24  # tokens, including start and end tokens
-SOFTNESS = 0.1  # soft minimum over a long prompt's windows, in scores
 TEMPERATURE = 3  # of P(matches): otherwise the log-odds are so large that a wrong picture has no gradient
 WEIGHTS = Path(str(files("hypernoise").joinpath("scenes/weights")))
 
@@ -52,35 +50,16 @@ def load(name: str, settings: RewardSettings) -> Scorer:
     return Scorer(name, settings=settings)
 
 
-class Scorer:
-    """A matcher as a reward; loads its frozen weights on first use, to the pictures' device."""
+class Scorer(NetworkReward):
+    """P(matches) of a matcher, at a temperature of 3."""
 
-    def __init__(self, name: str, folder: Path | None = None, settings: RewardSettings | None = None):
-        self.name, self.settings = name, settings or RewardSettings()
-        self.folder = folder or WEIGHTS / "matcher"
-        self.model: Any = None
-        self.tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer")
-        self.windows = Windows(name, self.tokenizer, LONGEST, self.settings.long_prompts)
-        self._split = Remembered(lambda prompts: [self.windows(prompt) for prompt in prompts])
+    def __init__(self, name: str, folder: Path = WEIGHTS / "matcher", settings: RewardSettings | None = None):
+        model = pretrained(BlipForImageTextRetrieval, str(folder), "the scenes matcher")
+        super().__init__(name, model, Resize(SIZE), settings)
+        self.reader = Reader(name, CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer"), LONGEST)
 
-    def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """P(matches) [B] of pixels [B, 3, 64, 64] in [0, 1], at a temperature of 3."""
-        check_pairs(pixels, prompts)
-        if pixels.shape[1:] != (3, SIZE, SIZE):
-            raise InputError(f"reward {self.name!r} reads {SIZE}x{SIZE} pictures, not {list(pixels.shape[2:])}")
-        self._ready(torch.empty(0, device=self.settings.device or pixels.device).device)
-        split = self._split(prompts)
-        counts, texts = [len(windows) for windows in split], [window for windows in split for window in windows]
-        seen = pixels.to(self.model.device, self.model.dtype)
-        pictures = matcher_pictures(self.model, seen).repeat_interleave(torch.tensor(counts, device=seen.device), 0)
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        words = matcher_words(self.model, pictures, tokens.to(seen.device))[-1]
-        scores = torch.sigmoid(match_logit(self.model, words) / TEMPERATURE)
-        return combined(scores, counts, self.settings.long_prompts, SOFTNESS).to(pixels.device)
-
-    def _ready(self, device: torch.device) -> None:
-        if self.model is None:
-            model = pretrained(BlipForImageTextRetrieval, str(self.folder), "the scenes matcher")
-            self.model = prepared(model, self.settings)
-        if self.model.device != device:
-            self.model.to(device)
+    def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
+        ids, mask = padded(self.texts(prompts), "right", self.device)
+        pictures = matcher_pictures(self.network, resized.to(self.dtype))
+        words = matcher_words(self.network, pictures, {"input_ids": ids, "attention_mask": mask})[-1]
+        return torch.sigmoid(match_logit(self.network, words) / TEMPERATURE)

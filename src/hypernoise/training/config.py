@@ -193,9 +193,6 @@ class Recipe(TrainConfig, Loading):
     """Rewards or ensembles to train on, and their weights in the sum."""
     validation_reward: dict[str, float] = field(default_factory=dict)
     """Rewards that are measured but not trained on, to detect reward hacking."""
-    long_prompts: Literal["truncate", "chunk-mean", "chunk-min"] = "truncate"
-    """Prompts too long for a reward's text encoder: truncate them (the number is reported), or score windows that fit
-    and take the mean or the soft minimum."""
     reward_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weight precision of reward networks; their scores are fp32."""
     reward_device: str = ""
@@ -237,9 +234,7 @@ class Recipe(TrainConfig, Loading):
         """The settings that rewards run with."""
         from hypernoise.rewards.base import RewardSettings
 
-        return RewardSettings(
-            self.long_prompts, self.reward_dtype, self.reward_device, checkpointing=self.reward_checkpointing
-        )
+        return RewardSettings(self.reward_dtype, self.reward_device, checkpointing=self.reward_checkpointing)
 
     def build_network(self, generator: DiffusionGenerator) -> LoRANoise | SpectralNoise:
         """A new noise network on `generator`, with f = 0."""
