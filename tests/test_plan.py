@@ -392,7 +392,6 @@ def test_the_smoke_test_trains_and_draws_with_random_weights_and_says_what_would
     assert len(row["step_seconds"]) == 2
     assert not (tmp_path / "out" / "adapter").exists()
     assert main(["train", str(tmp_path / "r.yaml"), *flags, "--device", "xpu"]) == 2
-    assert main(["train", str(tmp_path / "r.yaml"), *flags, "--reward-device", "xpu"]) == 2
     assert "device 'xpu' does not exist here" in capsys.readouterr().err
 
 

@@ -161,7 +161,7 @@ def read_network(generator: Any, folder: Path, kinds: Mapping[str, type], *, che
 def adapter_folder(source: str | Path) -> Path:
     """The directory of an adapter: itself, the packaged one, or the local copy of a Hub repository.
 
-    A repository is downloaded if needed: safetensors and JSON files only, after printing their size to stderr.
+    A repository is downloaded if needed: safetensors and JSON files only.
     """
     check_is(source, str | Path, "the adapter", "the directory of one, or its owner/name on the Hub")
     folder = Path(source)

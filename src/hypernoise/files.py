@@ -158,3 +158,11 @@ def writing(what: str, but: str) -> Iterator[None]:
             raise
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"the {what} cannot be written ({reason}); {but}; free some space and run it again") from error
+
+
+def picture_of(pixels: Any) -> Any:
+    """A PIL picture of pixels [3, H, W] in [0, 1], in 256 levels."""
+    from PIL import Image
+
+    levels = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())

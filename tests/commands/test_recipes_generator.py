@@ -47,7 +47,7 @@ def generate(output, *flags):
 
 
 def test_every_field_comes_from_the_recipe_and_flags_override_it(recipe):
-    fields = dict(mixed_precision="bf16", height=32, decode_slice=2, text_encoders="offload", variant="fp16")
+    fields = dict(mixed_precision="bf16", height=32, decode_slice=2, text_encoders="offload")
     file = recipe(gradient_checkpointing=True, revision="abc", **fields)
     for command in (Generate, Evaluate):
         asked = parse(command, ["--recipe", file, "--width", "64"])

@@ -258,11 +258,9 @@ def test_networks_pass_the_check(clip, dtype):
     check_reward(WeightedSum({"a": 1.0, "redness": 1.0}, {"a": clip()}))
 
 
-@pytest.mark.parametrize("wrong", [{"dtype": "float16"}, {"device": "gpu"}])
-def test_unknown_settings_are_told(wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(InputError, match=f"{name} must be .* not '{value}'"):
-        RewardSettings(**wrong)
+def test_unknown_settings_are_told():
+    with pytest.raises(InputError, match="dtype must be .* not 'float16'"):
+        RewardSettings(dtype="float16")  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_summed_is_refused():

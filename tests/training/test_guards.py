@@ -73,7 +73,7 @@ def test_a_reward_that_raises_is_named_with_its_prompt_and_place():
         return pixels.flatten(1).mean(1)
 
     reward = WeightedSum({"redness": 1.0, "fussy": 1.0}, {"fussy": fussy})
-    message = r"reward 'fussy' raised KeyError at step \d for 'a black square': 'black' \(test_guards.py, line \d+\)"
+    message = r"reward 'fussy' raised KeyError for 'a black square': 'black' \(test_guards.py, line \d+\)"
     with pytest.raises(InputError, match=message) as caught:
         quick(None, reward)
     assert isinstance(caught.value.__cause__, KeyError)
@@ -85,7 +85,7 @@ def test_a_reward_that_raises_only_for_a_whole_batch_is_named_too():
             raise ValueError("one at a time")
         return pixels.flatten(1).mean(1)
 
-    with pytest.raises(InputError, match=r"the reward raised ValueError at step 0 for the batch that begins with 'a"):
+    with pytest.raises(InputError, match=r"the reward raised ValueError for \['a"):
         quick(None, whole)
 
 
@@ -135,7 +135,7 @@ def test_a_reward_that_raises_leaves_a_checkpoint_of_the_last_good_step(tmp_path
             return str(error)
 
     messages = on_ranks(processes, lambda: run(tmp_path, 4 if os.environ["RANK"] == str(processes - 1) else 0))
-    assert "reward 'own' raised ValueError at step 3" in messages[-1]
+    assert "reward 'own' raised ValueError for" in messages[-1]
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-000003"]
     assert json.loads((tmp_path / "process.json").read_text())["ended"] == messages[0].splitlines()[0]
     if processes == 1:

@@ -136,7 +136,7 @@ def draw(
     """
     import torch
 
-    from hypernoise.evaluation.records import picture
+    from hypernoise.files import picture_of
     from hypernoise.methods.base import Problem
     from hypernoise.methods.hypernoise import HyperNoise
     from hypernoise.methods.search import Plain
@@ -154,7 +154,7 @@ def draw(
         both = [Plain().generate(problem, prompts, noise).pixels, better.pixels]
         rewards = [[None] * noises if reward is None else reward(pixels, prompts).tolist() for pixels in both]
     f = better.noise - noise
-    pictures = [[picture(one) for one in batch] for batch in (*both, as_colors(generator, f))]
+    pictures = [[picture_of(one) for one in batch] for batch in (*both, as_colors(generator, f))]
     rows = zip(seeds, zip(*pictures, strict=True), zip(*rewards, strict=True), l2_kl(f).tolist(), strict=True)
     return [Drawn(*row) for row in rows]  # type: ignore[arg-type]
 

@@ -101,7 +101,6 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     from hypernoise.commands.common import warn_truncated_prompts
     from hypernoise.files import output_folder
     from hypernoise.generators.registry import load_as, pick_device
-    from hypernoise.noise.base import never_folds
     from hypernoise.precision import resolve
     from hypernoise.prompts import read_mix
     from hypernoise.rewards.ensemble import WeightedSum
@@ -115,8 +114,6 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
         say_once(chosen)
     precision = resolve(recipe.mixed_precision, pick_device(device))
     recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
-    if recipe.reward_device:
-        pick_device(recipe.reward_device)  # raises if it does not exist
     settings = recipe.reward_settings()
     reward = WeightedSum(recipe.rewards, settings=settings)
     validation = WeightedSum(recipe.validation_reward, settings=settings) if recipe.validation_reward else None
@@ -135,7 +132,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
             rows = rows_of(output_dir)
             if result.stopped_early:
                 say(stopped_line(readings(rows), result.step, recipe.patience))
-            say("" if never_folds(network) else lipschitz_warning(rows))
+            say("" if network.never_folds else lipschitz_warning(rows))
             training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
             save_adapter(network, output_dir / "adapter", generator=generator, training=training)
         else:

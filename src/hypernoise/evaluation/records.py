@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy.spatial.distance import pdist
-from torch import Tensor
 
 from hypernoise.evaluation.pictures import opened
-from hypernoise.files import kept_json, read_json, write_json
+from hypernoise.files import kept_json, picture_of, read_json, write_json
 from hypernoise.methods.base import Result, Spent
-from hypernoise.rewards.base import RewardFunction, scores_of
+from hypernoise.rewards.base import RewardFunction, scored
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,11 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The measurements of each picture of a batch, independent of what the method evaluated."""
     texts = list(prompts)
-    scored = {
-        name: scores_of(own, result.pixels, texts, f"the {name.replace('_', ' ')}") for name, own in rewards.items()
+    scores = {
+        name: scored(own, result.pixels, list(texts), f"the {name.replace('_', ' ')}") for name, own in rewards.items()
     }
-    scored |= {} if result.kl is None else {"kl": result.kl}
-    columns = {name: scores.detach().float().cpu().tolist() for name, scores in scored.items()}
+    scores |= {} if result.kl is None else {"kl": result.kl}
+    columns = {name: own.detach().float().cpu().tolist() for name, own in scores.items()}
     rows: list[dict[str, Any]] = []
     for i, prompt in enumerate(texts):
         rows.append({"prompt": prompt, **{name: column[i] for name, column in columns.items()}})
@@ -89,7 +87,7 @@ def measure(
 def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], files: Sequence[str]) -> None:
     """Writes a batch. Its JSON file comes last, so a batch with one is complete."""
     for pixels, name in zip(result.pixels, files, strict=True):
-        picture(pixels).save(folder / name)
+        picture_of(pixels).save(folder / name)
     pictures = [{"file": name, **row} for name, row in zip(files, rows, strict=True)]
     batch = {"pictures": pictures, "spent": dataclasses.asdict(result.spent)}
     write_json(batch_file(folder, number), {**batch, "sha256": _digest(batch, folder, files)})
@@ -117,12 +115,6 @@ def batch_file(folder: Path, number: int) -> Path:
 def picture_file(index: int, noises: int) -> str:
     """The file name of a picture, from prompt and noise numbers starting at 0."""
     return f"{index // noises:04d}-{index % noises}.png"
-
-
-def picture(pixels: Tensor) -> Image.Image:
-    """A PIL image from [3, H, W] in [0, 1]."""
-    values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
 def read(folder: Path, batches: int, noises: int) -> Records:

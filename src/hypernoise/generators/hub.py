@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -25,7 +24,6 @@ from hypernoise.errors import InputError, first_line
 TRANSPORT: type[Exception] = HfHubHTTPError.__mro__[1]  # the base error of the Hub's HTTP client
 UNREACHABLE = (ConnectionError, TimeoutError, TRANSPORT)
 HUB_ERRORS = (*UNREACHABLE, EntryNotFoundError, HFValidationError)
-ADAPTER_FILES = (".safetensors", ".json")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -82,34 +80,14 @@ def hub_cause(error: BaseException) -> Exception | None:
 
 
 def fetch_adapter(repository: str, revision: str | None = None) -> Path:
-    """An adapter's top-level safetensors and JSON files, as a local directory.
-
-    Downloads uncached files, after printing their size to stderr.
+    """An adapter's top-level safetensors and JSON files, as a local directory; downloads those that are not cached.
 
     Raises:
         InputError: the repository cannot be downloaded, or has no safetensors adapter.
     """
-    kept = [f"*{suffix}" for suffix in ADAPTER_FILES]
+    kept = ["*.safetensors", "*.json"]
     with explained(repository, revision, "an adapter"):
-        files = _listed(repository, revision)
-        if files is not None:
-            wanted = {name: size for name, size in files.items() if "/" not in name and name.endswith(ADAPTER_FILES)}
-            if not any(name.endswith(".safetensors") for name in wanted):
-                raise InputError(f"{repository} holds no safetensors adapter; a pickled one is not read")
-            if not all(isinstance(try_to_load_from_cache(repository, name, revision=revision), str) for name in wanted):
-                print(f"downloading {repository}: {sum(wanted.values()) / 1e6:.1f} MB", file=sys.stderr)
-            kept = list(wanted)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=kept, ignore_patterns=["*/*"]))
-
-
-def _listed(repository: str, revision: str | None) -> dict[str, int] | None:
-    """A repository's files and their sizes; None if the Hub is unreachable, so that the cache is used."""
-    if constants.HF_HUB_OFFLINE:
-        return None
-    try:
-        about = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    except HfHubHTTPError:  # it responded
-        raise
-    except UNREACHABLE:
-        return None
-    return {file.rfilename: file.size or 0 for file in about.siblings or []}
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=kept, ignore_patterns=["*/*"]))
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{repository} holds no safetensors adapter; a pickled one is not read")
+    return folder

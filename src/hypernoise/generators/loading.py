@@ -36,8 +36,6 @@ class Loading:
     """A registered name or a pipeline directory."""
     mixed_precision: MixedPrecision = "auto"
     """Precision of the frozen weights and autocast. no: fp32. auto: bf16 if the device has bf16 units, else fp32."""
-    variant: str = ""
-    """Variant of the weight files, such as fp16; empty: the registered generator's, or a directory's plain files."""
     revision: str = ""
     """Revision of the generator's repository; empty: the pinned one, or else the newest."""
     height: int = 0

@@ -35,7 +35,6 @@ def load_generator(
     *,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
-    variant: str | None = None,
     revision: str | None = None,
     size: tuple[int, int] | None = None,
     max_sequence_length: int = 0,
@@ -48,7 +47,6 @@ def load_generator(
             (used as it is; only size and memory apply to it).
         device: "auto" (CUDA, then MPS, then CPU) or a torch device.
         dtype: of the frozen weights.
-        variant: of the weight files, such as "fp16"; if None, the preset's, or a directory's plain files.
         revision: of the preset's repository; if None, the pinned one, or the newest.
         size: height and width in pixels; if None, the preset's, or the pipeline's default.
         max_sequence_length: tokens of a prompt that the text encoder reads; 0: the generator's default.
@@ -78,7 +76,7 @@ def load_generator(
         at = revision or preset.revision
         fetch(location, "model_index.json", revision=at)  # its errors are clearer than the pipeline's
     with no_loading_bars(), no_traceback(f"generator {name!r} cannot be used"):
-        pipeline = _pipeline(name, preset, location, at, dtype, variant or preset.variant)
+        pipeline = _pipeline(name, preset, location, at, dtype)
         pipeline = pipeline.to(place)
         if place.type == "cpu" and isinstance(pipeline.vae, AutoencoderTiny):  # it then decodes in 2/3 of the time
             pipeline.vae.to(memory_format=torch.channels_last)  # type: ignore[reportCallIssue]
@@ -97,7 +95,6 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
         loading.generator,
         device=device,
         dtype=resolve(loading.mixed_precision, pick_device(device)).dtype,
-        variant=loading.variant or None,
         revision=loading.revision or None,
         size=loading.size,
         max_sequence_length=loading.max_sequence_length,
@@ -119,9 +116,7 @@ def _loading(name: str, location: str, revision: str | None, wanted: str, *, on_
             raise InputError(message + get) from error
 
 
-def _pipeline(
-    name: str, preset: Preset, location: str, revision: str | None, dtype: torch.dtype, variant: str | None
-) -> Any:
+def _pipeline(name: str, preset: Preset, location: str, revision: str | None, dtype: torch.dtype) -> Any:
     settings: dict[str, Any] = {"use_safetensors": True, DTYPE: dtype}
     parts: dict[str, Any] = {}
     for component, part in preset.parts.items():
@@ -136,7 +131,7 @@ def _pipeline(
                 parts[component] = cls.from_pretrained(part.repository, subfolder=part.folder, **more)
     with _loading(name, location, revision, "a part of the pipeline", on_hub=preset.repository is not None):
         pipeline: Any = DiffusionPipeline.from_pretrained(
-            location, revision=revision, variant=variant, trust_remote_code=False, **settings, **parts
+            location, revision=revision, variant=preset.variant, trust_remote_code=False, **settings, **parts
         )
         modules = nn.ModuleDict({own: part for own, part in pipeline.components.items() if isinstance(part, nn.Module)})
         lacking = [name for name, weight in modules.named_parameters() if weight.is_meta]

@@ -22,7 +22,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.generators.module import parts_of
 from hypernoise.objective import wide
-from hypernoise.rewards.base import RewardFunction, scores_of
+from hypernoise.rewards.base import RewardFunction, scored
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Meter:
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Rewards [B], differentiable in the pixels. InputError for one that is not finite."""
         self.calls.update(reward_calls=len(pixels))
-        scores = scores_of(self.problem.reward, pixels, prompts)
+        scores = scored(self.problem.reward, pixels, prompts)
         finite = torch.isfinite(scores)
         if not finite.all():
             place = int((~finite).nonzero()[0, 0])

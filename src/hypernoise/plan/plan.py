@@ -116,7 +116,7 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
         "autoencoder": sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()]),
         "text encoders": text * width if memory.text_encoders == "stay" else 0,
     }
-    if rewards.networks and not recipe.reward_device:  # otherwise their memory is elsewhere
+    if rewards.networks:
         held["rewards"] = sum(weight.nbytes for network in rewards.networks for weight in network.parameters())
         parts |= scoring
     trainable = f.trainable_parameters()
@@ -212,8 +212,7 @@ def table(found: Plan) -> str:
         f"             kept for the gradient by: {_sizes(found.kept)}",
         f"arithmetic   TFLOP per picture in training: {', '.join(flops)}",
         f"overhead     of the noise network in drawing, by inference steps: {', '.join(overhead)}",
-        f"rewards      {', '.join(rewards) or 'no networks'}"
-        + (f", on {recipe.reward_device}: not counted" if recipe.reward_device and rewards else ""),
+        f"rewards      {', '.join(rewards) or 'no networks'}",
     ]
     return "\n".join(lines)
 
@@ -273,6 +272,6 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
                 return changed(recipe, changes), line
     raise InputError(
         f"memory.fit: {fit} leaves {gigabytes(limit)} for the plan, but {recipe.generator} "
-        f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, or move "
-        "the rewards to another device with reward_device"
+        f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, or name "
+        "smaller rewards"
     )

@@ -41,7 +41,6 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         InputError: the error, and the part that failed.
     """
     place = pick_device(device)
-    elsewhere = pick_device(recipe.reward_device) if recipe.reward_device else place
     dtype, expected, before = resolve(recipe.mixed_precision, place).dtype, plan(recipe, place).peak, _held(place)
     with no_traceback("the smoke test failed at building the networks"):
         drawn = {"dtype": dtype, "size": recipe.size, "tokens": recipe.max_sequence_length, "memory": recipe.memory}
@@ -52,7 +51,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
         network = recipe.build_network(generator)
         rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)
         for reward in rewards.networks:
-            fill(reward, elsewhere)
+            fill(reward, place)
     print(f"built    {gigabytes(_held(place) - before)} of weights")
     config = dataclasses.replace(
         recipe, max_train_steps=STEPS, lr_warmup_steps=0, kl_limit=0, clipping_limit=0, report_to=(), diagnostics=(),
@@ -61,7 +60,7 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
 
     def score(pixels: Tensor, prompts: list[str]) -> Tensor:
         brightness = pixels.mean((1, 2, 3))
-        return brightness + rewards.total(pixels.to(elsewhere)).to(place) if rewards.scores else brightness
+        return brightness + rewards.total(pixels) if rewards.scores else brightness
 
     with no_traceback(f"the smoke test failed at {STEPS} training steps"):
         rows = train(generator, network, score, PROMPTS, config, progress=False).history

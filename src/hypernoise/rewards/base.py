@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, no_traceback, shown
+from hypernoise.errors import InputError, located, out_of_memory, shown
 from hypernoise.generators.base import fault_of
 from hypernoise.settings import typed
 
@@ -37,17 +37,11 @@ class RewardSettings:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the networks' weights; scores are fp32."""
-    device: str = ""
-    """The networks' device; empty: the pictures'."""
     checkpointing: bool = False
     """Recompute the networks' activations for the gradient: less memory, more time."""
 
     def __post_init__(self) -> None:
         typed(self, RewardSettings)
-        try:
-            torch.device(self.device or "cpu")
-        except RuntimeError as error:
-            raise InputError(f"device must be a torch device such as cuda:1, or empty, not {self.device!r}") from error
 
 
 class Prompts(list[str]):
@@ -102,9 +96,19 @@ def check_callable(reward: object, name: str = "the reward") -> None:
 
 
 def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str = "the reward") -> Tensor:
-    """The result of `reward`: a tensor with one score per picture, as floats. InputError, with `name`, if it is not."""
+    """The result of `reward`: a tensor with one score per picture, as floats.
+
+    Raises:
+        InputError: it is not, or the reward raised an exception; with `name`, and the prompt at fault.
+    """
     version = 0 if pixels.is_inference() else pixels._version
-    scores = reward(pixels, prompts)
+    try:
+        scores = reward(pixels, prompts)
+    except Exception as error:  # anything that a user's function may raise
+        if isinstance(error, InputError) or out_of_memory(error):
+            raise
+        prompt, cause = _culprit(reward, pixels.detach(), prompts) or (prompts, error)
+        raise InputError(f"{name} raised {type(cause).__name__} for {shown(prompt)}: {located(cause)}") from cause
     if not pixels.is_inference() and pixels._version != version:
         raise InputError(f"{name} changes the pixels in place, which other rewards also read; use pixels.clone()")
     if not isinstance(scores, Tensor):
@@ -118,7 +122,11 @@ def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str
     return scores if scores.is_floating_point() else scores.float()
 
 
-def scores_of(reward: RewardFunction, pixels: Tensor, prompts: Sequence[str], name: str = "the reward") -> Tensor:
-    """As `scored`; any exception of the reward also becomes an InputError."""
-    with no_traceback(f"{name} fails for {shown(list(prompts))}"):
-        return scored(reward, pixels, list(prompts), name)
+def _culprit(reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> tuple[str, Exception] | None:
+    """The first prompt whose picture raises when scored alone, and its error."""
+    for number, prompt in enumerate(prompts):
+        try:
+            reward(pixels[number : number + 1], [prompt])
+        except Exception as error:
+            return prompt, error
+    return None

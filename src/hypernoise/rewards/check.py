@@ -67,11 +67,16 @@ def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> N
 
 def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> None:
     def call(pixels: Tensor) -> Tensor:
-        tried = f"pictures [{len(pixels)}, 3, {pixels.shape[2]}, {pixels.shape[3]}] and prompts {prompts!r}"
-        what = f"{name} fails for {tried} (set size and prompts of check_reward)"
-        with torch.random.fork_rng(devices=[]), no_traceback(what):
+        given = f"pictures [{len(pixels)}, 3, {pixels.shape[2]}, {pixels.shape[3]}] and prompts {prompts!r}"
+        what = f"{name} fails for {given} (set size and prompts of check_reward)"
+
+        def tried(pixels: Tensor, prompts: list[str]) -> Tensor:
+            with no_traceback(what):
+                return reward(pixels, prompts)
+
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return scored(reward, pixels, prompts, name)
+            return scored(tried, pixels, prompts, name)
 
     pixels.requires_grad_()
     scores = call(pixels)

@@ -14,10 +14,10 @@ from http.client import HTTPException
 from urllib.request import Request, urlopen
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hypernoise.errors import InputError, first_line
+from hypernoise.files import picture_of
 from hypernoise.rewards.base import Reward
 
 SCHEMES = ("http://", "https://")
@@ -44,8 +44,7 @@ class EndpointReward(Reward):
             raise InputError(
                 f"reward {self.name!r} is an endpoint, which gives no gradient: name it in validation_reward"
             )
-        levels = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return torch.tensor(self._ask(prompts, [_png(picture) for picture in levels]), device=pixels.device)
+        return torch.tensor(self._ask(prompts, [_png(own) for own in pixels]), device=pixels.device)
 
     def _ask(self, prompts: list[str], images: list[str]) -> list[float]:
         body = json.dumps({"prompts": prompts, "images": images}).encode()
@@ -63,7 +62,7 @@ class EndpointReward(Reward):
         return [float(score) for score in scores]
 
 
-def _png(levels) -> str:
+def _png(pixels: Tensor) -> str:
     kept = io.BytesIO()
-    Image.fromarray(levels).save(kept, "PNG")
+    picture_of(pixels).save(kept, "PNG")
     return base64.b64encode(kept.getvalue()).decode()

@@ -19,7 +19,7 @@ class NetworkReward(Reward):
     """A reward whose scores are a frozen network's.
 
     A subclass implements `score`, and has a `reader` if the prompts it reads are limited in length. The network moves
-    to the first pictures' device, or to the one in `settings`, where scores are computed; they return to the pictures'.
+    to the pictures' device.
     """
 
     reader: Reader | None = None
@@ -36,13 +36,10 @@ class NetworkReward(Reward):
 
     def seen(self, resized: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pictures already resized by `self.resize`."""
-        device = resized.device
-        if self.settings.device:
-            device = torch.empty(0, device=self.settings.device).device  # "cuda" becomes "cuda:0"
-        if self.device != device:
-            self.network.to(device)
+        if self.device != resized.device:
+            self.network.to(resized.device)
             self.texts.clear()  # they may be on the other device
-        return self.score(resized.to(device), prompts).to(resized.device)
+        return self.score(resized, prompts)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         raise NotImplementedError

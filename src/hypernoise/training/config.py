@@ -195,8 +195,6 @@ class Recipe(TrainConfig, Loading):
     """Rewards that are measured but not trained on, to detect reward hacking."""
     reward_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weight precision of reward networks; their scores are fp32."""
-    reward_device: str = ""
-    """Device of the reward networks; empty: the pictures' device."""
     reward_checkpointing: bool = False
     """Recompute the rewards' activations for the gradient: less memory, more time."""
     noise_network: Literal["lora", "spectral"] = "lora"
@@ -234,7 +232,7 @@ class Recipe(TrainConfig, Loading):
         """The settings that rewards run with."""
         from hypernoise.rewards.base import RewardSettings
 
-        return RewardSettings(self.reward_dtype, self.reward_device, checkpointing=self.reward_checkpointing)
+        return RewardSettings(self.reward_dtype, self.reward_checkpointing)
 
     def build_network(self, generator: DiffusionGenerator) -> LoRANoise | SpectralNoise:
         """A new noise network on `generator`, with f = 0."""

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, located
+from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
-from hypernoise.rewards import base
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.rewards.check import gradient_of
 from hypernoise.rewards.ensemble import each_of
@@ -125,26 +124,3 @@ def _faulty(reward: RewardFunction, seen: Round) -> Iterator[str]:
                 if not math.isfinite(value):
                     yield f"{what}{name} is {value} for {prompt!r}"
                     break
-
-
-def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], step: int, called: str = "the reward") -> Tensor:
-    """The rewards [B]. An exception in a reward becomes an InputError that names the reward and the prompt."""
-    try:
-        return base.scored(reward, pixels, prompts, called)
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # anything that a user's function may raise
-        name, prompt, cause = _culprit(reward, pixels.detach(), prompts) or (called, None, error)
-        whose = f"for {prompt!r}" if prompt is not None else f"for the batch that begins with {prompts[0]!r}"
-        raise InputError(f"{name} raised {type(cause).__name__} at step {step} {whose}: {located(cause)}") from error
-
-
-def _culprit(reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> tuple[str, str, Exception] | None:
-    """The first member and prompt that raise when scored alone."""
-    for name, member in each_of(reward).items():
-        for number, prompt in enumerate(prompts):
-            try:
-                member(pixels[number : number + 1], [prompt])
-            except Exception as error:
-                return name, prompt, error
-    return None

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
+from diffusers.utils import make_image_grid
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
-from hypernoise.files import output_folder, writing
+from hypernoise.files import output_folder, picture_of, writing
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.draws import OBSERVED_STEP, VALIDATION_STEP, noise_for
@@ -27,7 +26,6 @@ from hypernoise.training.run import Run
 from hypernoise.training.step import Batch
 
 NOISES = 4  # at which the KL and the Lipschitz constant are measured
-GAP = 4  # px between the pictures of a grid
 
 
 def pace(run: Run, batch: Batch) -> dict[str, float]:
@@ -91,15 +89,9 @@ def sample_grid(run: Run, batch: Batch) -> dict[str, Any]:
             for row, z in zip(rows, (x, x + run.network(x, c)), strict=True):
                 row.append(run.generator.sample(z, c, **settings)[0].float().cpu())
     with writing("sample grid", "the checkpoints are intact"):
-        grid(rows).save(output_folder(run.folder / "samples") / f"step-{run.step:06d}.png")
+        sheet = make_image_grid([picture_of(pixels) for row in rows for pixels in row], rows=2, cols=len(texts))
+        sheet.save(output_folder(run.folder / "samples") / f"step-{run.step:06d}.png")
     return {}
-
-
-def grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
-    """Rows of pictures [3, H, W] in [0, 1] of one size."""
-    sheet = torch.cat([torch.cat([pad(picture, (0, GAP, 0, GAP), value=1) for picture in row], 2) for row in rows], 1)
-    values = sheet[:, :-GAP, :-GAP].clamp(0, 1).permute(1, 2, 0).mul(255).round().byte()
-    return Image.fromarray(values.numpy())
 
 
 OBSERVERS = (pace, diagnostics, sample_grid)

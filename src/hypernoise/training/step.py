@@ -17,10 +17,10 @@ from hypernoise.noise.base import kl_of
 from hypernoise.noise.draws import key_of, noise_for
 from hypernoise.objective import limit_gradient, noise_objective
 from hypernoise.prompts import prompts_of_step
-from hypernoise.rewards.base import Prompts
+from hypernoise.rewards.base import Prompts, scored
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.guards import NOT_THE_REWARDS, Round, faults_of, scored, shortened
+from hypernoise.training.guards import NOT_THE_REWARDS, Round, faults_of, shortened
 from hypernoise.training.lipschitz import clamp, exact_gap, lipschitz_seen, squared_excess
 from hypernoise.training.processes import say
 from hypernoise.training.run import Run, set_learning_rate
@@ -80,7 +80,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
             seeds = [key_of(config.seed, run.step, sample) for sample in samples]
             pixels = generator.sample(improved, condition, num_inference_steps=batch.inference_steps, seed=seeds)
         drawn = pixels.detach().to(noise.dtype)
-        rewards = scored(run.reward, pixels.to(noise.dtype), prompts, run.step)  # in fp32
+        rewards = scored(run.reward, pixels.to(noise.dtype), prompts)  # in fp32
         nats = kl_of(run.network, noise, condition, residual)
         loss, kl = noise_objective(nats, rewards, config.kl_weight).mean(), nats.mean()
         if config.kl_term == "exact" and not run.network.knows_kl:
@@ -105,7 +105,7 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     if run.validation_reward is not None and batch.validated:
         with torch.no_grad(), torch.random.fork_rng(devices=[drawn.device] if drawn.is_cuda else []):
             pictures = drawn.nan_to_num(0.0, 1.0, 0.0)  # `commit` reports non-finite values
-            scores = scored(run.validation_reward, pictures, prompts, run.step, "the validation reward")
+            scores = scored(run.validation_reward, pictures, prompts, "the validation reward")
             means["validation_reward"] = scores.mean()
     means = {name: mean.detach().float().to(noise.device) for name, mean in means.items()}
     return Round(prompts, noise, condition, drawn, rewards.detach(), means)
