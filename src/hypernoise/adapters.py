@@ -45,8 +45,6 @@ from hypernoise.noise.stored import (
     check_values,
     digest_of,
     foreign_settings,
-    is_foreign,
-    without_component,
 )
 from hypernoise.rewards.weights import read_state
 from hypernoise.settings import finite
@@ -192,11 +190,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not os.path.isdir(folder):
         raise InputError(f"no adapter at {folder}: it is not a directory")
     file = folder / ABOUT
-    if not file.is_file() and is_foreign(folder) and not _is_ours(folder / WEIGHTS):
+    if not file.is_file() and (folder / CONFIG).is_file() and not _is_ours(folder / WEIGHTS):
         settings = foreign_settings(folder)
         return {"format": FORMAT, "kind": LoRANoise.kind, "settings": settings, "base": None, "released": True}
     if not file.is_file():
-        raise InputError(f"{folder} is not a hypernoise adapter: it has no hypernoise.json")
+        theirs = f"; a LoRA's {DIFFUSERS} needs PEFT's {CONFIG} and {WEIGHTS}" if (folder / DIFFUSERS).exists() else ""
+        raise InputError(f"{folder} is not a hypernoise adapter: it has no hypernoise.json{theirs}")
     about = read_json(file, str(file))
     if not isinstance(about, dict):
         raise InputError(f"{file} is not valid: it must be a mapping")
@@ -272,11 +271,10 @@ def differing(saved: Sequence[float | None], here: Sequence[float | None], kind:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The trained weights of an adapter directory, without PEFT's prefix on the names. A pickle is not read."""
-    theirs = folder / DIFFUSERS
-    file = theirs if theirs.is_file() and not (folder / ABOUT).is_file() else folder / WEIGHTS
+    file = folder / WEIGHTS
     if not file.is_file():
         raise InputError(f"{folder} has no {WEIGHTS}; a pickled adapter_model.bin is not read")
-    state = {without_component(name.removeprefix(PREFIX)): tensor for name, tensor in read_state(file).items()}
+    state = {name.removeprefix(PREFIX): tensor for name, tensor in read_state(file).items()}
     check_values(state, file)
     return state
 

@@ -56,8 +56,8 @@ def test_memory_keeps_nothing_that_would_not_fit(generator, monkeypatch):
     kept = KeptInMemory(generator, PROMPTS, limit=1000)
     for _ in range(2):
         kept(["a ring", "a cross"])
-    assert calls == [["a ring"], ["a ring", "a cross"], ["a ring", "a cross"]]
-    assert not kept.rows
+    assert calls == [["a ring"], ["a cross"], ["a ring", "a cross"], ["a ring", "a cross"]]
+    assert not kept.rows.made
 
 
 def test_memory_does_not_keep_rows_of_differing_lengths(generator, monkeypatch):

@@ -228,12 +228,7 @@ def few_step_doubt(pipeline: Any) -> str | None:
     A few-step model gets pure noise at the last training timestep, for any number of steps; a scheduler
     whose single step starts elsewhere ("leading" spacing: t = 1) passes noise to a network that expects a picture.
     """
-    family, spacing = family_of(pipeline), pipeline.scheduler.config.get("timestep_spacing")
-    guided = getattr(getattr(pipeline, family.denoiser).config, "guidance_embeds", False)
-    if guided and family.call.get("guidance_scale") == 0:
-        return "its network takes a guidance scale, as FLUX.1-dev's does, which needs 20 or more steps"
-    if pipeline.config.get("is_distilled") is False:
-        return "its configuration says is_distilled: false"
+    spacing = pipeline.scheduler.config.get("timestep_spacing")
     if spacing is None:
         return None
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)

@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from hypernoise.generators.base import Condition, Generator
 
@@ -48,30 +47,25 @@ class KeptInMemory:
     """
 
     def __init__(self, generator: Generator, prompts: Sequence[str], limit: int = MEMORY):
-        self.generator = generator
-        self.rows: dict[str, Condition] = {}
-        self.limit, self.count = limit, len(set(prompts))
-        self.fits = True
+        self.generator, self.limit, self.count = generator, limit, len(set(prompts))
+        self.rows, self.fits = Remembered(self._alone), True
 
     def __call__(self, prompts: list[str]) -> Condition:
-        asked = list(dict.fromkeys(prompts))
-        new = [prompt for prompt in asked if prompt not in self.rows]
-        if self.fits and new:
-            with self.generator.awake():
-                self._keep(new)
-        if not (self.fits and _alike([self.rows[prompt] for prompt in asked])):
-            self.fits = False
+        if self.fits:
+            rows = [row.tensors for row in self.rows(prompts)]
+            shapes = [{name: tensor.shape for name, tensor in row.items()} for row in rows]
+            size = self.count * sum(tensor.nbytes for tensor in rows[0].values())
+            self.fits = size <= self.limit and all(own == shapes[0] for own in shapes)
+            if self.fits:
+                whole = Condition({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+                return whole.to(self.generator.device)
             self.rows.clear()
-            return self.generator.encode(prompts)
-        return joined([self.rows[prompt] for prompt in prompts]).to(self.generator.device)
+        return self.generator.encode(prompts)
 
-    def _keep(self, prompts: list[str]) -> None:
+    def _alone(self, prompts: list[str]) -> list[Condition]:
         """Each is encoded alone: in a batch, its last bits would depend on the others."""
-        for prompt in prompts:
-            row = self.rows[prompt] = self.generator.encode([prompt]).to("cpu")
-            self.fits = self.count * sum(tensor.nbytes for tensor in row.tensors.values()) <= self.limit
-            if not self.fits:
-                return
+        with self.generator.awake():
+            return [self.generator.encode([prompt]).to("cpu") for prompt in prompts]
 
 
 def text_encoders(pipeline: Any) -> dict[str, nn.Module]:
@@ -97,17 +91,3 @@ def awake(pipeline: Any, encoders: Mapping[str, nn.Module], device: torch.device
         yield
     finally:
         rest(pipeline, woken)
-
-
-def joined(rows: Sequence[Condition]) -> Condition:
-    """Conditions of one prompt each as one; rows of different lengths are padded with 0."""
-    names = rows[0].tensors
-    if _alike(rows):
-        return Condition({name: torch.cat([row.tensors[name] for row in rows]) for name in names})
-    return Condition({n: pad_sequence([row.tensors[n][0] for row in rows], batch_first=True) for n in names})
-
-
-def _alike(rows: Sequence[Condition]) -> bool:
-    """Whether the tensors of conditions have the same names and shapes."""
-    shapes = [{name: tensor.shape for name, tensor in row.tensors.items()} for row in rows]
-    return all(own == shapes[0] for own in shapes)

@@ -108,7 +108,7 @@ class Meter:
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Rewards [B], differentiable in the pixels. InputError for one that is not finite."""
         self.calls.update(reward_calls=len(pixels))
-        scores = scored(self.problem.reward, pixels, prompts)
+        scores = scored(self.problem.reward, pixels, list(prompts))
         finite = torch.isfinite(scores)
         if not finite.all():
             place = int((~finite).nonzero()[0, 0])

@@ -1,5 +1,5 @@
 """An adapter's files before a network is built from them: their values, settings and digest; and the settings of LoRAs
-saved by PEFT or diffusers, such as those the paper's authors release."""
+saved by PEFT, such as those the paper's authors release."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hypernoise.errors import InputError, first_line
-from hypernoise.files import parse_json, read_json
+from hypernoise.files import read_json
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 MOST = 4096  # largest whole number among settings, unless a tensor in the file is longer
 
 CONFIG = "adapter_config.json"  # PEFT's
 DIFFUSERS = "pytorch_lora_weights.safetensors"  # written by save_lora_adapter and save_lora_weights
-NOTED = "lora_adapter_metadata"  # PEFT's fields, in that file's metadata
-COMPONENTS = ("unet.", "transformer.")  # prefixes of every name that save_lora_weights writes
 FREE = {  # PEFT's fields that do not change the effect of trained weights
     *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "auto_mapping"),
@@ -84,23 +81,18 @@ def check_digest(about: Mapping[str, Any], state: Mapping[str, Tensor], folder: 
         )
 
 
-def is_foreign(folder: Path) -> bool:
-    """Whether PEFT or diffusers saved a LoRA here."""
-    return (folder / CONFIG).is_file() or (folder / DIFFUSERS).is_file()
-
-
 def foreign_settings(folder: Path) -> dict[str, Any]:
-    """The rank and alpha of a LoRA that PEFT or diffusers saved.
+    """The rank and alpha of a LoRA that PEFT saved.
 
     Raises:
         InputError: no rank or alpha, or fields that a plain LoRA lacks.
     """
-    file = folder / CONFIG if (folder / CONFIG).is_file() else folder / DIFFUSERS
+    file = folder / CONFIG
     usual: dict[str, Any] = {**LoraConfig().to_dict(), "peft_type": "LORA"}
     try:
-        fields = dict(read_json(file, str(file)) if file.name == CONFIG else _noted(file))
+        fields = dict(read_json(file, str(file)))
         rank, alpha = int(fields["r"]), float(fields["lora_alpha"])
-    except (ValueError, TypeError, KeyError, OverflowError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise InputError(
             f"{file} is not a LoRA's configuration: {type(error).__name__}: {first_line(error)}"
         ) from error
@@ -112,19 +104,3 @@ def foreign_settings(folder: Path) -> dict[str, Any]:
     if other:
         raise InputError(f"{file} has {', '.join(other)}, which a noise network cannot have")
     return {"rank": rank, "alpha": alpha}
-
-
-def _noted(file: Path) -> dict[str, Any]:
-    """PEFT's fields in the metadata of a file that diffusers wrote."""
-    with safe_open(file, "pt") as opened:
-        noted = (opened.metadata() or {}).get(NOTED)
-    if noted is None:
-        raise InputError(
-            f"{file} does not record its rank and alpha; add them as r and lora_alpha in {CONFIG} next to it"
-        )
-    return {without_component(name): value for name, value in dict(parse_json(noted, f"{file}'s metadata")).items()}
-
-
-def without_component(name: str) -> str:
-    """A name in a pipeline's file as its denoiser names it."""
-    return next((name.removeprefix(part) for part in COMPONENTS if name.startswith(part)), name)
