@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
@@ -42,7 +43,6 @@ from hypernoise.generators.diffusion import (
     quiet,
     replaced,
     stop_at_first_answer,
-    text_to_image,
 )
 from hypernoise.generators.families import ASKED, Family, asked_otherwise, family_of, sibling_of
 from hypernoise.generators.identity import probe
@@ -95,7 +95,7 @@ def attach(
         folder = adapter_folder(adapter)
         call = read_about(folder).get("call") or call
         name = str(pipeline.config.get("_name_or_path") or type(pipeline).__name__)
-        generator = DiffusionGenerator(text_to_image(pipeline), name=name, freeze=False)
+        generator = DiffusionGenerator(_text_to_image(pipeline), name=name, freeze=False)
         network = load_adapter(generator, folder, check_base=check_base)
         if isinstance(network, LoRANoise):
             network.lora.to(generator.dtype)  # fp32 is for training; drawing uses the pipeline's precision
@@ -309,7 +309,7 @@ def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, 
         if isinstance(network, SpectralNoise):
             residual = network.to(noise.device)(x.float(), condition, grid=grid)
         else:
-            plain, cell = text_to_image(pipeline), pipeline.vae_scale_factor * patch
+            plain, cell = _text_to_image(pipeline), pipeline.vae_scale_factor * patch
             size = grid[0] * cell, grid[1] * cell
             with network.adapted(plain):
                 residual = DiffusionGenerator(plain, size=size, freeze=False).denoise_first(x, condition)
@@ -330,6 +330,16 @@ def _renoised(pipeline: Any, held: Held, given: Mapping[str, Any]) -> dict[str, 
         return prepared
 
     return {"encode_prompt": _recording(pipeline.encode_prompt, encoded), "prepare_latents": prepare_latents}
+
+
+def _text_to_image(pipeline: Any) -> Any:
+    """The text-to-image pipeline with the same modules if this one draws from a picture or a control; else itself."""
+    name = sibling_of(pipeline)
+    if name is None:
+        return pipeline
+    cls, scheduler = getattr(diffusers, name), pipeline.scheduler
+    parts = {**pipeline.config, **pipeline.components, "scheduler": type(scheduler).from_config(scheduler.config)}
+    return cls(**{name: parts[name] for name in inspect.signature(cls.__init__).parameters if name in parts})
 
 
 def _changed(prepared: Any, better: Callable[[Tensor], Tensor]) -> Any:

@@ -49,10 +49,9 @@ def test_squash_is_pillows_resize_to_a_square():
 
 
 def test_on_squares_every_fit_is_one_and_the_same():
-    square, wide = pictures(40, 40), pictures(40, 60)
-    assert {Resize(16, fit).of(square) for fit in ("crop", "pad", "squash")} == {Resize(16)}
-    assert torch.equal(Resize(16, "pad")(square), Resize(16)(square))
-    assert Resize(16, "pad").of(wide) == Resize(16, "pad")
+    square = pictures(40, 40)
+    for fit in ("pad", "squash"):
+        assert torch.equal(Resize(16, fit)(square), Resize(16)(square))
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])

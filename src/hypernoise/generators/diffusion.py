@@ -19,7 +19,6 @@ from functools import cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
@@ -243,16 +242,6 @@ class DiffusionGenerator(Generator):
 @cache
 def _has_accelerator() -> bool:
     return torch.accelerator.is_available()
-
-
-def text_to_image(pipeline: Any) -> Any:
-    """The text-to-image pipeline with the same modules if this one draws from a picture or a control; else itself."""
-    name = sibling_of(pipeline)
-    if name is None:
-        return pipeline
-    cls, scheduler = getattr(diffusers, name), pipeline.scheduler
-    parts = {**pipeline.config, **pipeline.components, "scheduler": type(scheduler).from_config(scheduler.config)}
-    return cls(**{name: parts[name] for name in inspect.signature(cls.__init__).parameters if name in parts})
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, located, out_of_memory, shown
+from hypernoise.errors import InputError, check_is, located, out_of_memory, shown
 from hypernoise.generators.base import fault_of
 from hypernoise.settings import typed
 
@@ -79,14 +79,9 @@ def check_pairs(pixels: Any, prompts: Any, *, read: bool = True) -> None:
 
 def check_callable(reward: object, name: str = "the reward") -> None:
     """Raises InputError for anything that cannot be called as reward(pixels, prompts)."""
-    if isinstance(reward, str):
-        raise InputError(f"{name} is the text {reward!r}; hypernoise.load_reward({reward!r}) loads a reward by name")
-    if isinstance(reward, type):
-        raise InputError(f"{name} is the class {reward.__name__}; pass an instance of it")
-    if not callable(reward):
-        raise InputError(f"{name} is a {type(reward).__name__}; it must take (pixels, prompts) and return [B]")
+    check_is(reward, Callable, name, "a function of (pixels, prompts) that returns [B], or load_reward's for a name")
     try:
-        signature = inspect.signature(reward)
+        signature = inspect.signature(reward)  # type: ignore[arg-type]
     except ValueError:  # some built-in functions have no signature
         return
     try:

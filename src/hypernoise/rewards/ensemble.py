@@ -17,7 +17,6 @@ from hypernoise.rewards.base import RewardFunction, RewardSettings, check_callab
 from hypernoise.rewards.endpoint import SCHEMES, EndpointReward
 from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
-from hypernoise.rewards.preprocess import Resize
 from hypernoise.settings import finite_weights
 
 NETWORKS: dict[str, str] = {  # modules whose `load(name, settings)` finds the weights
@@ -114,7 +113,7 @@ def members_of(weights: Mapping[str, float], own: Container[str] = ()) -> dict[s
 
 
 class WeightedSum:
-    """Σ weight · reward over named members, which share one resize; an ensemble's name is expanded to its members.
+    """Σ weight · reward over named members; an ensemble's name is expanded to its members.
 
     Args:
         weights: by name.
@@ -142,16 +141,9 @@ class WeightedSum:
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1]."""
         check_pairs(pixels, prompts)
-        resized: dict[Resize, Tensor] = {}
-        self._scores = {}
-        for name, member in self.members.items():
-            call, given = member, pixels
-            if isinstance(member, NetworkReward):
-                resize = member.resize.of(pixels)
-                if resize not in resized:
-                    resized[resize] = resize(pixels)
-                call, given = member.seen, resized[resize]
-            self._scores[name] = scored(call, given, prompts, f"reward {name!r}")
+        self._scores = {
+            name: scored(member, pixels, prompts, f"reward {name!r}") for name, member in self.members.items()
+        }
         return torch.stack([self.weights[name] * score for name, score in self._scores.items()]).sum(0)
 
     def member_scores(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Shared by rewards that are frozen networks: a resize that several may share, a device, a precision."""
+"""Shared by rewards that are frozen networks: a resize, a device, a precision."""
 
 from __future__ import annotations
 
@@ -32,16 +32,13 @@ class NetworkReward(Reward):
     def __call__(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of pixels [B, 3, H, W] in [0, 1], of any size."""
         check_pairs(pixels, prompts)
-        return self.seen(self.resize(pixels), prompts)
-
-    def seen(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] of pictures already resized by `self.resize`."""
-        if self.device != resized.device:
-            self.network.to(resized.device)
+        if self.device != pixels.device:
+            self.network.to(pixels.device)
             self.texts.clear()  # they may be on the other device
-        return self.score(resized, prompts)
+        return self.score(self.resize(pixels), prompts)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [B] of pictures resized by `self.resize`."""
         raise NotImplementedError
 
     def _encode(self, prompts: list[str]) -> list[Any]:

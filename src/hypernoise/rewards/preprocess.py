@@ -1,4 +1,4 @@
-"""Input of scoring networks: one differentiable resize per square size, without torchvision.
+"""Input of scoring networks: a differentiable resize, without torchvision.
 
 The same bicubic, antialiased resize as torchvision's on tensors and as Pillow's on floating-point pictures.
 Values may overshoot [0, 1] slightly, as they do there; clamping would cut the gradient.
@@ -29,10 +29,6 @@ class Resize:
 
     size: int
     fit: Literal["crop", "pad", "squash"] = "crop"
-
-    def of(self, pixels: Tensor) -> Resize:
-        """A key equal for all resizes with the same result on these pictures: fits differ only off square."""
-        return Resize(self.size) if pixels.shape[-2] == pixels.shape[-1] else self
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, size, size] of pixels [B, 3, H, W], both in [0, 1]; fp32 or better."""

@@ -22,9 +22,6 @@ AREA = 256  # approximate tokens per picture: 448 x 448 pixels for Qwen2-VL
 class AreaResize(Resize):
     """Resizes pictures to sides that are multiples of `size`, close to their aspect ratio and to an area of `AREA`."""
 
-    def of(self, pixels: Tensor) -> Resize:
-        return self
-
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, h, w] of pixels [B, 3, H, W], both in [0, 1]; fp32 or better."""
         return bicubic(pixels, self.scaled(*pixels.shape[-2:]))
