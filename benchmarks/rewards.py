@@ -4,7 +4,8 @@
     python -m benchmarks.rewards --size full --dtype bfloat16                     # a GPU with 12 GB free
 
 Weights are random, so nothing is downloaded; sizes, layers and pictures are the released ones at `full`, and a
-fraction at `small`. One after the other, every member encodes the prompts at every call, like separate packages. Both must give the same scores and the same gradient.
+fraction at `small`. One after the other, every member encodes the prompts at every call, like separate packages. Both
+must give the same scores and the same gradient.
 """
 
 from __future__ import annotations
