@@ -176,6 +176,88 @@ def test_mistakes_are_one_line_and_leave_nothing(flat, tmp_path, capsys):
         assert why in said(flat)
 
 
+@pytest.fixture
+def picture_folders(tmp_path):
+    """In the first, two different pictures for each of three prompts; in the second, the same one twice."""
+    rng = np.random.default_rng(0)
+    for name in ("base", "other"):
+        for number in range(3):
+            folder = tmp_path / name / f"{number:05d}" / "samples"
+            folder.mkdir(parents=True)
+            source = {"tag": "colors", "include": [{"class": "dog", "count": 1}], "prompt": f"dog {number}"}
+            (folder.parent / "metadata.jsonl").write_text(json.dumps(source))
+            drawn = rng.integers(0, 200, (2, 32, 32, 3)).astype(np.uint8)
+            for index in range(2):
+                picture = drawn[index if name == "base" else 0]
+                Image.fromarray(picture).save(folder / f"{index:05d}.png")
+    return tmp_path / "base", tmp_path / "other"
+
+
+def test_several_folders_have_a_row_each(picture_folders, tmp_path, capsys):
+    _, summary = score(tmp_path, *picture_folders, "--rewards", "redness")
+    base, other = summary["results"]
+    assert (base["images"], base["prompts"]) == (6, 3)
+    assert base["similarity"] < other["similarity"] == pytest.approx(1)
+    assert f"{other['similarity']:.4f}" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>Results" not in page  # nothing was judged
+
+
+def test_a_model_from_a_folder_and_a_broken_picture(picture_folders, tmp_path, capsys):
+    tiny_dino().save_pretrained(tmp_path / "dino")
+    (picture_folders[1] / "00001" / "samples" / "00001.png").write_bytes(b"no picture")
+    _, summary = score(tmp_path, *picture_folders, "--features", tmp_path / "dino")
+    ((broken),) = summary["broken"]
+    assert broken["name"].endswith("other/00001/samples/00001.png")
+    assert "cannot be read as a picture" in broken["why"]
+    base, other = summary["results"]
+    assert (other["images"], other["prompts"]) == (5, 3)
+    assert other["similarity"] == pytest.approx(1)  # of the two prompts that have two pictures
+    assert base["similarity"] < 1
+    assert "1 could not be used; the results cover the rest" in capsys.readouterr().err
+
+
+def refused(capsys, tmp_path, *arguments):
+    capsys.readouterr()
+    assert score(tmp_path, *arguments)[0] == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert not (tmp_path / "out").exists()
+    return line
+
+
+def test_only_numbered_png_files_count_and_it_is_said(picture_folders, tmp_path, capsys):
+    for file in picture_folders[1].rglob("*.png"):
+        file.rename(file.with_suffix(".jpg"))
+    message = refused(capsys, tmp_path, *picture_folders)
+    assert message.endswith("other has no usable picture; the first: 00000: 0 of 1 samples such as 00000.png exist")
+
+
+def test_mistakes_are_told_in_one_line_and_leave_nothing(flat, tmp_path, capsys):
+    red, prompts = ["--rewards", "redness"], ["--prompts", tmp_path / "prompts.txt"]
+
+    def said(*arguments):
+        return refused(capsys, tmp_path, *arguments)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "name one or more folders of pictures" in said()
+    assert "there is no folder" in said(tmp_path / "none")
+    assert "empty has no prompts" in said(empty)
+    assert "empty has 0 pictures (.png," in said(empty, *prompts)
+    assert "flat has no prompts: it is not from hypernoise generate or evaluate" in said(flat)
+    assert f"{PROMPTS[0]!r} is not a GenEval prompt" in said(flat, *prompts, "--geneval")
+    assert "'redness' is named twice" in said(flat, *prompts, *red, "redness=2")
+    assert "unknown reward 'rednes'; did you mean 'redness'" in said(flat, "--rewards", "rednes", *prompts)
+    assert "none.txt' cannot be read: No such file" in said(flat, "--prompts", tmp_path / "none.txt")
+    assert "--batch-size must be at least 1" in said(flat, *prompts, "--batch-size", "0")
+    assert "--judge and --colors need --geneval" in said(flat, *prompts, "--judge", "x")
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    assert "has 3 pictures (.png, .jpg, .jpeg, .webp) but" in said(flat, *prompts)
+    for name, why in (("../prompts.txt", "lists '../prompts.txt', which is not"), ("gone.png", "lists 'gone.png'")):
+        (flat / "summary.json").write_text(json.dumps({"results": [{"file": name, "prompt": "x"}]}))
+        assert why in said(flat)
+
+
 def test_pictures_that_a_reward_refuses(flat, tmp_path, capsys):
     assert score(tmp_path, flat, "--prompts", tmp_path / "prompts.txt", "--rewards", "scenes")[0] == 2
     assert "hypernoise: reward 'scenes-match' reads 64x64 pictures" in capsys.readouterr().err
