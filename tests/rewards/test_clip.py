@@ -291,9 +291,9 @@ def contrast(reward, pixels):
 def test_truncation_is_told_once_counted_and_blind_to_the_second_half(build):
     pixels = pictures(count=1).requires_grad_()
     reward = build()
-    with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as warnings:
+    with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as told:
         difference = contrast(reward, pixels)
-    assert len(warnings) == 1
+    assert len(told) == 1
     assert difference.item() == 0
     (gradient,) = torch.autograd.grad(difference.sum(), pixels)
     assert gradient.abs().max() == 0

@@ -131,7 +131,7 @@ def test_wrong_import_paths_are_named(own):
         ("no_such_module_here:warmth", "module 'no_such_module_here' cannot be imported from"),
         ("my_broken_rewards_of_this_test:warmth", r"cannot be imported .*_of_this_test.py, line 1\)"),
         (f"{own}:warmht", "did you mean 'warmth'"),
-        (f"{own}:number", "is a int; it must take"),
+        (f"{own}:number", "is a int; pass a function of"),
         (f"{own}:one", r"must take \(pixels, prompts\), but takes \(pixels\)"),
         (f"{own}:Needs", "cannot be constructed without arguments"),
         (f"{own}:", "unknown name"),
