@@ -9,7 +9,6 @@ import torch
 from hypernoise.errors import InputError
 from hypernoise.evaluation.questions import (
     KINDS,
-    Item,
     Question,
     QuestionJudge,
     benchmark,
@@ -40,15 +39,15 @@ SOFT = {
 
 
 def test_dpgs_questions_with_what_they_depend_on():
-    first, second = read_dpg(DPG, "dpg.csv")
-    assert (first.prompt, second.prompt) == ("A ring, on a square", "Two rings")
-    assert first.questions[2] == Question("Is the ring on the square?", "yes", "relation", (0, 1))
-    assert first.questions[0].parents == second.questions[0].parents == ()
+    (one, first), (other, second) = read_dpg(DPG, "dpg.csv")
+    assert (one, other) == ("A ring, on a square", "Two rings")
+    assert first[2] == Question("Is the ring on the square?", "yes", "relation", (0, 1))
+    assert first[0].parents == second[0].parents == ()
 
 
 def test_dpg_counts_a_child_only_with_its_parents():
     a, b = Question("a?", "yes", "entity"), Question("b?", "yes", "entity")
-    item = Item("a on b", (a, b, Question("c?", "yes", "relation", (0, 1))))
+    item = (a, b, Question("c?", "yes", "relation", (0, 1)))
     assert score_dpg(item, [0.9, 0.8, 0.7]) == (1.0, [1, 1, 1])
     assert score_dpg(item, [0.9, 0.3, 0.7]) == (pytest.approx(1 / 3), [1, 0, 1])  # categories count it as answered
     assert score_dpg(item, [0.9, 0.8, 0.5]) == (pytest.approx(2 / 3), [1, 1, 0])
@@ -57,8 +56,8 @@ def test_dpg_counts_a_child_only_with_its_parents():
 def test_dpg_passes_a_no_on_to_grandchildren():
     """In the file's order, as the official script: one that stands before its parent sees the parent's own answer."""
     a, b = Question("a?", "yes", "entity"), Question("b?", "yes", "attribute", (0,))
-    assert score_dpg(Item("a", (a, b, Question("c?", "yes", "relation", (1,)))), [0.1, 0.9, 0.9]) == (0, [0, 1, 1])
-    early = Item("a", (Question("c?", "yes", "relation", (2,)), a, Question("b?", "yes", "attribute", (1,))))
+    assert score_dpg((a, b, Question("c?", "yes", "relation", (1,))), [0.1, 0.9, 0.9]) == (0, [0, 1, 1])
+    early = (Question("c?", "yes", "relation", (2,)), a, Question("b?", "yes", "attribute", (1,)))
     assert score_dpg(early, [0.9, 0.1, 0.9]) == (pytest.approx(1 / 3), [1, 0, 1])
 
 
@@ -76,21 +75,23 @@ def unigenbench(points):
 
 def test_unigenbench_asks_for_each_test_point(tmp_path):
     (tmp_path / "test_prompts_en.csv").write_text(unigenbench(POINTS))
-    kind, (item,) = read_items(tmp_path / "test_prompts_en.csv")
-    assert (kind.name, item.prompt) == ("unigenbench", "Ink, two pandas, seated")
-    assert [question.category for question in item.questions] == ["Style", "Attribute"]
-    assert item.questions[1].text == 'Does the picture show "two pandas, seated" (Attribute - Quantity)?'
+    kind, items = read_items(tmp_path / "test_prompts_en.csv")
+    ((prompt, item),) = items.items()
+    assert (kind.name, prompt) == ("unigenbench", "Ink, two pandas, seated")
+    assert [question.category for question in item] == ["Style", "Attribute"]
+    assert item[1].text == 'Does the picture show "two pandas, seated" (Attribute - Quantity)?'
     assert kind.score(item, [0.9, 0.4]) == (0.5, [1, 0])
     for wrong in ({**POINTS, "Testpoints": ["Style"]}, {**POINTS, "Testpoints": [1, 2]}, {"Testpoints": []}, []):
         with pytest.raises(InputError, match="line 2: sub_dims_en needs Testpoints and Testpoint Description"):
-            read_unigenbench(unigenbench(wrong), "wrong.csv")
+            list(read_unigenbench(unigenbench(wrong), "wrong.csv"))
     with pytest.raises(InputError, match="line 2: sub_dims_en is not JSON"):
-        read_unigenbench("index,prompt_en,sub_dims_en\n0,a,{\n", "wrong.csv")
+        list(read_unigenbench("index,prompt_en,sub_dims_en\n0,a,{\n", "wrong.csv"))
 
 
 def test_geneval2_and_its_geometric_mean():
-    (item,) = read_geneval2(json.dumps(SOFT) + "\n", "two.jsonl")
-    assert item.questions[0] == Question("How many rings are in the image?", "two", "count")
+    ((prompt, item),) = read_geneval2(json.dumps(SOFT) + "\n", "two.jsonl")
+    assert prompt == "two rings"
+    assert item[0] == Question("How many rings are in the image?", "two", "count")
     score, counted = score_soft(item, [0.9, 0.4])
     assert score == pytest.approx(0.6)
     assert counted == [0.9, 0.4]
@@ -101,8 +102,8 @@ def test_geneval2_and_its_geometric_mean():
     ("suffix", "text", "message"),
     [
         (".csv", "item_id,text\np1,ring\n", "line 2: it lacks a column; needed are item_id, text, proposition_id"),
-        (".csv", DPG.replace('"1, 2"', "7"), "line 4: dependency '7' is not another question of p1"),
-        (".csv", DPG.replace('"1, 2"', "3"), "line 4: dependency '3' is not another question"),
+        (".csv", DPG.replace('"1, 2"', "7"), "dependency '7' does not name other questions of p1"),
+        (".csv", DPG.replace('"1, 2"', "3"), "dependency '3' does not name other questions"),
         (".csv", DPG + "p3,short\n", "line 6: it lacks a column"),
         (".csv", DPG.splitlines()[0], "has no prompts of dpg"),
         (".jsonl", "{", "line 1 is not JSON"),
@@ -160,16 +161,16 @@ def test_the_judge_asks_each_prompts_own_questions(tmp_path):
 
             return ask
 
-    judge = QuestionJudge(kind, {item.prompt: item for item in items}, Model())
+    judge = QuestionJudge(kind, items, Model())
     found = judge(np.zeros((4, 6, 3), np.float32), "A ring, on a square")
     sentence = "{} Please answer yes or no."
-    assert asked == [((1, 3, 4, 6), question.text, sentence, "Yes") for question in items[0].questions]
+    assert asked == [((1, 3, 4, 6), question.text, sentence, "Yes") for question in items["A ring, on a square"]]
     assert (judge.name, found.right) == ("dpg by mine", pytest.approx(2 / 3))
     assert found.parts == {"entity": [1.0, 1.0], "relation": [0.0]}
     assert found.note == "0.667; Is the ring on the square?"
     assert [one["probability"] for one in found.details] == pytest.approx([0.9, 0.8, 0.3])
     (tmp_path / "dpg.csv").write_text(DPG + "p3,Two rings,x,1,0,entity,whole,entity - whole (rings),Are there two?\n")
-    with pytest.raises(InputError, match="'Two rings' appears twice in the file, with different questions"):
+    with pytest.raises(InputError, match="'Two rings' appears twice in .*dpg.csv, with different questions"):
         benchmark(str(tmp_path / "dpg.csv"), 0)
 
 

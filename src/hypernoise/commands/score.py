@@ -74,7 +74,7 @@ class Score:
         judge, about = None, {}
         if self.geneval:
             requests = by_prompt([one for _, own, _ in contents for one in own])
-            judge = GenEvalJudge.load(requests, self.judge, self.colors, device)
+            judge = GenEvalJudge(requests, self.judge, self.colors, device)
             about = {"judge": judge.name}
         output_folder(self.output_dir)
         with tqdm(total=sum(len(pictures) for pictures, _, _ in contents), desc="scoring", unit="picture") as bar:

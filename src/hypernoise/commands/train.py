@@ -198,5 +198,5 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
             one = [Line("1", [(points[0][0], 1.0), (points[-1][0], 1.0)])] if name == "lipschitz" else []
-            charts.append(line_chart([Line(title, points), *one], title=title, across="step", with_zero=False))
+            charts.append(line_chart([Line(title, points), *one], title=title, across="step"))
     page("", charts).save(file)

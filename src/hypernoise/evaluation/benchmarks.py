@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hypernoise.errors import InputError
 from hypernoise.evaluation.records import Judge, Records
 from hypernoise.prompts import read_prompts
 
@@ -63,13 +62,3 @@ def load_benchmark(source: str, count: int = 0, judge: str = "", colors: str = "
 def first_of_each(categories: Sequence[str], number: int) -> list[int]:
     """The indices of the first `number` of each category, without any selection."""
     return [place for place, name in enumerate(categories) if categories[:place].count(name) < number]
-
-
-def one_per_prompt(items: Sequence[Any], meaning: str, twice: str) -> dict[str, Any]:
-    """The items by their `prompt`. Raises InputError, which ends with `twice`, for a prompt with items that differ in
-    the attribute `meaning`."""
-    found: dict[str, Any] = {}
-    for item in items:
-        if getattr(found.setdefault(item.prompt, item), meaning) != getattr(item, meaning):
-            raise InputError(f"the prompt {item.prompt!r} appears twice in {twice}")
-    return found

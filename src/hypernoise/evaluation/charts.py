@@ -35,20 +35,18 @@ def line_chart(
     *,
     title: str,
     across: str = "",
-    with_zero: bool = True,
     marks: Mapping[float, str] | None = None,
 ) -> Image.Image:
     """Curves on shared axes, with a line of legend for each below.
 
     Args:
         across: label of the horizontal axis.
-        with_zero: whether the vertical axis includes 0.
         marks: ticks of the horizontal axis if they are not round numbers, as on a log axis.
     """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + [y for line in lines for span in line.spans for y in span]
     marks = marks or {x: f"{x:g}" for x in _ticks(min(xs), max(xs))}
-    x_ticks, y_ticks = sorted(marks), _ticks(min(ys + [0.0] * with_zero), max(ys))
+    x_ticks, y_ticks = sorted(marks), _ticks(min(ys), max(ys))
     low_x, high_x = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1])
     low_y, high_y = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
     small = ImageFont.load_default(11)

@@ -129,13 +129,13 @@ def measured(
 
 def measured_row(name: str, found: Measured) -> dict[str, Any]:
     """A result row: similarity over prompts with at least two pictures; each reward, and the score, with intervals."""
-    numbers = np.array([picture.number for picture in found.pictures])
-    groups = [found.features[numbers == number] for number in np.unique(numbers)]
+    prompts = np.array([picture.prompt for picture in found.pictures])
+    groups = [found.features[prompts == prompt] for prompt in dict.fromkeys(prompts.tolist())]
     several = [pairwise_similarity(group) for group in groups if len(group) > 1]
-    categories = np.array(list({picture.number: picture.category for picture in found.pictures}.values()))
+    categories = np.array(list({picture.prompt: picture.category for picture in found.pictures}.values()))
 
     def by_prompt(values: np.ndarray) -> np.ndarray:
-        return np.array(list(means_of_groups(values, numbers).values()))
+        return np.array(list(means_of_groups(values, prompts).values()))
 
     rewards: dict[str, Any] = {}
     for reward, values in found.rewards.items():

@@ -26,12 +26,11 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the `number`-th prompt. `name` is its path in its folder, with slashes, and identifies its noise."""
+    """A picture of a prompt. `name` is its path in its folder, with slashes."""
 
     name: str
     file: Path
     prompt: str
-    number: int
     category: str = "all"
 
 
@@ -69,8 +68,7 @@ def pictures_in(folder: Path, prompts: str = "") -> list[Picture]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     named = _with_lines(folder, prompts) if prompts else _noted(folder)
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt for _, prompt in named))}
-    return [Picture(name, folder / name, prompt, numbers[prompt]) for name, prompt in named]
+    return [Picture(name, folder / name, prompt) for name, prompt in named]
 
 
 def _with_lines(folder: Path, prompts: str) -> list[tuple[str, str]]:

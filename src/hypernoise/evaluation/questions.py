@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError, unknown
-from hypernoise.evaluation.benchmarks import Benchmark, one_per_prompt
+from hypernoise.evaluation.benchmarks import Benchmark
 from hypernoise.evaluation.records import Judgement
 from hypernoise.files import json_lines, parse_json, read_text
 from hypernoise.rewards.base import RewardSettings
@@ -43,26 +43,21 @@ class Question:
     parents: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Item:
-    """A prompt and its questions."""
-
-    prompt: str
-    questions: tuple[Question, ...]
+Questions = tuple[Question, ...]
 
 
 @dataclass(frozen=True)
 class Kind:
     """How a benchmark's file is read, its questions are phrased, and probabilities combine to a picture's score.
 
-    read: from the file's text and its name for messages.
-    score: from the probabilities of an item's right answers; and each question's value in its category.
+    read: prompts and their questions, from the file's text and its name for messages.
+    score: from the probabilities of the right answers; and each question's value in its category.
     """
 
     name: str
-    read: Callable[[str, str], list[Item]]
+    read: Callable[[str, str], Iterator[tuple[str, Questions]]]
     sentence: str
-    score: Callable[[Item, Sequence[float]], tuple[float, list[float]]]
+    score: Callable[[Questions, Sequence[float]], tuple[float, list[float]]]
 
 
 def _rows(text: str, file: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -78,76 +73,69 @@ def _rows(text: str, file: str, needed: Sequence[str]) -> Iterator[tuple[str, di
         raise InputError(f"{file}, line {reader.line_num} is not CSV: {error}") from error
 
 
-def read_dpg(text: str, file: str) -> list[Item]:
+def read_dpg(text: str, file: str) -> Iterator[tuple[str, Questions]]:
     """dpg_bench.csv: a line per question, with the columns `DPG`. Every line counts (the official script skips the
     first)."""
-    groups: dict[str, list[tuple[str, dict[str, str]]]] = {}
-    for place, row in _rows(text, file, DPG):
-        groups.setdefault(row["item_id"], []).append((place, row))
-    items = []
+    groups: dict[str, list[dict[str, str]]] = {}
+    for _, row in _rows(text, file, DPG):
+        groups.setdefault(row["item_id"], []).append(row)
     for name, rows in groups.items():
-        numbers = {row["proposition_id"].strip(): number for number, (_, row) in enumerate(rows)}
-        questions = []
-        for number, (place, row) in enumerate(rows):
+        numbers, questions = [row["proposition_id"].strip() for row in rows], []
+        for number, row in zip(numbers, rows, strict=True):
             parents = [part.strip() for part in row["dependency"].split(",") if part.strip() not in ("", "0")]
-            for parent in parents:
-                if numbers.get(parent, number) == number:
-                    raise InputError(f"{place}: dependency {parent!r} is not another question of {name}")
-            after = tuple(numbers[parent] for parent in parents)
+            if not set(parents) <= set(numbers) - {number}:
+                raise InputError(f"{file}: dependency {row['dependency']!r} does not name other questions of {name}")
+            after = tuple(numbers.index(parent) for parent in parents)
             questions.append(Question(row["question_natural_language"], YES, row["category_broad"], after))
-        items.append(Item(rows[0][1]["text"], tuple(questions)))
-    return items
+        yield rows[0]["text"], tuple(questions)
 
 
-def read_unigenbench(text: str, file: str) -> list[Item]:
+def read_unigenbench(text: str, file: str) -> Iterator[tuple[str, Questions]]:
     """test_prompts_en.csv: a prompt per line in prompt_en; sub_dims_en is JSON with Testpoints ("Attribute - Color")
     and each one's Testpoint Description in this prompt. A point's category is the part before the dash."""
-    items = []
     for place, row in _rows(text, file, ("prompt_en", "sub_dims_en")):
         value = parse_json(row["sub_dims_en"], f"{place}: sub_dims_en")
         about: Any = value if isinstance(value, dict) else {}
         points, seen = (about.get(name) for name in ("Testpoints", "Testpoint Description"))
         if not (_texts(points) and _texts(seen) and len(points) == len(seen) > 0):
             raise InputError(f"{place}: sub_dims_en needs Testpoints and Testpoint Description, as many of each")
-        questions = [
-            Question(f'Does the picture show "{what}" ({point})?', YES, point.partition(" - ")[0])
-            for point, what in zip(points, seen, strict=True)
-        ]
-        items.append(Item(row["prompt_en"], tuple(questions)))
-    return items
+        yield (
+            row["prompt_en"],
+            tuple(
+                Question(f'Does the picture show "{what}" ({point})?', YES, point.partition(" - ")[0])
+                for point, what in zip(points, seen, strict=True)
+            ),
+        )
 
 
-def read_geneval2(text: str, file: str) -> list[Item]:
+def read_geneval2(text: str, file: str) -> Iterator[tuple[str, Questions]]:
     """geneval2_data.jsonl: {"prompt", "vqa_list": [[question, answer], ...], "skills": [...]} per line."""
-    items = []
     for place, value in json_lines(text, file):
         about: Any = value if isinstance(value, dict) else {}
         prompt, pairs, skills = (about.get(name) for name in ("prompt", "vqa_list", "skills"))
         paired = isinstance(pairs, list) and all(_texts(pair) and len(pair) == 2 for pair in pairs)
         if not (isinstance(prompt, str) and paired and _texts(skills) and len(pairs) == len(skills) > 0):
             raise InputError(f"{place}: needs a prompt, a vqa_list of [question, answer], and as many skills")
-        questions = [Question(*pair, category=skill) for pair, skill in zip(pairs, skills, strict=True)]
-        items.append(Item(prompt, tuple(questions)))
-    return items
+        yield prompt, tuple(Question(*pair, category=skill) for pair, skill in zip(pairs, skills, strict=True))
 
 
 def _texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
-def score_dpg(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
+def score_dpg(questions: Questions, sure: Sequence[float]) -> tuple[float, list[float]]:
     """A yes is a probability above a half; a no also fails the children and, in file order, their children.
 
     Like the official compute_dpg_bench.py. Categories count answers as given.
     """
     yes = [float(one > 0.5) for one in sure]
     held = list(yes)
-    for place, question in enumerate(item.questions):
+    for place, question in enumerate(questions):
         held[place] *= all(held[parent] for parent in question.parents)
     return sum(held) / len(held), yes
 
 
-def score_soft(item: Item, sure: Sequence[float]) -> tuple[float, list[float]]:
+def score_soft(questions: Questions, sure: Sequence[float]) -> tuple[float, list[float]]:
     return math.exp(sum(math.log(max(one, LEAST)) for one in sure) / len(sure)), list(sure)
 
 
@@ -159,8 +147,11 @@ KINDS = (
 )
 
 
-def read_items(file: Path) -> tuple[Kind, list[Item]]:
-    """The benchmark of a file, by its suffix and first line, and its items. Raises InputError for any other file."""
+def read_items(file: Path) -> tuple[Kind, dict[str, Questions]]:
+    """The benchmark of a file, by its suffix and first line, and the questions of each prompt.
+
+    Raises InputError for any other file, or a prompt that occurs with two sets of questions.
+    """
     dpg, unigenbench, geneval2 = KINDS
     if file.suffix not in (".csv", ".jsonl"):
         raise InputError(
@@ -169,7 +160,10 @@ def read_items(file: Path) -> tuple[Kind, list[Item]]:
         )
     text = read_text(file, f"questions {file}")
     kind = geneval2 if file.suffix == ".jsonl" else unigenbench if "prompt_en" in text.partition("\n")[0] else dpg
-    items = kind.read(text, str(file))
+    items: dict[str, Questions] = {}
+    for prompt, questions in kind.read(text, str(file)):
+        if items.setdefault(prompt, questions) != questions:
+            raise InputError(f"the prompt {prompt!r} appears twice in {file}, with different questions")
     if not items:
         raise InputError(f"{file} has no prompts of {kind.name}")
     return kind, items
@@ -178,11 +172,10 @@ def read_items(file: Path) -> tuple[Kind, list[Item]]:
 def benchmark(file: str, count: int, judge: str = "", colors: str = "") -> Benchmark:
     """The first `count` prompts of a benchmark's file, 0: all, and a model that answers its questions.
 
-    Raises InputError for an invalid file, or a prompt that occurs with two sets of questions.
+    Raises the errors of `read_items`.
     """
     kind, items = read_items(Path(file))
-    items = items[: count or len(items)]
-    by_prompt = one_per_prompt(items, "questions", "the file, with different questions")
+    prompts = list(items)[: count or len(items)]
 
     def load_judge(device: Any) -> QuestionJudge:
         from hypernoise.rewards import vqa
@@ -190,12 +183,12 @@ def benchmark(file: str, count: int, judge: str = "", colors: str = "") -> Bench
         name = judge or "vqascore"
         if name not in vqa.VLMS:
             raise unknown("judge", name, vqa.VLMS)
-        return QuestionJudge(kind, by_prompt, vqa.load(name, RewardSettings()), device)
+        return QuestionJudge(kind, items, vqa.load(name, RewardSettings()), device)
 
     return Benchmark(
-        prompts=[item.prompt for item in items],
+        prompts=prompts,
         load_judge=None if judge == "none" else load_judge,
-        about={"benchmark": kind.name, "file": file, "count": len(items)},
+        about={"benchmark": kind.name, "file": file, "count": len(prompts)},
     )
 
 
@@ -203,19 +196,19 @@ class QuestionJudge:
     """Asks the model of a reward of `rewards.vqa` every question about a picture; the probabilities of the right
     answers, among all possible outputs, give its score."""
 
-    def __init__(self, kind: Kind, items: Mapping[str, Item], reward: Any, device: torch.device | str = "cpu"):
+    def __init__(self, kind: Kind, items: Mapping[str, Questions], reward: Any, device: torch.device | str = "cpu"):
         self.kind, self.items, self.reward, self.device = kind, items, reward, device
         self.name = f"{kind.name} by {reward.name}"
         self.asking: dict[str, Any] = {}  # by answer
 
     def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
-        item, pixels = self.items[prompt], torch.from_numpy(picture).permute(2, 0, 1)
-        sure = [self.probability(pixels, question) for question in item.questions]
-        score, counted = self.kind.score(item, sure)
+        questions, pixels = self.items[prompt], torch.from_numpy(picture).permute(2, 0, 1)
+        sure = [self.probability(pixels, question) for question in questions]
+        score, counted = self.kind.score(questions, sure)
         parts: dict[str, list[float]] = {}
-        for question, value in zip(item.questions, counted, strict=True):
+        for question, value in zip(questions, counted, strict=True):
             parts.setdefault(question.category, []).append(value)
-        asked = list(zip(item.questions, sure, strict=True))
+        asked = list(zip(questions, sure, strict=True))
         note = "; ".join([f"{score:.3f}", *(question.text for question, probability in asked if probability <= 0.5)])
         details = [
             {"question": one.text, "answer": one.answer, "category": one.category, "probability": probability}

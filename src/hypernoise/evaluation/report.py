@@ -102,4 +102,4 @@ def _curves(
         spans = [row["score_ci95"] for _, row in own if field == "score" and row["score_ci95"] is not None]
         drawn.append(Line(name, [(place, row[field]) for place, row in own], spans=spans))
     title = f"{field} over {across}"
-    return line_chart(drawn, title=title, across=across, marks=marks, with_zero=False)
+    return line_chart(drawn, title=title, across=across, marks=marks)

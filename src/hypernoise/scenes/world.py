@@ -11,22 +11,15 @@ from itertools import permutations, product
 
 import numpy as np
 
-from hypernoise.evaluation.geneval.rules import directions
+from hypernoise.evaluation.geneval.rules import RELATIONS, directions
 
 SIZE = 64  # pixels, both sides
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's six
 COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 40, 40),
-    "orange": (245, 140, 30),
-    "yellow": (242, 215, 40),
-    "green": (45, 160, 70),
-    "blue": (40, 90, 215),
-    "purple": (135, 60, 175),
-    "brown": (125, 75, 40),
-    "black": (30, 30, 30),
-}
+    "red": (220, 40, 40), "orange": (245, 140, 30), "yellow": (242, 215, 40), "green": (45, 160, 70),
+    "blue": (40, 90, 215), "purple": (135, 60, 175), "brown": (125, 75, 40), "black": (30, 30, 30),
+}  # fmt: skip
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
-RELATIONS = ("left of", "right of", "above", "below")
 RADII = {1: (10.0, 15.0), 2: (9.0, 13.0), 3: (8.0, 11.0), 4: (8.0, 10.0)}  # px, by number of objects
 
 
@@ -113,7 +106,7 @@ def relation_between(
 ) -> set[str]:
     """Where A lies relative to B, from their boxes' centres and sizes (px).
 
-    As in GenEval, except that a direction has to make up half of the shortened offset's length, not of the
-    whole one's, which rarely matters (docs/yardsticks.md).
+    As in GenEval, except that a direction is compared with the shortened offset's length, not the whole one's, which
+    rarely matters (docs/yardsticks.md).
     """
     return directions(ax - bx, ay - by, aw + bw, ah + bh, of_the_rest=True)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from hypernoise.errors import InputError
+from hypernoise.evaluation.geneval import benchmark, official
 from hypernoise.evaluation.geneval import detection as models
-from hypernoise.evaluation.geneval import official
 from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
 from hypernoise.evaluation.geneval.detection import SENTENCES, ClipColors, Mask2Former, box_of
 from hypernoise.evaluation.geneval.rules import COLORS, Detection, judge, kept, parse
@@ -149,7 +149,7 @@ def picture(tmp_path_factory):
 
 
 def test_from_folders_only_the_deciding_object_is_coloured(tiny_models, picture):
-    official_judge = GenEvalJudge.load({}, *tiny_models, "cpu")
+    official_judge = GenEvalJudge({}, *tiny_models, "cpu")
     (best, _), *_ = official_judge.objects(read_picture(picture))
     assert best.score > 0.3
     asked = request(name=best.name, color="red")
@@ -164,10 +164,10 @@ def test_from_folders_only_the_deciding_object_is_coloured(tiny_models, picture)
 
 
 def test_a_detector_without_needed_classes_is_refused(tiny_models):
-    GenEvalJudge.load({"a": request(), "b": request(name="computer mouse")}, *tiny_models, "cpu")
+    GenEvalJudge({"a": request(), "b": request(name="computer mouse")}, *tiny_models, "cpu")
     requests = {"a": request(), "b": request(name="mouse"), "c": request(name="dog")}
     with pytest.raises(InputError, match="does not know dog, mouse \\(2 of the classes .*; it knows 4, such as circle"):
-        GenEvalJudge.load(requests, *tiny_models, "cpu")
+        GenEvalJudge(requests, *tiny_models, "cpu")
 
 
 COCO = (
@@ -197,9 +197,10 @@ def test_either_spelling_of_cocos_classes_serves_the_official_prompts(labels, mo
     monkeypatch.setattr(models, "pretrained", lambda *arguments: model)
     objects = Mask2Former("table")
     assert tuple(objects.labels) == official.CLASSES
+    monkeypatch.setattr(benchmark, "ClipColors", lambda *arguments: SimpleNamespace(name="none"))
     requests = official.official_requests()
     assert len(requests) == 553
-    GenEvalJudge(objects, SimpleNamespace(name="none"), by_prompt(requests))
+    GenEvalJudge(by_prompt(requests))
 
 
 @pytest.mark.parametrize(("load_", "number"), [(Mask2Former, 0), (ClipColors, 1)])

@@ -14,7 +14,7 @@ from hypernoise.evaluation.geneval.rules import (
     judge,
     kept,
     parse,
-    read_requests,
+    parse_lines,
     relations,
 )
 from hypernoise.scenes.world import CATEGORIES
@@ -238,21 +238,21 @@ def test_the_rules_agree_with_a_second_derivation_on_random_detections():
         ({"exclude": [{"class": "dog"}]}, r"exclude\[0\] is {'class': 'dog'}; it needs a 'class' and a 'count'"),
     ],
 )  # fmt: skip
-def test_metadata_that_cannot_be_judged_by_is_refused_with_its_line(tmp_path, change, message):
+def test_metadata_that_cannot_be_judged_by_is_refused_with_its_line(change, message):
     good = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"}
-    file = tmp_path / "metadata.jsonl"
-    file.write_text(json.dumps(good) + "\n\n" + json.dumps({**good, **change}) + "\n")
+    text = json.dumps(good) + "\n\n" + json.dumps({**good, **change}) + "\n"
     with pytest.raises(InputError, match=f"line 3: .*{message}|line 3: {message}"):
-        read_requests(file)
+        parse_lines(text, "metadata")
 
 
-def test_invalid_metadata_files_are_refused(tmp_path):
-    (tmp_path / "empty").write_text("\n")
-    (tmp_path / "words").write_text("a photo of a dog\n")
-    (tmp_path / "list").write_text("[1]\n")
-    for name, message in (
-        ("none", "cannot be read"), ("empty", "has no prompts"), ("words", "line 1 is not JSON"),
-        ("list", "line 1: it needs a 'tag'"),
-    ):  # fmt: skip
-        with pytest.raises(InputError, match=message):
-            read_requests(tmp_path / name)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n", "has no prompts"),
+        ("a photo of a dog\n", "line 1 is not JSON"),
+        ("[1]\n", "line 1: it needs a 'tag'"),
+    ],
+)
+def test_invalid_metadata_files_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_lines(text, "metadata")

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.evaluation.benchmarks import Benchmark, first_of_each, one_per_prompt
+from hypernoise.evaluation.benchmarks import Benchmark, first_of_each
 from hypernoise.evaluation.geneval.detection import ClipColors, Mask2Former
 from hypernoise.evaluation.geneval.official import official_requests
-from hypernoise.evaluation.geneval.rules import Detection, Request, deciding_colors, judge, kept, parse, read_requests
+from hypernoise.evaluation.geneval.rules import Detection, Request, deciding_colors, judge, kept, parse, parse_lines
 from hypernoise.evaluation.pictures import Picture, pictures_in
 from hypernoise.evaluation.records import Judgement, Records
-from hypernoise.files import read_json, write_text
+from hypernoise.files import read_json, read_text, write_text
 
 MASK2FORMER, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 
@@ -37,13 +37,13 @@ def benchmark(file: str, count: int, judge: str, colors: str) -> Benchmark:
 
     Raises InputError for unreadable metadata, or a prompt that occurs with two meanings.
     """
-    found = read_requests(Path(file)) if file else official_requests()
+    found = parse_lines(read_text(file, f"metadata {file}"), f"metadata {file}") if file else official_requests()
     chosen = [found[i] for i in first_of_each([request.tag for request in found], count or len(found))]
     requests = by_prompt(chosen)
     return Benchmark(
         prompts=[request.prompt for request in chosen],
         categories=[request.tag for request in chosen],
-        load_judge=None if judge == "none" else partial(GenEvalJudge.load, requests, judge, colors),
+        load_judge=None if judge == "none" else partial(GenEvalJudge, requests, judge, colors),
         about={"benchmark": "geneval", "file": file or None, "count": len(chosen)},
         write=partial(write_folder, chosen),
     )
@@ -51,32 +51,35 @@ def benchmark(file: str, count: int, judge: str, colors: str) -> Benchmark:
 
 def by_prompt(requests: Sequence[Request]) -> dict[str, Request]:
     """Raises InputError if a prompt occurs with two meanings."""
-    return one_per_prompt(requests, "source", "the metadata, with different meanings")
+    found = {request.prompt: request for request in requests}
+    for request in requests:
+        if found[request.prompt].source != request.source:
+            raise InputError(f"the prompt {request.prompt!r} appears twice in the metadata, with different meanings")
+    return found
 
 
 class GenEvalJudge:
     """The benchmark's rules on the objects that a detector finds, with their colours by CLIP.
 
-    It sees pictures in 8 bits, like those in files. `requests` are by prompt.
+    It sees pictures in 8 bits, like those in files. `requests` are by prompt; detector and CLIP are Hub repositories or
+    folders, empty for the default ones.
 
-    Raises InputError for a request that needs a class which the detector does not know.
+    Raises InputError for weights that are missing or do not fit, and for a request that needs a class which the
+    detector does not know.
     """
 
-    def __init__(self, objects: Mask2Former, colors: ClipColors, requests: Mapping[str, Request]):
-        self.objects, self.colors, self.requests = objects, colors, requests
-        self.name = f"geneval by {objects.name} + {colors.name}"
+    def __init__(self, requests: Mapping[str, Request], objects: str = "", colors: str = "", device: Any = "cpu"):
+        self.requests = requests
+        self.objects, self.colors = Mask2Former(objects or MASK2FORMER, device), ClipColors(colors or CLIP, device)
+        self.name = f"geneval by {self.objects.name} + {self.colors.name}"
         needed = {clause.name for request in requests.values() for clause in (*request.include, *request.exclude)}
-        lacking = sorted(needed - set(objects.labels))
+        known = sorted(self.objects.labels)
+        lacking = sorted(needed - set(known))
         if lacking:
             raise InputError(
-                f"detector {objects.name} does not know {', '.join(lacking[:5])} ({len(lacking)} of the classes in the "
-                f"prompts); it knows {len(objects.labels)}, such as {', '.join(sorted(objects.labels)[:5])}"
+                f"detector {self.objects.name} does not know {', '.join(lacking[:5])} ({len(lacking)} of the classes "
+                f"in the prompts); it knows {len(known)}, such as {', '.join(known[:5])}"
             )
-
-    @classmethod
-    def load(cls, requests: Mapping[str, Request], objects: str, colors: str, device: Any) -> GenEvalJudge:
-        """Raises InputError for weights that are missing or do not fit, and for unknown classes."""
-        return cls(Mask2Former(objects or MASK2FORMER, device), ClipColors(colors or CLIP, device), requests)
 
     def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
         pixels = (torch.from_numpy(picture).permute(2, 0, 1).clamp(0, 1) * 255).round() / 255
@@ -137,7 +140,7 @@ def read_folder(
         counts[place.name] = len(files)
         for file in files:
             name = f"{place.name}/samples/{file.name}"
-            pictures.append(Picture(name, file, request.prompt, int(place.name), request.tag))
+            pictures.append(Picture(name, file, request.prompt, request.tag))
     usual = max(1, mode(counts.values())) if counts else 0
     lacking = {name: count for name, count in counts.items() if count < usual}
     broken |= {name: f"{count} of {usual} samples such as 00000.png exist" for name, count in lacking.items()}

@@ -16,11 +16,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from hypernoise.errors import InputError, shown
-from hypernoise.files import json_lines, read_text
+from hypernoise.files import json_lines
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -101,13 +100,8 @@ def _clause(part: Any, where: str, earlier: int) -> Clause:
     return Clause(name, count, color, relation, target)
 
 
-def read_requests(file: Path) -> list[Request]:
-    """Every prompt of a metadata file. Raises InputError naming the line."""
-    return parse_lines(read_text(file, f"metadata {file}"), f"metadata {file}")
-
-
 def parse_lines(text: str, where: str) -> list[Request]:
-    """Every prompt of a metadata file's text."""
+    """Every prompt of a metadata file's text; `where` begins the message of an InputError, which names the line."""
     requests = [parse(value, place) for place, value in json_lines(text, where)]
     if not requests:
         raise InputError(f"{where} has no prompts; it needs a JSON object per line")
