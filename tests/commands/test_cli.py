@@ -227,7 +227,7 @@ def test_a_wrong_output_is_refused(recipe, tmp_path, capsys):
 def test_generate_names_the_words_that_the_embedded_world_does_not_have(tmp_path, capsys):
     draw = ["generate", "a purple ring", "two squares and a Cat", "--device", "cpu", "--output-dir", str(tmp_path)]
     assert main(draw) == 0
-    assert capsys.readouterr().err == "scenes draws flat shapes and does not know: cat\n"
+    assert capsys.readouterr().err == "scenes does not know these words: cat\n"
 
 
 def test_wrong_calls_are_refused(capsys, tmp_path, tiny, sd_pipeline):

@@ -46,16 +46,18 @@ class Generate(WithGenerator):
 
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.files import output_folder
+        from hypernoise.generators.presets import PRESETS
         from hypernoise.pipeline import attach
 
         generator, steps = self.load(), self.num_inference_steps
         pipeline = generator.pipeline
         generator.check_steps(steps)
         generator.check_prompts(list(self.prompts))
-        if generator.name == "scenes":  # its tokenizer has one token for each word of its world
+        preset = PRESETS.get(generator.name)
+        if preset and preset.packaged:  # its tokenizer has one token for each word of its world
             words = " ".join(self.prompts).lower().split()
             if new := [word for word in words if len(pipeline.tokenizer(word).input_ids) > 3]:
-                print(f"scenes draws flat shapes and does not know: {', '.join(new)}", file=sys.stderr)
+                print(f"{generator.name} does not know these words: {', '.join(new)}", file=sys.stderr)
         if self.adapter is not None:
             attach(pipeline, self.adapter, strength=self.strength, check_base=self.check_base)
         output_folder(self.output_dir)

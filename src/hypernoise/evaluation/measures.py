@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial.distance import pdist
 from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import Dinov2Model
@@ -59,9 +60,7 @@ def load_features(source: str, device: torch.device | str) -> Features:
 
 def pairwise_similarity(features: np.ndarray) -> float:
     """Mean cosine over all pairs of different vectors [N, D], N at least 2; 1 if all are alike."""
-    unit, count = features / np.linalg.norm(features, axis=1, keepdims=True), len(features)
-    cosines = unit @ unit.T
-    return float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
+    return float(1 - pdist(features, "cosine").mean())
 
 
 @dataclass(frozen=True)

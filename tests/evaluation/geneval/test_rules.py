@@ -10,7 +10,6 @@ from hypernoise.evaluation.geneval.rules import (
     COLORS,
     RELATIONS,
     Detection,
-    deciding_colors,
     judge,
     kept,
     parse,
@@ -124,13 +123,6 @@ def test_the_margin_is_a_tenth_of_the_summed_sizes():
     # the length is the whole offset's: of the shortened one, 3 / hypot(3, 3) would be more than half
     assert relations(found("a", 5, 5), found("b")) == set()
     assert relations(found("a", 30, 30), found("b")) == {"right of", "below"}
-
-
-def test_which_colours_decide():
-    objects = kept([found("dog"), found("dog", 20, score=0.5), found("cat", 40)], "color_attr")
-    assert deciding_colors(ATTRIBUTES, objects) == [found("dog"), found("cat", 40)]
-    assert deciding_colors(SINGLE, objects) == []
-    assert deciding_colors(asked("colors", ("dog", 3, "red")), objects) == []  # too few: the colour is not reached
 
 
 def rederived(source, detections):

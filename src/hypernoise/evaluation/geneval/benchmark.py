@@ -24,7 +24,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark, first_of_each
 from hypernoise.evaluation.geneval.detection import ClipColors, Mask2Former
 from hypernoise.evaluation.geneval.official import official_requests
-from hypernoise.evaluation.geneval.rules import Detection, Request, deciding_colors, judge, kept, parse, parse_lines
+from hypernoise.evaluation.geneval.rules import Detection, Request, judge, kept, parse, parse_lines
 from hypernoise.evaluation.pictures import Picture, pictures_in
 from hypernoise.evaluation.records import Judgement, Records
 from hypernoise.files import read_json, read_text, write_text
@@ -92,7 +92,9 @@ class GenEvalJudge:
     def detect(self, pixels: Tensor, request: Request) -> list[Detection]:
         """All detections in pixels [3, H, W] in [0, 1], with the colours that decide the request."""
         found = self.objects(pixels)
-        deciding = deciding_colors(request, kept([detection for detection, _ in found], request.tag))
+        objects = kept([detection for detection, _ in found], request.tag)
+        asked = [objects.get(clause.name, [])[: clause.count] for clause in request.include if clause.color]
+        deciding = [one for same in asked for one in same]
         return [
             dataclasses.replace(one, color=self.colors(pixels, one, mask)) if one in deciding else one
             for one, mask in found

@@ -155,12 +155,6 @@ def _fault(clause: Clause, found: Sequence[Detection], matched: Sequence[Sequenc
     return ""
 
 
-def deciding_colors(request: Request, objects: Objects) -> list[Detection]:
-    """The objects whose colour `judge` needs."""
-    asked = [(clause, objects.get(clause.name, [])[: clause.count]) for clause in request.include if clause.color]
-    return [detection for clause, found in asked if len(found) == clause.count for detection in found]
-
-
 def relations(a: Detection, b: Detection) -> set[str]:
     """Where a lies relative to b: one direction, two on a diagonal, or none if they are too close."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = (
