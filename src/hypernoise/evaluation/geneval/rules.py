@@ -64,10 +64,6 @@ class Detection:
     color: str | None = None
 
 
-Objects = Mapping[str, Sequence[Detection]]
-"""Detections by class, the most confident first."""
-
-
 def parse(source: Any, where: str) -> Request:
     """A request from one line's JSON value; `where` begins the message of an InputError."""
     about: Any = source if isinstance(source, dict) else {}
@@ -109,7 +105,7 @@ def parse_lines(text: str, where: str) -> list[Request]:
 
 
 def kept(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]]:
-    """The detections that count for a prompt of this category."""
+    """The detections that count for a prompt of this category, by class, the most confident first."""
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     found: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda d: -d.score):
@@ -118,8 +114,8 @@ def kept(detections: Sequence[Detection], tag: str) -> dict[str, list[Detection]
     return {name: same[:MOST] for name, same in found.items()}
 
 
-def judge(request: Request, objects: Objects) -> list[str]:
-    """Why these objects do not satisfy the request: a phrase for each clause that fails."""
+def judge(request: Request, objects: Mapping[str, Sequence[Detection]]) -> list[str]:
+    """Why these objects, as `kept` returns them, do not satisfy the request: a phrase for each clause that fails."""
     reasons: list[str] = []
     matched: list[Sequence[Detection]] = []  # for each clause, its objects if it holds, else none
     for clause in request.include:
