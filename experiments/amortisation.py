@@ -59,15 +59,15 @@ class Amortisation(Seeded):
         found = bench.compare([*cheap, *networks, hn.BestOfN(50), hn.ReNO(10), hn.ReNO(50)], asked=asked)
         searched = self._rows(bench, found, ours, asked)
         if asked is bench.asked:
-            everywhere, rows, said = found, searched, []
+            everywhere, rows, notes = found, searched, []
         else:
             everywhere = bench.compare([*cheap, *networks])
             rows = self._rows(bench, everywhere, ours, bench.asked)
-            said = [f"With the searches, on the first {self.searched} captions of each category:", table(searched)]
+            notes = [f"With the searches, on the first {self.searched} captions of each category:", table(searched)]
         shares = [shares_of(found, size, runs, "reno-50", asked.categories) for size, runs in ours.items()]
         headings = {"pictures": ("pictures", ",d"), "runs": ("training_runs", "d")}
         headings |= {f"of ReNO-50's gain {scale} [95 %]": (name, ".2f") for name, scale in MEASURES.items()}
-        said.append(table(shares, headings))
+        notes.append(table(shares, headings))
         best = next(row for row in rows if row.get("pictures") == max(ours))
         rise = artefacts_over_plain(everywhere, ours[max(ours)], bench.asked.categories)
         curve(searched).save(self.output_dir / "curve.png")
@@ -75,7 +75,7 @@ class Amortisation(Seeded):
         return bench.finish(
             rows,
             goals(rows[0], best, shares[-1], rise),
-            said=said,
+            notes=notes,
             searched={"prompts": asked.about, "results": searched},
             shares=shares,
             artefacts_over_plain=rise,

@@ -226,15 +226,15 @@ class Bench:
             )
 
     def finish(
-        self, rows: Sequence[dict[str, Any]], verdict: Sequence[str], *, said: Sequence[str] = (), **more: Any
+        self, rows: Sequence[dict[str, Any]], verdict: Sequence[str], *, notes: Sequence[str] = (), **more: Any
     ) -> int:
-        """Writes summary.json with the rows and `more` entries; prints the table, what else is `said`,
+        """Writes summary.json with the rows and `more` entries; prints the table, the `notes`
         and the verdict."""
         settings = self.settings
         about = {"prompts": self.asked.about, **more, "verdict": list(verdict)}
         name = f"experiments.{name_of(type(settings))}"
         write_summary(settings.output_dir, name, settings, self.generator.device, rows, **about)
-        print("\n\n".join([table(rows), *said, "\n".join(f"verdict: {line}" for line in verdict)]))
+        print("\n\n".join([table(rows), *notes, "\n".join(f"verdict: {line}" for line in verdict)]))
         return 0
 
 

@@ -261,7 +261,7 @@ class Bench:
         diversity = float(np.mean([mean_distance(group) for group in groups]))
         return Found(
             dataclasses.replace(records, values={**records.values, **judged}, diversity=diversity),
-            {name: float(said.mean()) for name, said in alarms.items()},
+            {name: float(flagged.mean()) for name, flagged in alarms.items()},
             float((own == named).mean()),
         )
 

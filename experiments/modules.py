@@ -185,9 +185,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    said = [f"α {row['kl_weight']:g}, {row['learning_rate']}, {row['counted']}: {row['advice']}" for row in rows[1:]]
+    advice = [f"α {row['kl_weight']:g}, {row['learning_rate']}, {row['counted']}: {row['advice']}" for row in rows[1:]]
     least = f"Drawing every kind as often as it is requested takes at least {rows[0]['least']:.2f} nats."
-    return "\n".join([markdown(heads, lines), "", least, "", *said])
+    return "\n".join([markdown(heads, lines), "", least, "", *advice])
 
 
 if __name__ == "__main__":

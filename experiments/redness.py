@@ -71,8 +71,8 @@ class Redness(Seeded):
             }
             matched.append({"training_seed": seed, **at_matched_reward(curves["hypernoise"], curves["finetune"])})
         self._sheet(bench, found, points)
-        said = ["At the reward that both reach:", table(_side_by_side(matched), _columns())]
-        return bench.finish(rows, [verdict(matched)], said=said, learning_rates=rates, matched=matched)
+        notes = ["At the reward that both reach:", table(_side_by_side(matched), _columns())]
+        return bench.finish(rows, [verdict(matched)], notes=notes, learning_rates=rates, matched=matched)
 
     def _config(self, bench: Bench, seed: int, lr: float) -> hn.TrainConfig:
         return bench.config(max(self.looks), seed, learning_rate=lr, lr_scheduler="constant")

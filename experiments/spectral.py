@@ -87,7 +87,7 @@ class Spectral(Seeded):
             more |= {"seconds_per_step": seconds / updates, **measured(bench, folders[variant][0], self)}
             rows.append({**row, **more})
         own = table(rows, {"reward": COLUMNS["reward"], **SHOWN})
-        return bench.finish(rows, [verdict(row, rows[1]) for row in rows[2:]], said=[own])
+        return bench.finish(rows, [verdict(row, rows[1]) for row in rows[2:]], notes=[own])
 
 
 def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:

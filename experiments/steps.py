@@ -83,10 +83,10 @@ class Steps(Seeded):
                 rows.append(pooled(found, f"hypernoise-{kind}", steps, names, bench.asked.categories))
             one = [method.name for method in ours["one"]]
             influence.append(self._influence(found, steps, one, [method.name for method in random]))
-        said = ["RMS distances between pictures, in units of that between two noises of a caption:"]
-        said.append(table([{"method": "", **row} for row in influence], DISTANCES))
+        notes = ["RMS distances between pictures, in units of that between two noises of a caption:"]
+        notes.append(table([{"method": "", **row} for row in influence], DISTANCES))
         verdict = verdict_on([row for row in rows if row["method"] == "hypernoise-one"])
-        return bench.finish(rows, [verdict], said=said, influence=influence)
+        return bench.finish(rows, [verdict], notes=notes, influence=influence)
 
     def _influence(
         self, found: hn.Comparison, steps: int, ours: Sequence[str], random: Sequence[str]

@@ -91,7 +91,20 @@ def write_adapter(
     state = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in network.trainable_state().items()}
     save_file(state, folder / WEIGHTS, metadata={"note": NOTE})  # with several keys safetensors shuffles their order
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it owner-only
-    write_json(folder / PEFT_CONFIG, _peft_fields(network, base))
+    fields: dict[str, Any] = {"peft_type": None, "note": "not a PEFT adapter; see hypernoise.json"}
+    if isinstance(network, LoRANoise):
+        fields = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": network.generator.name,
+            "r": network.settings["rank"],
+            "lora_alpha": network.settings["alpha"],
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": sorted(network.layers),
+            "inference_mode": True,
+        }
+    write_json(folder / PEFT_CONFIG, fields)
     about: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
@@ -135,8 +148,11 @@ def read_network(generator: Any, folder: Path, kinds: Mapping[str, type], *, che
     fitting = [name for name in kinds if name != other.kind]
     if kind not in fitting:
         raise InputError(f"{folder} holds a {kind!r} network; {generator.name!r} takes {' or '.join(fitting)} here")
-    if about.get("released"):
-        settings = {**settings, **_released_settings(state, generator, folder)}
+    if about.get("released"):  # which records no layers
+        layers, there = {name.rpartition(".lora_")[0] for name in state}, set(adaptable_layers(generator.denoiser))
+        if not layers & there:
+            raise InputError(f"{folder} matches no weight of {generator.name!r}: made for another architecture")
+        settings = settings if layers == there else {**settings, "layers": sorted(layers)}
     check_settings(settings, state, folder / ABOUT)
     make = partial(kinds[kind], **settings)
     try:
@@ -174,15 +190,6 @@ def adapter_folder(source: str | Path) -> Path:
         return fetch_adapter(repository, revision or None)
     except InputError as error:
         raise InputError(f"no adapter at {source}: it is not a directory, and as a Hub repository: {error}") from error
-
-
-def _released_settings(state: dict[str, Tensor], generator: Any, folder: Path) -> dict[str, Any]:
-    """What released files do not record: their layers, unless they are this LoRA's."""
-    layers = sorted({name.rpartition(".lora_")[0] for name in state})
-    every = adaptable_layers(generator.denoiser)
-    if not set(layers) & set(every):
-        raise InputError(f"the adapter {folder} matches no weight of {generator.name!r}: made for another architecture")
-    return {} if set(layers) == set(every) else {"layers": layers}
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -277,19 +284,3 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     state = {name.removeprefix(PREFIX): tensor for name, tensor in read_state(file).items()}
     check_values(state, file)
     return state
-
-
-def _peft_fields(network: NoiseNetwork, base: Generator | None) -> dict[str, Any]:
-    if not isinstance(network, LoRANoise):
-        return {"peft_type": None, "note": "not a PEFT adapter; see hypernoise.json"}
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base.name if base is not None else None,
-        "r": network.settings["rank"],
-        "lora_alpha": network.settings["alpha"],
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(network.layers),
-        "inference_mode": True,
-    }

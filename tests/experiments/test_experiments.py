@@ -310,6 +310,6 @@ def test_mistakes_are_one_line(capsys, tiny, tmp_path, name, flags, message):
     capsys.readouterr()  # the recipe's pipeline was saved with a bar
     given = ["--recipe", str(tiny), *flags, "--device", "cpu", "--output-dir", str(tmp_path / "out")]
     assert main(getattr(import_module(f"experiments.{name}"), name.capitalize()), given) == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said
-    assert "\n" not in said
+    printed = capsys.readouterr().err.strip()
+    assert message in printed
+    assert "\n" not in printed

@@ -11,7 +11,7 @@ from torch import Tensor
 from hypernoise.diagnostics.kl import KLReport, estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.diagnostics.swap import Swap, swap_control
-from hypernoise.diagnostics.whiteness import Band, Check, band_powers, low_frequency_share, white_checks
+from hypernoise.diagnostics.whiteness import Band, Check, band_powers, white_checks
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
@@ -113,12 +113,7 @@ def diagnose(
 def findings(found: Diagnosis) -> list[Finding]:
     """The verdict, one line per question."""
     moved = f"‖f‖ is {found.distance:.1%} of √d; {found.constant:.0%} of ‖f‖² is one shift for every noise and prompt"
-    lines = [_trust(found), _stretch(found), Finding("distance", True, moved), _white(found), _prompt(found)]
-    if found.bands is not None:
-        share, dimensions = low_frequency_share(found.bands)
-        text = f"{share:.0%} of ‖f‖² lies in the lowest {dimensions:.0%} of frequencies"
-        lines.append(Finding("spectrum", True, text))
-    return lines
+    return [_trust(found), _stretch(found), Finding("distance", True, moved), _white(found), _prompt(found)]
 
 
 def _trust(found: Diagnosis) -> Finding:

@@ -7,7 +7,6 @@ coefficients are independent and N(0, 1), so every expectation and standard erro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -51,12 +50,6 @@ def band_powers(values: Tensor) -> list[Band]:
         if inside.any():
             bands.append(Band(low, high, float(inside.mean()), float(squares[inside].mean())))
     return bands
-
-
-def low_frequency_share(bands: Sequence[Band]) -> tuple[float, float]:
-    """The first band's share of ‖f‖² and of the dimensions."""
-    total = sum(band.share * band.power for band in bands)
-    return (bands[0].share * bands[0].power / total if total else 0.0), bands[0].share
 
 
 def white_checks(noise: Tensor) -> list[Check]:
