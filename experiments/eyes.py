@@ -156,7 +156,7 @@ class Tuned(nn.Module):
         copy_state(self.trainable_state(), state)
 
 
-class Changing:
+class Changing(Generator):
     """A generator for the training loop whose weights are trained, so checkpoints do not compare them."""
 
     def __init__(self, inner: hn.ModuleGenerator):
@@ -171,9 +171,6 @@ class Changing:
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         return self.inner.sample(noise, condition)
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "noise_shape": list(self.noise_shape)}
 
 
 @dataclass(frozen=True)
