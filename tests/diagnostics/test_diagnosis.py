@@ -16,6 +16,7 @@ from hypernoise.diagnostics.swap import swap_control
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import draws
@@ -44,7 +45,7 @@ def asked(pixels, prompts):
     return pixels.flatten(1).mean(1) * sign_of(prompts, pixels)
 
 
-class Edit(nn.Module):
+class Edit(NoiseNetwork):
     """f = shift · (sign of the prompt, or 1) + slope · x."""
 
     kind, settings = "edit", {}

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.linear import Linearised, jacobian
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.spectral import SpectralNoise
@@ -147,7 +147,7 @@ def test_arnoldi_stands_expansion():
     assert within(estimate_kl(affine(matrix), noise, condition).gap, gap)
 
 
-class Fold(nn.Module):
+class Fold(NoiseNetwork):
     """x + f(x) = √(x² + 10⁻⁴): x and −x map to one point."""
 
     def forward(self, noise, condition):
@@ -226,7 +226,7 @@ def test_a_residual_that_is_not_finite_is_refused(method):
 
 
 def test_a_residual_that_ignores_the_noise():
-    class Constant(nn.Module):
+    class Constant(NoiseNetwork):
         def forward(self, noise, condition):
             return torch.ones_like(noise)
 
