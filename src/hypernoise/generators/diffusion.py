@@ -154,28 +154,23 @@ class DiffusionGenerator(Generator):
         if not prompts:
             raise InputError("no prompt was given")
         with no_traceback(f"{self.name} cannot read prompts"):
-            tokenizer, limit = self._reader()
+            names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
+            tokenizer = getattr(self.pipeline, names[0])  # with the longest prompts
+            own = inspect.signature(self._draw).parameters.get("max_sequence_length")
+            longest = own.default if own else tokenizer.model_max_length
+            longest = self.call(self.least_steps).get("max_sequence_length", longest)
+            limit = int(min(longest, tokenizer.model_max_length)) - self.family.template
             for number, prompt in enumerate(prompts, 1):
                 which = f"prompt {number} of {len(prompts)}"
                 if not prompt.strip():
                     raise InputError(f"{which} is empty")
-                tokens = _tokens(tokenizer, prompt)
+                tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
                 if len(tokens) > limit:
                     lost = tokenizer.decode(tokens[limit - 1 : -1])
                     raise InputError(
                         f"{which} has {len(tokens)} tokens, but the text encoder takes {limit}: {lost!r} would be cut; "
                         "shorten it"
                     )
-
-    def _reader(self) -> tuple[Any, int]:
-        """The tokenizer with the longest prompts, and how many tokens of a prompt its encoder takes."""
-        names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
-        tokenizer = getattr(self.pipeline, names[0])
-        own = inspect.signature(self._draw).parameters.get("max_sequence_length")
-        longest = self.call(self.least_steps).get(
-            "max_sequence_length", own.default if own else tokenizer.model_max_length
-        )
-        return tokenizer, int(min(longest, tokenizer.model_max_length)) - self.family.template
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -242,10 +237,6 @@ class DiffusionGenerator(Generator):
 @cache
 def _has_accelerator() -> bool:
     return torch.accelerator.is_available()
-
-
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, truncation=False, verbose=False).input_ids
 
 
 def embeddings_of(family: Family, encoded: Sequence[Any]) -> dict[str, Tensor]:

@@ -39,23 +39,21 @@ class _AsNow(AbstractContextManager):
 
     def __init__(self, block: nn.Module):
         self.layers = list(block.modules())
-        self.now = self._forwards()
+        self.now = [vars(layer).get("forward") for layer in self.layers]
 
     def __enter__(self) -> None:
-        self.before = self._forwards()
-        self._switch(self.now)
+        self.before = list(map(put_forward, self.layers, self.now))
 
     def __exit__(self, *error: object) -> None:
-        self._switch(self.before)
+        list(map(put_forward, self.layers, self.before))
 
-    def _forwards(self) -> list[Any]:
-        return [vars(layer).get("forward") for layer in self.layers]
 
-    def _switch(self, forwards: list[Any]) -> None:
-        for layer, forward in zip(self.layers, forwards, strict=True):
-            vars(layer).pop("forward", None)
-            if forward is not None:
-                vars(layer)["forward"] = forward
+def put_forward(layer: nn.Module, forward: Any) -> Any:
+    """Sets the layer's instance `forward`, or removes it for None; returns the previous one, or None."""
+    before = vars(layer).pop("forward", None)
+    if forward is not None:
+        vars(layer)["forward"] = forward
+    return before
 
 
 def decoding(vae: Any, memory: Memory) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ from hypernoise.errors import InputError, shown
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator, in_turn
 from hypernoise.generators.identity import layers_of
+from hypernoise.generators.memory import put_forward
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.settings import MOST_RANK, finite, seed_in_range, whole_number
 
@@ -116,7 +117,8 @@ class LoRANoise(NoiseNetwork):
                     update = self.layers.get(name)
                     if update is not None or layer is not bare:
                         alone = self.drops_base_path and name == self.output_layer
-                        stack.callback(_put, layer, _put(layer, _Adapted(layer, bare, update, alone)))
+                        before = put_forward(layer, _Adapted(layer, bare, update, alone))
+                        stack.callback(put_forward, layer, before)
             yield
 
     def _check(self, there: dict[str, tuple[nn.Module, nn.Module]]) -> None:
@@ -186,14 +188,6 @@ class _Adapted:
             return answer
         base = torch.zeros_like(answer) if self.alone else answer
         return (base + self.update(x)).to(answer.dtype)
-
-
-def _put(layer: nn.Module, forward: Any) -> Any:
-    """Sets the layer's instance `forward`, or removes it for None; returns the previous one, or None."""
-    before = vars(layer).pop("forward", None)
-    if forward is not None:
-        vars(layer)["forward"] = forward
-    return before
 
 
 def adaptable_layers(denoiser: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:

@@ -76,11 +76,8 @@ def damage(folder: Path) -> str | None:
         sums = read_json(folder / SUMS, SUMS)
     except InputError as error:
         return str(error)
-    if not isinstance(sums, dict):
-        return f"{SUMS} is not an object"
-    for name in (ABOUT, STATE, WEIGHTS):
-        if name not in sums:
-            return f"{SUMS} does not name {name}"
+    if not isinstance(sums, dict) or not {ABOUT, STATE, WEIGHTS} <= sums.keys():
+        return f"{SUMS} does not name {ABOUT}, {STATE} and {WEIGHTS}"
     for name, expected in sums.items():
         file = folder / Path(name).name
         if not file.is_file():

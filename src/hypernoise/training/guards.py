@@ -80,11 +80,10 @@ class BlowUp:
         config, risen, counted = self.config, row["clipped"] - self.first_clipped, max(self.dimensions, FEWEST)
         advice = "raise kl_weight, or lower learning_rate or the rewards' weights"
         if config.kl_limit and row["kl"] > config.kl_limit * counted:
-            few = f" (fewer than {FEWEST} count as {FEWEST})" if self.dimensions < FEWEST else ""
             name = "the KL" if config.kl_term == "exact" else "½‖f‖²"
             raise InputError(
                 f"blown up at step {step}: {name} is {row['kl']:.4g} nats, over kl_limit {config.kl_limit:g} x "
-                f"{counted} dimensions{few}; the noise itself has {self.dimensions / 2:g}; {advice}"
+                f"{counted} dimensions (at least {FEWEST}); the noise itself has {self.dimensions / 2:g}; {advice}"
             )
         if config.clipping_limit and risen > config.clipping_limit:
             raise InputError(

@@ -145,8 +145,7 @@ class Run:
                     shutil.rmtree(old)
             try:
                 found, damaged = newest_whole(self.folder)
-                for line in damaged:
-                    say(line)
+                say("\n".join(damaged))
             except InputError as error:
                 found = error
         (found,) = broadcast_object_list([found])
