@@ -1,4 +1,4 @@
-"""Shared by commands: the generator that they draw with, reports and notices."""
+"""Shared by commands: the generator that they draw with, and reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from hypernoise.evaluation.tables import Table
     from hypernoise.generators.diffusion import DiffusionGenerator
-    from hypernoise.rewards.ensemble import WeightedSum
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,3 @@ def write_report(
     facts = {**about, "version": __version__}
     write_text(output / "report.html", page(f"hypernoise {command}", facts, tables, charts, examples))
     print(f"report: {output / 'report.html'}", file=sys.stderr)
-
-
-def warn_truncated_prompts(reward: WeightedSum) -> dict[str, int]:
-    """How many prompts each reward truncated to its text encoder's length, if any; also printed to stderr."""
-    truncated = {name: number for name, number in reward.truncated.items() if number}
-    for name, number in truncated.items():
-        what = f"{name}: {number} prompts are longer than its text encoder takes; their ends were not scored"
-        print(f"{what} (see --long-prompts)", file=sys.stderr)
-    return truncated

@@ -53,7 +53,7 @@ class Score:
             raise InputError("--judge and --colors need --geneval")
         from tqdm import tqdm
 
-        from hypernoise.commands.common import warn_truncated_prompts, write_report
+        from hypernoise.commands.common import write_report
         from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt, read_folder
         from hypernoise.evaluation.geneval.official import official_requests
         from hypernoise.evaluation.measures import load_features, measured, measured_row, write_scores
@@ -89,10 +89,9 @@ class Score:
             print(f"{bad['name']}: {bad['why']}", file=sys.stderr)
         if unusable:
             print(f"{len(unusable)} could not be used; the results cover the rest", file=sys.stderr)
-        truncated = warn_truncated_prompts(reward) if reward else {}
         if reward or judge:
             write_scores(self.output_dir / "scores.csv", list(zip(self.folders, found, strict=True)))
-        more = {"broken": unusable, "truncated_prompts": truncated, **about}
+        more = {"broken": unusable, "truncated_prompts": reward.truncated if reward else {}, **about}
         write_summary(self.output_dir, "score", self, device, rows, **more)
         facts = {"features": self.features, **about, "broken": len(unusable)}
         write_report(self.output_dir, "score", facts, score_tables(rows))

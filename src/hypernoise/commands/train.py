@@ -98,7 +98,6 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
         InputError: settings that do not fit together, before anything is written; `train`'s errors.
     """
     from hypernoise.adapters import save_adapter
-    from hypernoise.commands.common import warn_truncated_prompts
     from hypernoise.files import output_folder
     from hypernoise.generators.registry import load_as, pick_device
     from hypernoise.precision import resolve
@@ -127,7 +126,6 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     network = recipe.build_network(generator)
     result = train(generator, network, reward, prompts, recipe, validation_reward=validation, output_dir=output_dir)
     if launched()[0] == 0:
-        warn_truncated_prompts(reward)
         if result.finished:
             rows = rows_of(output_dir)
             if result.stopped_early:

@@ -236,9 +236,8 @@ def parameters_by_kind(network: LoRANoise | SpectralNoise) -> dict[str, int]:
         return {"linear": count(network)}
     counts: Counter[str] = Counter()
     for name, update in network.layers.items():
-        layer = network.generator.denoiser.get_submodule(name)
-        grouped = getattr(layer, "groups", 1) > 1
-        kind = "depthwise conv" if grouped else "linear" if isinstance(layer, nn.Linear) else "conv"
+        layer: Any = network.generator.denoiser.get_submodule(name)
+        kind = "linear" if isinstance(layer, nn.Linear) else "depthwise conv" if layer.groups > 1 else "conv"
         counts[kind] += count(update)
     return dict(counts)
 
