@@ -140,7 +140,7 @@ def tracing() -> Iterator[Live]:
     def attention(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         if not query.is_meta:
             return own(query, key, value, *arguments, **keywords)
-        output = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+        output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
         return output.contiguous()  # kernels differ in their output's layout: the one that is copied needs more
 
     with torch.enable_grad(), replaced(nn.functional, {"scaled_dot_product_attention": attention}), Live() as live:
