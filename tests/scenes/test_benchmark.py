@@ -6,7 +6,7 @@ from dev.scenes.drawing import draw, sample_scene
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.evaluation.engine import compare
-from hypernoise.generators.base import Condition
+from hypernoise.generators.base import Condition, Generator
 from hypernoise.methods.search import Plain
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes.prompts import evaluation_requests
@@ -15,7 +15,7 @@ from hypernoise.scenes.world import CATEGORIES, all_requests
 BY_CAPTION = {r.caption: r for c in CATEGORIES for r in all_requests(c)}
 
 
-class Truth:
+class Truth(Generator):
     """A generator that draws each caption right, or always the first one, and uses only the noise's sum."""
 
     name, noise_shape, device = "truth", (2, 2), torch.device("cpu")
