@@ -45,7 +45,7 @@ from hypernoise.evaluation.result_rows import result_row
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import atomic_file, output_folder
 from hypernoise.generators.base import Condition, Generator, Seed
-from hypernoise.noise.base import copy_state
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.settings import whole
 from hypernoise.training.config import recognised
@@ -133,7 +133,7 @@ class Named:
         return self.classifier(pixels).log_softmax(1)[torch.arange(len(asked)), asked]
 
 
-class Tuned(nn.Module):
+class Tuned(NoiseNetwork):
     """The generator's own weights as the trained network of the training loop; the noise is unchanged."""
 
     kind: ClassVar[str] = "weights"
@@ -146,14 +146,8 @@ class Tuned(nn.Module):
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         return torch.zeros_like(noise)
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return list(self.module.parameters())
-
     def trainable_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.module.named_parameters()}
-
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        copy_state(self.trainable_state(), state)
 
 
 class Changing(Generator):
