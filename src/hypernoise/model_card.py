@@ -129,8 +129,8 @@ def _code(base: Mapping[str, Any], repository: str) -> str:
 def _summary(measured: str | Path | None) -> dict[str, Any]:
     if measured is None:
         return {}
-    found = kept_json(Path(measured) / "summary.json")
-    rows = found.get("results") if found and isinstance(found.get("arguments", {}), dict) else None
+    found = kept_json(Path(measured) / "summary.json") or {}
+    rows = found.get("results") if isinstance(found.get("arguments", {}), dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "method" in row for row in rows):
         raise InputError(f"{measured} holds no results of hypernoise evaluate, quickstart or train (summary.json)")
     return found
