@@ -61,8 +61,8 @@ def test_every_hypernoise_command_runs(page, tmp_path, monkeypatch):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for line in commands(page):
         words = shlex.split(line)
-        if words[:2] == ["hypernoise", "app"]:
-            continue  # it serves until it is stopped; tests/commands/test_app.py drives it
+        if words[:2] == ["hypernoise", "app"] or "--help" in words:
+            continue  # the page serves until it is stopped; tests/commands/test_app.py drives it
         if words[:1] == ["hypernoise"]:
             assert main([*words[1:], *SHORTENED[words[1]], "--device", "cpu"]) == 0, line
         elif words[1:2] == ["-m"] and words[2].startswith("experiments.") and words[2] != "experiments.eyes":
@@ -87,6 +87,12 @@ def test_every_python_block_runs(page, number, tmp_path, monkeypatch):
     code = code.replace("stabilityai/sd-turbo", str(files("hypernoise").joinpath("scenes/weights/generator")))
     code = code.replace("path/of/an/adapter", str(tmp_path / "adapter"))
     exec(compile(code, f"{page.name} block {number}", "exec"), {})
+
+
+def test_the_fields_are_those_that_help_prints(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert blocks(ROOT / "docs" / "fields.md", "text") == [capsys.readouterr().out]
 
 
 def test_make_targets_in_the_readme_exist():
