@@ -79,6 +79,8 @@ def test_swapping_the_prompt_separates_specific_edits_from_generic_ones():
     generic = swap_control(Mean(), Edit(0.5, specific=False), brighter, PROMPTS, noise)
     assert (generic.own.value, generic.swapped.value, generic.lost.value) == pytest.approx((0.5, 0.5, 0.0))
     assert generic.cosine == pytest.approx(1)
+    with pytest.raises(InputError, match="at least two different prompts"):
+        swap_control(Mean(), Edit(0.5), asked, ["up"] * 40, noise)
 
 
 def test_verdict_on_a_specific_shift():

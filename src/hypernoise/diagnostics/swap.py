@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.diagnostics.kl import Estimate
+from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.rewards.base import RewardFunction
@@ -45,12 +46,14 @@ def swap_control(
     """Compares f(x, c) with f(x, c′), c′ the first other prompt from halfway through the list.
 
     Args:
-        prompts: one per noise [B, *noise_shape]; at least two are different.
+        prompts: one per noise [B, *noise_shape]; InputError unless at least two are different.
         num_inference_steps: denoiser calls per picture.
     """
+    if len(set(prompts)) < 2:
+        raise InputError("a prompt-swap control needs at least two different prompts")
     count = len(prompts)
-    turned = [(prompts * 2)[(i + count // 2) % count :] for i in range(count)]
-    others = [next(other for other in row if other != own) for row, own in zip(turned, prompts, strict=True)]
+    turns = range(count // 2, count // 2 + count)
+    others = [next(p for k in turns if (p := prompts[(i + k) % count]) != own) for i, own in enumerate(prompts)]
     rewards, cosines = [], []
     for start in range(0, len(prompts), batch):
         rows = slice(start, start + batch)
@@ -63,9 +66,5 @@ def swap_control(
         rewards.append(torch.stack(scores, 1).double().cpu())
         cosines.append(torch.cosine_similarity(own.flatten(1), swapped.flatten(1)).double().cpu())
     plain, own, swapped = torch.cat(rewards).T
-    return Swap(
-        own=Estimate.of(own - plain),
-        swapped=Estimate.of(swapped - plain),
-        lost=Estimate.of(own - swapped),
-        cosine=torch.cat(cosines).mean().item(),
-    )
+    of, cosine = Estimate.of, torch.cat(cosines).mean().item()
+    return Swap(own=of(own - plain), swapped=of(swapped - plain), lost=of(own - swapped), cosine=cosine)

@@ -128,8 +128,9 @@ def measured(
 
 def measured_row(name: str, found: Measured) -> dict[str, Any]:
     """A result row: similarity over prompts with at least two pictures; each reward, and the score, with intervals."""
-    prompts = np.array([picture.prompt for picture in found.pictures])
-    groups = [found.features[prompts == prompt] for prompt in dict.fromkeys(prompts.tolist())]
+    order: dict[str, int] = {}  # comparing a number costs less than comparing a prompt
+    prompts = np.array([order.setdefault(picture.prompt, len(order)) for picture in found.pictures])
+    groups = [found.features[prompts == number] for number in order.values()]
     several = [pairwise_similarity(group) for group in groups if len(group) > 1]
     categories = np.array(list({picture.prompt: picture.category for picture in found.pictures}.values()))
 
@@ -154,8 +155,7 @@ def measured_row(name: str, found: Measured) -> dict[str, Any]:
 
 
 def write_scores(file: Path, found: Sequence[tuple[str, Measured]]) -> None:
-    """Writes a CSV with a line per picture: folder, file, prompt, each reward, and the verdict and its reason if there
-    is a judge."""
+    """Writes a CSV with a line per picture: folder, file, prompt, rewards, and a judge's verdict and its reason."""
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     _, first = found[0]
