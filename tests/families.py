@@ -398,7 +398,6 @@ BUILD: dict[str, Callable[[Path], Any]] = {
     "ZImagePipeline": z_image,
 }
 SIZES = {"SanaSprintPipeline": (32, 32)}  # its pipeline takes multiples of 32 alone
-OTHER_SIZES = {"SanaSprintPipeline": (32, 64)}
 
 
 def size_of(family: str) -> tuple[int, int]:

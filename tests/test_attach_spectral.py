@@ -188,7 +188,7 @@ def test_files_and_round_trip(sd_pipeline, tmp_path):
 def test_adapters_of_another_kind_or_base_get_one_clear_line(sd_pipeline, tmp_path):
     generator = DiffusionGenerator(sd_pipeline(), name="tiny")
     save_adapter(spectral_noise(generator, SMALL), tmp_path / "spectral", generator=generator)
-    with pytest.raises(InputError, match="holds a 'spectral' network, not a fine-tuned LoRA of 'tiny'"):
+    with pytest.raises(InputError, match="holds a 'spectral' network, not finetune for 'tiny'"):
         load_finetuned(generator, tmp_path / "spectral")
     module = ModuleGenerator(torch.nn.Flatten(), noise_shape=(4,))
     with pytest.raises(InputError, match="does not fit 'module'"):

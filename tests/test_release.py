@@ -78,7 +78,7 @@ def test_the_wheel_is_small_and_says_what_it_is(wheel):
     assert said["Description-Content-Type"] == "text/markdown"
     assert said.get_payload().startswith("# hypernoise")
     assert len(said.get_all("Classifier")) > 5
-    assert {"app", "dev", "prompts"} <= set(said.get_all("Provides-Extra"))
+    assert {"app", "dev"} <= set(said.get_all("Provides-Extra"))
 
 
 @pytest.mark.slow

@@ -147,7 +147,8 @@ def read_network(generator: Any, folder: Path, kinds: Mapping[str, type], *, che
     other = ResidualNoise if hasattr(generator, "denoise_first") else LoRANoise
     fitting = [name for name in kinds if name != other.kind]
     if kind not in fitting:
-        raise InputError(f"{folder} holds a {kind!r} network; {generator.name!r} takes {' or '.join(fitting)} here")
+        tuned = "; a fine-tuned LoRA goes to --finetuned" if kind == "finetune" else ""
+        raise InputError(f"{folder} holds a {kind!r} network, not {' or '.join(fitting)} for {generator.name!r}{tuned}")
     if about.get("released"):  # which records no layers
         layers, there = {name.rpartition(".lora_")[0] for name in state}, set(adaptable_layers(generator.denoiser))
         if not layers & there:
@@ -206,12 +207,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     about = read_json(file, str(file))
     if not isinstance(about, dict):
         raise InputError(f"{file} is not valid: it must be a mapping")
-    if about.get("format") != FORMAT:
-        raise InputError(f"{file} has format {about.get('format')}, this version reads {FORMAT}: upgrade hypernoise")
-    if not _well_formed(about):
+    if about.get("format", FORMAT) != FORMAT:
+        raise InputError(f"{file} has format {about['format']}, this version reads {FORMAT}: upgrade hypernoise")
+    if "format" not in about or not _well_formed(about):
         raise InputError(
-            f"{file} is not valid: kind must be a text, settings and call mappings, and base null or a mapping with a "
-            "name and, as probe, a list of numbers"
+            f"{file} is not valid: format must be {FORMAT}, kind a text, settings and call mappings, and base null or "
+            "a mapping with a name and, as probe, a list of numbers"
         )
     return about
 

@@ -212,7 +212,7 @@ def test_the_check_leaves_torchs_random_numbers_alone():
         (lambda pixels, prompts: torch.from_numpy(pixels.numpy().mean((1, 2, 3))), "it goes through numpy, which has"),
         (lambda pixels, prompts: torch.ones(len(pixels)), "the gradient is cut: .* or a constant"),
         (lambda pixels: mean(pixels), r"must take \(pixels, prompts\), but takes \(pixels\)"),
-        ("redness", "is a str; pass a function of .* or load_reward's for a name"),
+        ("redness", r"is the text 'redness'; hypernoise.load_reward\('redness'\) loads a reward by name"),
         (torch.nn.Identity, "is the class Identity; pass a function of"),
         (3, "is a int; pass a function of"),
         (lambda pixels, prompts: mean(pixels) - mean(pixels).mean(), "depends on the other pictures"),

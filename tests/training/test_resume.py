@@ -348,8 +348,7 @@ def test_the_last_few_are_kept(tmp_path):
     assert [folder.name for folder in checkpoints(tmp_path)] == [f"checkpoint-00000{step}" for step in (4, 5, 6)]
 
 
-@pytest.mark.parametrize(("otherwise", "field"), [({"size": (32, 32)}, "noise_shape"), ({"scheduler": "lcm"}, "lcm")])
-def test_a_generator_loaded_otherwise_does_not_continue_a_run(otherwise, field, tmp_path):
+def test_a_generator_loaded_otherwise_does_not_continue_a_run(tmp_path):
     def run(steps, **loading):
         generator = load_generator("scenes", device="cpu", **loading)
         settings = TrainConfig(max_train_steps=steps, train_batch_size=1, mixed_precision="no")
@@ -357,6 +356,6 @@ def test_a_generator_loaded_otherwise_does_not_continue_a_run(otherwise, field, 
         train(generator, network, WeightedSum({"redness": 1.0}), PROMPTS, settings, output_dir=tmp_path, progress=False)
 
     run(1)
-    with pytest.raises(InputError, match=f"was trained with .*{field}.*; resume with the same settings"):
-        run(2, **otherwise)
+    with pytest.raises(InputError, match="was trained with .*noise_shape.*; resume with the same settings"):
+        run(2, size=(32, 32))
     run(2)

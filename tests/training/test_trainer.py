@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from hypernoise.adapters import read_about
+from hypernoise.cli import main
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
+from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import WeightedSum
@@ -243,8 +245,12 @@ def test_resuming_with_other_reward_settings_is_refused(sd_pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("place", "given", "message"),
     [
-        (0, "scenes", "the generator is a str; pass what load_generator"),
-        (1, LoRANoise, "the network is the class LoRANoise; pass a LoRANoise"),
+        (
+            0,
+            "scenes",
+            "the generator is a str; pass what load_generator .* or a subclass of hypernoise.generators.base",
+        ),
+        (1, LoRANoise, "the network is the class LoRANoise; pass a LoRANoise.* or a subclass of hypernoise.noise.base"),
         (4, {"max_train_steps": 1}, "the config is a dict; pass a TrainConfig"),
     ],
 )
@@ -253,6 +259,34 @@ def test_other_things_than_it_takes_are_named(generator, place, given, message):
     arguments[place] = given
     with pytest.raises(InputError, match=message):
         train(*arguments)
+
+
+def test_a_network_of_ones_own_with_a_kl_is_trained_on_it(generator):
+    class Shift(NoiseNetwork):
+        kind, settings = "shift", {}
+
+        def __init__(self):
+            super().__init__()
+            self.by = torch.nn.Parameter(torch.zeros(generator.noise_shape))
+
+        def forward(self, noise, condition):
+            return self.by.expand_as(noise)
+
+        def kl(self, noise, condition):
+            return 7 + self.by.square().sum().expand(len(noise))
+
+    result = train(generator, Shift(), WeightedSum({"redness": 1.0}), ["a ring"], config(max_train_steps=1))
+    assert result.history[0]["kl"] == 7
+
+
+def test_a_run_whose_metrics_were_deleted_ends(generator, tmp_path, sd_pipeline):
+    sd_pipeline().save_pretrained(tmp_path / "tiny")
+    recipe = {"generator": str(tmp_path / "tiny"), "prompts": "scenes", "rewards": "redness", "train-batch-size": 1}
+    flags = [word for name, value in recipe.items() for word in (f"--{name}", value)]
+    command = ["train", *map(str, flags), "--max-train-steps", "1", "--device", "cpu"]
+    assert main([*command, "--output-dir", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert main([*command, "--output-dir", str(tmp_path / "run")]) == 0
 
 
 def test_no_prompt_is_refused(generator):

@@ -123,7 +123,9 @@ class Evaluate(WithGenerator):
 
         whole(self, "num_images_per_prompt", "batch_size", most=MOST_AT_ONCE, flags=True)
         whole(self, "count", least=0, flags=True)
-        for steps in self.num_inference_steps or (0,):
+        if not self.num_inference_steps:
+            raise InputError("--num-inference-steps takes numbers from 1, such as 1 2 4")
+        for steps in self.num_inference_steps:
             whole_number(steps, "--num-inference-steps")
         for flag, given in (("num-inference-steps", self.num_inference_steps), ("adapter", self.adapter)):
             if len(set(given)) < len(given):

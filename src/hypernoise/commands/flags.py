@@ -102,6 +102,7 @@ def _parser(default: Any, prog: str | None) -> Parser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=8, width=104),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
     )
     groups = {title: parser.add_argument_group(title) for title in (["essential"] if essential else [])}
     for name, hint, owner in flags_of(cls):
@@ -116,6 +117,7 @@ def _parser(default: Any, prog: str | None) -> Parser:
             groups[title] = parser.add_argument_group(title)
         options = [SHORT[name]] if name in SHORT else []
         groups[title].add_argument(*options, f"--{name.replace('_', '-')}", dest=name, **about)
+    next(iter(groups.values())).add_argument("-h", "--help", action="help", help="Show this, and stop.")
     return parser
 
 

@@ -83,7 +83,7 @@ def page(text: str, charts: Sequence[Image.Image]) -> Image.Image:
     """Charts in rows of two under a text."""
     text, font = text.translate(GLYPHS), ImageFont.load_default(14)
     top = 40 + 20 * len(text.splitlines())
-    tall = max(chart.height for chart in charts)
+    tall = max((chart.height for chart in charts), default=0)
     sheet = Image.new("RGB", (2 * WIDTH, top + math.ceil(len(charts) / 2) * tall), "white")
     ImageDraw.Draw(sheet).multiline_text((20, 20), text, INK, font, spacing=6)
     for number, chart in enumerate(charts):

@@ -25,7 +25,7 @@ from hypernoise.errors import InputError, check_is
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.files import output_folder, write_json
-from hypernoise.generators.base import Generator, check_texts
+from hypernoise.generators.base import Generator, check_generator, check_texts
 from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.search import Plain
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
@@ -91,7 +91,7 @@ def compare(
     noises = num_images_per_prompt
     rewards = {"reward": reward, "validation_reward": validation_reward}
     rewards = {name: own for name, own in rewards.items() if own is not None}
-    check_is(generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
+    check_generator(generator)
     for name, own in rewards.items():
         check_callable(own, f"the {name.replace('_', ' ')}")
     _check(prompts, methods, noises, batch_size, shard, categories)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, shown
+from hypernoise.errors import InputError, check_is, shown
 from hypernoise.settings import MOST
 
 Seed = int | Sequence[int] | None  # one for the batch, or one per sample
@@ -41,7 +41,8 @@ class Generator(Protocol):
     noise_shape: tuple[int, ...]  # of one sample, as the model takes it
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,6 +71,12 @@ class Generator(Protocol):
     def awake(self) -> AbstractContextManager[Any]:
         """A block for several calls of `encode`, inside which what they need stays on the device."""
         return nullcontext()
+
+
+def check_generator(generator: Any) -> None:
+    """Raises InputError unless it is a `Generator`."""
+    made = "what load_generator or ModuleGenerator makes, or a subclass of hypernoise.generators.base.Generator"
+    check_is(generator, Generator, "the generator", made)
 
 
 def check_texts(prompts: Any, name: str = "prompts") -> None:

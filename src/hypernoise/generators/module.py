@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hypernoise.errors import InputError, check_is, no_traceback, shown
+from hypernoise.errors import InputError, check_is, no_traceback
 from hypernoise.generators.base import Condition, Generator, Seed, check_noise, check_texts, checked_shape, fault_of
 from hypernoise.generators.identity import identify_module
 
@@ -87,8 +87,8 @@ class ModuleGenerator(Generator):
         if self.embed is None:
             return Condition({"index": torch.arange(len(prompts), device=self.device)})
         self._rest()
-        with torch.no_grad(), no_traceback(f"embed fails for {shown(list(prompts))}"):
-            embedded: Any = self.embed(list(prompts))
+        with torch.no_grad():
+            embedded: Any = self._embedded(list(prompts))
         given = f"a {type(embedded).__name__}"
         if isinstance(embedded, Tensor):
             plain = embedded.layout == torch.strided and not (embedded.is_meta or embedded.is_complex())
@@ -103,6 +103,17 @@ class ModuleGenerator(Generator):
             raise InputError(f"embed returns {what} for {prompts[row]!r}")
         embedded = embedded.clone() if embedded.is_inference() else embedded  # autograd would refuse it
         return Condition({"embedding": embedded.to(self.device)})
+
+    def _embedded(self, prompts: list[str]) -> Any:
+        assert self.embed is not None
+        try:
+            return self.embed(prompts)
+        except Exception:
+            for prompt in prompts:  # find the first that fails
+                with no_traceback(f"embed fails for {prompt!r}"):
+                    self.embed([prompt])
+            with no_traceback(f"embed fails for {len(prompts)} prompts at once"):
+                return self.embed(prompts)
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         check_noise(noise, self.noise_shape, repr(self.name))

@@ -14,7 +14,7 @@ from torch import nn
 
 from hypernoise.generators.base import Condition, Generator
 
-REMEMBERED = 100_000  # prompts; 400 MB of fp32 features of size 1024, one window each
+REMEMBERED = 100_000  # prompts; 400 MB of fp32 features of size 1024
 MEMORY = 2**30  # bytes of embeddings kept in memory
 
 Made = TypeVar("Made")

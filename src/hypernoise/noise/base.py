@@ -21,14 +21,17 @@ class NoiseNetwork(nn.Module):
 
     kind: the network's name in an adapter's metadata.
     settings: the keyword arguments that rebuild it, as JSON values.
-    knows_kl: whether `kl` is its own. never_folds: whether x + f is invertible whatever the weights, so that its own KL
-        is the KL and no lower bound.
+    never_folds: whether x + f is invertible whatever the weights, so that its own `kl` is the KL and no lower bound.
     """
 
     kind: ClassVar[str]
     settings: dict[str, Any]
-    knows_kl: ClassVar[bool] = False
     never_folds: bool = False
+
+    @property
+    def knows_kl(self) -> bool:
+        """Whether it has a `kl` of its own."""
+        return type(self).kl is not NoiseNetwork.kl
 
     def forward(self, noise: Tensor, condition: Condition) -> Tensor:
         """The residual [B, *noise_shape], exactly 0 before training."""

@@ -55,7 +55,6 @@ class SpectralNoise(NoiseNetwork):
     """
 
     kind: ClassVar[str] = "spectral"
-    knows_kl: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -79,7 +79,9 @@ def check_pairs(pixels: Any, prompts: Any, *, read: bool = True) -> None:
 
 def check_callable(reward: object, name: str = "the reward") -> None:
     """Raises InputError for anything that cannot be called as reward(pixels, prompts)."""
-    check_is(reward, Callable, name, "a function of (pixels, prompts) that returns [B], or load_reward's for a name")
+    if isinstance(reward, str):
+        raise InputError(f"{name} is the text {reward!r}; hypernoise.load_reward({reward!r}) loads a reward by name")
+    check_is(reward, Callable, name, "a function of (pixels, prompts) that returns [B]")
     try:
         signature = inspect.signature(reward)  # type: ignore[arg-type]
     except ValueError:  # some built-in functions have no signature

@@ -28,8 +28,8 @@ class Reader:
             self.truncated += 1
             if self.truncated == 1:
                 warnings.warn(
-                    f"reward {self.reward!r} reads {self.limit} tokens, but a prompt has {len(ids)}: the rest is not "
-                    "scored (such prompts are counted)",
+                    f"reward {self.reward!r} reads {self.limit} tokens, but a prompt has {len(ids)}: "
+                    "the rest is not scored",
                     stacklevel=2,
                 )
             ids = self.tokenizer(prompt, truncation=True, max_length=self.limit).input_ids

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from hypernoise.adapters import compare_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, check_is, first_line
 from hypernoise.files import output_folder, read_json, write_json
-from hypernoise.generators.base import Generator, check_texts
+from hypernoise.generators.base import Generator, check_generator, check_texts
 from hypernoise.generators.text_cache import KeptInMemory
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.precision import resolve
@@ -116,8 +116,9 @@ class Run:
 
     def _check(self) -> None:
         config, network = self.config, self.network
-        check_is(self.generator, Generator, "the generator", "what load_generator or ModuleGenerator makes")
-        check_is(network, NoiseNetwork, "the network", "a LoRANoise, ResidualNoise or SpectralNoise")
+        check_generator(self.generator)
+        kinds = "a LoRANoise, ResidualNoise or SpectralNoise, or a subclass of hypernoise.noise.base.NoiseNetwork"
+        check_is(network, NoiseNetwork, "the network", kinds)
         check_is(config, TrainConfig, "the config", "a TrainConfig, such as TrainConfig(max_train_steps=100)")
         check_texts(self.prompts)
         check_texts(config.validation_prompts, "validation_prompts")

@@ -100,6 +100,6 @@ class ClipColors:
         """Unit features [colours, D]."""
         if name not in self.known:
             sentences = [sentence.format(color=color, name=name) for color in COLORS for sentence in SENTENCES]
-            features = torch.cat(self.clip.texts(sentences)).unflatten(0, (len(COLORS), len(SENTENCES)))
+            features = torch.stack(self.clip.texts(sentences)).unflatten(0, (len(COLORS), len(SENTENCES)))
             self.known[name] = normalize(features.mean(1), dim=-1)
         return self.known[name]
