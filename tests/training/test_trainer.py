@@ -248,7 +248,7 @@ def test_resuming_with_other_reward_settings_is_refused(sd_pipeline, tmp_path):
         (
             0,
             "scenes",
-            "the generator is a str; pass what load_generator .* or a subclass of hypernoise.generators.base",
+            "the generator is a str; pass what load_generator .* or a subclass of hypernoise.gen",
         ),
         (1, LoRANoise, "the network is the class LoRANoise; pass a LoRANoise.* or a subclass of hypernoise.noise.base"),
         (4, {"max_train_steps": 1}, "the config is a dict; pass a TrainConfig"),

@@ -95,13 +95,24 @@ class Evaluate(WithGenerator):
         judge = benchmark.load_judge(generator.device) if benchmark.load_judge else None
         output_folder(self.output_dir)
         self.log_precision(generator.device)
-        names = ("num_inference_steps", "num_images_per_prompt", "seed", "batch_size")
-        drawing = {name: getattr(self, name) for name in names}
-        judging = {"validation_reward": validation, "judge": judge, "categories": benchmark.categories}
         total = len(methods) * len(self.num_inference_steps) * len(benchmark.prompts) * self.num_images_per_prompt
         with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
-            sharing = {"output": self.output_dir, "shard": shard, "progress": bar.update}
-            found = compare(generator, methods, benchmark.prompts, reward, **drawing, **judging, **sharing)
+            found = compare(
+                generator,
+                methods,
+                benchmark.prompts,
+                reward,
+                num_inference_steps=self.num_inference_steps,
+                num_images_per_prompt=self.num_images_per_prompt,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                validation_reward=validation,
+                judge=judge,
+                categories=benchmark.categories,
+                output=self.output_dir,
+                shard=shard,
+                progress=bar.update,
+            )
         if found.missing:
             print(f"{found.missing} batches are left to other shards; the last prints the table", file=sys.stderr)
             return 0

@@ -13,10 +13,9 @@ from hypernoise.methods.prompt_search import PromptSearch, Rewriter
 from hypernoise.methods.reno import ReNO
 from hypernoise.methods.search import BestOfN, Plain, Search
 
-EXAMPLES = (
-    *("plain", "best-of-8", "search-7x4", "reno-50", "prompt-search-8"),
-    *("hypernoise", "hypernoise@0.5", "finetune"),
-)
+EXAMPLES = [
+    "plain", "best-of-8", "search-7x4", "reno-50", "prompt-search-8", "hypernoise", "hypernoise@0.5", "finetune",
+]  # fmt: skip
 NUMBERED: dict[str, Callable[..., Method]] = {  # methods whose name has all their arguments
     r"plain": Plain,
     r"best-of-(\d{1,6})": BestOfN,

@@ -85,5 +85,13 @@ def train(
             if run.ended or run.step % config.checkpointing_steps == 0:
                 run.save()
         run.finish()
-    rows, skipped = list(run.log.history), run.skipped.count
-    return TrainResult(run.step, run.finished, rows, run.checkpoint, run.stopped_early, run.signal, run.advice, skipped)
+    return TrainResult(
+        step=run.step,
+        finished=run.finished,
+        history=list(run.log.history),
+        checkpoint=run.checkpoint,
+        stopped_early=run.stopped_early,
+        signal=run.signal,
+        advice=run.advice,
+        skipped=run.skipped.count,
+    )
