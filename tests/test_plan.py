@@ -30,7 +30,7 @@ from hypernoise.plan.models import (
     planned_rewards,
 )
 from hypernoise.plan.plan import _rewards, fitted, plan
-from hypernoise.plan.trace import _SEEN, Live
+from hypernoise.plan.trace import _SEEN, Live, tracing
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
 from hypernoise.training.config import LoRA, Recipe, TrainConfig, read_recipe
@@ -212,6 +212,18 @@ def test_a_remembered_operation_answers_and_takes_as_it_did_at_first():
     assert run() == first
 
 
+def test_attention_of_three_dimensions_is_traced():
+    query = torch.empty(4, 32, 16, device="meta", requires_grad=True)
+    flops = []
+    for inputs in (query, query[None]):
+        with tracing() as live:
+            output = nn.functional.scaled_dot_product_attention(inputs, inputs, inputs)
+            assert output.shape == inputs.shape
+            output.sum().backward()
+        flops.append(live.flops)
+    assert flops[0] == flops[1] > 0
+
+
 def test_fewer_layers_are_fewer_parameters_to_train():
     planned = WithoutText("scenes", dtype=torch.float32)
     some = meta_network(planned, LoRA(4, layers=("conv_out",)))
@@ -345,6 +357,10 @@ def test_fit_takes_what_costs_the_least_time_first():
     with pytest.raises(InputError, match="memory.fit must be auto or a size such as 24GB, not 'big'"):
         fitted(Recipe(memory=Memory(fit="big")))
     assert fitted(Recipe(memory=Memory(fit="auto")), "cpu")[0].gradient_accumulation_steps == 1
+    elsewhere = Recipe(memory=Memory(fit="24GB"))
+    assert "nothing changed" in fitted(elsewhere, "cuda:99", planned_for=torch.device("meta"))[1]
+    with pytest.raises(InputError, match="device 'cuda:99' does not exist here"):
+        fitted(elsewhere, "cuda:99")
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"

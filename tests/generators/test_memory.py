@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.memory import Memory
@@ -114,3 +115,26 @@ def test_offloaded_encoders_rest_outside_the_pipeline(tmp_path):
     found = generator.encode(PROMPTS).tensors
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert pipeline.text_encoder is None
+
+
+def test_out_of_memory_while_decoding_raises_even_for_sana(tmp_path, monkeypatch):
+    """Its pipeline alone only warns."""
+    pipeline = build_pipeline("SanaSprintPipeline", tmp_path)
+    generator = DiffusionGenerator(pipeline, size=(32, 32))
+
+    def refuse(*arguments):
+        raise torch.OutOfMemoryError("no more")
+
+    condition = generator.encode(["a ring"])
+    monkeypatch.setattr(pipeline.vae.decoder, "forward", refuse)
+    with pytest.raises(InputError, match="out of memory while decoding 1 pictures; set memory.decode_slice: 1"):
+        generator.sample(torch.randn(1, *generator.noise_shape), condition)
+
+
+def test_offloaded_encoders_are_frozen_and_in_eval_mode_too(sd_pipeline):
+    pipeline = sd_pipeline()
+    encoder = pipeline.text_encoder.train()
+    DiffusionGenerator(pipeline, memory=Memory(text_encoders="offload"))
+    assert pipeline.text_encoder is None
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())

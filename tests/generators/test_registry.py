@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hypernoise.errors import InputError
 from hypernoise.generators import hub, registry
@@ -135,18 +135,31 @@ def lora_file(folder, pipeline):
     return folder / "pytorch_lora_weights.safetensors", change
 
 
-def test_the_lora_of_a_preset_is_fused(sd_pipeline, tmp_path, monkeypatch):
-    """As Qwen-Image-Lightning's."""
+@pytest.fixture
+def preset_with_a_lora(sd_pipeline, tmp_path, monkeypatch):
+    """As Qwen-Image-Lightning's: its file, and the weights it stands for."""
     pipeline = sd_pipeline()
-    file, change = lora_file(tmp_path / "lora", pipeline)
     pipeline.save_pretrained(tmp_path / "base")
+    file, change = lora_file(tmp_path / "lora", pipeline)
     monkeypatch.setattr(registry, "fetch", lambda repository, name, **more: file)
     settings = dict(repository=str(tmp_path / "base"), revision=None, variant=None, lora="owner/name/file.safetensors")
     monkeypatch.setitem(PRESETS, "sd-turbo", dataclasses.replace(PRESETS["sd-turbo"], **settings))
+    return file, change
+
+
+def test_the_lora_of_a_preset_is_fused(preset_with_a_lora):
+    _, change = preset_with_a_lora
     denoiser = load_generator("sd-turbo", device="cpu", size=(16, 16)).denoiser
     for name, weight in change.items():
         assert torch.allclose(denoiser.get_submodule(name).weight, weight, atol=1e-5)
     assert not any("lora" in name for name, _ in denoiser.named_modules())
+
+
+def test_a_lora_of_other_layers_is_refused(preset_with_a_lora):
+    file, _ = preset_with_a_lora
+    save_file({name.replace("unet.", "other."): weight for name, weight in load_file(file).items()}, file)
+    with pytest.raises(InputError, match="^owner/name/file.safetensors changes no weight of this StableDiffusionP"):
+        load_generator("sd-turbo", device="cpu", size=(16, 16))
 
 
 def test_a_part_may_be_a_file_of_weights(tmp_path, monkeypatch):
@@ -212,6 +225,20 @@ def test_the_hubs_error_behind_a_loaders_is_reported(monkeypatch):
     monkeypatch.setattr("diffusers.PixArtTransformer2DModel.from_pretrained", refuse)
     with pytest.raises(InputError, match=r"Alpha-DMD\S*: transformer is not in the local cache .* run: hf download"):
         load_generator("pixart-dmd", device="cpu")
+
+
+def test_a_cached_adapter_loads_when_the_hub_cannot_be_reached(tmp_path, monkeypatch):
+    commit = "0" * 40
+    folder = tmp_path / "models--some--adapter"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, folder / "snapshots" / commit / "adapter.safetensors")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # which refuses to connect
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert hub.fetch_adapter("some/adapter") == folder / "snapshots" / commit
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):
@@ -288,5 +315,10 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr("torch.zeros", lambda *arguments, **keywords: one)
     assert pick_device("auto") == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("cuda") == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:3")
     assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    with pytest.raises(InputError, match="LOCAL_RANK.*x.* in the environment is not a launcher's; unset"):
+        pick_device("auto")

@@ -34,18 +34,18 @@ def checkpoint_blocks(denoiser: nn.Module) -> None:
 
 
 class _AsNow(AbstractContextManager):
-    """Gives a block's layers the `forward` they have when it is created; reentrant (a retained graph runs its blocks
-    again)."""
+    """Gives a block's layers the `forward` they have when it is created; again if a retained graph reruns the block."""
 
     def __init__(self, block: nn.Module):
         self.layers = list(block.modules())
         self.now = [vars(layer).get("forward") for layer in self.layers]
 
     def __enter__(self) -> None:
-        self.before = list(map(put_forward, self.layers, self.now))
+        self.before = [put_forward(layer, now) for layer, now in zip(self.layers, self.now, strict=True)]
 
     def __exit__(self, *error: object) -> None:
-        list(map(put_forward, self.layers, self.before))
+        for layer, before in zip(self.layers, self.before, strict=True):
+            put_forward(layer, before)
 
 
 def put_forward(layer: nn.Module, forward: Any) -> Any:

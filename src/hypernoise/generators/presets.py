@@ -68,9 +68,9 @@ _DMD_PARTS = {
     "scheduler": Part("DDPMScheduler", _DMD, "scheduler"),
 }
 _SHIFTED = {  # ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py: distilled with a shift of 3
-    **{"base_shift": math.log(3), "max_shift": math.log(3), "max_image_seq_len": 8192, "shift": 1.0},
-    **{"shift_terminal": None, "use_dynamic_shifting": True},
-}
+    "base_shift": math.log(3), "max_shift": math.log(3), "max_image_seq_len": 8192, "shift": 1.0,
+    "shift_terminal": None, "use_dynamic_shifting": True,
+}  # fmt: skip
 _SANA = "Efficient-Large-Model/Sana_Sprint_{}_1024px_diffusers"
 
 PRESETS: dict[str, Preset] = {

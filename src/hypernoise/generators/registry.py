@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -16,7 +17,7 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 
-from hypernoise.errors import InputError, check_is, first_line, no_traceback, out_of_memory, unknown
+from hypernoise.errors import InputError, check_is, first_line, no_traceback, out_of_memory, shown, unknown
 from hypernoise.files import check_file, read_json
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
@@ -76,17 +77,11 @@ def load_generator(
         at = revision or preset.revision
         fetch(location, "model_index.json", revision=at)  # its errors are clearer than the pipeline's
     with no_loading_bars(), no_traceback(f"generator {name!r} cannot be used"):
-        pipeline = _pipeline(name, preset, location, at, dtype)
-        pipeline = pipeline.to(place)
+        pipeline = _pipeline(name, preset, location, at, dtype).to(place)
         if place.type == "cpu" and isinstance(pipeline.vae, AutoencoderTiny):  # it then decodes in 2/3 of the time
             pipeline.vae.to(memory_format=torch.channels_last)  # type: ignore[reportCallIssue]
-        return DiffusionGenerator(
-            pipeline,
-            name=name,
-            size=size or preset.size,
-            call=preset.reading(max_sequence_length).call,
-            memory=memory,
-        )
+        call = preset.reading(max_sequence_length).call
+        return DiffusionGenerator(pipeline, name=name, size=size or preset.size, call=call, memory=memory)
 
 
 def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
@@ -141,11 +136,12 @@ def _pipeline(name: str, preset: Preset, location: str, revision: str | None, dt
             owner, repository, file = preset.lora.split("/")
             lora = fetch(f"{owner}/{repository}", file)
             pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+            if not pipeline.get_active_adapters():
+                raise InputError(f"{preset.lora} changes no weight of this {type(pipeline).__name__}")
             pipeline.fuse_lora()
             pipeline.unload_lora_weights()
     if preset.scheduler:
-        own = pipeline.scheduler
-        pipeline.scheduler = type(own).from_config({**own.config, **preset.scheduler})
+        pipeline.scheduler = pipeline.scheduler.from_config({**pipeline.scheduler.config, **preset.scheduler})
     return pipeline
 
 
@@ -182,12 +178,15 @@ def check_directory(folder: Path) -> str:
 
 
 def pick_device(device: str) -> torch.device:
-    """An existing torch device; "auto" prefers CUDA, then MPS, then the CPU. In several processes "cuda" is each one's
-    own GPU."""
+    """An existing torch device: "auto" is CUDA, else MPS or the CPU; "cuda" is each process's own GPU if launched."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device == "cuda":
+        found = {name: os.environ.get(name) or usual for name, usual in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
+        if not all(re.fullmatch(r"\d{1,6}", number) for number in found.values()):
+            raise InputError(f"{shown(found)} in the environment is not a launcher's; unset these variables")
+        if int(found["WORLD_SIZE"]) > 1:
+            device = f"cuda:{int(found['LOCAL_RANK'])}"
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()

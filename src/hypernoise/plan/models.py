@@ -108,8 +108,8 @@ def _encoder_parameters(config: dict[str, Any]) -> int:
 class WithoutText(DiffusionGenerator):
     """A published generator without its text encoders: an encoded prompt is random numbers of the right shape.
 
-    Its networks' weights are built in `place`; without data, only its scheduler is real. Raises the InputErrors of
-    `published`.
+    Its networks' weights are built in `place`. On the meta device only the scheduler has data. Raises the InputErrors
+    of `published`.
     """
 
     def __init__(

@@ -105,9 +105,9 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     network = recipe.lora if recipe.noise_network == "lora" else recipe.spectral
     asked, steps = Loading(**drawn, memory=saving), max(recipe.inference_steps)
     generator, f, traced = _traced(asked, precision.dtype, network, steps)
-    parts = dict(traced)
     settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
     rewards, scoring = _rewards(tuple(recipe.rewards), tuple(recipe.validation_reward), settings, generator.size)
+    parts = traced | scoring
 
     denoiser, vae, text = generator.denoiser, generator.pipeline.vae, generator.text_parameters
     frozen = {"denoiser": count(denoiser), "autoencoder": count(vae), "text encoders": text}
@@ -118,7 +118,6 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     }
     if rewards.networks:
         held["rewards"] = sum(weight.nbytes for network in rewards.networks for weight in network.parameters())
-        parts |= scoring
     trainable = f.trainable_parameters()
     number, own = sum(p.numel() for p in trainable), trainable[0].dtype.itemsize
     held["trained: weights"] = number * (max(4, own) + (own if own < 4 else 0))  # autocast keeps its casts
@@ -135,8 +134,10 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     kept = {name: part.kept * batch // TRACED for name, part in parts.items()}
     flops = {name: part.flops * batch // TRACED for name, part in parts.items()}
     flops["backward"] = sum(part.flops_back for part in parts.values()) * batch // TRACED
-    facts = generator.preset, generator.size, precision.line, frozen, parameters_by_kind(f), rewards.parameters
-    return Plan(recipe, *facts, held, kept, flops)
+    return Plan(
+        recipe=recipe, preset=generator.preset, size=generator.size, precision=precision.line, frozen=frozen,
+        trained=parameters_by_kind(f), rewards=rewards.parameters, parts=held, kept=kept, flops=flops,
+    )  # fmt: skip
 
 
 @cache
@@ -250,9 +251,10 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
     fit = recipe.memory.fit
     if not fit:
         return recipe, ""
-    place, size = pick_device(device), re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", fit, re.IGNORECASE)
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", fit, re.IGNORECASE)
     if fit != "auto" and not size:
         raise InputError(f"memory.fit must be auto or a size such as 24GB, not {fit!r}")
+    place = planned_for if size and planned_for else pick_device(device)
     card = torch.cuda.get_device_properties(place) if place.type == "cuda" else None
     limit = ROOM * (float(size[1]) * 1e9 if size else card.total_memory if card else psutil.virtual_memory().total)
     batch = recipe.train_batch_size // launched()[1]  # pictures per process, over its accumulation steps

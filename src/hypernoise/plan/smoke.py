@@ -29,6 +29,7 @@ from hypernoise.training.loop import train
 from hypernoise.training.observers import peak_memory
 
 STEPS = 2
+BLOCK = 2**20  # random numbers, which are repeated: drawing billions takes minutes on a CPU
 PROMPTS = ["a red ring", "two blue crosses"]
 
 empty = partial(init_empty_weights, include_buffers=False)  # buffers hold positions etc.
@@ -89,13 +90,9 @@ def smoke_test(recipe: Recipe, device: str) -> dict[str, Any]:
     print("\n".join(f"then     {doubt}" for doubt in doubts) or "then     no other problem was found")
     del standing_in
     return {
-        "peak_bytes": peak,
-        "planned_bytes": expected,
-        "step_seconds": seconds,
-        "seconds_per_image": drawing,
-        "images_per_second": pace,
-        "doubts": doubts,
-    }
+        "peak_bytes": peak, "planned_bytes": expected, "step_seconds": seconds,
+        "seconds_per_image": drawing, "images_per_second": pace, "doubts": doubts,
+    }  # fmt: skip
 
 
 def random_generator(source: str, device: torch.device, **settings: Any) -> WithoutText:
@@ -109,12 +106,13 @@ def random_generator(source: str, device: torch.device, **settings: Any) -> With
 
 def fill(network: nn.Module, device: torch.device) -> None:
     """Random weights on a device, for a network built without: matrices preserve their inputs' scale."""
-    draw = torch.Generator(device).manual_seed(0)
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).to(device)
     for module in network.modules():
         for name, weight in module.named_parameters(recurse=False):
             made = torch.full(weight.shape, 0.0 if "bias" in name else 1.0, dtype=weight.dtype, device=device)
             if weight.ndim > 1:
-                made.normal_(0, weight[0].numel() ** -0.5, generator=draw)
+                for part in made.view(-1).split(BLOCK):
+                    part.copy_(block[: len(part)] * weight[0].numel() ** -0.5)
             setattr(module, name, nn.Parameter(made, requires_grad=False))
     network.to(device)  # its buffers
 
