@@ -187,7 +187,7 @@ def test_broken_files_are_refused_in_one_line(saved, sd_pipeline):
     with pytest.raises(InputError, match="settings that a 'lora' network does not take"):
         load_adapter(generator, folder)
     about.write_text(json.dumps({"format": 1, "kind": "magic", "settings": {}, "base": None}))
-    with pytest.raises(InputError, match="holds a 'magic' network; 'tiny' takes lora or spectral here"):
+    with pytest.raises(InputError, match="holds a 'magic' network, not lora or spectral for 'tiny'"):
         load_adapter(generator, folder)
     about.write_text(json.dumps({"format": 1, "kind": "lora", "settings": {}, "base": "x"}))
     with pytest.raises(InputError, match="base null or a mapping"):

@@ -160,7 +160,7 @@ def test_a_saved_pipeline_is_planned_at_the_length_its_prompts_are_padded_to(tmp
         planned = WithoutText(str(tmp_path / "flux"), dtype=torch.float32, size=(16, 16), tokens=tokens)
         shapes = [{n: t.shape for n, t in c.tensors.items()} for c in (real.encode(["a"]), planned.encode(["a"]))]
         assert shapes[0] == shapes[1]
-        assert shapes[0]["prompt_embeds"][1] == real.asked()["max_sequence_length"] == length
+        assert shapes[0]["prompt_embeds"][1] == real.call_settings()["max_sequence_length"] == length
     with pytest.raises(InputError, match="scenes is a StableDiffusionPipeline, which takes no max_sequence_length"):
         plan(Recipe(max_sequence_length=64))
 

@@ -69,8 +69,10 @@ def save_adapter(
         training: facts about its training to keep (objective, rewards, steps), as JSON values.
 
     Raises:
-        InputError: a stand-alone network without its generator.
+        InputError: a stand-alone network without its generator, or a network of another kind.
     """
+    kinds = "a LoRANoise, ResidualNoise or SpectralNoise; torch.save the weights of a network of your own"
+    check_is(network, tuple(NETWORKS.values()), "the network", kinds)
     if generator is None and not hasattr(network, "generator"):
         raise InputError("name the generator it was trained on: save_adapter(network, folder, generator=generator)")
     place = output_folder(folder)
@@ -113,7 +115,7 @@ def write_adapter(
         "output_layer": getattr(network, "output_layer", None),
         "output_layer_base_path": False if isinstance(network, LoRANoise) else None,
         "base": base.describe() if base is not None else None,
-        "call": base.asked() if base is not None else {},
+        "call": base.call_settings() if base is not None else {},
         "training": training,
     }
     with no_traceback("training must hold JSON values"):
@@ -147,8 +149,9 @@ def read_network(generator: Any, folder: Path, kinds: Mapping[str, type], *, che
     other = ResidualNoise if hasattr(generator, "denoise_first") else LoRANoise
     fitting = [name for name in kinds if name != other.kind]
     if kind not in fitting:
-        tuned = "; a fine-tuned LoRA goes to --finetuned" if kind == "finetune" else ""
-        raise InputError(f"{folder} holds a {kind!r} network, not {' or '.join(fitting)} for {generator.name!r}{tuned}")
+        fix = "; a fine-tuned LoRA goes to --finetuned" if kind == "finetune" else ""
+        fix = "; a noise network goes to --adapter" if fitting == ["finetune"] else fix
+        raise InputError(f"{folder} holds a {kind!r} network, not {' or '.join(fitting)} for {generator.name!r}{fix}")
     if about.get("released"):  # which records no layers
         layers, there = {name.rpartition(".lora_")[0] for name in state}, set(adaptable_layers(generator.denoiser))
         if not layers & there:

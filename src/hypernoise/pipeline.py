@@ -90,7 +90,7 @@ def attach(
     if isinstance(adapter, LoRANoise):
         if adapter.generator.denoiser is not denoiser:
             raise InputError("this noise network belongs to another pipeline; attach it there, or save and load it")
-        call = adapter.generator.asked()
+        call = adapter.generator.call_settings()
     elif not isinstance(adapter, SpectralNoise):
         folder = adapter_folder(adapter)
         call = read_about(folder).get("call") or call

@@ -318,7 +318,7 @@ def test_what_does_not_fit_is_one_line(sd_pipeline, tmp_path):
         lora("scenes", comfy_model(DiffusionGenerator(sd_pipeline(), name="tiny")))
     with pytest.raises(InputError, match="is for SD or SDXL here; this model is a Linear"):
         lora("scenes", SimpleNamespace(diffusion_model=nn.Linear(1, 1)))
-    own = SimpleNamespace(describe=lambda: {"name": "own"}, asked=dict)
+    own = SimpleNamespace(describe=lambda: {"name": "own"}, call_settings=dict)
     save_adapter(ResidualNoise((4,)), tmp_path / "residual", generator=own)
     with pytest.raises(InputError, match=r"holds a residual noise network$"):
         spectral(str(tmp_path / "residual"))

@@ -132,7 +132,7 @@ def test_saved_and_loaded_it_draws_the_same_and_is_no_noise_network(generator, n
     HyperNoise(noisy).generate(problem, PROMPTS, noise)
     again = FineTune(tmp_path / "tuned").generate(problem, PROMPTS, noise).pixels
     assert torch.allclose(again, before, atol=1e-6)  # saved in fp32 or fp64 alike
-    with pytest.raises(InputError, match="holds a 'finetune' network, not lora or spectral for 'tiny'; a fine-tuned LoRA goes to"):
+    with pytest.raises(InputError, match="not lora or spectral for 'tiny'; a fine-tuned LoRA goes to --finetuned"):
         load_adapter(generator, tmp_path / "tuned")
-    with pytest.raises(InputError, match="holds a 'lora' network; 'tiny' takes finetune"):
+    with pytest.raises(InputError, match="not finetune for 'tiny'; a noise network goes to --adapter"):
         load_finetuned(generator, tmp_path / "noise")

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from hypernoise.adapters import read_about
+from hypernoise.adapters import read_about, save_adapter
 from hypernoise.cli import main
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
@@ -277,6 +277,21 @@ def test_a_network_of_ones_own_with_a_kl_is_trained_on_it(generator):
 
     result = train(generator, Shift(), WeightedSum({"redness": 1.0}), ["a ring"], config(max_train_steps=1))
     assert result.history[0]["kl"] == 7
+
+
+def test_a_residual_of_another_shape_is_refused(generator):
+    class Flat(NoiseNetwork):
+        def __init__(self):
+            super().__init__()
+            self.by = torch.nn.Parameter(torch.zeros(1, 1, 1))
+
+        def forward(self, noise, condition):
+            return self.by.expand(len(noise), 1, *noise.shape[2:])
+
+    with pytest.raises(InputError, match="the noise network returned a residual of shape"):
+        train(generator, Flat(), WeightedSum({"redness": 1.0}), ["a ring"], config(max_train_steps=1))
+    with pytest.raises(InputError, match="the network is a Flat; pass a LoRANoise"):
+        save_adapter(Flat(), "nowhere", generator=generator)
 
 
 def test_a_run_whose_metrics_were_deleted_ends(generator, tmp_path, sd_pipeline):

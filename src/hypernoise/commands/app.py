@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError
@@ -31,6 +31,7 @@ class App(WithGenerator):
     reward and KL. Needs gradio: pip install 'hypernoise[app]'.
     """
 
+    ESSENTIAL: ClassVar = ("generator", "adapter", "rewards", "port")
     adapter: str = "scenes"
     """An adapter directory or Hub repository; the page can load others."""
     rewards: dict[str, float] = field(default_factory=dict)

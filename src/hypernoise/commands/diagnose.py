@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError
@@ -18,6 +19,7 @@ class Diagnose(WithGenerator):
     Prints findings with advice, and writes diagnosis.png and summary.json to --output-dir.
     """
 
+    ESSENTIAL: ClassVar = ("adapter", "prompts", "rewards", "noises", "output_dir")
     adapter: Path | None = None
     """An adapter directory."""
     prompts: str = "scenes"

@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypernoise.commands.common import WithGenerator, write_report
 from hypernoise.errors import InputError, shown
@@ -27,6 +27,7 @@ class Evaluate(WithGenerator):
     or a restart after an interruption, draws only what is missing.
     """
 
+    ESSENTIAL: ClassVar = ("methods", "adapter", "prompts", "count", "num_inference_steps", "rewards", "output_dir")
     methods: tuple[str, ...] = ("plain",)
     """plain, best-of-N, search-ROUNDSxNEIGHBOURS, reno[-ITERATIONS], hypernoise[@STRENGTH], finetune,
     prompt-search[-N]."""

@@ -16,6 +16,7 @@ from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
 class Generate(WithGenerator):
     """Draw each prompt; with --adapter, from improved noise (the same seed gives the same starting noise)."""
 
+    ESSENTIAL: ClassVar = ("adapter", "strength", "num_inference_steps", "num_images_per_prompt", "seed", "output_dir")
     POSITIONAL: ClassVar = "prompts"
 
     prompts: tuple[str, ...] = ()

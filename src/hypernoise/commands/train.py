@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypernoise.errors import no_traceback
+from hypernoise.errors import InputError, no_traceback
 from hypernoise.training.config import Recipe
 from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.metrics import mean_of, rows_of
@@ -128,6 +128,8 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     if launched()[0] == 0:
         if result.finished:
             rows = rows_of(output_dir)
+            if result.skipped == result.step:
+                raise InputError(f"all {result.step} steps were skipped, so nothing was trained; see the lines above")
             if result.stopped_early:
                 say(stopped_line(readings(rows), result.step, recipe.patience))
             say("" if network.never_folds else lipschitz_warning(rows, network.knows_kl))

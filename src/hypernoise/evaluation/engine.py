@@ -103,7 +103,7 @@ def compare(
         "version": __version__,
         "generator": generator.describe(),
         "dtype": str(generator.dtype),
-        "call": generator.asked(),
+        "call": generator.call_settings(),
         "rewards": [known_by(reward), known_by(validation_reward)],
         "judge": known_by(judge),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),

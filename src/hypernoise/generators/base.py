@@ -64,11 +64,11 @@ class Generator(Protocol):
         """What an adapter records of its base, as JSON values: `name`, `noise_shape`, and what identifies it."""
         return {"name": self.name, "noise_shape": list(self.noise_shape)}
 
-    def asked(self) -> dict[str, Any]:
+    def call_settings(self) -> dict[str, Any]:
         """What an adapter records of how the base was called in training, as JSON values."""
         return {}
 
-    def awake(self) -> AbstractContextManager[Any]:
+    def encoding(self) -> AbstractContextManager[Any]:
         """A block for several calls of `encode`, inside which what they need stays on the device."""
         return nullcontext()
 

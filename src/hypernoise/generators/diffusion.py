@@ -143,7 +143,7 @@ class DiffusionGenerator(Generator):
         self.check_steps(steps)
         return {**self.family.call, **self.family.call_at(steps), **self._call_of_model, "num_inference_steps": steps}
 
-    def asked(self) -> dict[str, Any]:
+    def call_settings(self) -> dict[str, Any]:
         """The call's arguments that an adapter records, as JSON values; see `families.asked`."""
         defaults = {name: own.default for name, own in inspect.signature(self._draw).parameters.items()}
         return asked({**defaults, **self.call(self.least_steps), "prompt": "any"})
@@ -177,11 +177,11 @@ class DiffusionGenerator(Generator):
         """The pipeline's text conditioning: runs its call with these prompts until `encode_prompt` returns."""
         self.check_prompts(prompts)
         cannot = f"{self.name} cannot encode prompts, or cannot draw this size"
-        with self.awake(), no_traceback(cannot), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
+        with self.encoding(), no_traceback(cannot), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
             self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
         return Condition(embeddings_of(self.family, encoded[0]))
 
-    def awake(self) -> AbstractContextManager[None]:
+    def encoding(self) -> AbstractContextManager[None]:
         """Offloaded text encoders stay on the device inside the block: several calls of `encode` move them once."""
         return awake(self.pipeline, self._encoders, self.device)
 

@@ -64,7 +64,7 @@ class KeptInMemory:
 
     def _alone(self, prompts: list[str]) -> list[Condition]:
         """Each is encoded alone: in a batch, its last bits would depend on the others."""
-        with self.generator.awake():
+        with self.generator.encoding():
             return [self.generator.encode([prompt]).to("cpu") for prompt in prompts]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.adapters import read_network
+from hypernoise.errors import check_is
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem, Result, metered
@@ -54,6 +55,7 @@ def finetune(
     It is `train` with the LoRA active in the generator: noises, prompts, optimiser and checkpoints equal those of a
     noise network with the same configuration. `kl_weight` has no effect, as the residual is 0.
     """
+    check_is(network, LoRATune, "the network", "a LoRATune; `train` trains noise networks")
     with network.adapted():
         where = {"output_dir": output_dir, "resume_from_checkpoint": resume_from_checkpoint}
         return train(generator, network, reward, prompts, config, **where, progress=progress)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -19,13 +20,13 @@ STRENGTHS = (0.0, 1.5)  # allowed multiples of f; it is trained at 1
 class NoiseNetwork(nn.Module):
     """f(x0, c) of the paper: x0 + f(x0, c) is the noise the frozen generator draws from.
 
-    kind: the network's name in an adapter's metadata.
+    kind: the network's name in an adapter's metadata; only this package's own kinds can be saved as adapters.
     settings: the keyword arguments that rebuild it, as JSON values.
     never_folds: whether x + f is invertible whatever the weights, so that its own `kl` is the KL and no lower bound.
     """
 
-    kind: ClassVar[str]
-    settings: dict[str, Any]
+    kind: ClassVar[str] = "own"
+    settings: Mapping[str, Any] = MappingProxyType({})
     never_folds: bool = False
 
     @property

@@ -21,6 +21,8 @@ def benchmark(file: str = "", count: int = 0, judge: str = "", colors: str = "")
     """`count` held-out captions per category (0: 50)."""
     if file:
         raise InputError(f"--prompts scenes takes no file, not {file!r}")
+    if judge or colors:
+        raise InputError("--prompts scenes has a judge of its own: leave out --judge and --colors")
     requests = evaluation_requests(count or COUNT)
     about = {"version": EVALUATION_VERSION, "count": len(requests), "sha256": digest(requests)}
     return benchmark_of(requests, about)

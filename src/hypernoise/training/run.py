@@ -169,7 +169,7 @@ class Run:
             **settings,
             "generator": self.generator.name,
             "noise_shape": self.generator.noise_shape,
-            "call": self.generator.asked(),
+            "call": self.generator.call_settings(),
             "network": {"kind": self.network.kind, **self.network.settings},
             "rewards": known_by(self.reward),
             "prompts": f"{len(prompts)} prompts, sha256 {digest}{shares}",

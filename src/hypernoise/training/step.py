@@ -73,6 +73,9 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     with nullcontext() if part == batch.parts[-1] else accelerator.no_sync(run.model):
         with run.autocast():
             residual = run.model(noise, condition)  # f(x0, c)
+            if residual.shape != noise.shape:
+                shapes = f"{list(residual.shape)} for noise {list(noise.shape)}"
+                raise InputError(f"the noise network returned a residual of shape {shapes}")
             improved = noise + residual
             if config.sample_clip:
                 share = run.scaler.get_scale() / (count * config.gradient_accumulation_steps)
