@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +25,11 @@ class NoiseNetwork(nn.Module):
     """
 
     kind: ClassVar[str] = "own"
-    settings: Mapping[str, Any] = MappingProxyType({})
     never_folds: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {}
 
     @property
     def knows_kl(self) -> bool:

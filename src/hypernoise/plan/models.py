@@ -131,7 +131,7 @@ class WithoutText(DiffusionGenerator):
         super().__init__(pipeline, name=source, size=size or preset.size, call=preset.call, memory=memory)
 
     def encode(self, prompts: list[str]) -> Condition:
-        words = self.asked().get("max_sequence_length", self.configuration.get("words") or 77)
+        words = self.call_settings().get("max_sequence_length", self.configuration.get("words") or 77)
         shapes = _CONDITIONS[self.preset.family](cast(Any, self.denoiser).config, words)
         draw = torch.Generator().manual_seed(0)
         tensors = {
