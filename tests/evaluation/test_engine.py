@@ -195,6 +195,7 @@ def test_kl_is_the_networks():
     ("settings", "message"),
     [
         ({"methods": []}, "compare needs prompts and methods, not 3 and 0"),
+        ({"methods": Plain()}, "methods is a Plain; pass a list, such as"),
         ({"methods": [Plain(), Plain()]}, "two methods are called 'plain'"),
         ({"methods": [Plain()], "num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, not 0"),
         ({"methods": ["plain"]}, r"a method is a str; pass an instance, such as Plain\(\)"),

@@ -26,6 +26,11 @@ def rewrite(prompt, number):
     return wordings.get(prompt, [])[:number]
 
 
+def test_a_rewriter_returns_a_list(generator, noise):
+    with pytest.raises(InputError, match="a rewriter's result is a single text; put it in a list"):
+        PromptSearch(lambda prompt, number: "a circle", 2).generate(Problem(generator, redness), PROMPTS, noise)
+
+
 def test_each_prompt_keeps_its_best_wording(generator, noise):
     problem, seen = Problem(generator, redness), []
 

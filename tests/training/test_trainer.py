@@ -279,6 +279,16 @@ def test_a_network_of_ones_own_with_a_kl_is_trained_on_it(generator):
     assert result.history[0]["kl"] == 7
 
 
+def test_a_wrong_validation_reward_is_found_at_the_first_step(generator):
+    arguments = [generator, LoRANoise(generator, rank=2), WeightedSum({"redness": 1.0}), ["a ring"]]
+    with pytest.raises(InputError, match="the validation reward returned shape"):
+        train(*arguments, config(max_train_steps=1), validation_reward=lambda pixels, prompts: pixels.mean())
+    result = train(
+        *arguments, config(max_train_steps=1), validation_reward=lambda pixels, prompts: pixels.mean((1, 2, 3))
+    )
+    assert "validation_reward" not in result.history[0]  # measured every ten steps
+
+
 def test_a_residual_of_another_shape_is_refused(generator):
     class Flat(NoiseNetwork):
         def __init__(self):

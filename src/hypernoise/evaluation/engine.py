@@ -157,6 +157,7 @@ def _check(
     categories: Sequence[str] | None,
 ) -> None:
     check_texts(prompts)
+    check_is(methods, Sequence, "methods", "a list, such as [Plain(), BestOfN(8)]")
     if not prompts or not methods:
         raise InputError(f"compare needs prompts and methods, not {len(prompts)} and {len(methods)} of them")
     for method in methods:

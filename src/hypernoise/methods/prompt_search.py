@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.generators.base import Generator
+from hypernoise.generators.base import Generator, check_texts
 from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.settings import MOST_AT_ONCE, whole
 
@@ -64,6 +64,7 @@ class PromptSearch:
 
     def _wordings(self, generator: Generator, prompt: str) -> list[str]:
         rewrites = self.rewriter(prompt, self.n - 1) if self.n > 1 else []
+        check_texts(rewrites, "a rewriter's result")
         return list(dict.fromkeys([prompt, *(text for text in rewrites if _fits(generator, text))]))[: self.n]
 
 

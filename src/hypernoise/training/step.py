@@ -105,11 +105,12 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     means = {"loss": loss, "reward": rewards.mean(), "kl": kl, "clipped": clipped}
     members = getattr(run.reward, "member_scores", dict)()
     means |= {f"reward/{name}": scores.mean() for name, scores in members.items()}
-    if run.validation_reward is not None and batch.validated:
+    first = not run.log.history  # where a reward that does not fit is found, whenever it is measured
+    if run.validation_reward is not None and (batch.validated or first):
         with torch.no_grad(), torch.random.fork_rng(devices=[drawn.device] if drawn.is_cuda else []):
             pictures = drawn.nan_to_num(0.0, 1.0, 0.0)  # `commit` reports non-finite values
             scores = scored(run.validation_reward, pictures, prompts, "the validation reward")
-            means["validation_reward"] = scores.mean()
+            means |= {"validation_reward": scores.mean()} if batch.validated else {}
     means = {name: mean.detach().float().to(noise.device) for name, mean in means.items()}
     return Round(prompts, noise, condition, drawn, rewards.detach(), means)
 
