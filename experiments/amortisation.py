@@ -102,13 +102,13 @@ class Amortisation(Seeded):
         plain, *searches = (row for row in found.rows if row["method"] not in names)
         rows = [plain]
         for size, runs in ours.items():
-            row = pooled(found, f"hypernoise-{told_size(size)}", 1, [method.name for method in runs], asked.categories)
+            row = pooled(found, f"hypernoise-{short_size(size)}", 1, [method.name for method in runs], asked.categories)
             seconds = sum(bench.seconds(method.name) for method in runs) / len(runs)
             rows.append({**row, "pictures": size, "training_seconds": seconds})
         return [*rows, *searches]
 
 
-def told_size(pictures: int) -> str:
+def short_size(pictures: int) -> str:
     return f"{pictures // 1024}k" if pictures % 1024 == 0 else str(pictures)
 
 
@@ -120,7 +120,7 @@ def shares_of(
 
     The intervals resample prompts and training runs, in pairs.
     """
-    row: dict[str, Any] = {"method": f"hypernoise-{told_size(size)}", "pictures": size, "training_runs": len(ours)}
+    row: dict[str, Any] = {"method": f"hypernoise-{short_size(size)}", "pictures": size, "training_runs": len(ours)}
     for measure in MEASURES:
         groups = np.array(categories) if measure == "right" else np.zeros(len(categories or ()))
         base, sought = _by_prompt(found, "plain", measure), _by_prompt(found, search, measure)
@@ -164,27 +164,27 @@ def goals(
             lines.append(f"undecided: ReNO-50's gain {scale} is not above 0")
         else:
             value = f"{share[measure]:.2f} of ReNO-50's gain {scale} for {calls:g} extra calls"
-            lines.append(_told(share[measure] >= SHARE and calls <= 1, value, f"{SHARE} for 1"))
-    lines.append(_told(ours["gain"] >= GAIN, f"judge {ours['gain']:+.3f} at one step", f"{GAIN:+}"))
+            lines.append(_goal_line(share[measure] >= SHARE and calls <= 1, value, f"{SHARE} for 1"))
+    lines.append(_goal_line(ours["gain"] >= GAIN, f"judge {ours['gain']:+.3f} at one step", f"{GAIN:+}"))
     if rise is not None:
         between = " [{:+.3f}, {:+.3f}]".format(*rise["ci95"]) if rise["ci95"] else ""
-        lines.append(_told(rise["rise"] <= 0, f"artefacts {rise['rise']:+.3f}{between}", "no worse than plain's"))
+        lines.append(_goal_line(rise["rise"] <= 0, f"artefacts {rise['rise']:+.3f}{between}", "no worse than plain's"))
     if plain["diversity"]:
         kept = ours["diversity"] / plain["diversity"]
-        lines.append(_told(kept >= DIVERSITY, f"diversity {kept:.1%} of plain's", f"{DIVERSITY:.0%}"))
+        lines.append(_goal_line(kept >= DIVERSITY, f"diversity {kept:.1%} of plain's", f"{DIVERSITY:.0%}"))
     else:
         lines.append("undecided: diversity takes --noises 2 or more")
     return lines
 
 
-def _told(reached: bool, value: str, goal: str) -> str:
+def _goal_line(reached: bool, value: str, goal: str) -> str:
     return f"{'reached' if reached else 'missed'}: {value} (goal: {goal})"
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Gains by judge and in reward against training pictures, with the searches' as horizontal lines."""
     trained = [row for row in rows if row.get("pictures")]
-    sizes = {math.log2(row["pictures"]): told_size(row["pictures"]) for row in trained}
+    sizes = {math.log2(row["pictures"]): short_size(row["pictures"]) for row in trained}
     low, high = min(sizes), max(sizes)
     if low == high:
         low, high = low - 1, high + 1

@@ -241,8 +241,8 @@ def strengths(rows: Sequence[Mapping[str, Any]]) -> str:
     if len(swept) < 2:
         return ""
     weakest = weakest_that_break(swept)
-    told_each = (f"{name} {f'from {weakest[name]:g}' if name in weakest else 'never'}" for name in LIMITS)
-    return f"strengths {', '.join(f'{strength:g}' for strength in swept)}: {', '.join(told_each)}"
+    each = (f"{name} {f'from {weakest[name]:g}' if name in weakest else 'never'}" for name in LIMITS)
+    return f"strengths {', '.join(f'{strength:g}' for strength in swept)}: {', '.join(each)}"
 
 
 def messages(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -268,7 +268,7 @@ def test_bf16_weights_give_fp32_scores_that_are_close(build):
 
 
 def test_the_network_follows_the_pictures_and_forgets_features_of_the_other_device(build):
-    """There is one device here, so that it is told by where the pictures are seen to go."""
+    """There is one device here, so the test watches where the pictures go."""
     reward = build()
     reward.texts(PROMPTS)
     reward.score = lambda resized, prompts: torch.zeros(len(resized))  # type: ignore[method-assign]
@@ -289,12 +289,12 @@ def contrast(reward, pixels):
     return reward(pixels, [LONG]) - reward(pixels, [OTHER])
 
 
-def test_truncation_is_told_once_counted_and_blind_to_the_second_half(build):
+def test_truncation_is_warned_of_once_counted_and_blind_to_the_second_half(build):
     pixels = pictures(count=1).requires_grad_()
     reward = build()
-    with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as told:
+    with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as warned:
         difference = contrast(reward, pixels)
-    assert len(told) == 1
+    assert len(warned) == 1
     assert difference.item() == 0
     (gradient,) = torch.autograd.grad(difference.sum(), pixels)
     assert gradient.abs().max() == 0

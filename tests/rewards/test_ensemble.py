@@ -251,7 +251,7 @@ def test_networks_pass_the_check(clip, dtype):
     check_reward(WeightedSum({"a": 1.0, "redness": 1.0}, {"a": clip()}))
 
 
-def test_unknown_settings_are_told():
+def test_unknown_settings_are_named():
     with pytest.raises(InputError, match="dtype must be .* not 'float16'"):
         RewardSettings(dtype="float16")  # type: ignore[arg-type]
 

@@ -17,9 +17,9 @@ def by_words(text, *, truncation, max_length=None, **_):
 
 def test_truncation_warns_once_and_counts():
     reader = Reader("r", by_words, 4)
-    with pytest.warns(UserWarning, match="reads 4 tokens, but a prompt has 5") as told:
+    with pytest.warns(UserWarning, match="reads 4 tokens, but a prompt has 5") as warned:
         assert [reader(prompt).tolist() for prompt in ("a bb ccc", "dd ee ff")] == [[0, 1, 2, 0], [0, 2, 2, 0]]
-    assert (len(told), reader.truncated) == (1, 2)
+    assert (len(warned), reader.truncated) == (1, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert reader("one two").tolist() == [0, 3, 3, 0]
