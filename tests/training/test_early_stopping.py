@@ -75,7 +75,8 @@ def test_watching_changes_nothing_and_reads_the_same_pictures(sd_pipeline):
     again, other = run(sd_pipeline, config(gradient_accumulation_steps=2), chancy)
     assert same(state(network), state(again))
     assert [row["step"] for row in result.history if "validation_reward" in row] == [2, 4, 6]
-    expected = torch.cat(pictures[2:4])[:, 1].mean().item()  # after the two parts of the first step, which are only checked
+    drawn = torch.cat(pictures[2:4])  # the two parts of step 2; at the first step the reward is only checked
+    expected = drawn[:, 1].mean().item()
     assert result.history[1]["validation_reward"] == pytest.approx(expected, rel=1e-5)
     assert not any("validation_reward" in row for row in other.history)
 
