@@ -1,4 +1,4 @@
-"""Checks settings from a recipe, a flag or a caller: types as declared, numbers in range.
+"""Checks settings from a recipe, a flag, a caller or a launcher: types as declared, numbers in range.
 
 Imports no torch.
 """
@@ -6,6 +6,8 @@ Imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -23,6 +25,7 @@ MOST_STEPS = 1000  # inference steps: a diffusion model's timesteps
 LARGEST = 1e30  # leaves headroom for products in fp32
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # what launchers set, and the values without one
 
 
 def finite(value: Any) -> TypeGuard[float]:
@@ -155,3 +158,16 @@ def _names(cls: type) -> Iterator[str]:
         yield name
         if dataclasses.is_dataclass(hint):
             yield from (f"{name}.{own}" for own in _names(hint))  # type: ignore[arg-type]
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and the world size, as set by the launcher; (0, 1) without one.
+
+    Raises:
+        InputError: RANK, WORLD_SIZE or LOCAL_RANK is not a number, or the rank is not below the world size.
+    """
+    found = {name: os.environ.get(name) or usual for name, usual in LAUNCHED.items()}
+    numbers = [int(number) for number in found.values() if re.fullmatch(r"\d{1,6}", number)]
+    if len(numbers) < len(found) or numbers[0] >= numbers[1]:
+        raise InputError(f"{shown(found)} in the environment is not a launcher's; unset these variables")
+    return numbers[0], numbers[1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypernoise.commands.common import WithGenerator, write_report
 from hypernoise.errors import InputError, shown
-from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole, whole_number
+from hypernoise.settings import MOST_AT_ONCE, launched, seed_in_range, whole, whole_number
 
 if TYPE_CHECKING:
     from hypernoise.evaluation.benchmarks import Benchmark
@@ -131,8 +131,6 @@ class Evaluate(WithGenerator):
 
     def _checked(self) -> tuple[int, int]:
         """The shard. Raises InputError for numbers out of range."""
-        from hypernoise.training.processes import launched
-
         whole(self, "num_images_per_prompt", "batch_size", most=MOST_AT_ONCE, flags=True)
         whole(self, "count", least=0, flags=True)
         if not self.num_inference_steps:

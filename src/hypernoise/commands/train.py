@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypernoise.errors import InputError, no_traceback
+from hypernoise.settings import launched
 from hypernoise.training.config import Recipe
 from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.metrics import mean_of, rows_of
@@ -65,7 +66,6 @@ class Train(Recipe):
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.generators.registry import pick_device
         from hypernoise.model_card import check_login, push_to_hub
-        from hypernoise.training.processes import launched
 
         if self.push_to_hub:
             check_login(self.hub_model_id)
@@ -104,7 +104,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     from hypernoise.prompts import read_mix
     from hypernoise.rewards.ensemble import WeightedSum
     from hypernoise.training.loop import train
-    from hypernoise.training.processes import launched, leave, say, say_once
+    from hypernoise.training.processes import leave, say, say_once
 
     if recipe.memory.fit:
         from hypernoise.plan.plan import fitted

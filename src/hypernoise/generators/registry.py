@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -17,7 +16,7 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 
-from hypernoise.errors import InputError, check_is, first_line, no_traceback, out_of_memory, shown, unknown
+from hypernoise.errors import InputError, check_is, first_line, no_traceback, out_of_memory, unknown
 from hypernoise.files import check_file, read_json
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
@@ -27,6 +26,7 @@ from hypernoise.generators.memory import NO_SAVING, Memory
 from hypernoise.generators.presets import PRESETS, Preset
 from hypernoise.precision import resolve
 from hypernoise.quiet import no_loading_bars
+from hypernoise.settings import launched
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"  # its old name
 
@@ -181,12 +181,8 @@ def pick_device(device: str) -> torch.device:
     """An existing torch device: "auto" is CUDA, else MPS or the CPU; "cuda" is each process's own GPU if launched."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "cuda":
-        found = {name: os.environ.get(name) or usual for name, usual in (("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}
-        if not all(re.fullmatch(r"\d{1,6}", number) for number in found.values()):
-            raise InputError(f"{shown(found)} in the environment is not a launcher's; unset these variables")
-        if int(found["WORLD_SIZE"]) > 1:
-            device = f"cuda:{int(found['LOCAL_RANK'])}"
+    if device == "cuda" and launched()[1] > 1:
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK') or 0)}"
     try:
         place = torch.device(device)
         torch.zeros(1, device=place).item()

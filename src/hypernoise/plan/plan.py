@@ -41,9 +41,8 @@ from hypernoise.plan.models import (
 from hypernoise.plan.trace import Part, moved, tracing
 from hypernoise.precision import resolve
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.settings import changed
+from hypernoise.settings import changed, launched
 from hypernoise.training.config import LoRA, Recipe
-from hypernoise.training.processes import launched
 
 TRACED = 2  # pictures: with one, torch would skip copies that a batch needs
 OPTIMIZER_BYTES = {"sgd": 4, "adamw": 8}  # of state, per fp32 parameter

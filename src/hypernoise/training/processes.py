@@ -6,8 +6,6 @@ depend on how many processes share the batch.
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -16,22 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
-from hypernoise.errors import InputError, no_traceback, shown
-
-LAUNCHED = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # what launchers set, and the values without one
-
-
-def launched() -> tuple[int, int]:
-    """This process's rank and the world size, as set by the launcher; (0, 1) without one.
-
-    Raises:
-        InputError: RANK, WORLD_SIZE or LOCAL_RANK is not a number, or the rank is not below the world size.
-    """
-    found = {name: os.environ.get(name) or usual for name, usual in LAUNCHED.items()}
-    numbers = [int(number) for number in found.values() if re.fullmatch(r"\d{1,6}", number)]
-    if len(numbers) < len(found) or numbers[0] >= numbers[1]:
-        raise InputError(f"{shown(found)} in the environment is not a launcher's; unset these variables")
-    return numbers[0], numbers[1]
+from hypernoise.errors import no_traceback
+from hypernoise.settings import launched
 
 
 def say(line: str) -> None:
