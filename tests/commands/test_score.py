@@ -16,7 +16,6 @@ from hypernoise.evaluation.measures import TOTAL
 from hypernoise.evaluation.pictures import read_picture
 from hypernoise.rewards.pixel import brightness, redness
 from tests.evaluation.geneval.conftest import LINES, tiny_models  # noqa: F401
-from tests.evaluation.test_fidelity import tiny_dino
 
 PROMPTS = ["a red circle", "two blue rings", "a green cross"]
 
@@ -65,7 +64,7 @@ def test_a_folder_is_scored_member_by_member(flat, tmp_path, capsys):
     for name in ("redness", "brightness", TOTAL):
         assert f"<th>{name}" in page
         assert f"<td>{row['rewards'][name]:.4f}" in page
-    assert row["similarity"] is None  # no prompt has two pictures
+    assert row["diversity"] is None  # no prompt has two pictures
 
 
 def test_one_prompt_has_no_interval(flat, tmp_path):
@@ -74,6 +73,7 @@ def test_one_prompt_has_no_interval(flat, tmp_path):
     (row,) = summary["results"]
     assert row["rewards"]["redness_ci95"] is None
     assert row["prompts"] == 1
+    assert row["diversity"] > 0.2  # though their sizes differ
 
 
 def test_what_generate_and_evaluate_have_written_is_scored_with_its_prompts(sd_pipeline, tmp_path):
@@ -115,23 +115,25 @@ def test_several_folders_have_a_row_each(picture_folders, tmp_path, capsys):
     _, summary = score(tmp_path, *picture_folders, "--rewards", "redness")
     base, other = summary["results"]
     assert (base["images"], base["prompts"]) == (6, 3)
-    assert base["similarity"] < other["similarity"] == pytest.approx(1)
-    assert f"{other['similarity']:.4f}" in capsys.readouterr().out
+    pairs = [sorted((picture_folders[0] / f"{number:05d}" / "samples").iterdir()) for number in range(3)]
+    pixels = [[np.asarray(Image.open(file), float) / 255 for file in pair] for pair in pairs]
+    expected = np.mean([np.sqrt(np.square(one - two).mean()) for one, two in pixels])
+    assert base["diversity"] == pytest.approx(expected)
+    assert other["diversity"] == 0
+    assert f"{base['diversity']:.3f}" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<h2>Results" not in page  # nothing was judged
+    assert "<th>score" not in page  # nothing was judged
 
 
-def test_a_model_from_a_folder_and_a_broken_picture(picture_folders, tmp_path, capsys):
-    tiny_dino().save_pretrained(tmp_path / "dino")
+def test_a_broken_picture_is_left_out(picture_folders, tmp_path, capsys):
     (picture_folders[1] / "00001" / "samples" / "00001.png").write_bytes(b"no picture")
-    _, summary = score(tmp_path, *picture_folders, "--features", tmp_path / "dino")
+    _, summary = score(tmp_path, *picture_folders)
     ((broken),) = summary["broken"]
     assert broken["name"].endswith("other/00001/samples/00001.png")
     assert "cannot be read as a picture" in broken["why"]
     base, other = summary["results"]
     assert (other["images"], other["prompts"]) == (5, 3)
-    assert other["similarity"] == pytest.approx(1)  # of the two prompts that have two pictures
-    assert base["similarity"] < 1
+    assert other["diversity"] == 0 < base["diversity"]  # of the two prompts that have two pictures
     assert "1 could not be used; the results cover the rest" in capsys.readouterr().err
 
 
@@ -216,9 +218,8 @@ def test_what_generate_has_written_is_judged_by_the_prompts_of_its_summary(flat,
     asked = parse(LINES[0], "here")
     rows = [{"file": f"{i}.png", "prompt": asked.prompt if i < 2 else "another"} for i in range(3)]
     (flat / "summary.json").write_text(json.dumps({"results": rows}))
-    samples, requests, others = read_folder(flat, "", {asked.prompt: asked})
-    assert [(one.name, one.category) for one in samples] == [("0.png", asked.tag), ("1.png", asked.tag)]
-    assert requests == [asked, asked]
+    samples, others = read_folder(flat, "", {asked.prompt: asked})
+    assert [(one.name, one.request) for one in samples] == [("0.png", asked), ("1.png", asked)]
     assert others == {"2.png": "'another' is not a GenEval prompt"}
 
 

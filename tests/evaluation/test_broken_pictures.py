@@ -50,7 +50,7 @@ DAMAGES = {
 def test_a_damaged_file_is_an_input_error(tmp_path, damage):
     file = tmp_path / "0000-0.png"
     drawn = Result(torch.rand(1, 3, 200, 200), torch.zeros(1), ["a"], None, Spent())
-    keep(tmp_path, 0, drawn, [{"reward": 1.0}], [file.name])
+    keep(tmp_path, 0, drawn, [{"prompt": "a", "reward": 1.0}], [file.name])
     assert read_picture(file).shape == (3, 200, 200)
     assert whole(tmp_path, 0, [file.name])
     file.write_bytes(DAMAGES[damage](png()))
@@ -77,7 +77,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
 )
 def test_a_batch_whose_record_is_damaged_is_not_whole(tmp_path, record):
     drawn = Result(torch.rand(1, 3, 8, 8), torch.zeros(1), ["a"], None, Spent())
-    keep(tmp_path, 0, drawn, [{"reward": 1.0}], ["0000-0.png"])
+    keep(tmp_path, 0, drawn, [{"prompt": "a", "reward": 1.0}], ["0000-0.png"])
     assert whole(tmp_path, 0, ["0000-0.png"])
     kept = json.loads(batch_file(tmp_path, 0).read_text())
     write_json(batch_file(tmp_path, 0), {**kept, **record} if record and isinstance(record, dict) else record)

@@ -30,9 +30,6 @@ class Score:
     """For folders without prompts: a text file with a prompt per picture, in the order of the pictures' names."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Rewards or ensembles, and their weights in the total; their networks are downloaded on first use."""
-    features: str = "pixels"
-    """Features in which pictures of one prompt are compared: the picture itself at 16 x 16, or a DINOv2 such as
-    facebook/dinov2-base, from the Hub (downloaded on first use) or a folder."""
     geneval: bool = False
     """Judge pictures in GenEval's layout, or of its prompts, by its rules; detector and CLIP are downloaded on first
     use."""
@@ -56,7 +53,7 @@ class Score:
         from hypernoise.commands.common import write_report
         from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt, read_folder
         from hypernoise.evaluation.geneval.official import official_requests
-        from hypernoise.evaluation.measures import load_features, measured, measured_row, write_scores
+        from hypernoise.evaluation.measures import TOTAL, measured, measured_row, write_scores
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.evaluation.tables import score_tables
         from hypernoise.files import output_folder
@@ -65,34 +62,35 @@ class Score:
 
         device = pick_device(self.device)
         official = {one.prompt: one for one in official_requests()} if self.geneval else None
-        contents = [read_folder(Path(folder), self.prompts, official) for folder in self.folders]
-        for folder, (pictures, _, broken) in zip(self.folders, contents, strict=True):
+        contents = {folder: read_folder(Path(folder), self.prompts, official) for folder in self.folders}
+        for folder, (pictures, broken) in contents.items():
             if not pictures:
                 raise InputError(f"{folder} has no usable picture; the first: {': '.join(next(iter(broken.items())))}")
+        every = [one for pictures, _ in contents.values() for one in pictures]
         reward = WeightedSum(self.rewards) if self.rewards else None
-        seen = load_features(self.features, device)
-        judge, about = None, {}
+        judge = None
         if self.geneval:
-            requests = by_prompt([one for _, own, _ in contents for one in own])
-            judge = GenEvalJudge(requests, self.judge, self.colors, device)
-            about = {"judge": judge.name}
+            judge = GenEvalJudge(
+                by_prompt([one.request for one in every if one.request]), self.judge, self.colors, device
+            )
+        about = {"judge": judge.name} if judge else {}
+        names = [*reward.weights, TOTAL] if reward else []
         output_folder(self.output_dir)
-        with tqdm(total=sum(len(pictures) for pictures, _, _ in contents), desc="scoring", unit="picture") as bar:
+        found, rows, unusable = {}, [], []
+        with tqdm(total=len(every), desc="scoring", unit="picture") as bar:
             work = {"batch_size": self.batch_size, "device": device, "progress": bar.update}
-            found = [measured(pictures, seen, reward, judge, **work) for pictures, _, _ in contents]
-        rows, unusable = [], []
-        for folder, (_, _, half), one in zip(self.folders, contents, found, strict=True):
-            bad_here = half | one.broken
-            unusable += [{"name": f"{folder}/{name}", "why": why} for name, why in bad_here.items()]
-            rows.append({**measured_row(folder, one), "broken": len(bad_here)})
+            for folder, (pictures, broken) in contents.items():
+                found[folder], unreadable = measured(pictures, reward, judge, **work)
+                bad = broken | unreadable
+                unusable += [{"name": f"{folder}/{name}", "why": why} for name, why in bad.items()]
+                rows.append({**measured_row(folder, found[folder], names), "broken": len(bad)})
         for bad in unusable[:NAMED]:
             print(f"{bad['name']}: {bad['why']}", file=sys.stderr)
         if unusable:
             print(f"{len(unusable)} could not be used; the results cover the rest", file=sys.stderr)
         if reward or judge:
-            write_scores(self.output_dir / "scores.csv", list(zip(self.folders, found, strict=True)))
+            write_scores(self.output_dir / "scores.csv", found, names)
         more = {"broken": unusable, "truncated_prompts": reward.truncated if reward else {}, **about}
         write_summary(self.output_dir, "score", self, device, rows, **more)
-        facts = {"features": self.features, **about, "broken": len(unusable)}
-        write_report(self.output_dir, "score", facts, score_tables(rows))
+        write_report(self.output_dir, "score", {**about, "broken": len(unusable)}, score_tables(rows))
         return 0

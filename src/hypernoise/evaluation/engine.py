@@ -124,10 +124,10 @@ def compare(
                     noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batch)
                     noise = noise.to(generator.device)
                     if not warm:  # a process's first calls are slow, and would count for its first method
-                        measure(Plain().generate(problem, texts, noise), texts, rewards, None)
+                        measure(Plain().generate(problem, texts, noise).pixels, texts, rewards, None)
                         warm = True
                     result = method.generate(problem, texts, noise)
-                    keep(folder, number, result, measure(result, texts, rewards, judge), files[number])
+                    keep(folder, number, result, measure(result.pixels, texts, rewards, judge), files[number])
                 progress(len(batch))
         others = [number for number in range(len(batches)) if number % shard[1] != shard[0]]
         missing = sum(not whole(folder, number, files[number]) for folder in folders for number in others)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hypernoise.errors import InputError
+from hypernoise.evaluation.geneval.rules import Request
 from hypernoise.files import check_file, kept_json
 from hypernoise.prompts import read_prompts
 
@@ -26,12 +27,12 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a prompt. `name` is its path in its folder, with slashes."""
+    """A picture of a prompt. `name` is its path in its folder, with slashes; `request` is GenEval's, if it is known."""
 
     name: str
     file: Path
     prompt: str
-    category: str = "all"
+    request: Request | None = None
 
 
 def read_picture(file: Path) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.spatial.distance import pdist
+from torch import Tensor
 
 from hypernoise.evaluation.pictures import opened
 from hypernoise.files import kept_json, picture_of, read_json, write_json
@@ -64,31 +65,31 @@ class Records:
 
 @torch.no_grad()
 def measure(
-    result: Result, prompts: Sequence[str], rewards: Mapping[str, RewardFunction], judge: Judge | None
+    pixels: Tensor, prompts: Sequence[str], rewards: Mapping[str, RewardFunction], judge: Judge | None
 ) -> list[dict[str, Any]]:
-    """The measurements of each picture of a batch, independent of what the method evaluated."""
-    texts = list(prompts)
+    """The measurements of each picture of a batch, whatever drew it."""
     scores = {
-        name: scored(own, result.pixels, list(texts), f"the {name.replace('_', ' ')}") for name, own in rewards.items()
+        name: scored(own, pixels, list(prompts), f"the {name.replace('_', ' ')}") for name, own in rewards.items()
     }
-    scores |= {} if result.kl is None else {"kl": result.kl}
-    columns = {name: own.detach().float().cpu().tolist() for name, own in scores.items()}
+    columns = {name: own.float().tolist() for name, own in scores.items()}
     rows: list[dict[str, Any]] = []
-    for i, prompt in enumerate(texts):
+    for i, prompt in enumerate(prompts):
         rows.append({"prompt": prompt, **{name: column[i] for name, column in columns.items()}})
-        if result.prompts[i] != prompt:
-            rows[i]["drawn_as"] = result.prompts[i]
         if judge is not None:
-            verdict = vars(judge(result.pixels[i].permute(1, 2, 0).float().cpu().numpy(), prompt))
+            verdict = vars(judge(pixels[i].permute(1, 2, 0).float().cpu().numpy(), prompt))
             rows[i] |= {name: value for name, value in verdict.items() if value not in (None, "", {})}
     return rows
 
 
-def keep(folder: Path, number: int, result: Result, rows: list[dict[str, Any]], files: Sequence[str]) -> None:
+def keep(folder: Path, number: int, result: Result, rows: Sequence[Mapping[str, Any]], files: Sequence[str]) -> None:
     """Writes a batch. Its JSON file comes last, so a batch with one is complete."""
-    for pixels, name in zip(result.pixels, files, strict=True):
-        picture_of(pixels).save(folder / name)
     pictures = [{"file": name, **row} for name, row in zip(files, rows, strict=True)]
+    for i, picture in enumerate(pictures):
+        picture_of(result.pixels[i]).save(folder / files[i])
+        if result.kl is not None:
+            picture["kl"] = result.kl[i].float().item()
+        if result.prompts[i] != picture["prompt"]:
+            picture["drawn_as"] = result.prompts[i]
     batch = {"pictures": pictures, "spent": dataclasses.asdict(result.spent)}
     write_json(batch_file(folder, number), {**batch, "sha256": _digest(batch, folder, files)})
 
@@ -134,8 +135,9 @@ def read(folder: Path, batches: int, noises: int) -> Records:
 
 
 def mean_distance(files: Sequence[Path]) -> float:
-    """Mean RMS distance between the pixels, in [0, 1], of all pairs of these pictures, each read once."""
-    values = np.stack([np.asarray(opened(file)).ravel() for file in files])  # [N, D]
+    """Mean RMS distance between the pixels, in [0, 1], of all pairs of these pictures, at the size of the first."""
+    pictures = [opened(file) for file in files]
+    values = np.stack([np.asarray(own.resize(pictures[0].size)).ravel() for own in pictures])  # [N, D]
     parts = (values[:, start : start + COLUMNS] for start in range(0, values.shape[1], COLUMNS))
     squares = np.sum([pdist(part.astype(float), "sqeuclidean") for part in parts], axis=0)  # [pairs]
     return float(np.sqrt(squares / values.shape[1]).mean() / 255)

@@ -16,7 +16,7 @@ RESULTS: list[Column] = [
     ("KL", "kl", ".2f"), ("forwards", "denoiser_forwards", "g"), ("backwards", "denoiser_backwards", "g"),
     ("decodes", "decodes", "g"), ("rewards", "reward_calls", "g"), ("s/image", "seconds_per_image", ".2g"),
 ]  # fmt: skip
-VARIETY: list[Column] = [("pictures", "images", "d"), ("prompts", "prompts", "d"), ("similarity", "similarity", ".4f")]
+COUNTS: list[Column] = [("pictures", "images", "d"), ("prompts", "prompts", "d")]
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,11 @@ def result_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def score_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Of folders: GenEval's score if any, diversity, and the mean of each reward."""
-    judged = result_tables(rows) if any(row["score"] is not None for row in rows) else []
+    """Of folders: their pictures, results, the score by category if any, and the mean of each reward."""
+    results, *categories = result_tables(rows)
+    tables = [Table("Results", [*COUNTS, *RESULTS], results.rows), *categories]
     rewards: list[Column] = [("95 %" if "_ci95" in name else name, name, ".4f") for name in rows[0]["rewards"]]
-    tables = [Table("Diversity", VARIETY, {row["method"]: row for row in rows})]
-    tables += [Table("Rewards", rewards, {row["method"]: row["rewards"] for row in rows})] if rewards else []
-    return [*judged, *tables]
+    return [*tables, Table("Rewards", rewards, {row["method"]: row["rewards"] for row in rows})] if rewards else tables
 
 
 def as_text(table: Table) -> str:

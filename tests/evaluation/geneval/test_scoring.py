@@ -9,7 +9,7 @@ from PIL import Image
 from hypernoise.errors import InputError
 from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt, read_folder
 from hypernoise.evaluation.geneval.rules import Detection
-from hypernoise.evaluation.measures import measured, measured_row, pixel_features, write_scores
+from hypernoise.evaluation.measures import measured, measured_row, write_scores
 from tests.evaluation.geneval.conftest import LINES
 
 
@@ -45,30 +45,30 @@ def judged(folder):
     """Judges the folder's pictures."""
 
     def of(**more):
-        pictures, requests, _ = read_folder(folder)
-        return measured(pictures, pixel_features, None, Seen(requests), **more)
+        pictures, _ = read_folder(folder)
+        return measured(pictures, None, Seen([one.request for one in pictures]), **more)
 
     return of
 
 
 def test_a_folders_score_and_its_verdicts(judged, tmp_path):
     done = []
-    found = judged(progress=done.append)
+    found, _ = judged(progress=done.append)
     assert done == [1] * 6
     row = measured_row("folder", found)
     assert row["categories"] == {"single_object": 1.0, "counting": 0.5, "colors": 1.0}
     assert row["score"] == pytest.approx(2.5 / 3)
     assert (row["images"], row["prompts"]) == (6, 3)
-    write_scores(tmp_path / "scores.csv", [("folder", found)])
+    write_scores(tmp_path / "scores.csv", {"folder": found}, [])
     (wrong,) = [line for line in csv.DictReader((tmp_path / "scores.csv").open()) if line["right"] != "1.0"]
     assert (wrong["file"], wrong["note"]) == ("00001/samples/00001.png", "expected ring < 3, found 3")
 
 
 def test_a_picture_that_cannot_be_read_costs_itself(judged, folder):
     (folder / "00000" / "samples" / "00000.png").write_bytes(b"no picture")
-    found = judged()
-    assert list(found.broken) == ["00000/samples/00000.png"]
-    assert len(found.verdicts) == len(found.pictures) == 5
+    found, broken = judged()
+    assert list(broken) == ["00000/samples/00000.png"]
+    assert len([one["right"] for one in found]) == 5
 
 
 def test_if_nothing_can_be_judged_it_says_why(judged, folder):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -115,8 +114,8 @@ def write_folder(requests: Sequence[Request], output: Path, records: Records) ->
 
 def read_folder(
     folder: Path, prompts: str = "", official: Mapping[str, Request] | None = None
-) -> tuple[list[Picture], list[Request], dict[str, str]]:
-    """The pictures of a folder, their GenEval requests, and by name why others cannot be used.
+) -> tuple[list[Picture], dict[str, str]]:
+    """The pictures of a folder, with their GenEval requests; and by name why others cannot be used.
 
     A folder in another layout than the official one is read by `pictures_in`, with the requests of the `official`
     prompts if they are given. Prompts with fewer pictures than most are reported, and judged by those that exist.
@@ -125,40 +124,31 @@ def read_folder(
     """
     places = sorted(place for place in folder.glob("*") if place.name.isdecimal() and place.is_dir())
     if not places:
-        return _read_flat(folder, prompts, official)
+        flat = pictures_in(folder, prompts)
+        return (flat, {}) if official is None else _of_official_prompts(flat, official, folder)
     pictures: list[Picture] = []
-    requests: list[Request] = []
     broken: dict[str, str] = {}
     counts: dict[str, int] = {}
     for place in places:
-        about = place / "metadata.jsonl"
+        about = f"metadata {place / 'metadata.jsonl'}"
         try:
-            request = parse(read_json(about, f"metadata {about}"), f"metadata {about}")
+            request = parse(read_json(place / "metadata.jsonl", about), about)
         except InputError as error:
             broken[place.name] = str(error)
             continue
-        requests.append(request)
-        files = sorted(file for file in place.glob("samples/*.png") if re.fullmatch(r"\d+", file.stem))
+        files = sorted(file for file in place.glob("samples/*.png") if file.stem.isdecimal())
+        pictures += [Picture(f"{place.name}/samples/{file.name}", file, request.prompt, request) for file in files]
         counts[place.name] = len(files)
-        for file in files:
-            name = f"{place.name}/samples/{file.name}"
-            pictures.append(Picture(name, file, request.prompt, request.tag))
-    usual = max(1, mode(counts.values())) if counts else 0
+    usual = max(1, mode(counts.values() or [0]))
     lacking = {name: count for name, count in counts.items() if count < usual}
-    broken |= {name: f"{count} of {usual} samples such as 00000.png exist" for name, count in lacking.items()}
-    return pictures, requests, broken
+    return pictures, broken | {name: f"{n} of {usual} samples such as 00000.png exist" for name, n in lacking.items()}
 
 
-def _read_flat(
-    folder: Path, prompts: str, official: Mapping[str, Request] | None
-) -> tuple[list[Picture], list[Request], dict[str, str]]:
-    pictures = pictures_in(folder, prompts)
-    if official is None:
-        return pictures, [], {}
+def _of_official_prompts(
+    pictures: Sequence[Picture], official: Mapping[str, Request], folder: Path
+) -> tuple[list[Picture], dict[str, str]]:
+    known = [dataclasses.replace(one, request=official[one.prompt]) for one in pictures if one.prompt in official]
     others = {one.name: f"{one.prompt!r} is not a GenEval prompt" for one in pictures if one.prompt not in official}
-    known = [one for one in pictures if one.name not in others]
     if not known:
         raise InputError(f"{folder} is not in GenEval's layout (00000/samples), and {next(iter(others.values()))}")
-    requests = [official[one.prompt] for one in known]
-    pairs = zip(known, requests, strict=True)
-    return [dataclasses.replace(one, category=request.tag) for one, request in pairs], requests, others
+    return known, others
