@@ -17,8 +17,8 @@ from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.training.config import Lipschitz, TrainConfig
-from hypernoise.training.lipschitz import exact_gap
 from hypernoise.training.loop import train
+from hypernoise.training.step import exact_gap
 from tests.conftest import disturb
 from tests.diagnostics.test_kl import draws, gaussian_kl, within
 from tests.test_objective import linear_generator

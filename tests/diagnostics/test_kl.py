@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hypernoise.diagnostics.kl import estimate_kl
-from hypernoise.diagnostics.linear import Linearised, jacobian
+from hypernoise.diagnostics.lipschitz import Linearised, jacobian
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from hypernoise.diagnostics.kl import estimate_kl
-from hypernoise.diagnostics.linear import Linearised, jacobian
 from hypernoise.diagnostics.lipschitz import (
     SILU,
+    Linearised,
+    jacobian,
     kl_gap_bound,
     lipschitz_bound,
     spectral_norm,

@@ -7,7 +7,7 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
-from hypernoise.training.early_stopping import Reading, readings, should_stop, stopped_line
+from hypernoise.training.guards import fallen_since, readings
 from hypernoise.training.loop import train
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
@@ -16,34 +16,36 @@ NOISE = [0.0, 1.0, -1.0, 0.5, -0.5]
 
 def series(watched, trained):
     """Readings every ten steps with the same small spread in each stretch of five."""
-    return [Reading(10 * i, t, w + 0.1 * NOISE[i % 5]) for i, (w, t) in enumerate(zip(watched, trained, strict=True))]
+    return [
+        {"step": 10 * i, "reward": t, "validation_reward": w + 0.1 * NOISE[i % 5]}
+        for i, (w, t) in enumerate(zip(watched, trained, strict=True))
+    ]
 
 
 def test_they_have_parted_when_the_watched_falls_and_the_trained_does_not():
     up = [float(i) for i in range(20)]
     fallen = series([0.1 * i for i in range(10)] + [1.0 - 0.1 * i for i in range(10)], up)
-    assert should_stop(fallen, 5)
-    assert not should_stop(fallen, 0)
-    assert not should_stop(fallen[:12], 5)  # still at its best
-    assert not should_stop(series([0.1 * i for i in range(20)], up), 5)  # both rise
-    assert not should_stop(series([1.0] * 20, up), 5)  # within chance
-    assert not should_stop(
+    assert fallen_since(fallen, 5)
+    assert not fallen_since(fallen, 0)
+    assert not fallen_since(fallen[:12], 5)  # still at its best
+    assert not fallen_since(series([0.1 * i for i in range(20)], up), 5)  # both rise
+    assert not fallen_since(series([1.0] * 20, up), 5)  # within chance
+    assert not fallen_since(
         series([1.0 - 0.1 * i for i in range(20)], up[::-1]), 5
     )  # both fall: a failing run, not a hacked
-    assert not should_stop(fallen[-9:], 5)  # two stretches are needed
+    assert not fallen_since(fallen[-9:], 5)  # two stretches are needed
 
 
 def test_the_best_stretch_is_named_by_its_middle():
     seen = series([0.1 * i for i in range(10)] + [1.0 - 0.1 * i for i in range(10)], [0.0] * 20)
-    found = re.search(r"stopped early at step 190: .* since about step (\d+)", stopped_line(seen, 190, 5))
-    assert 80 <= int(found[1]) <= 120
+    assert 80 <= fallen_since(seen, 5) <= 120
 
 
 def test_readings_come_from_the_rows_that_have_one():
     rows = [{"step": 1, "reward": 2.0}, {"step": 2, "reward": 3.0, "validation_reward": 4.0}]
     rows += [{"step": 4, "reward": 5.0, "validation_reward": 6.0}]
-    rows += [{"step": 3, "reward": 5.0, "validation_reward": float("nan")}]
-    assert readings(rows) == [Reading(2, 3.0, 4.0), Reading(4, 5.0, 6.0)]
+    rows += [{"step": 3, "validation_reward": 5.0, "kl": 1.0}]
+    assert readings(rows) == [dict(rows[1]), dict(rows[2])]
 
 
 def green(pixels, prompts):
@@ -81,7 +83,7 @@ def test_watching_changes_nothing_and_reads_the_same_pictures(sd_pipeline):
     assert not any("validation_reward" in row for row in other.history)
 
 
-def test_training_ends_when_they_part_and_does_not_resume(sd_pipeline, tmp_path):
+def test_training_ends_when_they_part_and_does_not_resume(sd_pipeline, tmp_path, capsys):
     def falling(pixels, prompts):
         falling.level -= 1.0
         return falling.level + 1e-3 * pixels.flatten(1).mean(1)
@@ -91,6 +93,7 @@ def test_training_ends_when_they_part_and_does_not_resume(sd_pipeline, tmp_path)
     _, result = run(sd_pipeline, settings, validation_reward=falling, output_dir=tmp_path)
     assert (result.stopped_early, result.finished) == (True, True)
     assert 6 <= result.step < 60
+    assert re.search(rf"stopped early at step {result.step}: .* since about step \d+ while", capsys.readouterr().err)
     assert result.checkpoint is not None
     assert result.checkpoint.name == f"checkpoint-{result.step:06d}"
     _, again = run(sd_pipeline, settings, validation_reward=falling, output_dir=tmp_path)

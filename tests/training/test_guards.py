@@ -11,7 +11,7 @@ from hypernoise.errors import InputError
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.training.checkpoint import checkpoints
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.guards import BlowUp, Skipped
+from hypernoise.training.guards import BlowUp, check_skipped
 from hypernoise.training.loop import train
 from tests.training.ranks import on_ranks
 from tests.training.test_resume import quick, small
@@ -56,14 +56,15 @@ def test_the_member_and_the_prompt_at_fault_are_named():
 
 
 def test_skips_count_over_the_last_hundred_steps():
-    skipped = Skipped(limit=1)
-    skipped.note(True, 1, ["a"])
-    for step in range(2, 101):
-        skipped.note(False, step, [])
-    skipped.note(True, 101, ["b"])  # the first has left the window
-    with pytest.raises(InputError, match=r"2 of the last 100 steps were skipped, more than 1; at step 102: c; "):
-        skipped.note(True, 102, ["c"])
-    assert skipped.count == 3
+    rows = [{"step": step, "faults": [str(step)]} for step in range(1, 6)]
+    rows += [{"step": step} for step in range(6, 101)]
+    check_skipped(rows)
+    rows.append({"step": 101, "faults": ["b"]})  # the first has left the window
+    check_skipped(rows)
+    last = {"step": 102, "faults": ["c", "d"]}
+    check_skipped([*rows, last])
+    with pytest.raises(InputError, match=r"6 of the last 100 steps were skipped, more than 5; at step 102: c; d; low"):
+        check_skipped([*rows[:-2], {"step": 100, "faults": ["a"]}, rows[-1], last])
 
 
 def test_a_reward_that_raises_is_named_with_its_prompt_and_place():
@@ -144,7 +145,7 @@ def test_a_reward_that_raises_leaves_a_checkpoint_of_the_last_good_step(tmp_path
 
 @pytest.mark.parametrize(("dimensions", "limit"), [(1, 32.0), (64, 32.0), (1024, 512.0)])
 def test_a_noise_of_few_dimensions_may_be_moved_by_several_deviations(dimensions, limit):
-    guard = BlowUp(TrainConfig(), (dimensions,))
+    guard = BlowUp(TrainConfig(), dimensions)
     guard.check(1, {"kl": limit, "clipped": 0.0})
     with pytest.raises(InputError, match=rf"over kl_limit 0.5 x {max(dimensions, 64)}"):
         guard.check(2, {"kl": 1.001 * limit, "clipped": 0.0})
@@ -152,7 +153,7 @@ def test_a_noise_of_few_dimensions_may_be_moved_by_several_deviations(dimensions
 
 def test_limits_of_zero_never_stop():
     first, later = {"kl": 1e9, "clipped": 0.1}, {"kl": 1e9, "clipped": 0.61}
-    never, clipping = (BlowUp(TrainConfig(kl_limit=0, clipping_limit=limit), (4,)) for limit in (0, 0.5))
+    never, clipping = (BlowUp(TrainConfig(kl_limit=0, clipping_limit=limit), 4) for limit in (0, 0.5))
     for step, row in ((1, first), (2, later)):
         never.check(step, row)
     clipping.check(1, first)

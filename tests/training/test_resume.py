@@ -23,7 +23,7 @@ from hypernoise.training.checkpoint import checkpoints, damage, newest_whole
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.loop import train
 from hypernoise.training.metrics import rows_of
-from hypernoise.training.signals import stop_requested
+from hypernoise.training.processes import stop_requested
 from tests.training.ranks import on_ranks, start_ranks
 from tests.training.test_trainer import PROMPTS, build, config, same, state
 
@@ -316,7 +316,7 @@ def ctrl_c():
 @pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_ends_at_once_unless_a_launcher_passed_on_the_first(monkeypatch):
     clock = iter([10.0, 10.1, 12.0])
-    monkeypatch.setattr("hypernoise.training.signals.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("hypernoise.training.processes.time.monotonic", lambda: next(clock))
     with stop_requested() as stop:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)

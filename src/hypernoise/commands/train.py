@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hypernoise.errors import InputError, no_traceback
 from hypernoise.settings import launched
 from hypernoise.training.config import Recipe
-from hypernoise.training.early_stopping import readings, stopped_line
 from hypernoise.training.metrics import mean_of, rows_of
 
 if TYPE_CHECKING:
@@ -66,6 +65,7 @@ class Train(Recipe):
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.generators.registry import pick_device
         from hypernoise.model_card import check_login, push_to_hub
+        from hypernoise.training.guards import readings
 
         if self.push_to_hub:
             check_login(self.hub_model_id)
@@ -80,9 +80,9 @@ class Train(Recipe):
             "method": "hypernoise",
             "inference_steps": self.num_inference_steps,
             **{name: mean_of(rows[-20:], name) for name in ("reward", "kl")},
-            "validation_reward": mean_of([reading._asdict() for reading in seen[-5:]], "validation_reward"),
+            "validation_reward": mean_of(seen[-5:], "validation_reward"),
         }
-        more = {"stopped_early": trained.stopped_early, "validation": [reading._asdict() for reading in seen]}
+        more = {"stopped_early": trained.stopped_early, "validation": seen}
         write_summary(self.output_dir, "train", self, pick_device(self.device), [result], **more)
         draw_curves(rows, self.output_dir / "curves.png")
         print(f"curves:  {self.output_dir / 'curves.png'}\nadapter: {self.output_dir / 'adapter'}")
@@ -130,8 +130,6 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
             rows = rows_of(output_dir)
             if result.skipped == result.step:
                 raise InputError(f"all {result.step} steps were skipped, so nothing was trained; see the lines above")
-            if result.stopped_early:
-                say(stopped_line(readings(rows), result.step, recipe.patience))
             say("" if network.never_folds else lipschitz_warning(rows, network.knows_kl))
             training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
             save_adapter(network, output_dir / "adapter", generator=generator, training=training)

@@ -30,7 +30,7 @@ import torch
 from scipy.linalg import logm
 from torch import Tensor
 
-from hypernoise.diagnostics.linear import Linearised, jacobian, per_sample
+from hypernoise.diagnostics.lipschitz import Linearised, jacobian, per_sample
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.base import Condition
 from hypernoise.noise.base import NoiseNetwork

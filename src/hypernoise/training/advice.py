@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypernoise.settings import finite
-from hypernoise.training.config import TrainConfig
-from hypernoise.training.lipschitz import MOST_DIMENSIONS
+from hypernoise.training.config import MOST_DIMENSIONS, TrainConfig
 
 FEWEST = 40  # rows needed for advice
 SURE = 2.0  # standard errors

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 LONGEST = 2**18  # bytes of a recipe
+MOST_DIMENSIONS = 256  # for which the whole Jacobian is built at every step
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""Guards that end a run or skip a step: non-finite rewards and gradients, a KL or pictures that blow up."""
+"""Guards that end a run or skip a step: non-finite rewards and gradients, a blow-up, and early stopping."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from hypernoise.training.config import TrainConfig
 NAMED = 3  # faults that a message names
 SKIP_LIMIT, WINDOW = 5, 100  # steps that may be skipped, within the last 100
 FEWEST = 64  # minimum dimensions to count: with few, the true optimum may be many standard deviations away
+SURE = 3.0  # standard errors
+READ = ("step", "reward", "validation_reward")
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,14 @@ class Round:
     means: dict[str, Tensor]
 
 
-class Skipped:
-    """Counts the skipped steps."""
-
-    def __init__(self, limit: int = SKIP_LIMIT):
-        self.limit, self.count = limit, 0
-        self.recent: deque[bool] = deque(maxlen=WINDOW)
-
-    def note(self, skipped: bool, step: int, faults: list[str]) -> None:
-        """Raises InputError, naming the faults, if more than `limit` of the last hundred steps were skipped."""
-        self.recent.append(skipped)
-        self.count += skipped
-        if sum(self.recent) > self.limit:
-            raise InputError(
-                f"{sum(self.recent)} of the last {len(self.recent)} steps were skipped, more than {self.limit}; "
-                f"at step {step}: {shortened(faults)}; lower learning_rate or the rewards' weights"
-            )
+def check_skipped(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises InputError, naming the latest faults, if more than 5 of the last hundred steps were skipped."""
+    faults = [row["faults"] for row in islice(reversed(rows), WINDOW) if "faults" in row]
+    if len(faults) > SKIP_LIMIT:
+        raise InputError(
+            f"{len(faults)} of the last {min(len(rows), WINDOW)} steps were skipped, more than {SKIP_LIMIT}; at step "
+            f"{rows[-1]['step']}: {shortened(faults[0])}; lower learning_rate or the rewards' weights"
+        )
 
 
 def shortened(faults: list[str]) -> str:
@@ -69,8 +64,8 @@ class BlowUp:
     keeps it.
     """
 
-    def __init__(self, config: TrainConfig, noise_shape: Sequence[int]):
-        self.config, self.dimensions = config, math.prod(noise_shape)
+    def __init__(self, config: TrainConfig, dimensions: int):
+        self.config, self.dimensions = config, dimensions
         self.first_clipped: float | None = None
 
     def check(self, step: int, row: Mapping[str, float]) -> None:
@@ -96,6 +91,29 @@ class BlowUp:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.first_clipped = state_dict["first_clipped"]
+
+
+def readings(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The step and both rewards of the rows that have a validation reward."""
+    return [{name: row[name] for name in READ} for row in rows if all(name in row for name in READ)]
+
+
+def fallen_since(seen: Sequence[Mapping[str, float]], patience: int) -> int | None:
+    """The step since which the validation reward has fallen while the trained one has not; None if it has not.
+
+    An over-optimised reward keeps rising while one that was not trained on falls. Compares the last `patience` readings
+    with the earlier `patience` readings in a row with the best validation reward: it has fallen if it is now lower by
+    more than 3 standard errors and the trained reward is at least as high.
+    """
+    if not 0 < 2 * patience <= len(seen):
+        return None
+    rewards = np.array([(reading["reward"], reading["validation_reward"]) for reading in seen])
+    stretches = np.lib.stride_tricks.sliding_window_view(rewards, patience, axis=0)  # [stretches, 2, patience]
+    trained, validation = stretches.mean(2).T
+    best = int(validation[:-patience].argmax())
+    error = math.sqrt(stretches[[best, -1], 1].var(1, ddof=1).sum() / patience)
+    fallen = validation[best] - validation[-1] > SURE * error and trained[-1] >= trained[best]
+    return int(seen[best + patience // 2]["step"]) if fallen else None
 
 
 def faults_of(reward: RewardFunction, rounds: list[Round]) -> list[str]:

@@ -11,7 +11,7 @@ from hypernoise.generators.base import Generator
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.rewards.base import RewardFunction
 from hypernoise.training.config import TrainConfig
-from hypernoise.training.early_stopping import readings, should_stop
+from hypernoise.training.guards import check_skipped, fallen_since, readings
 from hypernoise.training.observers import OBSERVERS
 from hypernoise.training.run import Run
 from hypernoise.training.step import batch_of, commit, forward_backward, measure
@@ -54,7 +54,7 @@ def train(
     Args:
         reward: any callable (pixels [B, 3, H, W] in [0, 1], prompts) -> [B], higher is better.
         validation_reward: measured on the same pictures but not trained on; with `patience` it can end the run
-            (`early_stopping.should_stop`).
+            (`guards.fallen_since`).
         output_dir: receives metrics.jsonl and checkpoints; if None, nothing is written.
         resume_from_checkpoint: continue from the newest undamaged checkpoint in `output_dir`; if False, delete existing
             checkpoints.
@@ -79,9 +79,10 @@ def train(
             for observe in OBSERVERS:
                 row |= observe(run, batch)
             run.write_row()
-            new = readings([row])
-            run.readings += new
-            run.stopped_early = bool(new) and should_stop(run.readings, config.patience)
+            check_skipped(run.log.history)
+            if new := readings([run.log.history[-1]]):
+                run.readings += new
+                run.fallen_since = fallen_since(run.readings, config.patience)
             if run.ended or run.step % config.checkpointing_steps == 0:
                 run.save()
         run.finish()
@@ -90,8 +91,8 @@ def train(
         finished=run.finished,
         history=list(run.log.history),
         checkpoint=run.checkpoint,
-        stopped_early=run.stopped_early,
+        stopped_early=run.fallen_since is not None,
         signal=run.signal,
         advice=run.advice,
-        skipped=run.skipped.count,
+        skipped=run.log.skipped,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ from torch import Tensor
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
 from hypernoise.files import output_folder, picture_of, writing
-from hypernoise.generators.base import Condition
-from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.draws import OBSERVED_STEP, VALIDATION_STEP, noise_for
 from hypernoise.prompts import spread
 from hypernoise.training.run import Run
@@ -49,27 +46,25 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def diagnostics(run: Run, batch: Batch) -> dict[str, float]:
-    """The columns for `config.diagnostics`, every `diagnostics_steps` and at the last step."""
-    config = run.config
+    """The columns for `config.diagnostics`, every `diagnostics_steps` and at the last step.
+
+    lipschitz: the greatest ‖J‖₂ at the noises, a lower bound of Lip(f), and gap_bound, the largest possible sum of the
+    dropped KL terms if Lip(f) equals it (infinite for L ≥ 1). kl: kl_gap, these terms in nats, and kl_gap_error, their
+    standard error.
+    """
+    config, row = run.config, {}
     due = run.step % config.diagnostics_steps == 0 or run.step == config.max_train_steps
     if not (config.diagnostics and due and run.accelerator.is_main_process):
         return {}
     noise = noise_for(run.generator, run.network, seed=config.seed, step=OBSERVED_STEP, samples=range(NOISES))
+    condition = run.encode(spread(run.prompts, NOISES))
     with run.autocast():
-        return diagnosed(config.diagnostics, run.network, noise, run.encode(spread(run.prompts, NOISES)))
-
-
-def diagnosed(names: Sequence[str], network: NoiseNetwork, noise: Tensor, condition: Condition) -> dict[str, float]:
-    """Columns by name. lipschitz: the greatest ‖J‖₂ at the noises, a lower bound of Lip(f), and gap_bound, the largest
-    possible sum of the dropped KL terms if Lip(f) equals it (infinite for L ≥ 1). kl: kl_gap, these terms in nats, and
-    kl_gap_error, their standard error."""
-    row: dict[str, float] = {}
-    if "lipschitz" in names:
-        row["lipschitz"] = spectral_norm(network, noise, condition).max().item()
-        row["gap_bound"] = kl_gap_bound(noise[0].numel(), row["lipschitz"])
-    if "kl" in names:
-        gap = estimate_kl(network, noise, condition).gap
-        row["kl_gap"], row["kl_gap_error"] = gap.value, gap.error
+        if "lipschitz" in config.diagnostics:
+            row["lipschitz"] = spectral_norm(run.network, noise, condition).max().item()
+            row["gap_bound"] = kl_gap_bound(run.dimensions, row["lipschitz"])
+        if "kl" in config.diagnostics:
+            gap = estimate_kl(run.network, noise, condition).gap
+            row["kl_gap"], row["kl_gap_error"] = gap.value, gap.error
     return row
 
 

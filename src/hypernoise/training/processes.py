@@ -1,4 +1,4 @@
-"""One run in several processes, started by `torchrun` or `accelerate launch`.
+"""One run in several processes, started by `torchrun` or `accelerate launch`; and the signals that end it.
 
 accelerate does the work (DDP). Prompts and noise are functions of (seed, step, global sample), so the result does not
 depend on how many processes share the batch.
@@ -6,9 +6,15 @@ depend on how many processes share the batch.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +22,9 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from hypernoise.errors import no_traceback
 from hypernoise.settings import launched
+
+ENDING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and with which clusters end a job
+AT_ONCE = 1.0  # seconds within which another Ctrl-C counts as the same, passed on by a launcher
 
 
 def say(line: str) -> None:
@@ -50,3 +59,36 @@ def leave() -> None:
     """Undoes `start`, so that the process exits without a warning."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], int]]:
+    """Inside the block SIGINT and SIGTERM do not end the process; the yielded function returns the first one, or 0.
+
+    Later SIGTERMs are ignored, since a cluster may signal every process and the launcher pass it on. A second Ctrl-C
+    acts as usual, unless it arrives within a second of the first signal.
+    """
+    asked, since = 0, 0.0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: asked
+        return
+    before = {number: signal.getsignal(number) for number in ENDING}
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked, since
+        if not asked:
+            asked, since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - since > AT_ONCE:
+            give_back()
+            signal.raise_signal(number)
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in ENDING:
+        signal.signal(number, ask)
+    try:
+        yield lambda: asked
+    finally:
+        give_back()

@@ -31,13 +31,10 @@ from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.ensemble import known_by
 from hypernoise.training.advice import advice
 from hypernoise.training.checkpoint import ABOUT, STATE, checkpoints, new_checkpoint, newest_whole, tidied
-from hypernoise.training.config import TrainConfig, recognised
-from hypernoise.training.early_stopping import readings, should_stop
-from hypernoise.training.guards import BlowUp, Skipped
-from hypernoise.training.lipschitz import check_exact
+from hypernoise.training.config import MOST_DIMENSIONS, TrainConfig, recognised
+from hypernoise.training.guards import BlowUp, fallen_since, readings
 from hypernoise.training.metrics import Log, check_trackers, rows_of
-from hypernoise.training.processes import say, say_once, start
-from hypernoise.training.signals import stop_requested
+from hypernoise.training.processes import say, say_once, start, stop_requested
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.stateful import Stateful
@@ -96,7 +93,7 @@ class Run:
         self.optimizer = make_optimizer(network.trainable_parameters(), config)
         fp16 = self.precision.name == "fp16"
         self.scaler = torch.amp.GradScaler(generator.device.type, init_scale=2.0**10, enabled=fp16)
-        self.blow_up, self.skipped = BlowUp(config, generator.noise_shape), Skipped()
+        self.blow_up = BlowUp(config, self.dimensions)
         self.state: dict[str, Stateful] = {"optimizer": self.optimizer, "scaler": self.scaler, "blow_up": self.blow_up}
         self.fixed = self._fixed_settings()
         self.encode = KeptInMemory(generator, prompts)
@@ -112,11 +109,12 @@ class Run:
         self.model: Any = self.accelerator.prepare_model(network, device_placement=False)  # DDP for several processes
         earlier = rows_of(self.folder) if self.folder is not None else []
         self.readings = readings([row for row in earlier if row["step"] <= self.step])  # of the validation reward
-        self.stopped_early = should_stop(self.readings, config.patience)  # such a run does not continue
+        self.fallen_since = fallen_since(self.readings, config.patience)  # such a run does not continue
 
     def _check(self) -> None:
         config, network = self.config, self.network
         check_generator(self.generator)
+        self.dimensions = math.prod(self.generator.noise_shape)
         kinds = "a LoRANoise, ResidualNoise or SpectralNoise, or a subclass of hypernoise.noise.base.NoiseNetwork"
         check_is(network, NoiseNetwork, "the network", kinds)
         check_is(config, TrainConfig, "the config", "a TrainConfig, such as TrainConfig(max_train_steps=100)")
@@ -131,8 +129,11 @@ class Run:
             raise InputError("patience needs a validation reward")
         if config.lipschitz.mode == "clamp":
             network.scale_output(1.0)  # raises if it cannot
-        if config.kl_term == "exact" and not network.knows_kl:
-            check_exact(self.generator.noise_shape)
+        if config.kl_term == "exact" and not network.knows_kl and self.dimensions > MOST_DIMENSIONS:
+            raise InputError(
+                f"kl_term: exact needs a backward pass per dimension of the noise, {MOST_DIMENSIONS} at most; this "
+                f"noise has {self.dimensions}: use kl_term: l2, with lipschitz: penalty or clamp"
+            )
 
     def _found(self, resume: bool) -> Path | None:
         """The checkpoint to resume from, the same in every process. Reports damaged ones; or deletes all."""
@@ -210,14 +211,16 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.stopped_early or self.step >= self.config.max_train_steps
+        return self.fallen_since is not None or self.step >= self.config.max_train_steps
 
     @property
     def ended(self) -> str:
         """How the run ended; empty while it goes on."""
         if self.signal:
             return f"stopped by signal {self.signal}"
-        return "stopped early" if self.stopped_early else "done" if self.finished else ""
+        if self.fallen_since is not None:
+            return "stopped early"
+        return "done" if self.finished else ""
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], int]]:
@@ -267,10 +270,15 @@ class Run:
         return self.precision.autocast(self.generator.device)
 
     def finish(self) -> None:
-        """Tells every process the last checkpoint; a finished run gets advice on its settings."""
+        """Tells every process the last checkpoint; says why a run stopped early, and its advice if it is finished."""
         (self.checkpoint,) = broadcast_object_list([self.checkpoint])
+        if self.fallen_since is not None:
+            say(
+                f"stopped early at step {self.step}: the validation reward has fallen since about step "
+                f"{self.fallen_since} while the trained one has not; the pictures improve by the trained reward only"
+            )
         if self.finished:
             rows = rows_of(self.folder) if self.folder is not None else self.log.history
             exact = self.config.kl_term == "exact" or self.network.knows_kl
-            self.advice = advice(rows, self.config, math.prod(self.generator.noise_shape), exact=exact)
+            self.advice = advice(rows, self.config, self.dimensions, exact=exact)
             say(self.advice)

@@ -10,22 +10,26 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hypernoise.diagnostics.lipschitz import lipschitz_bound, most_stretched
 from hypernoise.errors import InputError
-from hypernoise.noise.base import kl_of
+from hypernoise.generators.base import Condition
+from hypernoise.noise.base import NoiseNetwork, kl_of
 from hypernoise.noise.draws import key_of, noise_for
-from hypernoise.objective import limit_gradient, noise_objective
+from hypernoise.objective import kl_gap, limit_gradient, noise_objective
 from hypernoise.prompts import prompts_of_step
 from hypernoise.rewards.base import Prompts, scored
 from hypernoise.rewards.check import check_gradients
 from hypernoise.training.config import TrainConfig
 from hypernoise.training.guards import NOT_THE_REWARDS, Round, faults_of, shortened
-from hypernoise.training.lipschitz import clamp, exact_gap, lipschitz_seen, squared_excess
 from hypernoise.training.processes import say
 from hypernoise.training.run import Run, set_learning_rate
 
 DRAW = -1  # the sample number in the key of a step's inference steps: no sample uses it
+ITERATIONS = 3  # power iterations, from a new start at every step: no state to resume
+NOISES = 4  # of a batch part, at which the Lipschitz constant is measured
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,33 @@ def forward_backward(run: Run, batch: Batch, part: int) -> Round:
     return Round(prompts, noise, condition, drawn, rewards.detach(), means)
 
 
+def exact_gap(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Tensor:
+    """`kl_gap` of each sample [B]."""
+    x = noise.detach().requires_grad_(True)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+        return kl_gap(network(x, condition).flatten(1), x)
+
+
+def squared_excess(network: NoiseNetwork, noise: Tensor, condition: Condition, bound: float) -> Tensor:
+    """max(0, ‖f(x + v/2) − f(x − v/2)‖ − bound)², averaged over noises; v is the most stretched direction at x.
+
+    The norm is a finite difference over ‖v‖ = 1, not a second derivative: its gradient needs no double backward, so
+    any attention kernel and checkpointing work, and it is itself a lower bound of Lip(f).
+    """
+    x, c = noise[:NOISES].detach(), condition[:NOISES]
+    _, direction = most_stretched(network, x, c, iterations=ITERATIONS)
+    ends = network(x + direction / 2, c) - network(x - direction / 2, c)
+    return (ends.float().flatten(1).norm(dim=1) - bound).clamp_min(0).square().mean()
+
+
+def lipschitz_seen(network: NoiseNetwork, noise: Tensor, condition: Condition) -> Tensor:
+    """What a clamp limits [n]: the product of layer norms if the network has one, else ‖J‖₂ at some noises."""
+    certain = lipschitz_bound(network)
+    if math.isfinite(certain):
+        return torch.tensor([certain], device=noise.device)
+    return most_stretched(network, noise[:NOISES], condition[:NOISES], iterations=ITERATIONS)[0]
+
+
 def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], int]:
     """The step's row over all processes, its gradient norm before clipping, and the signal any process received.
 
@@ -141,11 +172,7 @@ def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], 
 
 
 def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
-    """Ends the step: the optimiser's update, or, if a number is not finite, none and a report of the faults.
-
-    Raises:
-        InputError: too many of the last steps were skipped.
-    """
+    """Ends the step: the optimiser's update, or, if a number is not finite, none and a report of the faults."""
     config, scaler = run.config, run.scaler
     faults: list[str] = []
     run.committing = True
@@ -155,7 +182,9 @@ def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
         if config.lipschitz.mode == "clamp":
             with run.autocast():
                 seen = lipschitz_seen(run.network, rounds[-1].noise, rounds[-1].condition)
-            clamp(run.network, run.accelerator.gather(seen).max().item(), config.lipschitz.bound)  # type: ignore[union-attr]
+            greatest: float = run.accelerator.gather(seen).max().item()  # type: ignore[union-attr]
+            if greatest > config.lipschitz.bound:
+                run.network.scale_output(config.lipschitz.bound / greatest)
     else:
         row["skipped"] = 1
         narrow = math.isfinite(row["loss"]) and scaler.is_enabled() and scaler.get_scale() >= 1
@@ -168,4 +197,3 @@ def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
     run.committing = False
     if faults:
         say(f"step {run.step} skipped: {shortened(faults)}")
-    run.skipped.note(bool(faults), run.step, faults)
