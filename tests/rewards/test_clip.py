@@ -289,7 +289,7 @@ def contrast(reward, pixels):
     return reward(pixels, [LONG]) - reward(pixels, [OTHER])
 
 
-def test_truncation_is_warned_of_once_counted_and_blind_to_the_second_half(build):
+def test_truncation_is_warned_of_once_and_blind_to_the_second_half(build):
     pixels = pictures(count=1).requires_grad_()
     reward = build()
     with pytest.warns(UserWarning, match="reward 'small' reads 77 tokens, but a prompt has") as warned:
@@ -301,7 +301,6 @@ def test_truncation_is_warned_of_once_counted_and_blind_to_the_second_half(build
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reward(pixels, [LONG])
-    assert reward.reader.truncated == 2  # different prompts
 
 
 # The cache

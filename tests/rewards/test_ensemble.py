@@ -76,13 +76,6 @@ def test_a_sum_gives_the_scores_and_the_gradient_of_its_members(clip):
     assert torch.allclose(gradient, expected, atol=1e-7)
 
 
-def test_cut_prompts_are_counted_by_member(clip):
-    reward = WeightedSum({"a": 1.0, "redness": 1.0}, {"a": clip()})
-    with pytest.warns(UserWarning, match="reads 77 tokens"):
-        reward(pictures(), ["a red ring and " * 30, "a ring"])
-    assert reward.truncated == {"a": 1}
-
-
 # A user's own
 
 OWN = """

@@ -18,8 +18,7 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.check import check_reward
 from hypernoise.rewards.ensemble import NETWORKS, load_reward
 from hypernoise.rewards.hpsv3 import MARK, NAMES, UNUSED, HpsV3, Network
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
-from hypernoise.rewards.qwen import AreaResize, patches, places_of, shown
+from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise, patches
 from hypernoise.rewards.vqa import HELPFUL, QUESTION, VLMS, QwenReward, with_places
 from hypernoise.rewards.weights import filled, read_state, renamed
 from tests.rewards import layouts
@@ -39,7 +38,7 @@ TEXT = dict(
 @pytest.fixture(autouse=True)
 def fewer_tokens(monkeypatch):
     """A picture is a few tokens here, so that finite differences are cheap."""
-    monkeypatch.setattr("hypernoise.rewards.qwen.AREA", 9)
+    monkeypatch.setattr("hypernoise.rewards.preprocess.AREA", 9)
 
 
 @pytest.fixture
@@ -104,13 +103,13 @@ def test_patches_are_those_of_transformers_processor(patch, height, width):
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (768, 1024), (1024, 1024), (300, 1000), (30, 600), (448, 448)])
 def test_pictures_keep_their_shape_at_one_area(size, monkeypatch):
-    monkeypatch.setattr("hypernoise.rewards.qwen.AREA", 256)
+    monkeypatch.setattr("hypernoise.rewards.preprocess.AREA", 256)
     area = 256 * 28**2
-    assert AreaResize(28).scaled(*size) == smart_resize(*size, factor=28, min_pixels=area, max_pixels=area)
+    assert Resize(28, "area").scaled(*size) == smart_resize(*size, factor=28, min_pixels=area, max_pixels=area)
     if size == (768, 1024):
-        assert AreaResize(28).scaled(*size) == (364, 504)
+        assert Resize(28, "area").scaled(*size) == (364, 504)
     if size[0] == size[1]:
-        assert AreaResize(28)(torch.zeros(1, 3, *size)).shape[-2:] == (448, 448)
+        assert Resize(28, "area")(torch.zeros(1, 3, *size)).shape[-2:] == (448, 448)
 
 
 @pytest.mark.parametrize("name", QWENS)
@@ -121,14 +120,12 @@ def test_the_score_is_the_answers_log_probability(build, name, shape):
     pixels = torch.nn.functional.interpolate(pictures(), shape)
     scores = reward(pixels, [PROMPTS[0], LONG])
     assert (scores < 0).all()
-    network, config = reward.network, reward.network.config
     for row, prompt in enumerate([PROMPTS[0], LONG]):
         text = VLMS[name].chat.replace("{question}", QUESTION.format(prompt))
         resized = reward.resize(pixels[row : row + 1])
         ids = with_places(reward.tokenizer(text, return_tensors="pt").input_ids[0], 1, reward.places(resized))[None]
-        seen = shown(network, config, normalise(resized, VLMS[name].mean, VLMS[name].std), ids)
         with torch.no_grad():
-            logits = network(input_ids=ids, **seen).logits[0, -1]
+            logits = reward.network(input_ids=ids, **reward.shown(resized, ids)).logits[0, -1]
         expected = logits.log_softmax(-1)[reward.tokenizer.convert_tokens_to_ids("Yes")]
         assert scores[row].item() == pytest.approx(expected.item(), abs=1e-5)
     assert NETWORKS[name] == "hypernoise.rewards.vqa"
@@ -165,11 +162,8 @@ def test_hpsv3_scores_by_the_state_of_its_mark(build):
     for row, prompt in enumerate([PROMPTS[0], LONG]):
         text = HELPFUL.replace("{question}", WORDING.replace("{text_prompt}", prompt))
         resized = reward.resize(pictures()[row : row + 1])
-        ids = with_places(
-            reward.tokenizer(text, return_tensors="pt").input_ids[0], 1, places_of(network.config, resized)
-        )[None]
-        seen = shown(network.model, network.config, normalise(resized, CLIP_MEAN, CLIP_STD), ids)
-        states = network.model(input_ids=ids, **seen).last_hidden_state[0]
+        ids = with_places(reward.tokenizer(text, return_tensors="pt").input_ids[0], 1, reward.places(resized))[None]
+        states = network.model(input_ids=ids, **reward.shown(resized, ids)).last_hidden_state[0]
         (place,) = (ids[0] == reward.mark).nonzero().flatten().tolist()
         mean, _ = network.rm_head(states[place])
         assert scores[row].item() == pytest.approx(mean.item(), abs=1e-5)

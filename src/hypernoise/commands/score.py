@@ -90,7 +90,6 @@ class Score:
             print(f"{len(unusable)} could not be used; the results cover the rest", file=sys.stderr)
         if reward or judge:
             write_scores(self.output_dir / "scores.csv", found, names)
-        more = {"broken": unusable, "truncated_prompts": reward.truncated if reward else {}, **about}
-        write_summary(self.output_dir, "score", self, device, rows, **more)
+        write_summary(self.output_dir, "score", self, device, rows, broken=unusable, **about)
         write_report(self.output_dir, "score", {**about, "broken": len(unusable)}, score_tables(rows))
         return 0

@@ -21,10 +21,9 @@ from transformers import CLIPConfig, CLIPModel
 from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward
+from hypernoise.rewards.network import NetworkReward, padded
 from hypernoise.rewards.preprocess import Resize
-from hypernoise.rewards.text import Reader, load_tokenizer, padded
-from hypernoise.rewards.weights import filled, read_state, renamed
+from hypernoise.rewards.weights import filled, load_tokenizer, read_state, renamed
 
 Size = tuple[int, int, int]  # of a tower: width, layers, heads
 
@@ -138,8 +137,8 @@ class ClipReward(NetworkReward):
     ):
         config: Any = model.config
         self.scale = model.logit_scale.detach().double().exp().item() if scale is None else scale  # before any rounding
-        super().__init__(name, model, Resize(config.vision_config.image_size, fit), settings)
-        self.reader = Reader(name, tokenizer, config.text_config.max_position_embeddings)
+        resize, longest = Resize(config.vision_config.image_size, fit), config.text_config.max_position_embeddings
+        super().__init__(name, model, resize, settings, tokenizer, longest)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         return self.scale * (self.pictures(resized) * torch.stack(self.texts(prompts))).sum(-1)

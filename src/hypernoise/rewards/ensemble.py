@@ -15,7 +15,6 @@ from torch import Tensor
 from hypernoise.errors import InputError, no_traceback, shown, unknown
 from hypernoise.rewards.base import RewardFunction, RewardSettings, check_callable, check_pairs, scored
 from hypernoise.rewards.endpoint import SCHEMES, EndpointReward
-from hypernoise.rewards.network import NetworkReward
 from hypernoise.rewards.pixel import PIXEL_REWARDS
 from hypernoise.settings import finite_weights
 
@@ -149,12 +148,6 @@ class WeightedSum:
     def member_scores(self) -> dict[str, Tensor]:
         """Each member's scores [B] of the last call, with their graph, before the weight."""
         return self._scores
-
-    @property
-    def truncated(self) -> dict[str, int]:
-        """How many distinct prompts each prompt-reading member truncated."""
-        networks = {name: member for name, member in self.members.items() if isinstance(member, NetworkReward)}
-        return {name: own.reader.truncated for name, own in networks.items() if own.reader is not None}
 
 
 def each_of(reward: RewardFunction, *, weighted: bool = False) -> dict[str, RewardFunction]:

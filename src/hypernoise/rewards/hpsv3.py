@@ -20,11 +20,8 @@ from hypernoise.errors import InputError, no_traceback
 from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward
-from hypernoise.rewards.qwen import AreaResize, places_of, shown, unit_of
-from hypernoise.rewards.text import load_tokenizer, padded
-from hypernoise.rewards.vqa import HELPFUL, with_places
-from hypernoise.rewards.weights import filled, read_state, renamed
+from hypernoise.rewards.vqa import HELPFUL, QwenReward, Vlm
+from hypernoise.rewards.weights import filled, load_tokenizer, read_state, renamed
 
 RELEASED = ("MizzenAI/HPSv3", "HPSv3.safetensors")
 BACKBONE = "Qwen/Qwen2-VL-7B-Instruct"  # only configuration and tokenizer
@@ -79,25 +76,17 @@ def wording() -> str:
         ) from error
 
 
-class HpsV3(NetworkReward):
+class HpsV3(QwenReward):
     """The mean of HPSv3's preference, unbounded: higher is better."""
 
     def __init__(self, network: Network, tokenizer: Any, wording: str, settings: RewardSettings | None = None):
-        super().__init__("hpsv3", network, AreaResize(unit_of(network.config)), settings)
-        self.network.rm_head.to(torch.float32)  # as in the authors' code
         tokenizer.add_special_tokens({"additional_special_tokens": [MARK]})
+        super().__init__("hpsv3", network, tokenizer, Vlm(BACKBONE, HELPFUL), settings)
+        self._ask(wording.replace("{text_prompt}", "{}"), "")
         self.mark: int = tokenizer.convert_tokens_to_ids(MARK)
-        self.tokenizer, self.wording = tokenizer, wording
+        self.network.rm_head.to(torch.float32)  # as in the authors' code
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        model, config = self.network.model, self.network.config
-        places = places_of(config, resized)
-        texts = [with_places(text, config.image_token_id, places) for text in self.texts(prompts)]
-        ids, mask = padded(texts, "right", self.device)
-        pictures = shown(model, config, self.normalised(resized), ids)
-        states = model(input_ids=ids, attention_mask=mask, use_cache=False, **pictures).last_hidden_state
-        return self.network.rm_head(wide(states[ids == self.mark]))[:, 0]
-
-    def _encode(self, prompts: list[str]) -> list[Tensor]:
-        asked = [HELPFUL.replace("{question}", self.wording.replace("{text_prompt}", prompt)) for prompt in prompts]
-        return [torch.tensor(self.tokenizer(text).input_ids) for text in asked]
+        inputs = self.inputs(resized, prompts, "right")
+        states = self.network.model(**inputs).last_hidden_state
+        return self.network.rm_head(wide(states[inputs["input_ids"] == self.mark]))[:, 0]

@@ -17,10 +17,9 @@ from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVi
 from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, linear_head
+from hypernoise.rewards.network import NetworkReward, linear_head, padded
 from hypernoise.rewards.preprocess import Resize
-from hypernoise.rewards.text import Reader, load_tokenizer, padded
-from hypernoise.rewards.weights import filled, read_state, renamed
+from hypernoise.rewards.weights import filled, load_tokenizer, read_state, renamed
 
 WEIGHTS = ("zai-org/ImageReward", "ImageReward.pt")
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -80,8 +79,7 @@ class ImageReward(NetworkReward):
     """(score − mean) / std of an `ImageRewardNetwork`; about 0 for an average picture, 1 for a good one."""
 
     def __init__(self, name: str, network: ImageRewardNetwork, tokenizer: Any, settings: RewardSettings | None = None):
-        super().__init__(name, network, Resize(network.vision_model.config.image_size), settings)
-        self.reader = Reader(name, tokenizer, LIMIT)
+        super().__init__(name, network, Resize(network.vision_model.config.image_size), settings, tokenizer, LIMIT)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         ids, mask = padded(self.texts(prompts), "right", self.device)

@@ -1,31 +1,39 @@
-"""Shared by rewards that are frozen networks: a resize, a device, a precision."""
+"""Shared by rewards that are frozen networks: a resize, a device, a precision, prompts as tokens."""
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hypernoise.generators.text_cache import Remembered
 from hypernoise.rewards.base import Reward, RewardSettings, check_pairs
 from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
-from hypernoise.rewards.text import Reader
 
 
 class NetworkReward(Reward):
-    """A reward whose scores are a frozen network's.
+    """A reward whose scores are a frozen network's; a subclass implements `score`.
 
-    A subclass implements `score`, and has a `reader` if the prompts it reads are limited in length. The network moves
-    to the pictures' device.
+    The network moves to the pictures' device. A prompt of more than `longest` tokens, special tokens included, is
+    truncated; the first one is warned of.
     """
 
-    reader: Reader | None = None
-
-    def __init__(self, name: str, network: nn.Module, resize: Resize, settings: RewardSettings | None):
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        resize: Resize,
+        settings: RewardSettings | None,
+        tokenizer: Any = None,
+        longest: int = 0,
+    ):
         self.name, self.resize, self.settings = name, resize, settings or RewardSettings()
+        self.tokenizer, self.longest, self._truncates = tokenizer, longest, False
         self.network: Any = prepared(network.requires_grad_(False).eval(), self.settings)
         self.texts = Remembered(self._encode)
 
@@ -42,9 +50,18 @@ class NetworkReward(Reward):
         raise NotImplementedError
 
     def _encode(self, prompts: list[str]) -> list[Any]:
-        """What `self.texts` caches for each prompt: by default its token ids."""
-        assert self.reader is not None
-        return [self.reader(prompt) for prompt in prompts]
+        """What `self.texts` caches for each prompt: by default its token ids [L]."""
+        texts = []
+        for prompt in prompts:
+            ids = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
+            if len(ids) > self.longest:
+                if not self._truncates:
+                    cut = f"reads {self.longest} tokens, but a prompt has {len(ids)}: the rest is not scored"
+                    warnings.warn(f"reward {self.name!r} {cut}", stacklevel=2)
+                self._truncates = True
+                ids = self.tokenizer(prompt, truncation=True, max_length=self.longest).input_ids
+            texts.append(torch.tensor(ids))
+        return texts
 
     def normalised(
         self, resized: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
@@ -59,6 +76,13 @@ class NetworkReward(Reward):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
+
+
+def padded(texts: list[Tensor], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask [B, longest] of texts [L]."""
+    both = (texts, [torch.ones_like(text) for text in texts])
+    ids, mask = (pad_sequence(rows, batch_first=True, padding_side=side).to(device) for rows in both)
+    return ids, mask
 
 
 def prepared(network: nn.Module, settings: RewardSettings) -> Any:

@@ -5,14 +5,15 @@
 The paper reports P itself; its logarithm keeps a gradient where the model is sure of a no. The
 model reads prompts of thousands of tokens, so nothing is truncated. LLaVA's class in transformers covers the
 paper's LLaVA-1.5 and a small Qwen-based one; pictures are resized as their processors do. Qwen2.5-VL and Qwen3-VL
-answer the same question (`qwen`).
+answer the same question about pictures of any shape.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -22,11 +23,9 @@ from hypernoise.errors import InputError
 from hypernoise.generators.text_cache import Remembered
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Resize
-from hypernoise.rewards.qwen import AreaResize, places_of, shown, unit_of
-from hypernoise.rewards.text import load_tokenizer, padded
-from hypernoise.rewards.weights import pretrained
+from hypernoise.rewards.network import NetworkReward, padded
+from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Fit, Resize, patches
+from hypernoise.rewards.weights import load_tokenizer, pretrained
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's
 
@@ -37,15 +36,15 @@ class Vlm:
 
     chat: the whole text, with <image> or <|image_pad|> for the picture and {question}: from LLaVA-1.5's model card,
         and ChatML for those on Qwen.
-    fit: for LLaVA's square pictures; a Qwen keeps their shape.
+    fit: "area" for a Qwen, which keeps a picture's shape.
     model: its class.
     """
 
     repository: str
     chat: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fit: Literal["crop", "squash", ""] = ""
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    fit: Fit = "area"
     model: str = "LlavaForConditionalGeneration"
 
 
@@ -56,9 +55,7 @@ LLAVA_QWEN = "<|im_start|>user <image>\n{question}<|im_end|><|im_start|>assistan
 VLMS = {
     "vqascore": Vlm("llava-hf/llava-1.5-7b-hf", LLAVA, CLIP_MEAN, CLIP_STD, "crop"),
     "vqascore-small": Vlm("llava-hf/llava-interleave-qwen-0.5b-hf", LLAVA_QWEN, HALF, HALF, "squash"),
-    "vqascore-qwen2.5-vl": Vlm(
-        "Qwen/Qwen2.5-VL-3B-Instruct", HELPFUL, CLIP_MEAN, CLIP_STD, model="Qwen2_5_VLForConditionalGeneration"
-    ),
+    "vqascore-qwen2.5-vl": Vlm("Qwen/Qwen2.5-VL-3B-Instruct", HELPFUL, model="Qwen2_5_VLForConditionalGeneration"),
     "vqascore-qwen3-vl": Vlm("Qwen/Qwen3-VL-4B-Instruct", CHATML, HALF, HALF, model="Qwen3VLForConditionalGeneration"),
 }
 
@@ -68,7 +65,7 @@ def load(name: str, settings: RewardSettings) -> VqaReward:
     row, dtype = VLMS[name], getattr(torch, settings.dtype)
     what = f"reward {name!r}: {row.repository}"
     model = pretrained(getattr(transformers, row.model), row.repository, what, dtype=dtype, strict=True)
-    reward = VqaReward if row.fit else QwenReward
+    reward = QwenReward if row.fit == "area" else VqaReward
     return reward(name, model, load_tokenizer(row.repository), row, settings)
 
 
@@ -77,11 +74,12 @@ class VqaReward(NetworkReward):
 
     def __init__(self, name: str, model: Any, tokenizer: Any, row: Vlm, settings: RewardSettings | None = None):
         config: Any = model.config
-        resize = Resize(config.vision_config.image_size, row.fit) if row.fit else AreaResize(unit_of(config))
-        super().__init__(name, model, resize, settings)
+        eye = config.vision_config
+        side = eye.patch_size * eye.spatial_merge_size if row.fit == "area" else eye.image_size
+        longest = config.text_config.max_position_embeddings
+        super().__init__(name, model, Resize(side, row.fit), settings, tokenizer, longest)
         self.picture_token: int = getattr(config, "image_token_id", None) or config.image_token_index
-        self.longest: int = config.text_config.max_position_embeddings
-        self.row, self.tokenizer = row, tokenizer
+        self.row = row
         self._ask(QUESTION, "Yes")
 
     def _ask(self, question: str, answer: str) -> None:
@@ -95,7 +93,7 @@ class VqaReward(NetworkReward):
         return other
 
     def places(self, resized: Tensor) -> int:
-        """The picture's place among the tokens."""
+        """The picture's places among the tokens."""
         config = self.network.config
         seen = config.vision_config
         with_class = config.vision_feature_select_strategy == "full" and seen.model_type == "clip_vision_model"
@@ -105,32 +103,50 @@ class VqaReward(NetworkReward):
         """The model's inputs for the pictures of texts with these token ids."""
         return {"pixel_values": self.normalised(resized, self.row.mean, self.row.std)}
 
-    def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
-        places = self.places(resized)
-        texts = [with_places(text, self.picture_token, places) for text in self.texts(prompts)]
+    def inputs(self, resized: Tensor, prompts: list[str], side: str) -> dict[str, Any]:
+        """The model's inputs: token ids padded on one side, with the picture's one repeated as often as needed, their
+        mask, and the pictures."""
+        texts, places = self.texts(prompts), self.places(resized)
+        texts = [with_places(text, self.picture_token, places) for text in texts]
         for text in texts:
             if len(text) > self.longest:
                 raise InputError(f"reward {self.name!r} reads {self.longest} tokens, but a prompt has {len(text)}")
-        ids, mask = padded(texts, "left", self.device)  # as positions are relative: all answers end together
-        answer = self.answer.to(self.device)
-        settings = {"logits_to_keep": len(answer) + 1, "use_cache": False}
-        logits = self.network(input_ids=ids, attention_mask=mask, **self.shown(resized, ids), **settings).logits[:, :-1]
-        return wide(logits).log_softmax(-1).gather(-1, answer.expand(len(ids), -1)[..., None]).sum((1, 2))
+        ids, mask = padded(texts, side, self.device)
+        return {"input_ids": ids, "attention_mask": mask, "use_cache": False, **self.shown(resized, ids)}
+
+    def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
+        inputs = self.inputs(resized, prompts, "left")  # as positions are relative: all answers end together
+        answer = self.answer.to(self.device).expand(len(prompts), -1)
+        logits = self.network(**inputs, logits_to_keep=answer.shape[1] + 1).logits[:, :-1]
+        return wide(logits).log_softmax(-1).gather(-1, answer[..., None]).sum((1, 2))
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
         """Token ids of each question with its answer, with one token for the picture."""
-        asked = [self.row.chat.replace("{question}", self.question.format(prompt)) for prompt in prompts]
+        asked = [self.row.chat.replace("{question}", self.question.replace("{}", prompt)) for prompt in prompts]
         return [torch.tensor([*self.tokenizer(text).input_ids, *self.answer.tolist()]) for text in asked]
 
 
 class QwenReward(VqaReward):
-    """log P(answer | picture, question) in nats of a Qwen2.5-VL or Qwen3-VL, at most 0."""
+    """log P(answer | picture, question) in nats of a Qwen2.5-VL or Qwen3-VL, at most 0.
+
+    A Qwen keeps a picture's aspect ratio and takes it as a sequence of patches.
+    """
 
     def places(self, resized: Tensor) -> int:
-        return places_of(self.network.config, resized)
+        return (resized.shape[-2] // self.resize.size) * (resized.shape[-1] // self.resize.size)
 
     def shown(self, resized: Tensor, ids: Tensor) -> dict[str, Any]:
-        return shown(self.network, self.network.config, self.normalised(resized, self.row.mean, self.row.std), ids)
+        config = self.network.config
+        eye = config.vision_config
+        grid = [1, resized.shape[-2] // eye.patch_size, resized.shape[-1] // eye.patch_size]
+        pixels = self.normalised(resized, self.row.mean, self.row.std)
+        inputs = {
+            "pixel_values": patches(pixels, eye.patch_size, eye.spatial_merge_size, eye.temporal_patch_size),
+            "image_grid_thw": torch.tensor([grid] * len(resized), device=ids.device),
+        }
+        if "mm_token_type_ids" in inspect.signature(self.network.model.forward).parameters:
+            inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()  # transformers 4 finds them itself
+        return inputs
 
 
 def with_places(ids: Tensor, picture_token: int, places: int) -> Tensor:

@@ -16,6 +16,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from hypernoise.errors import InputError, first_line, no_traceback
 from hypernoise.quiet import no_loading_bars
@@ -92,3 +93,10 @@ def pretrained(architecture: Any, source: str, what: str, *, strict: bool = Fals
     if wrong:
         raise InputError(f"{what} does not fit the model: {', '.join(wrong[:5])}")
     return model.requires_grad_(False).eval()
+
+
+def load_tokenizer(repository: str) -> Any:
+    """The tokenizer of a Hub repository or a folder. InputError if it cannot be loaded."""
+    get = f"hf download {repository} --include '*.json' --include '*.txt'"
+    with no_traceback(f"the tokenizer of {repository} cannot be loaded (put it in the local Hub cache with: {get})"):
+        return AutoTokenizer.from_pretrained(repository, trust_remote_code=False)

@@ -15,9 +15,8 @@ from torch import Tensor
 from transformers import BlipForImageTextRetrieval, CLIPTokenizer
 
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward
+from hypernoise.rewards.network import NetworkReward, padded
 from hypernoise.rewards.preprocess import Resize
-from hypernoise.rewards.text import Reader, padded
 from hypernoise.rewards.weights import pretrained
 from hypernoise.scenes.world import SIZE
 
@@ -55,8 +54,8 @@ class Scorer(NetworkReward):
 
     def __init__(self, name: str, folder: Path = WEIGHTS / "matcher", settings: RewardSettings | None = None):
         model = pretrained(BlipForImageTextRetrieval, str(folder), "the scenes matcher")
-        super().__init__(name, model, Resize(SIZE), settings)
-        self.reader = Reader(name, CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer"), LONGEST)
+        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer")
+        super().__init__(name, model, Resize(SIZE), settings, tokenizer, LONGEST)
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         ids, mask = padded(self.texts(prompts), "right", self.device)

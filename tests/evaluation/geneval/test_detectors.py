@@ -104,7 +104,7 @@ def test_a_colour_is_the_nearest_mean_sentence_to_the_crop_on_grey(painter):
     cut = Image.composite(picture, Image.new("RGB", (40, 40), "#999"), Image.fromarray(mask.numpy()))
     cut = cut.crop(detection.box).resize((16, 16), Image.Resampling.BICUBIC)
     given = torch.from_numpy(np.asarray(cut, np.float32) / 255).permute(2, 0, 1)[None]
-    clip, tokenizer = ours.clip.network, ours.clip.reader.tokenizer
+    clip, tokenizer = ours.clip.network, ours.clip.tokenizer
     vision = clip.vision_model(pixel_values=normalise(given, CLIP_MEAN, CLIP_STD)).pooler_output
     seen = clip.visual_projection(vision)[0].numpy()
     cosines = []

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hypernoise.rewards.text import Reader, padded
+from hypernoise.rewards.network import NetworkReward, padded
+from hypernoise.rewards.preprocess import Resize
 
 
 def by_words(text, *, truncation, max_length=None, **_):
@@ -15,14 +16,14 @@ def by_words(text, *, truncation, max_length=None, **_):
     return SimpleNamespace(input_ids=[0, *(words[: max_length - 2] if truncation else words), 0])
 
 
-def test_truncation_warns_once_and_counts():
-    reader = Reader("r", by_words, 4)
-    with pytest.warns(UserWarning, match="reads 4 tokens, but a prompt has 5") as warned:
-        assert [reader(prompt).tolist() for prompt in ("a bb ccc", "dd ee ff")] == [[0, 1, 2, 0], [0, 2, 2, 0]]
-    assert (len(warned), reader.truncated) == (1, 2)
+def test_truncation_warns_once():
+    reward = NetworkReward("r", torch.nn.Linear(1, 1), Resize(8), None, by_words, 4)
+    with pytest.warns(UserWarning, match="reward 'r' reads 4 tokens, but a prompt has 5") as warned:
+        assert [ids.tolist() for ids in reward.texts(["a bb ccc", "dd ee ff"])] == [[0, 1, 2, 0], [0, 2, 2, 0]]
+    assert len(warned) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert reader("one two").tolist() == [0, 3, 3, 0]
+        assert [ids.tolist() for ids in reward.texts(["one two", "gg hh ii"])] == [[0, 3, 3, 0], [0, 2, 2, 0]]
 
 
 def test_texts_are_padded_with_a_mask():
