@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import reprlib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LONGEST = 1000  # characters of a message
 
@@ -55,6 +55,21 @@ def located(error: Exception) -> str:
     numpy = "numpy() on Tensor that requires grad" in str(error)  # torch advises to detach it
     what = "it goes through numpy, which has no gradient; use torch" if numpy else first_line(error)
     return f"{what} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def failed(what: str, error: Exception, prompts: Sequence[str], alone: Callable[[int], Any]) -> NoReturn:
+    """Raises the InputError for a user's function that raised `error`: it names the first prompt that also fails
+    `alone`, if any. An InputError, or one of memory, is raised as it is."""
+    if isinstance(error, InputError) or out_of_memory(error):
+        raise error
+    found: Any = prompts
+    for number, prompt in enumerate(prompts):
+        try:
+            alone(number)
+        except Exception as own:
+            found, error = prompt, own
+            break
+    raise InputError(f"{what} raised {type(error).__name__} for {shown(found)}: {located(error)}") from error
 
 
 def check_is(value: Any, kind: Any, what: str, made: str) -> None:

@@ -272,7 +272,7 @@ REFUSED = {
     "with batch": (lambda: {"module": Plainer(), "noise_shape": (4, 8)}, r"fails when given \[4, 4, 8\]"),
     "label": (lambda: {"module": Gan(2), "embed": labels, "prompts": ("red", "blue")}, "labels from 0 to 2: Index"),
     "negative": (lambda: {"module": Gan(), "embed": lambda p: -labels(p)}, "a negative number .* for 'green'"),
-    "unknown": (lambda: {"module": Gan(), "embed": labels, "prompts": ("red", "mauve")}, "embed fails for .*'mauve'"),
+    "unknown": (lambda: {"module": Gan(), "embed": labels, "prompts": ("red", "mauve")}, "embed raised .* for 'mauve'"),
     "list": (lambda: {"module": Gan(), "embed": lambda p: [0] * len(p)}, "a row for each of 1 prompts, not a list"),
     "NaN": (lambda: {"module": Gan(), "embed": lambda p: labels(p) / 0}, "embed returns NaN or inf for 'red'"),
     "sparse": (lambda: {"module": Gan(), "embed": lambda p: labels(p).to_sparse()}, "not torch.sparse_coo, torch.int"),

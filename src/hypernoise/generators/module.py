@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hypernoise.errors import InputError, check_is, no_traceback
+from hypernoise.errors import InputError, check_is, failed, no_traceback
 from hypernoise.generators.base import Condition, Generator, Seed, check_noise, check_texts, checked_shape, fault_of
 from hypernoise.generators.identity import identify_module
 
@@ -87,33 +87,22 @@ class ModuleGenerator(Generator):
         if self.embed is None:
             return Condition({"index": torch.arange(len(prompts), device=self.device)})
         self._rest()
+        embed = self.embed
         with torch.no_grad():
-            embedded: Any = self._embedded(list(prompts))
-        given = f"a {type(embedded).__name__}"
-        if isinstance(embedded, Tensor):
-            plain = embedded.layout == torch.strided and not (embedded.is_meta or embedded.is_complex())
-            what = f"{embedded.layout}, {embedded.dtype}, {embedded.device}, shape {list(embedded.shape)}"
-            given = "" if plain and embedded.ndim and len(embedded) == len(prompts) else what
-        if given:
-            raise InputError(f"embed must return a tensor with a row for each of {len(prompts)} prompts, not {given}")
+            try:
+                embedded: Any = embed(list(prompts))
+            except Exception as error:
+                failed("embed", error, prompts, lambda number: embed([prompts[number]]))
+        rows = len(embedded) if isinstance(embedded, Tensor) and embedded.ndim else -1
+        if rows != len(prompts) or embedded.layout != torch.strided or embedded.is_meta or embedded.is_complex():
+            made = f"a tensor with a row for each of {len(prompts)} prompts"
+            raise InputError(f"embed must return {made}, not {_outline(embedded)}")
         bad = ~embedded.isfinite() if embedded.is_floating_point() else embedded < 0
         if bad.any():
             row = int(bad.nonzero()[0, 0])
             what = "NaN or inf" if embedded.is_floating_point() else "a negative number (labels begin at 0)"
             raise InputError(f"embed returns {what} for {prompts[row]!r}")
-        embedded = embedded.clone() if embedded.is_inference() else embedded  # autograd would refuse it
-        return Condition({"embedding": embedded.to(self.device)})
-
-    def _embedded(self, prompts: list[str]) -> Any:
-        assert self.embed is not None
-        try:
-            return self.embed(prompts)
-        except Exception:
-            for prompt in prompts:  # find the first that fails
-                with no_traceback(f"embed fails for {prompt!r}"):
-                    self.embed([prompt])
-            with no_traceback(f"embed fails for {len(prompts)} prompts at once"):
-                return self.embed(prompts)
+        return Condition({"embedding": embedded.to(self.device, copy=True)})  # autograd refuses inference mode's
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         check_noise(noise, self.noise_shape, repr(self.name))
@@ -260,6 +249,8 @@ def _picture(output: Any) -> Any:
 
 def _outline(output: Any) -> str:
     """An output's type and the shapes in it."""
+    if isinstance(output, Tensor):
+        return f"{output.layout}, {output.dtype}, {output.device}, shape {list(output.shape)}"
     shapes = [str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts_of(output)]
     return f"a {type(output).__name__}" + (f" of {', '.join(shapes[:8])}" if shapes else "")
 

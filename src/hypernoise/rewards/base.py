@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from hypernoise.errors import InputError, check_is, located, out_of_memory, shown
+from hypernoise.errors import InputError, check_is, failed, shown
 from hypernoise.generators.base import fault_of
 from hypernoise.settings import typed
 
@@ -102,10 +102,7 @@ def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str
     try:
         scores = reward(pixels, prompts)
     except Exception as error:  # anything that a user's function may raise
-        if isinstance(error, InputError) or out_of_memory(error):
-            raise
-        prompt, cause = _culprit(reward, pixels.detach(), prompts) or (prompts, error)
-        raise InputError(f"{name} raised {type(cause).__name__} for {shown(prompt)}: {located(cause)}") from cause
+        failed(name, error, prompts, lambda n: reward(pixels[n : n + 1].detach(), [prompts[n]]))
     if not pixels.is_inference() and pixels._version != version:
         raise InputError(f"{name} changes the pixels in place, which other rewards also read; use pixels.clone()")
     if not isinstance(scores, Tensor):
@@ -117,13 +114,3 @@ def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str
     if scores.shape != (len(pixels),):
         raise InputError(f"{name} returned shape {list(scores.shape)}; it must return one score per picture")
     return scores if scores.is_floating_point() else scores.float()
-
-
-def _culprit(reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> tuple[str, Exception] | None:
-    """The first prompt whose picture raises when scored alone, and its error."""
-    for number, prompt in enumerate(prompts):
-        try:
-            reward(pixels[number : number + 1], [prompt])
-        except Exception as error:
-            return prompt, error
-    return None

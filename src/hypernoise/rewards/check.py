@@ -15,6 +15,7 @@ from hypernoise.rewards.ensemble import WeightedSum, each_of
 STEPS = (1e-2, 1e-3)  # finite differences, in root mean square of the pixel change; the first precise one counts
 REACH = 10.0  # largest value of a direction, relative to its root mean square
 CUT = "the scores do not depend differentiably on the pixels (a detach, a no_grad, rounding, numpy, or a constant)"
+Call = Callable[[Tensor], Tensor]
 OTHERS = "one picture's score depends on the other pictures; score each picture separately"
 
 
@@ -66,14 +67,12 @@ def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> N
 
 
 def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]) -> None:
+    def tried(pixels: Tensor, prompts: list[str]) -> Tensor:
+        given = f"pictures {list(pixels.shape)} and prompts {prompts!r}"
+        with no_traceback(f"{name} fails for {given} (set size and prompts of check_reward)"):
+            return reward(pixels, prompts)
+
     def call(pixels: Tensor) -> Tensor:
-        given = f"pictures [{len(pixels)}, 3, {pixels.shape[2]}, {pixels.shape[3]}] and prompts {prompts!r}"
-        what = f"{name} fails for {given} (set size and prompts of check_reward)"
-
-        def tried(pixels: Tensor, prompts: list[str]) -> Tensor:
-            with no_traceback(what):
-                return reward(pixels, prompts)
-
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return scored(tried, pixels, prompts, name)
@@ -82,21 +81,19 @@ def _check(name: str, reward: RewardFunction, pixels: Tensor, prompts: list[str]
     scores = call(pixels)
     if not scores.isfinite().all():
         raise InputError(f"{name} returned {scores.tolist()} for noise pictures; scores must be finite")
-    if gradient_of(scores[0], pixels)[1:].any():
-        raise InputError(f"{name}: {OTHERS}")
-    gradient = gradient_of(scores.sum(), pixels)
+    first, gradient = gradient_of(scores[0], pixels), gradient_of(scores.sum(), pixels)
     pixels, scores = pixels.detach(), scores.detach()
     with torch.no_grad():
-        others = torch.cat([pixels[:1], 1 - pixels[1:]])
-        if (call(others)[0] - scores[0]).abs() > 1e-4 * scores.abs().max():
+        others = call(torch.cat([pixels[:1], 1 - pixels[1:]]))
+        if first[1:].any() or (others[0] - scores[0]).abs() > 1e-4 * scores.abs().max():
             raise InputError(f"{name}: {OTHERS}")
         if not gradient.any():
             raise InputError(f"{name}: the gradient is cut: {CUT}")
-        faint = _rounding(call, pixels, scores)
-        for direction in _directions(pixels, gradient):
-            slope = (gradient * direction).flatten(1).sum(1)  # [B], scores per step
-            steepest = gradient.flatten(1).norm(dim=1) * direction.flatten(1).norm(dim=1)
-            _compare(name, lambda step, along=direction: call(pixels + step * along), scores, faint, slope, steepest)
+        draw = torch.Generator().manual_seed(2)
+        grain = torch.randn(4, *pixels.shape, generator=draw) * STEPS[-1]  # an invisible change, and 5 times its effect
+        faint = 5 * torch.stack([(call(pixels + part) - scores).abs().max() for part in grain]).max().item()
+        for change in _directions(pixels, gradient):
+            _compare(name, call, pixels, change, scores, gradient, faint)
 
 
 def gradient_of(score: Tensor, pixels: Tensor) -> Tensor:
@@ -105,13 +102,6 @@ def gradient_of(score: Tensor, pixels: Tensor) -> Tensor:
     if score.requires_grad:
         (found,) = torch.autograd.grad(score, pixels, retain_graph=True, allow_unused=True)
     return torch.zeros_like(pixels) if found is None else found
-
-
-def _rounding(call: Callable[[Tensor], Tensor], pixels: Tensor, scores: Tensor) -> Tensor:
-    """The largest insignificant change of a score: 5 times the effect of an invisible grain."""
-    draw = torch.Generator().manual_seed(2)
-    grain = torch.randn(4, *pixels.shape, generator=draw) * STEPS[-1]
-    return 5 * torch.stack([(call(pixels + part) - scores).abs().max() for part in grain]).max()
 
 
 def _directions(pixels: Tensor, gradient: Tensor) -> Iterator[Tensor]:
@@ -128,14 +118,23 @@ def _directions(pixels: Tensor, gradient: Tensor) -> Iterator[Tensor]:
 
 
 def _compare(
-    name: str, moved: Callable[[float], Tensor], scores: Tensor, faint: Tensor, slope: Tensor, steepest: Tensor
+    name: str,
+    call: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    change: Tensor,
+    scores: Tensor,
+    gradient: Tensor,
+    faint: float,
 ) -> None:
-    """Raises InputError if finite differences of `moved`, scores by step, disagree with the gradient's `slope` [B]."""
+    """Raises InputError if finite differences of the scores along `change` disagree with `gradient`; differences of
+    less than `faint` count as rounding."""
+    slope = (gradient * change).flatten(1).sum(1)  # [B], scores per step
+    steepest = gradient.flatten(1).norm(dim=1) * change.flatten(1).norm(dim=1)
     for step in STEPS:
-        far_down, down, up, far_up = (moved(share * step) for share in (-1, -0.5, 0.5, 1))
+        far_down, down, up, far_up = (call(pixels + share * step * change) for share in (-1, -0.5, 0.5, 1))
         rise, near, bend = (far_up - far_down) / 2, up - down, (far_up + far_down) / 2 - scores
         sure = (rise - near).abs() < 0.1 * rise.abs()  # neither curved nor rounded off
-        sure &= (bend.abs() < 0.25 * rise.abs()) & (rise.abs() > torch.maximum(faint, 1e-5 * scores.abs()))
+        sure &= (bend.abs() < 0.25 * rise.abs()) & (rise.abs() > (1e-5 * scores.abs()).clamp(min=faint))
         found = rise / step
         off = (found - slope).abs()
         wrong = sure & (off > 0.2 * torch.maximum(found.abs(), slope.abs())) & (off > 0.01 * steepest)
