@@ -96,5 +96,5 @@ def test_the_pipelines_progress_bar_setting_is_left_alone(sd_pipeline):
 
 
 def test_an_unknown_pipeline_class_says_what_to_add():
-    with pytest.raises(InputError, match="no family is known for int"):
+    with pytest.raises(InputError, match="this is a int, which is not supported; known: Stable"):
         family_of(3)

@@ -103,7 +103,7 @@ def test_offline_and_not_cached_names_the_file_and_the_command(tmp_path, monkeyp
 
 def test_an_unknown_pipeline_class_says_how_to_register_one(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
-    with pytest.raises(InputError, match="KandinskyPipeline, which is not supported.* output layer and embeddings in"):
+    with pytest.raises(InputError, match="KandinskyPipeline, which is not supported.* output layer and embeddings to"):
         load_generator(tmp_path, device="cpu")
 
 

@@ -304,10 +304,10 @@ PIXELS = torch.rand(2, 3, 8, 8)
 @pytest.mark.parametrize(
     ("pixels", "prompts", "message"),
     [
-        (torch.rand(2, 4, 8, 8), ["a", "b"], "not shape [2, 4, 8, 8]; pass pixels[:, :3]"),
-        (torch.rand(2, 1, 8, 8), ["a", "b"], "; pass pixels.expand(-1, 3, -1, -1)"),
-        (torch.rand(2, 8, 8, 3), ["a", "b"], "; pass pixels.permute(0, 3, 1, 2)"),
-        (torch.rand(3, 8, 8), ["a"], "; pass pixels[None]"),
+        (torch.rand(2, 4, 8, 8), ["a", "b"], "takes pixels [B, 3, H, W], floats in [0, 1], not shape [2, 4, 8, 8]"),
+        (torch.rand(2, 1, 8, 8), ["a", "b"], "not shape [2, 1, 8, 8]"),
+        (torch.rand(2, 8, 8, 3), ["a", "b"], "not shape [2, 8, 8, 3]"),
+        (torch.rand(3, 8, 8), ["a"], "not shape [3, 8, 8]"),
         (Image.new("RGB", (8, 8)), ["a"], "not a Image"),
         ((PIXELS * 255).byte(), ["a", "b"], "; pass pixels.float() / 255"),
         (PIXELS * 255, ["a", "b"], "; pass pixels / 255"),

@@ -93,14 +93,6 @@ def check_texts(prompts: Any, name: str = "prompts") -> None:
 
 
 SLACK = 0.01  # tolerance of the range [0, 1]
-SHAPES = (  # common wrong shapes of pictures y (0: any size), and the fix
-    ((3, 0, 0), "y[None]"),
-    ((0, 0, 3), "y.permute(2, 0, 1)[None]"),
-    ((0, 0, 0, 3), "y.permute(0, 3, 1, 2)"),
-    ((0, 1, 0, 0), "y.expand(-1, 3, -1, -1)"),
-    ((0, 4, 0, 0), "y[:, :3]"),
-    ((0, 0), "y.unflatten(1, (3, H, W))"),
-)
 
 
 def fault_of(y: Any, count: int | None = None, *, values: bool = True) -> tuple[str, str] | None:
@@ -115,9 +107,7 @@ def fault_of(y: Any, count: int | None = None, *, values: bool = True) -> tuple[
     if not y.is_floating_point():
         return str(y.dtype), "y.float() / 255" if y.dtype == torch.uint8 else ""
     if y.ndim != 4 or y.shape[1] != 3 or 0 in y.shape or count not in (None, len(y)):
-        sizes = [(shape, fix) for shape, fix in SHAPES if len(shape) == y.ndim]
-        fits = (fix for shape, fix in sizes if all(own in (0, size) for own, size in zip(shape, y.shape, strict=True)))
-        return f"shape {list(y.shape)}", next(fits, "")
+        return f"shape {list(y.shape)}", ""
     if not values or y.is_meta:
         return None
     low, high = (bound.item() for bound in y.detach().aminmax())

@@ -186,10 +186,13 @@ def family_of(pipeline: Any) -> Family:
     for name in (sibling_of(pipeline), *(cls.__name__ for cls in type(pipeline).__mro__)):
         if name in FAMILIES:
             return FAMILIES[name]
-    raise InputError(
-        f"no family is known for {type(pipeline).__name__}; known: {', '.join(sorted({*FAMILIES, *SIBLINGS}))} "
-        "(add a row to hypernoise.generators.families.FAMILIES: denoiser, output layer, embeddings; "
-        "docs/generators.md shows one)"
+    raise unsupported(f"this is a {type(pipeline).__name__}")
+
+
+def unsupported(what: str) -> InputError:
+    return InputError(
+        f"{what}, which is not supported; known: {', '.join(FAMILIES)} (to add it, add its denoiser, output layer and "
+        "embeddings to hypernoise.generators.families.FAMILIES; docs/generators.md shows a row)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hypernoise.errors import InputError, first_line
+from hypernoise.errors import InputError, first_line, out_of_memory
 
 TRANSPORT: type[Exception] = HfHubHTTPError.__mro__[1]  # the base error of the Hub's HTTP client
 UNREACHABLE = (ConnectionError, TimeoutError, TRANSPORT)
@@ -38,15 +39,24 @@ def fetch(repository: str, *files: str, revision: str | None = None) -> Path:
 
 
 @contextmanager
-def explained(repository: str, revision: str | None, wanted: str) -> Iterator[None]:
-    """Turns a Hub error in the block, or behind a loading library's error there, into one line that says what to do."""
+def explained(repository: str, revision: str | None, wanted: str, what: str = "") -> Iterator[None]:
+    """Turns a Hub error in the block, or behind a loading library's error there, into one line that says what to do;
+    any other error too, if it is said `what` is loaded from the repository or folder."""
     try:
         yield
     except Exception as error:
-        cause = None if isinstance(error, InputError) else hub_cause(error)
-        if cause is None:
+        if isinstance(error, InputError) or out_of_memory(error):
             raise
-        raise InputError(_advice(cause, repository, revision, wanted)) from error
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, HUB_ERRORS):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise InputError(_advice(cause, repository, revision, wanted)) from error
+        if not what:
+            raise
+        get = f" (files may be missing in the local cache: {_download(repository, revision)})"
+        message = f"{what} could not be loaded from {repository}: {first_line(error)}"
+        raise InputError(message + ("" if os.path.isdir(repository) else get)) from error
 
 
 def _advice(error: Exception, repository: str, revision: str | None, wanted: str) -> str:
@@ -59,24 +69,15 @@ def _advice(error: Exception, repository: str, revision: str | None, wanted: str
         return f"there is no repository {repository} on the Hub, or it is private: check the name, or {login}"
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
-        get = download(repository, revision)
+        get = _download(repository, revision)
         return f"{repository}: {wanted} is not in the local cache and {why}; with a network connection, run: {get}"
     if isinstance(error, EntryNotFoundError):
         return f"{repository} has no {wanted}"
     return f"{repository} cannot be downloaded: {first_line(error)}"
 
 
-def download(repository: str, revision: str | None) -> str:
-    """The command that fetches a repository."""
+def _download(repository: str, revision: str | None) -> str:
     return f"hf download {repository}" + (f" --revision {revision}" if revision else "")
-
-
-def hub_cause(error: BaseException) -> Exception | None:
-    """The Hub's error that this is or that is behind it, if any."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, HUB_ERRORS):
-        cause = cause.__cause__ or cause.__context__
-    return cause
 
 
 def fetch_adapter(repository: str, revision: str | None = None) -> Path:

@@ -135,10 +135,10 @@ class ModuleGenerator(Generator):
         fault = fault_of(pixels, len(noise), values=self._unseen)
         if fault:
             what, fix = fault if isinstance(pixels, Tensor) else (_outline(pixels), "")
-            made = f"to_pixels=lambda y: {fix}, or " if fix else ""
+            made = f"to_pixels=lambda y: {fix}" if fix else "to_pixels, which converts them"
             raise InputError(
-                f"{who} returns {what}; it must return pixels [{len(noise)}, 3, H, W], floats in [0, 1]: pass {made}"
-                "pictures=False if these are not pictures"
+                f"{who} returns {what}; it must return pixels [{len(noise)}, 3, H, W], floats in [0, 1]: pass {made}, "
+                "or pictures=False if these are not pictures"
             )
         self._unseen = False
         if torch.is_grad_enabled() and noise.requires_grad and not pixels.requires_grad:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,11 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 
-from hypernoise.errors import InputError, check_is, first_line, no_traceback, out_of_memory, unknown
+from hypernoise.errors import InputError, check_is, no_traceback, unknown
 from hypernoise.files import check_file, read_json
 from hypernoise.generators.diffusion import DiffusionGenerator
-from hypernoise.generators.families import FAMILIES
-from hypernoise.generators.hub import download, explained, fetch, hub_cause
+from hypernoise.generators.families import FAMILIES, unsupported
+from hypernoise.generators.hub import explained, fetch
 from hypernoise.generators.loading import Loading
 from hypernoise.generators.memory import NO_SAVING, Memory
 from hypernoise.generators.presets import PRESETS, Preset
@@ -97,34 +95,20 @@ def load_as(loading: Loading, *, device: str = "auto") -> DiffusionGenerator:
     )
 
 
-@contextmanager
-def _loading(name: str, location: str, revision: str | None, wanted: str, *, on_hub: bool) -> Iterator[None]:
-    """Turns errors in the block into one line: the Hub's error if there is one behind, else the files'."""
-    with explained(location, revision, wanted):
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, InputError) or hub_cause(error) or out_of_memory(error):
-                raise
-            get = f" (files may be missing in the local cache: {download(location, revision)})" if on_hub else ""
-            message = f"generator {name!r} could not be loaded from {location}: {first_line(error)}"
-            raise InputError(message + get) from error
-
-
 def _pipeline(name: str, preset: Preset, location: str, revision: str | None, dtype: torch.dtype) -> Any:
     settings: dict[str, Any] = {"use_safetensors": True, DTYPE: dtype}
-    parts: dict[str, Any] = {}
+    parts, what = {}, f"generator {name!r}"
     for component, part in preset.parts.items():
         cls = getattr(diffusers, part.cls)
         more = settings if hasattr(cls, "dtype") else {}
-        with _loading(name, part.repository, None, part.folder, on_hub=True):
+        with explained(part.repository, None, part.folder, what):
             if part.folder.endswith(".safetensors"):
                 module = cls.from_config(cls.load_config(location, subfolder=component, revision=revision))
                 module.load_state_dict(load_file(fetch(part.repository, part.folder)))
                 parts[component] = module.to(dtype)
             else:
                 parts[component] = cls.from_pretrained(part.repository, subfolder=part.folder, **more)
-    with _loading(name, location, revision, "a part of the pipeline", on_hub=preset.repository is not None):
+    with explained(location, revision, "a part of the pipeline", what):
         pipeline: Any = DiffusionPipeline.from_pretrained(
             location, revision=revision, variant=preset.variant, trust_remote_code=False, **settings, **parts
         )
@@ -165,10 +149,7 @@ def check_directory(folder: Path) -> str:
     if not isinstance(pipeline_class, str):
         raise InputError(f"{index} does not name a pipeline class")
     if pipeline_class not in FAMILIES:
-        raise InputError(
-            f"{folder} holds a {pipeline_class}, which is not supported; known: {', '.join(FAMILIES)} (to add it, "
-            "register its denoiser, output layer and embeddings in hypernoise.generators.families.FAMILIES)"
-        )
+        raise unsupported(f"{folder} holds a {pipeline_class}")
     if not hasattr(diffusers, pipeline_class):
         raise InputError(
             f"diffusers {diffusers.__version__} has no {pipeline_class}, so it cannot load {folder}: load the pipeline "
