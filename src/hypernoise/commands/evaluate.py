@@ -171,9 +171,8 @@ def runs_pooled(found: Comparison, categories: Any) -> tuple[list[dict[str, Any]
     for (steps, name), records in found.records.items():
         run = re.fullmatch(r"((?:hypernoise|finetune)(?:@[\d.]+)?)-\d+", name)
         pooled.setdefault((steps, run[1] if run else name), []).append(records)
-    single = dict(zip(found.records, found.rows, strict=True))
     rows = [
-        single.get((steps, name)) or result_row(name, steps, runs, found.records[steps, "plain"], categories)
+        result_row(name, steps, runs, found.records[steps, "plain"], categories)
         for (steps, name), runs in pooled.items()
     ]
     return rows, [runs[0] for runs in pooled.values()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from hypernoise.errors import InputError, check_is
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.result_rows import result_row
-from hypernoise.files import output_folder, write_json
+from hypernoise.files import output_folder
 from hypernoise.generators.base import Generator, check_generator, check_texts
 from hypernoise.methods.base import Method, Problem
 from hypernoise.methods.search import Plain
@@ -88,74 +86,12 @@ def compare(
     Raises:
         InputError: no prompt, no method, two methods with the same name, or an invalid shard.
     """
-    noises = num_images_per_prompt
+    noises, count = num_images_per_prompt, len(prompts) * num_images_per_prompt
     rewards = {"reward": reward, "validation_reward": validation_reward}
     rewards = {name: own for name, own in rewards.items() if own is not None}
     check_generator(generator)
     for name, own in rewards.items():
         check_callable(own, f"the {name.replace('_', ' ')}")
-    _check(prompts, methods, noises, batch_size, shard, categories)
-    asked = [prompt for prompt in prompts for _ in range(noises)]
-    batches = [range(len(asked))[start : start + batch_size] for start in range(0, len(asked), batch_size)]
-    files = [[picture_file(i, noises) for i in batch] for batch in batches]
-    counts = [num_inference_steps] if isinstance(num_inference_steps, int) else num_inference_steps
-    shared = {
-        "version": __version__,
-        "generator": generator.describe(),
-        "dtype": str(generator.dtype),
-        "call": generator.call_settings(),
-        "rewards": [known_by(reward), known_by(validation_reward)],
-        "judge": known_by(judge),
-        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
-        "noises": noises,
-        "seed": seed,
-        "batch_size": batch_size,
-    }
-    warm = False
-    with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
-        cases = list(itertools.product(counts, methods))
-        folders = [_folder(Path(place), method, {**shared, "steps": steps}) for steps, method in cases]
-        for (steps, method), folder in zip(cases, folders, strict=True):
-            problem = Problem(generator, reward or _unrewarded, num_inference_steps=steps, seed=seed)
-            for number in range(shard[0], len(batches), shard[1]):
-                batch = batches[number]
-                if not whole(folder, number, files[number]):
-                    texts = [asked[i] for i in batch]
-                    noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batch)
-                    noise = noise.to(generator.device)
-                    if not warm:  # a process's first calls are slow, and would count for its first method
-                        measure(Plain().generate(problem, texts, noise).pixels, texts, rewards, None)
-                        warm = True
-                    result = method.generate(problem, texts, noise)
-                    keep(folder, number, result, measure(result.pixels, texts, rewards, judge), files[number])
-                progress(len(batch))
-        others = [number for number in range(len(batches)) if number % shard[1] != shard[0]]
-        missing = sum(not whole(folder, number, files[number]) for folder in folders for number in others)
-        if missing:
-            return Comparison([], {}, missing)
-        pairs = zip(cases, folders, strict=True)
-        found = {(steps, method.name): read(folder, len(batches), noises) for (steps, method), folder in pairs}
-    groups = np.array(categories if categories is not None else ["all"] * len(prompts))
-    rows = [
-        result_row(name, steps, [own], found.get((steps, Plain().name)), groups) for (steps, name), own in found.items()
-    ]
-    if output is None:
-        found = {key: dataclasses.replace(records, files=[]) for key, records in found.items()}
-    return Comparison(rows, found, 0)
-
-
-def _unrewarded(pixels: Tensor, prompts: list[str]) -> Tensor:
-    raise InputError("a method that searches needs a reward to search by")
-
-
-def _check(
-    prompts: Sequence[str],
-    methods: Sequence[Method],
-    noises: int,
-    batch_size: int,
-    shard: tuple[int, int],
-    categories: Sequence[str] | None,
-) -> None:
     check_texts(prompts)
     check_is(methods, Sequence, "methods", "a list, such as [Plain(), BestOfN(8)]")
     if not prompts or not methods:
@@ -169,15 +105,59 @@ def _check(
         raise InputError(f"two methods are called {max(names, key=names.count)!r}; names must be unique")
     if not 0 <= shard[0] < shard[1]:
         raise InputError(f"there is no shard {shard[0]}/{shard[1]}; the first of four is 0/4, the last 3/4")
-    if categories is not None and len(categories) != len(prompts):
-        raise InputError(f"{len(categories)} categories do not fit {len(prompts)} prompts")
+    groups = np.array(categories if categories is not None else ["all"] * len(prompts))
+    if len(groups) != len(prompts):
+        raise InputError(f"{len(groups)} categories do not fit {len(prompts)} prompts")
+
+    batches = [range(count)[start : start + batch_size] for start in range(0, count, batch_size)]
+    files = [[picture_file(i, noises) for i in batch] for batch in batches]
+    counts = [num_inference_steps] if isinstance(num_inference_steps, int) else num_inference_steps
+    cases = [(steps, method) for steps in counts for method in methods]
+    shared = {
+        "version": __version__,
+        "generator": generator.describe(),
+        "dtype": str(generator.dtype),
+        "call": generator.call_settings(),
+        "rewards": [known_by(reward), known_by(validation_reward)],
+        "judge": known_by(judge),
+        "prompts": list(prompts),
+        "noises": noises,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    warm = False
+    with nullcontext(output) if output is not None else tempfile.TemporaryDirectory() as place:
+        folders = [_folder(Path(place), method, {**shared, "steps": steps}) for steps, method in cases]
+        for (steps, method), folder in zip(cases, folders, strict=True):
+            problem = Problem(generator, reward, num_inference_steps=steps, seed=seed)
+            for number in range(shard[0], len(batches), shard[1]):
+                if not whole(folder, number, files[number]):
+                    texts = [prompts[i // noises] for i in batches[number]]
+                    noise = keyed_noise(generator.noise_shape, seed=seed, step=EVALUATION_STEP, samples=batches[number])
+                    noise = noise.to(generator.device)
+                    if not warm:  # a process's first calls are slow, and would count for its first method
+                        measure(Plain().generate(problem, texts, noise).pixels, texts, rewards, None)
+                        warm = True
+                    result = method.generate(problem, texts, noise)
+                    keep(folder, number, result, measure(result.pixels, texts, rewards, judge), files[number])
+                progress(len(files[number]))
+        others = [number for number in range(len(batches)) if number % shard[1] != shard[0]]
+        missing = sum(not whole(folder, number, files[number]) for folder in folders for number in others)
+        if missing:
+            return Comparison([], {}, missing)
+        found = {
+            (steps, method.name): read(folder, len(batches), noises)
+            for (steps, method), folder in zip(cases, folders, strict=True)
+        }
+    rows = [
+        result_row(name, steps, [own], found.get((steps, Plain().name)), groups) for (steps, name), own in found.items()
+    ]
+    if output is None:
+        found = {key: dataclasses.replace(records, files=[]) for key, records in found.items()}
+    return Comparison(rows, found, 0)
 
 
 def _folder(output: Path, method: Method, shared: dict[str, Any]) -> Path:
-    """The folder of one method, named by a hash of the settings that determine its numbers, listed in what.json."""
-    known = {**shared, "method": method.settings()}
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    folder = output_folder(output / "methods" / f"{method.name}-{digest[:12]}")
-    if not (folder / "what.json").exists():
-        write_json(folder / "what.json", known)
-    return folder
+    """The folder of one method, named by a hash of the settings that determine its numbers."""
+    known = json.dumps({**shared, "method": method.settings()}, sort_keys=True)
+    return output_folder(output / "methods" / f"{method.name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}")

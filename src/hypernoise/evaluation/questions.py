@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -46,13 +46,9 @@ class Question:
 Questions = tuple[Question, ...]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How a benchmark's file is read, its questions are phrased, and probabilities combine to a picture's score.
-
-    read: prompts and their questions, from the file's text and its name for messages.
-    score: from the probabilities of the right answers; and each question's value in its category.
-    """
+class Kind(NamedTuple):
+    """How a benchmark's file (its text, and its name for messages) is read, its questions are phrased, and the right
+    answers' probabilities combine to a picture's score, and each question's value in its category."""
 
     name: str
     read: Callable[[str, str], Iterator[tuple[str, Questions]]]
@@ -74,8 +70,7 @@ def _rows(text: str, file: str, needed: Sequence[str]) -> Iterator[tuple[str, di
 
 
 def read_dpg(text: str, file: str) -> Iterator[tuple[str, Questions]]:
-    """dpg_bench.csv: a line per question, with the columns `DPG`. Every line counts (the official script skips the
-    first)."""
+    """dpg_bench.csv: a line per question. Every line counts (the official script skips the first)."""
     groups: dict[str, list[dict[str, str]]] = {}
     for _, row in _rows(text, file, DPG):
         groups.setdefault(row["item_id"], []).append(row)
@@ -99,13 +94,10 @@ def read_unigenbench(text: str, file: str) -> Iterator[tuple[str, Questions]]:
         points, seen = (about.get(name) for name in ("Testpoints", "Testpoint Description"))
         if not (_texts(points) and _texts(seen) and len(points) == len(seen) > 0):
             raise InputError(f"{place}: sub_dims_en needs Testpoints and Testpoint Description, as many of each")
-        yield (
-            row["prompt_en"],
-            tuple(
-                Question(f'Does the picture show "{what}" ({point})?', YES, point.partition(" - ")[0])
-                for point, what in zip(points, seen, strict=True)
-            ),
-        )
+        asked = [
+            (f'Does the picture show "{what}" ({point})?', point) for point, what in zip(points, seen, strict=True)
+        ]
+        yield row["prompt_en"], tuple(Question(text, YES, point.partition(" - ")[0]) for text, point in asked)
 
 
 def read_geneval2(text: str, file: str) -> Iterator[tuple[str, Questions]]:
@@ -185,11 +177,8 @@ def benchmark(file: str, count: int, judge: str = "", colors: str = "") -> Bench
             raise unknown("judge", name, vqa.VLMS)
         return QuestionJudge(kind, items, vqa.load(name, RewardSettings()), device)
 
-    return Benchmark(
-        prompts=prompts,
-        load_judge=None if judge == "none" else load_judge,
-        about={"benchmark": kind.name, "file": file, "count": len(prompts)},
-    )
+    about = {"benchmark": kind.name, "file": file, "count": len(prompts)}
+    return Benchmark(prompts, load_judge=None if judge == "none" else load_judge, about=about)
 
 
 class QuestionJudge:
@@ -199,27 +188,23 @@ class QuestionJudge:
     def __init__(self, kind: Kind, items: Mapping[str, Questions], reward: Any, device: torch.device | str = "cpu"):
         self.kind, self.items, self.reward, self.device = kind, items, reward, device
         self.name = f"{kind.name} by {reward.name}"
-        self.asking: dict[str, Any] = {}  # by answer
 
     def __call__(self, picture: np.ndarray, prompt: str) -> Judgement:
         questions, pixels = self.items[prompt], torch.from_numpy(picture).permute(2, 0, 1)
         sure = [self.probability(pixels, question) for question in questions]
         score, counted = self.kind.score(questions, sure)
         parts: dict[str, list[float]] = {}
-        for question, value in zip(questions, counted, strict=True):
+        notes, details = [f"{score:.3f}"], []
+        for question, probability, value in zip(questions, sure, counted, strict=True):
             parts.setdefault(question.category, []).append(value)
-        asked = list(zip(questions, sure, strict=True))
-        note = "; ".join([f"{score:.3f}", *(question.text for question, probability in asked if probability <= 0.5)])
-        details = [
-            {"question": one.text, "answer": one.answer, "category": one.category, "probability": probability}
-            for one, probability in asked
-        ]
-        return Judgement(score, note=note, parts=parts, details=details)
+            notes += [question.text] if probability <= 0.5 else []
+            about = {"question": question.text, "answer": question.answer, "category": question.category}
+            details.append({**about, "probability": probability})
+        return Judgement(score, note="; ".join(notes), parts=parts, details=details)
 
     @torch.no_grad()
     def probability(self, pixels: Tensor, question: Question) -> float:
         """P(right answer) for one picture [3, H, W] in [0, 1]."""
         answer = question.answer.capitalize()  # the capitalisation that the model was trained with
-        if answer not in self.asking:
-            self.asking[answer] = self.reward.asking(self.kind.sentence, answer)
-        return self.asking[answer](pixels[None].to(self.device), [question.text]).exp().item()
+        asking = self.reward.asking(self.kind.sentence, answer)
+        return asking(pixels[None].to(self.device), [question.text]).exp().item()

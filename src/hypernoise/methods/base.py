@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.generators.module import parts_of
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardFunction, scored
+from hypernoise.settings import MOST_AT_ONCE, whole
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Problem:
     """The input common to all methods: the generator, its inference steps, and the reward to maximise."""
 
     generator: Generator
-    reward: RewardFunction
+    reward: RewardFunction | None  # None: no method may search
     num_inference_steps: int = 1  # denoiser calls per picture
     seed: Seed = 0  # for the noise that a stochastic scheduler adds between steps
 
@@ -93,6 +94,22 @@ class Method(Protocol):
         ...
 
 
+class Numbered:
+    """A method whose arguments are whole numbers from 1, all of them in its name."""
+
+    template: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        whole(self, *vars(self), most=MOST_AT_ONCE)
+
+    @property
+    def name(self) -> str:
+        return self.template.format(**vars(self))
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": self.name}
+
+
 class Meter:
     """Draws and scores for one method, and counts; created by `metered`."""
 
@@ -106,7 +123,9 @@ class Meter:
         return wide(self.problem.generator.sample(noise, condition, num_inference_steps=steps, seed=seed))
 
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
-        """Rewards [B], differentiable in the pixels. InputError for one that is not finite."""
+        """Rewards [B], differentiable in the pixels. InputError without a reward, or for one that is not finite."""
+        if self.problem.reward is None:
+            raise InputError("a method that searches needs a reward to search by")
         self.calls.update(reward_calls=len(pixels))
         scores = scored(self.problem.reward, pixels, list(prompts))
         finite = torch.isfinite(scores)

@@ -5,39 +5,28 @@ Each iteration draws, scores, and moves the noise along the reward's gradient; t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hypernoise.errors import InputError
-from hypernoise.methods.base import BestSoFar, Problem, Result, metered, per_sample
+from hypernoise.methods.base import BestSoFar, Numbered, Problem, Result, metered, per_sample
 from hypernoise.objective import l2_kl
-from hypernoise.settings import whole
 
 STEP, MOMENTUM, CLIP, NORM_WEIGHT = 5.0, 0.9, 0.1, 0.01  # ExplainableML/ReNO, arguments.py and training/optim.py
 
 
 @dataclass(frozen=True)
-class ReNO:
+class ReNO(Numbered):
     """Searches the noise by the reward's gradient, each sample separately.
 
     Args:
         iterations: pictures drawn, one more than gradient steps, as published.
     """
 
+    template = "reno-{iterations}"
     iterations: int = 50
-
-    def __post_init__(self) -> None:
-        whole(self, "iterations")
-
-    @property
-    def name(self) -> str:
-        return f"reno-{self.iterations}"
-
-    def settings(self) -> dict[str, Any]:
-        return {"method": "reno", **asdict(self)}
 
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
         x = noise.detach().clone().requires_grad_()

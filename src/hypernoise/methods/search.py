@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hypernoise.methods.base import BestSoFar, Problem, Result, fresh_noise, metered
-from hypernoise.settings import MOST_AT_ONCE, whole
+from hypernoise.methods.base import BestSoFar, Numbered, Problem, Result, fresh_noise, metered
 
 RADIUS = 0.5  # of a neighbour: 1 would be independent noise, as in best-of-n
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Numbered):
     """One picture from the given noise, the baseline of every other method."""
 
-    name = "plain"
-
-    def settings(self) -> dict[str, Any]:
-        return {"method": "plain"}
+    template = "plain"
 
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
@@ -32,24 +27,15 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(Numbered):
     """Draws n pictures of each prompt, the first from the given noise, and keeps the one with the highest reward.
 
     Its KL is log n − (n − 1)/n nats, exact if no two pictures have equal scores (Beirami et al. 2024,
     arXiv 2401.01879; with ties it is an upper bound).
     """
 
+    template = "best-of-{n}"
     n: int = 8
-
-    def __post_init__(self) -> None:
-        whole(self, "n", most=MOST_AT_ONCE)
-
-    @property
-    def name(self) -> str:
-        return f"best-of-{self.n}"
-
-    def settings(self) -> dict[str, Any]:
-        return {"method": "best-of", **asdict(self)}
 
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
@@ -62,7 +48,7 @@ class BestOfN:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Numbered):
     """Zero-order search (Ma et al. 2025, arXiv 2501.09732): each round scores `neighbours` of the best noise so far.
 
     A neighbour is √(1 − r²)·x + r·ε, so that from x ~ N(0, I) each is N(0, I) too: the paper's
@@ -70,18 +56,9 @@ class Search:
     rewards need no gradient. 1 + rounds · neighbours pictures in all.
     """
 
+    template = "search-{rounds}x{neighbours}"
     rounds: int = 7
     neighbours: int = 4
-
-    def __post_init__(self) -> None:
-        whole(self, "rounds", "neighbours", most=MOST_AT_ONCE)
-
-    @property
-    def name(self) -> str:
-        return f"search-{self.rounds}x{self.neighbours}"
-
-    def settings(self) -> dict[str, Any]:
-        return {"method": "search", **asdict(self), "radius": RADIUS}
 
     @torch.no_grad()
     def generate(self, problem: Problem, prompts: list[str], noise: Tensor) -> Result:
