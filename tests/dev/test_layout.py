@@ -12,7 +12,7 @@ def test_the_judge_finds_every_taught_scene_right():
     rng = np.random.default_rng(3)
     taught = [taught_scene(rng) for _ in range(150)]
     assert {request.category for request, _ in taught} == {request.category for request in evaluation_requests(1)}
-    assert all(judge(draw(scene), request).correct for request, scene in taught)
+    assert all(judge(draw(scene), request).right for request, scene in taught)
 
 
 def test_objects_stand_on_the_grid_and_no_caption_is_an_evaluation_caption():

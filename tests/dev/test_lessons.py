@@ -23,8 +23,8 @@ def test_near_misses_are_false_by_the_judge_and_never_evaluation_captions(catego
         assert found
         assert not {combination(r) for r in found} & held_out
         pixels = draw(sample_scene(request, rng))
-        assert judge(pixels, request).correct
-        held += sum(judge(pixels, r).correct for r in found)
+        assert judge(pixels, request).right
+        held += sum(judge(pixels, r).right for r in found)
         asked += len(found)
     assert held <= 0.01 * asked
 
@@ -42,7 +42,7 @@ def test_what_is_taught_is_never_an_evaluation_caption():
         found = near_misses(request, FORBIDDEN)
         assert not {combination(r) for r in found} & FORBIDDEN
         pixels = draw(sample_scene(request, rng))
-        assert judge(pixels, request).correct
+        assert judge(pixels, request).right
 
 
 def test_near_misses_swap_what_binds_and_turn_relations_round():
@@ -64,8 +64,8 @@ def test_mild_corruptions_keep_what_is_shown_and_breaking_does_not():
     assert all(x.pixels.min() >= 0 and x.pixels.max() <= 1 for x in mild + broken)
     far = [np.sqrt(np.square(x.pixels - draw(x.scene)).mean()) for x in mild]
     assert np.median(far) < 0.06
-    assert np.mean([judge(x.pixels, x.request).correct for x in mild]) > 0.6
-    assert np.mean([judge(x.pixels, x.request).correct for x in broken]) < 0.2
+    assert np.mean([judge(x.pixels, x.request).right for x in mild]) > 0.6
+    assert np.mean([judge(x.pixels, x.request).right for x in broken]) < 0.2
     assert all(len(x.false_captions) == 2 for x in mild)
 
 

@@ -7,6 +7,7 @@ import torch
 from dev.scenes.drawing import draw, sample_scene
 from hypernoise.evaluation.geneval.rules import judge, kept, relations
 from hypernoise.generators.registry import load_generator
+from hypernoise.scenes.judge import detect
 from hypernoise.scenes.judge import judge as judged
 from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import SIZE, relation_between
@@ -16,7 +17,7 @@ from tests.scenes.as_geneval import as_detection, as_request
 def both(pixels, asked):
     """The judge's verdict, the rules' verdict, and the objects that the rules saw."""
     request, verdict = as_request(asked), judged(pixels, asked)
-    objects = kept([as_detection(found, SIZE * SIZE) for found in verdict.found], request.tag)
+    objects = kept([as_detection(found, SIZE * SIZE) for found in detect(pixels)[0]], request.tag)
     return verdict, judge(request, objects), objects
 
 
@@ -49,9 +50,9 @@ def test_on_drawn_truth_they_agree_but_for_what_is_known():
         other = asked[i + 1] if i + 1 < len(asked) and asked[i + 1].category == request.category else asked[i - 1]
         for against in (request, other):
             ours, rules, objects = both(pixels, against)
-            assert ours.correct == (not rules) or explained(against, objects), (against, ours.reason, rules)
+            assert ours.right == (not rules) or explained(against, objects), (against, ours.note, rules)
             key = (against.category, against is request)
-            verdicts.setdefault(key, []).append((ours.correct, not rules))
+            verdicts.setdefault(key, []).append((ours.right, not rules))
     for (category, own), pairs in verdicts.items():
         broadcast = np.mean([one == other for one, other in pairs])
         assert broadcast >= (0.8 if category == "position" else 1.0), (category, own, pairs)
@@ -69,8 +70,8 @@ def test_on_the_generators_pictures_they_agree_but_for_what_is_known():
     pairs = []
     for picture, request in zip(pixels, asked, strict=True):
         ours, rules, objects = both(picture.permute(1, 2, 0).numpy(), request)
-        assert ours.correct == (not rules) or explained(request, objects), (request, ours.reason, rules)
-        pairs.append((ours.correct, not rules))
+        assert ours.right == (not rules) or explained(request, objects), (request, ours.note, rules)
+        pairs.append((ours.right, not rules))
     assert 0.2 < np.mean([one for one, _ in pairs]) < 0.95
     assert np.mean([one == other for one, other in pairs]) > 0.85
 

@@ -205,16 +205,16 @@ def test_noise_degrades_the_score(drawn, sigma, least, most):
 )
 def test_reasons(request_, objects, reason):
     verdict = judge(show(*objects), request_)
-    assert verdict.reason == reason
-    assert verdict.correct == (reason == "")
+    assert verdict.note == reason
+    assert verdict.right == float(reason == "")
 
 
 def test_a_shape_around_another_has_no_direction():
     picture = show(Placed("ring", "red", 32.0, 32.0, 28.0), Placed("circle", "blue", 32.0, 32.0, 10.0))
     request = Request("position", (Thing("ring"), Thing("circle")), "above")
-    assert judge(picture, request).reason == "no ring"  # 28 px is too large for this world
+    assert judge(picture, request).note == "no ring"  # 28 px is too large for this world
     picture = show(Placed("ring", "red", 32.0, 32.0, 18.0), Placed("circle", "blue", 32.0, 32.0, 7.0))
-    assert judge(picture, request).reason == "the ring is in the same place as the circle, asked above"
+    assert judge(picture, request).note == "the ring is in the same place as the circle, asked above"
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -30,7 +30,7 @@ def test_a_true_picture_of_a_rewrite_is_right_for_the_prompt(category):
     assert wordings
     for text in wordings:
         scene = sample_scene(_parsed(text, request), rng)
-        assert judge(draw(scene), request).correct, (request.caption, text)
+        assert judge(draw(scene), request).right, (request.caption, text)
 
 
 def _parsed(text, like):

@@ -33,8 +33,7 @@ def benchmark_of(requests: Sequence[Request], about: Mapping[str, Any]) -> Bench
     by_caption = {request.caption: request for request in requests}
 
     def scenes_judge(picture: np.ndarray, prompt: str) -> Judgement:
-        verdict = judge(picture, by_caption[prompt])
-        return Judgement(float(verdict.correct), verdict.artefacts, verdict.reason)
+        return judge(picture, by_caption[prompt])
 
     scenes_judge.name = "scenes"  # pyright: ignore[reportFunctionMemberAccess]
     return Benchmark(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from hypernoise.evaluation.records import Judgement
 from hypernoise.scenes.world import COLORS, RADII, SHAPES, Request, plural, relation_between
 
 # Distances between colours are Euclidean in RGB, each channel in [0, 1]; the two nearest in the palette are 0.30 apart.
@@ -55,16 +56,6 @@ class Found:
     width: float
     height: float
     area: int
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The judge's verdict on one picture; `reason` is empty when it is correct."""
-
-    correct: bool
-    reason: str
-    artefacts: float
-    found: tuple[Found, ...]
 
 
 def detect(pixels: np.ndarray) -> tuple[tuple[Found, ...], float]:
@@ -178,7 +169,7 @@ def _sharpened(cover: np.ndarray) -> np.ndarray:
     return (SHARPEN * (cover - 0.5) + 0.5).clip(0, 1)
 
 
-def judge(pixels: np.ndarray, request: Request) -> Verdict:
+def judge(pixels: np.ndarray, request: Request) -> Judgement:
     """Whether one picture, floats [H, W, 3] in [0, 1], shows the request.
 
     Only counting forbids extra objects; if several objects match one in the
@@ -186,7 +177,7 @@ def judge(pixels: np.ndarray, request: Request) -> Verdict:
     """
     found, artefacts = detect(pixels)
     reason = _first_fault(found, request)
-    return Verdict(not reason, reason, artefacts, found)
+    return Judgement(float(not reason), artefacts, reason)
 
 
 def _first_fault(found: tuple[Found, ...], request: Request) -> str:
