@@ -74,11 +74,9 @@ def test_swapping_the_prompt_separates_specific_edits_from_generic_ones():
     noise, _ = draws(40, 1, 2, 4)
     specific = swap_control(Mean(), Edit(0.5), asked, PROMPTS, noise, batch=7)
     assert (specific.own.value, specific.swapped.value, specific.lost.value) == pytest.approx((0.5, -0.5, 1.0))
-    assert specific.cosine == pytest.approx(-1)
     brighter = lambda pixels, prompts: pixels.flatten(1).mean(1)  # noqa: E731
     generic = swap_control(Mean(), Edit(0.5, specific=False), brighter, PROMPTS, noise)
     assert (generic.own.value, generic.swapped.value, generic.lost.value) == pytest.approx((0.5, 0.5, 0.0))
-    assert generic.cosine == pytest.approx(1)
     with pytest.raises(InputError, match="at least two different prompts"):
         swap_control(Mean(), Edit(0.5), asked, ["up"] * 40, noise)
 
@@ -88,7 +86,6 @@ def test_verdict_on_a_specific_shift():
     assert found.kl.kl.value == pytest.approx(8 * 0.04 / 2)
     assert found.lipschitz < 1e-12
     assert found.distance == pytest.approx(0.2)
-    assert found.constant < 0.01  # + for one prompt, − for the other
     assert finding(found, "L2 term").good
     assert finding(found, "L2 term").text.startswith("trustworthy: KL 0.16")
     assert finding(found, "Lipschitz").good
@@ -109,7 +106,6 @@ def test_a_single_prompt_is_diagnosed_without_the_swap():
 
 def test_verdict_on_a_generic_shift():
     found = look(Edit(0.4, specific=False), reward=lambda pixels, prompts: pixels.flatten(1).mean(1))
-    assert found.constant == pytest.approx(1)
     assert finding(found, "prompt").text.startswith("generic: 0% ± 0% of the gain")
     assert "a reward that reads the prompt" in finding(found, "prompt").advice
     assert finding(found, "white").text.startswith("x + f is not white: mean square of the mean at each place")

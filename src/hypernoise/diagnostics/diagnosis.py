@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from hypernoise.diagnostics.kl import KLReport, estimate_kl
 from hypernoise.diagnostics.lipschitz import kl_gap_bound, spectral_norm
@@ -31,8 +30,7 @@ MORE_NOISES = "more --noises; the error falls with their square root"
 class Diagnosis:
     """The measurements. Norms and powers are per noise; KLs in nats.
 
-    norms: ‖J‖₂ at each noise. distance: mean ‖f‖ / √d. constant: share of ‖f‖² that is the same for all noises and
-    prompts.
+    norms: ‖J‖₂ at each noise. distance: mean ‖f‖ / √d.
     bands: f's power by frequency (None for noise that is not an image). checks: of x + f against N(0, I).
     swap: None with a single prompt.
     """
@@ -41,7 +39,6 @@ class Diagnosis:
     kl: KLReport
     norms: list[float]
     distance: float
-    constant: float
     bands: list[Band] | None
     checks: list[Check]
     swap: Swap | None
@@ -103,7 +100,6 @@ def diagnose(
         kl=estimate_kl(network, noise, condition, batch=batch, seed=seed),
         norms=norms.tolist(),
         distance=(residual.flatten(1).norm(dim=1) / math.sqrt(noise[0].numel())).mean().item(),
-        constant=_constant_share(residual),
         bands=band_powers(residual) if noise.ndim == 4 else None,
         checks=white_checks(noise + residual),
         swap=swap_control(generator, network, reward, texts, noise, **drawing) if len(set(texts)) > 1 else None,
@@ -112,8 +108,8 @@ def diagnose(
 
 def findings(found: Diagnosis) -> list[Finding]:
     """The verdict, one line per question."""
-    moved = f"‖f‖ is {found.distance:.1%} of √d; {found.constant:.0%} of ‖f‖² is one shift for every noise and prompt"
-    return [_trust(found), _stretch(found), Finding("distance", True, moved), _white(found), _prompt(found)]
+    moved = Finding("distance", True, f"‖f‖ is {found.distance:.1%} of √d")
+    return [_trust(found), _stretch(found), moved, _white(found), _prompt(found)]
 
 
 def _trust(found: Diagnosis) -> Finding:
@@ -175,14 +171,4 @@ def _prompt(found: Diagnosis) -> Finding:
     if lost.value + CERTAIN * lost.error >= GENERIC * own.value:
         return Finding("prompt", False, f"undecided: {swapped}; {text}", MORE_NOISES)
     advice = "a reward that reads the prompt, if the prompt is meant to matter"
-    return Finding("prompt", False, f"generic: {swapped}, cosine {swap.cosine:.2f}; {text}", advice)
-
-
-def _constant_share(residual: Tensor) -> float:
-    """‖E f‖² / E‖f‖², corrected for the bias from the mean of n residuals."""
-    flat = residual.flatten(1).double().cpu()
-    count, total = len(flat), flat.square().sum(1).mean()
-    if not total:
-        return 0.0
-    between = (flat.mean(0).square().sum() * count - total) / (count - 1)
-    return max(0.0, (between / total).item())
+    return Finding("prompt", False, f"generic: {swapped}; {text}", advice)

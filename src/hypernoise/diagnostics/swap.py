@@ -21,15 +21,11 @@ from hypernoise.rewards.base import RewardFunction
 
 @dataclass(frozen=True)
 class Swap:
-    """Gains in reward over the plain picture, with standard errors over noises; `lost` = own − swapped, paired.
-
-    cosine: mean between the residuals of the two prompts at the same noise.
-    """
+    """Gains in reward over the plain picture, with standard errors over noises; `lost` = own − swapped, paired."""
 
     own: Estimate
     swapped: Estimate
     lost: Estimate
-    cosine: float
 
 
 @torch.no_grad()
@@ -54,17 +50,14 @@ def swap_control(
     count = len(prompts)
     turns = range(count // 2, count // 2 + count)
     others = [next(p for k in turns if (p := prompts[(i + k) % count]) != own) for i, own in enumerate(prompts)]
-    rewards, cosines = [], []
-    for start in range(0, len(prompts), batch):
+    rewards = []
+    for start in range(0, count, batch):
         rows = slice(start, start + batch)
         x, texts = noise[rows], prompts[rows]
         condition = generator.encode(texts)
-        own, swapped = network(x, condition), network(x, generator.encode(others[rows]))
-        noises = (x + f for f in (torch.zeros_like(own), own, swapped))
+        noises = (x, x + network(x, condition), x + network(x, generator.encode(others[rows])))
         drawn = (generator.sample(z, condition, num_inference_steps=num_inference_steps, seed=0) for z in noises)
         scores = [reward(pixels.to(x.dtype), texts) for pixels in drawn]
         rewards.append(torch.stack(scores, 1).double().cpu())
-        cosines.append(torch.cosine_similarity(own.flatten(1), swapped.flatten(1)).double().cpu())
     plain, own, swapped = torch.cat(rewards).T
-    of, cosine = Estimate.of, torch.cat(cosines).mean().item()
-    return Swap(own=of(own - plain), swapped=of(swapped - plain), lost=of(own - swapped), cosine=cosine)
+    return Swap(Estimate.of(own - plain), Estimate.of(swapped - plain), Estimate.of(own - swapped))

@@ -69,10 +69,6 @@ def stop_requested() -> Iterator[Callable[[], int]]:
     acts as usual, unless it arrives within a second of the first signal.
     """
     asked, since = 0, 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: asked
-        return
-    before = {number: signal.getsignal(number) for number in ENDING}
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked, since
@@ -86,8 +82,8 @@ def stop_requested() -> Iterator[Callable[[], int]]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in ENDING:
-        signal.signal(number, ask)
+    ending = ENDING if threading.current_thread() is threading.main_thread() else ()  # no other thread gets signals
+    before = {number: signal.signal(number, ask) for number in ending}
     try:
         yield lambda: asked
     finally:

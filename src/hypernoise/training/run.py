@@ -231,23 +231,20 @@ class Run:
         """
         ended = "interrupted"
         self._write_status("")
-        try:
-            # without checkpoints, a signal ends the run like any other program
-            signals = stop_requested() if self.folder is not None else nullcontext(lambda: 0)
-            with self.log.opened(), signals as stop:
-                try:
+        # without checkpoints, a signal ends the run like any other program
+        with stop_requested() if self.folder is not None else nullcontext(lambda: 0) as stop:
+            try:
+                with self.log.opened():
                     yield stop
-                except Exception:
-                    for keep in (self.write_row, self._save_last_good):
-                        with suppress(InputError):  # a full disk: the error itself reports it
-                            keep()
-                    raise
-            ended = self.ended
-        except Exception as error:
-            ended = first_line(error)
-            raise
-        finally:
-            self._write_status(ended)
+                ended = self.ended
+            except Exception as error:
+                ended = first_line(error)
+                for keep in (self.write_row, self._save_last_good):
+                    with suppress(InputError):  # a full disk: the error itself reports it
+                        keep()
+                raise
+            finally:
+                self._write_status(ended)
 
     def _write_status(self, ended: str) -> None:
         """Writes process.json: which process trains, and how it ended."""
