@@ -203,7 +203,7 @@ def test_adapters_of_another_kind_or_base_get_one_clear_line(sd_pipeline, tmp_pa
         ({"settings": {**about["settings"], "channels": 16}}, "is for 16 latent channels .* 'tiny' has 4"),
         ({"settings": {**about["settings"], "kk": 1}}, "settings that a 'spectral' network does not take"),
         ({"settings": {"rank": 2, "alpha": 1.0}}, "settings that a 'spectral' network does not take"),
-        ({"kind": "lora", "settings": {"rank": 2, "alpha": 1.0}}, "matches no weight"),
+        ({"kind": "lora", "settings": {"rank": 2, "alpha": 1.0}}, "does not fit this generator"),
     ):
         file.write_text(json.dumps({**about, "base": None, **wrong}))
         with pytest.raises(InputError, match=message) as caught:
@@ -213,7 +213,7 @@ def test_adapters_of_another_kind_or_base_get_one_clear_line(sd_pipeline, tmp_pa
     lora_file = tmp_path / "lora" / "hypernoise.json"
     own = {"kind": "spectral", "settings": about["settings"]}
     lora_file.write_text(json.dumps({**json.loads(lora_file.read_text()), **own}))
-    with pytest.raises(InputError, match="matches no weight"):
+    with pytest.raises(InputError, match="does not fit this generator"):
         load_adapter(generator, tmp_path / "lora")
     wide = SpectralNoise(4, 12, k=2)
     with pytest.raises(InputError, match="text width 12; these have 8"):

@@ -8,6 +8,7 @@ that name, and tests/generators/test_families.py checks it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -231,18 +232,16 @@ def few_step_doubt(pipeline: Any) -> str | None:
     A few-step model gets pure noise at the last training timestep, for any number of steps; a scheduler
     whose single step starts elsewhere ("leading" spacing: t = 1) passes noise to a network that expects a picture.
     """
-    spacing = pipeline.scheduler.config.get("timestep_spacing")
-    if spacing is None:
+    config = pipeline.scheduler.config
+    if "timestep_spacing" not in config:
         return None
-    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-    try:
+    scheduler, last = type(pipeline.scheduler).from_config(config), config.num_train_timesteps - 1
+    fault = "cannot take a single step"
+    with suppress(ValueError):  # PNDM with its Runge-Kutta steps
         scheduler.set_timesteps(1)
-    except ValueError:  # PNDM with its Runge-Kutta steps
-        return f"its {type(scheduler).__name__} cannot take a single step"
-    first, last = float(scheduler.timesteps[0]), scheduler.config.num_train_timesteps - 1
-    if first >= 0.9 * last:
-        return None
-    return (
-        f"its {type(scheduler).__name__} starts a single step at t = {first:g}, not at {last} "
-        f"(timestep_spacing is {spacing!r}; few-step models take 'trailing')"
-    )
+        first = float(scheduler.timesteps[0])
+        if first >= 0.9 * last:
+            return None
+        spacing = f"timestep_spacing is {config.timestep_spacing!r}; few-step models take 'trailing'"
+        fault = f"starts a single step at t = {first:g}, not at {last} ({spacing})"
+    return f"its {type(scheduler).__name__} {fault}"

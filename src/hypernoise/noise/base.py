@@ -60,27 +60,19 @@ class NoiseNetwork(nn.Module):
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Raises InputError unless the names and shapes are exactly those of `trainable_state`."""
-        copy_state(self.trainable_state(), state)
-
-
-def copy_state(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Copies `state` into the tensors of `own`, or raises InputError without changing anything."""
-    if not own.keys() & state.keys():
-        raise InputError("the adapter matches no weight of this generator: it was made for another architecture")
-    wrong = "the adapter does not fit this generator"
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra:
-        raise InputError(
-            f"{wrong}: {len(missing)} of its {len(own)} weights are missing and {len(extra)} are unknown here, for "
-            f"example {(missing or extra)[0]}"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
-            raise InputError(f"{wrong}: {name} has shape {list(state[name].shape)}, here it is {list(tensor.shape)}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        """Raises InputError, and changes nothing, unless names and shapes are exactly those of `trainable_state`."""
+        own = self.trainable_state()
+        there, here = ({name: list(tensor.shape) for name, tensor in part.items()} for part in (state, own))
+        wrong = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        if wrong:
+            shapes = f"{there.get(wrong[0], 'missing')} in the adapter, {here.get(wrong[0], 'missing')} here"
+            raise InputError(
+                "the adapter does not fit this generator (it was made for another architecture, or is damaged): "
+                f"{len(wrong)} weights differ, such as {wrong[0]}: {shapes}"
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
 
 
 def kl_of(network: NoiseNetwork, noise: Tensor, condition: Condition, residual: Tensor) -> Tensor:
