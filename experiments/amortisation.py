@@ -23,7 +23,7 @@ from experiments.base import Bench, Seeded, first_of, main, pooled, table
 from hypernoise.evaluation.benchmarks import Benchmark
 from hypernoise.evaluation.bootstrap import grouped_mean, interval, resampled
 from hypernoise.evaluation.charts import Line, line_chart, page
-from hypernoise.evaluation.report import network_calls
+from hypernoise.evaluation.page import network_calls
 from hypernoise.evaluation.result_rows import by_prompt
 from hypernoise.methods.base import Method
 

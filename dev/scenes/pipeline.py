@@ -26,7 +26,7 @@ from hypernoise.files import atomic_file, write_json
 from hypernoise.generators.registry import load_generator
 from hypernoise.methods.search import Plain
 from hypernoise.rewards.ensemble import load_reward
-from hypernoise.scenes.benchmark import benchmark_of
+from hypernoise.scenes.judge import benchmark_of
 
 
 @dataclass(frozen=True)

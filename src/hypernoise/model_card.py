@@ -15,8 +15,8 @@ from jinja2 import Environment
 
 from hypernoise.adapters import ABOUT, PEFT_CONFIG, WEIGHTS, adapter_folder, read_about, read_weights
 from hypernoise.errors import InputError, first_line
+from hypernoise.evaluation.page import result_tables
 from hypernoise.evaluation.result_rows import empty_row
-from hypernoise.evaluation.tables import result_tables
 from hypernoise.files import kept_json
 from hypernoise.generators.hub import HUB_ID, UNREACHABLE
 from hypernoise.generators.presets import PRESETS

@@ -12,11 +12,10 @@ import pytest
 from PIL import Image
 
 from hypernoise.evaluation.benchmarks import first_of_each
+from hypernoise.evaluation.page import TILE, charts_of, result_tables
+from hypernoise.evaluation.page import page as rendered
 from hypernoise.evaluation.picture_sheet import Example, Shown
-from hypernoise.evaluation.report import TILE, charts_of
-from hypernoise.evaluation.report import page as rendered
 from hypernoise.evaluation.result_rows import empty_row
-from hypernoise.evaluation.tables import result_tables
 from tests.evaluation.browser import CHROMIUM, Browser
 
 

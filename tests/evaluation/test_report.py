@@ -4,10 +4,9 @@ from PIL import Image
 
 from hypernoise.evaluation.bootstrap import grouped_mean, interval, means_of_groups
 from hypernoise.evaluation.charts import COLORS, HEIGHT, LEFT, Line, line_chart
+from hypernoise.evaluation.page import as_text, charts_of, result_tables
 from hypernoise.evaluation.picture_sheet import HEAD, LABEL, PAD, RIGHT, TILE, WRONG, Example, Shown, picture_sheet
-from hypernoise.evaluation.report import charts_of
-from hypernoise.evaluation.result_rows import empty_row
-from hypernoise.evaluation.tables import as_text, name_of, result_tables
+from hypernoise.evaluation.result_rows import empty_row, name_of
 
 
 def row(method, forwards, score, steps=1, **more):

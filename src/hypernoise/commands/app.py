@@ -170,7 +170,7 @@ def as_colors(generator: DiffusionGenerator, f: Tensor) -> Tensor:
 
 def as_table(drawn: Sequence[Drawn]) -> str:
     """HTML: a column per noise, with rows for plain, with f, and f, and their measurements."""
-    from hypernoise.evaluation.report import embedded
+    from hypernoise.evaluation.page import embedded
 
     rows = ["<th></th>" + "".join(f"<th>seed {one.seed}</th>" for one in drawn)]
     for place, name in enumerate(("plain", "with f", "f")):

@@ -16,7 +16,7 @@ from hypernoise.version import __version__
 if TYPE_CHECKING:
     import torch
 
-    from hypernoise.evaluation.tables import Table
+    from hypernoise.evaluation.page import Table
     from hypernoise.generators.diffusion import DiffusionGenerator
 
 
@@ -54,8 +54,7 @@ def write_report(
     examples: Sequence[Any] = (),
 ) -> None:
     """Prints the tables, and writes `output`/report.html with them and the rest."""
-    from hypernoise.evaluation.report import page
-    from hypernoise.evaluation.tables import as_text
+    from hypernoise.evaluation.page import as_text, page
 
     print("\n\n".join(as_text(table) for table in tables))
     facts = {**about, "version": __version__}

@@ -72,10 +72,10 @@ class Evaluate(WithGenerator):
 
         from hypernoise.evaluation.benchmarks import load_benchmark
         from hypernoise.evaluation.engine import compare
+        from hypernoise.evaluation.page import charts_of, result_tables
         from hypernoise.evaluation.picture_sheet import before_and_after, examples_of
-        from hypernoise.evaluation.report import charts_of
+        from hypernoise.evaluation.result_rows import name_of
         from hypernoise.evaluation.summary import write_summary
-        from hypernoise.evaluation.tables import name_of, result_tables
         from hypernoise.files import output_folder
         from hypernoise.methods.finetune import FineTune
         from hypernoise.methods.hypernoise import HyperNoise

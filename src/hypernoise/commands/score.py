@@ -10,8 +10,6 @@ from typing import ClassVar
 from hypernoise.errors import InputError
 from hypernoise.settings import MOST_AT_ONCE, whole
 
-NAMED = 10  # broken pictures named on stderr; summary.json has all
-
 
 @dataclass(frozen=True)
 class Score:
@@ -54,8 +52,8 @@ class Score:
         from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt, read_folder
         from hypernoise.evaluation.geneval.official import official_requests
         from hypernoise.evaluation.measures import TOTAL, measured, measured_row, write_scores
+        from hypernoise.evaluation.page import score_tables
         from hypernoise.evaluation.summary import write_summary
-        from hypernoise.evaluation.tables import score_tables
         from hypernoise.files import output_folder
         from hypernoise.generators.registry import pick_device
         from hypernoise.rewards.ensemble import WeightedSum
@@ -84,10 +82,9 @@ class Score:
                 bad = broken | unreadable
                 unusable += [{"name": f"{folder}/{name}", "why": why} for name, why in bad.items()]
                 rows.append({**measured_row(folder, found[folder], names), "broken": len(bad)})
-        for bad in unusable[:NAMED]:
-            print(f"{bad['name']}: {bad['why']}", file=sys.stderr)
         if unusable:
-            print(f"{len(unusable)} could not be used; the results cover the rest", file=sys.stderr)
+            first = f"; the first: {unusable[0]['name']}: {unusable[0]['why']}"
+            print(f"{len(unusable)} could not be used; the results cover the rest{first}", file=sys.stderr)
         if reward or judge:
             write_scores(self.output_dir / "scores.csv", found, names)
         write_summary(self.output_dir, "score", self, device, rows, broken=unusable, **about)

@@ -34,7 +34,7 @@ class Benchmark:
 
 
 LOADERS = {  # modules with a function `benchmark` of the file and the other arguments of `load_benchmark`
-    "scenes": "hypernoise.scenes.benchmark",
+    "scenes": "hypernoise.scenes.judge",
     "geneval": "hypernoise.evaluation.geneval.benchmark",
     "questions": "hypernoise.evaluation.questions",
 }

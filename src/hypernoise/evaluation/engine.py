@@ -48,7 +48,7 @@ class Comparison:
     missing: int
 
     def __str__(self) -> str:
-        from hypernoise.evaluation.tables import as_text, result_tables
+        from hypernoise.evaluation.page import as_text, result_tables
 
         return as_text(result_tables(self.rows)[0])
 

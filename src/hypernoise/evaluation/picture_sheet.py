@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from hypernoise.evaluation.benchmarks import Benchmark, first_of_each
 from hypernoise.evaluation.pictures import opened
 from hypernoise.evaluation.records import Records
-from hypernoise.evaluation.tables import name_of
+from hypernoise.evaluation.result_rows import name_of
 
 TILE, PAD, LABEL, HEAD = 144, 8, 118, 46  # px
 INK, RIGHT, WRONG = (40, 40, 40), (30, 140, 60), (200, 50, 40)
@@ -48,9 +48,8 @@ def examples_of(benchmark: Benchmark, drawn: Mapping[str, Records], *, each: int
     def shown(method: str, records: Records, prompt: int) -> Shown:
         place = prompt * (len(records.files) // count)
         picture = records.pictures[place]
-        right = picture.get("right")
-        verdict = bool(right) if right in (0, 1) else None  # some judges return degrees
-        return Shown(method, records.files[place], verdict, picture.get("note", ""))
+        right = {0.0: False, 1.0: True}.get(picture.get("right", 0.5))  # some judges return degrees
+        return Shown(method, records.files[place], right, picture.get("note", ""))
 
     return [
         Example(benchmark.prompts[i], names[i], [shown(method, records, i) for method, records in drawn.items()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,12 @@ COSTS = ("denoiser_forwards", "denoiser_backwards", "decodes", "reward_calls")
 def empty_row(method: str) -> dict[str, Any]:
     """A row with only a name."""
     return {**dict.fromkeys(FIELDS), "method": method, "categories": {}}
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """Method and inference steps: the name of a row."""
+    steps = row["inference_steps"]
+    return row["method"] if steps is None else f"{row['method']}, {steps} step{'s' * (steps > 1)}"
 
 
 def result_row(

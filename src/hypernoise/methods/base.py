@@ -141,10 +141,9 @@ class Meter:
         parts = [output] if isinstance(output, Tensor) else parts_of(output)
         answer = next(part for part in parts if isinstance(part, Tensor | list))
         self.calls.update(denoiser_forwards=len(answer))
-        alone = isinstance(answer, list)  # Z-Image's denoiser returns a list with a tensor per sample
-        for part in answer if alone else [answer]:
+        # Z-Image's denoiser returns a list with a tensor per sample
+        for part, samples in [(answer, len(answer))] if isinstance(answer, Tensor) else [(one, 1) for one in answer]:
             if part.requires_grad:
-                samples = 1 if alone else len(part)
                 part.register_hook(lambda gradient, n=samples: self.calls.update(denoiser_backwards=n))
 
     def _on_decoder(self, module: nn.Module, arguments: Any, output: Any) -> None:

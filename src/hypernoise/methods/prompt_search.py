@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,12 +66,9 @@ class PromptSearch:
     def _wordings(self, generator: Generator, prompt: str) -> list[str]:
         rewrites = self.rewriter(prompt, self.n - 1) if self.n > 1 else []
         check_texts(rewrites, "a rewriter's result")
-        return list(dict.fromkeys([prompt, *(text for text in rewrites if _fits(generator, text))]))[: self.n]
-
-
-def _fits(generator: Generator, text: str) -> bool:
-    try:
-        generator.encode([text])
-    except InputError:
-        return False
-    return True
+        fitting = [prompt]
+        for text in rewrites:
+            with suppress(InputError):  # one that the text encoder would truncate
+                generator.encode([text])
+                fitting.append(text)
+        return list(dict.fromkeys(fitting))[: self.n]

@@ -4,17 +4,22 @@ Pixels that differ from the background are named by the nearest palette colour; 
 are a *core*, and cores grow over their own soft edges. Each grown region is then compared with the world's
 shapes, drawn at its position and size: the best fit, if good enough, names the object. Pixels that no object explains
 count as artefacts. Requests are judged like GenEval's (Ghosh et al. 2023, arXiv 2310.11513;
-djghosh13/geneval, evaluation/evaluate_images.py).
+djghosh13/geneval, evaluation/evaluate_images.py). With held-out captions that makes a benchmark.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from hypernoise.errors import InputError
+from hypernoise.evaluation.benchmarks import Benchmark
 from hypernoise.evaluation.records import Judgement
+from hypernoise.scenes.prompts import EVALUATION_VERSION, ScenesRewriter, digest, evaluation_requests
 from hypernoise.scenes.world import COLORS, RADII, SHAPES, Request, plural, relation_between
 
 # Distances between colours are Euclidean in RGB, each channel in [0, 1]; the two nearest in the palette are 0.30 apart.
@@ -29,6 +34,7 @@ EDGE = 1.5  # px outside the fitted outline that still belong to the object
 SHARPEN = 3.0  # contrast added to soft edges before comparison, so that slight blur costs little
 LEAST_FIT, LEAST_LEAD = 0.85, 0.05  # intersection over union: at least this, and this much over the next shape
 SCALES = np.array([0.94, 0.97, 1.0, 1.03, 1.06], np.float32)[:, None, None]  # radii tried, around that of equal area
+COUNT = 50  # captions per category of the benchmark
 RADIUS = (0.75 * min(low for low, _ in RADII.values()), 1.25 * max(high for _, high in RADII.values()))  # px
 
 _NAMES = list(COLORS)
@@ -201,3 +207,32 @@ def _first_fault(found: tuple[Found, ...], request: Request) -> str:
         return ""
     where = " and ".join(sorted(set().union(*held))) or "in the same place as"
     return f"the {firsts[0].shape} is {where} the {seconds[0].shape}, asked {request.relation}"
+
+
+def benchmark(file: str = "", count: int = 0, judge: str = "", colors: str = "") -> Benchmark:
+    """`count` held-out captions per category (0: 50)."""
+    if file:
+        raise InputError(f"--prompts scenes takes no file, not {file!r}")
+    if judge or colors:
+        raise InputError("--prompts scenes has a judge of its own: leave out --judge and --colors")
+    requests = evaluation_requests(count or COUNT)
+    about = {"version": EVALUATION_VERSION, "count": len(requests), "sha256": digest(requests)}
+    return benchmark_of(requests, about)
+
+
+def benchmark_of(requests: Sequence[Request], about: Mapping[str, Any]) -> Benchmark:
+    """These requests' captions, judged without a trained model."""
+    by_caption = {request.caption: request for request in requests}
+
+    def scenes_judge(picture: np.ndarray, prompt: str) -> Judgement:
+        return judge(picture, by_caption[prompt])
+
+    scenes_judge.name = "scenes"  # pyright: ignore[reportFunctionMemberAccess]
+    return Benchmark(
+        prompts=[request.caption for request in requests],
+        categories=[request.category for request in requests],
+        load_judge=lambda device: scenes_judge,
+        about=about,
+        rewards={"scenes": 1.0},
+        rewriter=ScenesRewriter(),
+    )

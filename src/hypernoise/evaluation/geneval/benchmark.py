@@ -50,9 +50,9 @@ def benchmark(file: str, count: int, judge: str, colors: str) -> Benchmark:
 
 def by_prompt(requests: Sequence[Request]) -> dict[str, Request]:
     """Raises InputError if a prompt occurs with two meanings."""
-    found = {request.prompt: request for request in requests}
+    found: dict[str, Request] = {}
     for request in requests:
-        if found[request.prompt].source != request.source:
+        if found.setdefault(request.prompt, request) != request:
             raise InputError(f"the prompt {request.prompt!r} appears twice in the metadata, with different meanings")
     return found
 

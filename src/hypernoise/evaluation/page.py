@@ -1,4 +1,4 @@
-"""Results as one self-contained HTML file: tables, charts, bars by category, and pictures side by side.
+"""Results as tables, and as one self-contained HTML file: tables, charts, bars by category, pictures side by side.
 
 Pictures can be filtered by category and verdict. The file's content security policy forbids all requests.
 """
@@ -9,6 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -18,10 +19,74 @@ from PIL import Image, ImageOps
 from hypernoise.evaluation.charts import COLORS, Line, line_chart
 from hypernoise.evaluation.picture_sheet import Example
 from hypernoise.evaluation.pictures import opened
-from hypernoise.evaluation.tables import Table, name_of
+from hypernoise.evaluation.result_rows import name_of
 
 Row = Mapping[str, Any]  # of summary.json
 TILE = 160  # px, the longer side of a picture in the file
+
+Column = tuple[str, str, str]
+"""Heading, field, format."""
+
+RESULTS: list[Column] = [
+    ("score", "score", ".3f"), ("95 %", "score_ci95", ".3f"), ("gain", "gain", "+.3f"), ("95 %", "gain_ci95", "+.3f"),
+    ("reward", "reward", ".3f"), ("reward gain", "reward_gain", "+.3f"), ("95 %", "reward_gain_ci95", "+.3f"),
+    ("validation", "validation_reward", ".3f"), ("artefacts", "artefacts", ".3f"), ("diversity", "diversity", ".3f"),
+    ("KL", "kl", ".2f"), ("forwards", "denoiser_forwards", "g"), ("backwards", "denoiser_backwards", "g"),
+    ("decodes", "decodes", "g"), ("rewards", "reward_calls", "g"), ("s/image", "seconds_per_image", ".2g"),
+]  # fmt: skip
+COUNTS: list[Column] = [("pictures", "images", "d"), ("prompts", "prompts", "d")]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by name, without columns that no row fills."""
+
+    heading: str
+    columns: Sequence[Column]
+    rows: Mapping[str, Row]
+
+    @property
+    def shown(self) -> list[Column]:
+        return [column for column in self.columns if any(row.get(column[1]) is not None for row in self.rows.values())]
+
+    def cells(self, name: str) -> list[str]:
+        return [cell(self.rows[name].get(field), spec) for _, field, spec in self.shown]
+
+
+def cell(value: Any, spec: str) -> str:
+    """The text of a number, an interval, or nothing."""
+    if value is None:
+        return ""
+    return f"[{value[0]:{spec}}, {value[1]:{spec}}]" if isinstance(value, list) else f"{value:{spec}}"
+
+
+def result_tables(rows: Sequence[Row]) -> list[Table]:
+    """Results, and the score by category if any. Calls and seconds are per image, gains are over plain."""
+    named = {name_of(row): row for row in rows}
+    tables = [Table("Results", RESULTS, named)]
+    names = list(dict.fromkeys(name for row in rows for name in row["categories"]))
+    if names:
+        columns = [(name, name, ".3f") for name in names]
+        tables.append(Table("By category", columns, {name: row["categories"] for name, row in named.items()}))
+    return tables
+
+
+def score_tables(rows: Sequence[Row]) -> list[Table]:
+    """Of folders: their pictures, results, the score by category if any, and the mean of each reward."""
+    results, *categories = result_tables(rows)
+    tables = [Table("Results", [*COUNTS, *RESULTS], results.rows), *categories]
+    rewards: list[Column] = [("95 %" if "_ci95" in name else name, name, ".4f") for name in rows[0]["rewards"]]
+    return [*tables, Table("Rewards", rewards, {row["method"]: row["rewards"] for row in rows})] if rewards else tables
+
+
+def as_text(table: Table) -> str:
+    lines = [["", *(heading for heading, _, _ in table.shown)]]
+    lines += [[name, *table.cells(name)] for name in table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        line[0].ljust(widths[0]) + "".join(f"  {text:>{wide}}" for text, wide in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
 
 
 def page(
