@@ -1,7 +1,6 @@
 """The plan's memory against what torch's CPU allocator really allocated."""
 
 import dataclasses
-import gc
 import json
 import re
 import typing
@@ -15,21 +14,14 @@ from transformers import CLIPConfig, CLIPModel
 
 from hypernoise.cli import main
 from hypernoise.errors import InputError
-from hypernoise.generators.memory import Memory
+from hypernoise.generators.loading import Loading, Memory
 from hypernoise.generators.presets import PRESETS
 from hypernoise.generators.registry import load_generator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.plan import smoke
-from hypernoise.plan.models import (
-    WithoutText,
-    build,
-    configurations,
-    meta_network,
-    parameters_by_kind,
-    planned_rewards,
-)
-from hypernoise.plan.plan import _rewards, fitted, plan
+from hypernoise.plan.models import META, WithoutText, build, configurations, count, meta_network, planned_rewards
+from hypernoise.plan.plan import _traced, fitted, plan
 from hypernoise.plan.trace import _SEEN, Live, tracing
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward
@@ -106,10 +98,10 @@ def test_the_peak_with_a_reward_is_within_15_percent_too(checkpointing, monkeypa
     run()
     measured = allocated_peak(run)
     recipe = Recipe(train_batch_size=8, lora=LoRA(4), mixed_precision="no")
-    _rewards.cache_clear()  # of CLIPs as they are
+    _traced.cache_clear()  # of CLIPs as they are
     rewards = {"rewards": {"clip": 1.0}, "reward_checkpointing": checkpointing}
     with_clip = plan(dataclasses.replace(recipe, **rewards))
-    _rewards.cache_clear()
+    _traced.cache_clear()
     found, without = with_clip, plan(recipe)
     assert with_clip.frozen["autoencoder"] == sum(p.numel() for p in generator.pipeline.vae.parameters())
     expected = sum(found.parts[part] for part in ("activations", "trained: gradients", "trained: optimiser"))
@@ -122,13 +114,14 @@ def test_the_peak_with_a_reward_is_within_15_percent_too(checkpointing, monkeypa
 def test_image_reward_and_the_clips_are_planned_by_their_own_networks():
     found = planned_rewards(["human-preference", "redness"], ["aesthetic-v2"], RewardSettings())
     blip = 303_301_632 + 141_977_088  # ViT-L and its text encoder, as counted on the published weights
-    assert found.parameters["imagereward"] == pytest.approx(blip, rel=0.003)
-    assert found.parameters["clip"] == found.parameters["pickscore"] == 986_109_441  # as the model cards count it
-    assert found.parameters["aesthetic-v2"] is None
-    assert "redness" not in found.parameters
-    held = sum(weight.nbytes for network in found.networks for weight in network.parameters())
-    assert held == 4 * sum(count for count in found.parameters.values() if count)
-    assert planned_rewards(["my.module:reward"], [], RewardSettings()).parameters == {"my.module:reward": None}
+    parameters = {name: network and count(network) for name, network in found.networks.items()}
+    assert parameters["imagereward"] == pytest.approx(blip, rel=0.003)
+    assert parameters["clip"] == parameters["pickscore"] == 986_109_441  # as the model cards count it
+    assert parameters["aesthetic-v2"] is None
+    assert "redness" not in parameters
+    held = sum(weight.nbytes for network in found.parts for weight in network.parameters())
+    assert held == 4 * sum(number for number in parameters.values() if number)
+    assert planned_rewards(["my.module:reward"], [], RewardSettings()).networks == {"my.module:reward": None}
     with pytest.raises(InputError, match="unknown reward 'rednes'; did you mean 'redness'"):
         planned_rewards(["rednes"], [], RewardSettings())
     with Live() as live:
@@ -174,8 +167,9 @@ def test_a_saved_pipeline_with_other_lists_in_its_index_is_planned(tmp_path):
 def test_options_save_what_they_are_for():
     def kept(**memory):
         recipe = Recipe(train_batch_size=4, lora=LoRA(4), memory=Memory(**memory), mixed_precision="no")
-        found = plan(recipe)
-        return found.kept, found.peak
+        asked = Loading(memory=dataclasses.replace(recipe.memory, decode_slice=0))
+        *_, parts = _traced(asked, torch.float32, recipe.lora, 1, (("redness",), (), RewardSettings()))
+        return {name: part.kept for name, part in parts.items()}, plan(recipe).peak
 
     (plain, most), (saving, less) = kept(), kept(gradient_checkpointing=True, decode_slice=1)
     assert saving["noise network"] < 0.5 * plain["noise network"]
@@ -227,7 +221,7 @@ def test_attention_of_three_dimensions_is_traced():
 def test_fewer_layers_are_fewer_parameters_to_train():
     planned = WithoutText("scenes", dtype=torch.float32)
     some = meta_network(planned, LoRA(4, layers=("conv_out",)))
-    assert parameters_by_kind(some) == {"conv": 4 * (32 * 9 + 4)}
+    assert count(some) == 4 * (32 * 9 + 4)
 
 
 def test_flops_count_a_multiply_add_as_two():
@@ -242,9 +236,8 @@ def test_the_command_prints_a_page(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text("generator: scenes\ntrain_batch_size: 4\nlora: {rank: 2}\nrewards: {redness: 1}\n")
     assert main(["train", "r.yaml", "--dry-run", "--output-dir", "out"]) == 0
-    assert gc.isenabled()  # it is off meanwhile
     page = capsys.readouterr().out
-    assert "frozen: denoiser 1.8 M, autoencoder 0.3 M" in page
+    assert "trained: 0.1 M; frozen: denoiser 1.8 M, autoencoder 0.3 M" in page
     assert "mixed precision: bf16 (as on an Ampere or newer GPU)" in page
     assert (tmp_path / "out" / "plan" / "summary.json").is_file()
     assert "licence" not in page
@@ -298,9 +291,9 @@ def test_denoisers_have_their_published_size(name):
 def test_lora_on_sana_sprint_is_mostly_on_depthwise_convs():
     """As counted on the released adapter: 206 of 315 million at rank 128."""
     planned = WithoutText("sana-sprint-0.6b", dtype=torch.bfloat16)
-    counts = parameters_by_kind(meta_network(planned, LoRA(128, 256.0)))
-    assert counts["depthwise conv"] / 1e6 == pytest.approx(206, abs=0.5)
-    assert sum(counts.values()) / 1e6 == pytest.approx(315, abs=0.5)
+    whole, dense = (count(meta_network(planned, LoRA(128, 256.0, few))) for few in ((), ("without-depthwise",)))
+    assert (whole - dense) / 1e6 == pytest.approx(206, abs=0.5)
+    assert whole / 1e6 == pytest.approx(315, abs=0.5)
 
 
 def test_a_step_of_a_published_model_runs_without_data():
@@ -316,7 +309,7 @@ def test_a_spectral_network_trains_no_denoiser_and_is_counted_whole():
     recipe = Recipe(train_batch_size=2, mixed_precision="no")
     lora, spectral = plan(recipe), plan(dataclasses.replace(recipe, noise_network="spectral"))
     network = spectral_noise(load_generator("scenes", device="cpu"), recipe.spectral)
-    assert sum(spectral.trained.values()) == sum(p.numel() for p in network.parameters())
+    assert spectral.trained == sum(p.numel() for p in network.parameters())
     assert spectral.flops["noise network"] < 0.03 * lora.flops["noise network"]
     assert spectral.flops["generator"] == lora.flops["generator"]
     assert spectral.peak < lora.peak
@@ -338,7 +331,7 @@ def test_fit_takes_what_costs_the_least_time_first():
 
     def fit(bytes_allowed):
         memory = Memory(fit=f"{bytes_allowed * 16 / 15 / 1e9:.6f}GB")
-        return fitted(dataclasses.replace(asked, memory=memory))
+        return fitted(dataclasses.replace(asked, memory=memory), META)
 
     untouched, line = fit(whole * 1.001)
     assert untouched.gradient_accumulation_steps == 1
@@ -355,12 +348,16 @@ def test_fit_takes_what_costs_the_least_time_first():
     with pytest.raises(InputError, match="leaves 1.0 MB .* but scenes needs [0-9.]+ MB"):
         fit(1e6)
     with pytest.raises(InputError, match="memory.fit must be auto or a size such as 24GB, not 'big'"):
-        fitted(Recipe(memory=Memory(fit="big")))
-    assert fitted(Recipe(memory=Memory(fit="auto")), "cpu")[0].gradient_accumulation_steps == 1
-    elsewhere = Recipe(memory=Memory(fit="24GB"))
-    assert "nothing changed" in fitted(elsewhere, "cuda:99", planned_for=torch.device("meta"))[1]
-    with pytest.raises(InputError, match="device 'cuda:99' does not exist here"):
-        fitted(elsewhere, "cuda:99")
+        fitted(Recipe(memory=Memory(fit="big")), META)
+    assert fitted(Recipe(memory=Memory(fit="auto")), torch.device("cpu"))[0].gradient_accumulation_steps == 1
+
+
+def test_only_a_plan_for_a_size_needs_no_such_device(tmp_path, capsys):
+    call = ["train", "--dry-run", "--device", "cuda:99", "--output-dir", str(tmp_path)]
+    assert main([*call, "--fit", "24GB"]) == 0
+    assert "fit 24GB: nothing changed; planned at" in capsys.readouterr().out
+    assert main([*call, "--fit", "auto"]) == 2
+    assert "device 'cuda:99' does not exist here" in capsys.readouterr().err
 
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -384,7 +381,7 @@ def test_every_recipe_fits_one_80_gb_card_and_says_what_it_takes(file):
         said = re.search(r"--fit 24GB: ([\d.]+) GB", head)
         assert said is not None
         small = dataclasses.replace(recipe, memory=dataclasses.replace(recipe.memory, fit="24GB"))
-        chosen, _ = fitted(small, planned_for=torch.device("meta"))
+        chosen, _ = fitted(small, META)
         peak = plan(chosen).peak / 1e9
         assert peak <= 22.5
         assert peak == pytest.approx(float(said[1]), abs=0.06)

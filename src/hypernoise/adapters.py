@@ -221,52 +221,48 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def _well_formed(about: Mapping[str, Any]) -> bool:
-    base = about.get("base", ...)
-    base = {"name": ""} if base is None else base
-    mappings = (about.get("settings"), about.get("call") or {}, base)
+    base = {"name": ""} if about.get("base", ...) is None else about.get("base")
+    mappings = about.get("settings"), about.get("call") or {}, base
     if not isinstance(about.get("kind"), str) or not all(isinstance(part, dict) for part in mappings):
         return False
-    name, probe = base.get("name"), base.get("probe", [])
+    name, probe = base.get("name"), base.get("probe", [])  # type: ignore[union-attr]
     return isinstance(name, str) and isinstance(probe, list) and all(one is None or finite(one) for one in probe)
 
 
 def _is_ours(weights: Path) -> bool:
     """Whether `save_adapter` wrote the file: without its hypernoise.json it is incomplete, not a released adapter."""
-    if not weights.is_file():
-        return False
     try:
         with safe_open(weights, "pt") as file:
             return (file.metadata() or {}).get("note") == NOTE
     except SafetensorError:
         return True
+    except OSError:
+        return False
 
 
 def compare_base(about: dict[str, Any], generator: Generator, folder: Path, *, strict: bool = True) -> None:
     """Refuses an adapter, described by its `hypernoise.json`, that was made for another generator; or warns of it."""
-    if about["base"] is None:
-        return
     saved, here = about["base"], generator.describe()
-    whose = f"the adapter {folder} was made for"
+    if saved is None:
+        return
     if saved.get("fingerprint") != here.get("fingerprint"):
         differs = (
-            f"{whose} {saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not fit {here['name']!r}: the "
-            "networks differ in architecture"
+            f"{saved['name']!r} ({saved.get('denoiser', 'a module')}) and does not fit {here['name']!r}: the networks "
+            "differ in architecture"
         )
-        packed = "; if it is that base with its layers packed by a quantiser, pass check_base=False"
-        advice = packed if about["kind"] == SpectralNoise.kind else ""  # it calls none of these layers
+        packed = "if it is that base with its layers packed by a quantiser"
+        despite = packed if about["kind"] == SpectralNoise.kind else ""  # it calls none of these layers
     else:
-        differs = differing(saved.get("probe", []), here.get("probe", []), about["kind"])
-        if not differs and saved.get("weights") != here.get("weights"):
-            differs = "their values differ"
-        if not differs:
+        values = differing(saved.get("probe", []), here.get("probe", []), about["kind"])
+        if not values and saved.get("weights") == here.get("weights"):
             return
-        differs = f"{whose} other weights ({saved['name']!r}) than those of {here['name']!r}: {differs}"
-        advice = (
-            "; for a merge or a fine-tune of that base, or a LoRA fused into it, pass check_base=False (generate "
-            "--no-check-base)"
-        )
+        differs = f"other weights ({saved['name']!r}) than those of {here['name']!r}: {values or 'their values differ'}"
+        despite = "for a merge or a fine-tune of that base, or a LoRA fused into it"
+    differs = f"the adapter {folder} was made for {differs}"
     if strict:
-        raise InputError(differs + advice)
+        raise InputError(
+            differs + (f"; {despite}, pass check_base=False (generate --no-check-base)" if despite else "")
+        )
     warnings.warn(f"{differs}; f was trained on the original base", stacklevel=3)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import gc
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypernoise.errors import InputError, no_traceback
+from hypernoise.errors import InputError
 from hypernoise.settings import launched
 from hypernoise.training.config import Recipe
 from hypernoise.training.metrics import mean_of, rows_of
@@ -53,15 +52,9 @@ class Train(Recipe):
     nothing."""
 
     def run(self) -> int:
-        if self.dry_run:
-            gc.disable()  # over thousands of imported modules, collection takes a quarter of a plan's time
-            atexit.register(gc.freeze)
-            try:
-                return print_plan(self, self.output_dir / "plan", self.device)
-            finally:
-                gc.enable()
-        if self.smoke_test:
-            return run_smoke_test(self, self.output_dir / "smoke-test", self.device)
+        if self.dry_run or self.smoke_test:
+            folder = self.output_dir / ("plan" if self.dry_run else "smoke-test")
+            return plan_recipe(self, folder, self.device, smoke=not self.dry_run)
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.generators.registry import pick_device
         from hypernoise.model_card import check_login, push_to_hub
@@ -109,7 +102,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     if recipe.memory.fit:
         from hypernoise.plan.plan import fitted
 
-        recipe, chosen = fitted(recipe, device)
+        recipe, chosen = fitted(recipe, pick_device(device))
         say_once(chosen)
     precision = resolve(recipe.mixed_precision, pick_device(device))
     recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
@@ -153,38 +146,30 @@ def lipschitz_warning(rows: Sequence[Mapping[str, Any]], own_kl: bool = False) -
     )
 
 
-def print_plan(recipe: Recipe, folder: Path, device: str) -> int:
-    """Prints a recipe's plan and writes it to `folder`/summary.json; see `plan.plan`."""
-    from hypernoise.evaluation.summary import write_summary
-    from hypernoise.files import output_folder
-    from hypernoise.plan.models import META
-    from hypernoise.plan.plan import fitted, plan, table
-
-    output_folder(folder)
-    with no_traceback(f"generator {recipe.generator!r} cannot be planned"):
-        recipe, chosen = fitted(recipe, device, planned_for=META)
-        found = plan(recipe)
-    print(*([chosen] if chosen else []), table(found), sep="\n")
-    rows = [{"peak_bytes": found.peak, "bytes": found.parts, "kept_bytes": found.kept, "flops": found.flops}]
-    parameters = {"frozen": found.frozen, "trained": found.trained, "rewards": found.rewards}
-    more = {"parameters": parameters, "overhead": found.overhead, "revision": found.revision}
-    write_summary(folder, "train --dry-run", recipe, META, rows, **more)
-    return 0
-
-
-def run_smoke_test(recipe: Recipe, folder: Path, device: str) -> int:
-    """Runs a recipe with random weights and writes `folder`/summary.json; see `plan.smoke`."""
+def plan_recipe(recipe: Recipe, folder: Path, device: str, *, smoke: bool = False) -> int:
+    """Prints a recipe's plan, or runs it with random weights (`plan.smoke`), and writes `folder`/summary.json."""
     from hypernoise.evaluation.summary import write_summary
     from hypernoise.files import output_folder
     from hypernoise.generators.registry import pick_device
-    from hypernoise.plan.plan import fitted
-    from hypernoise.plan.smoke import smoke_test
+    from hypernoise.plan.models import META
+    from hypernoise.plan.plan import fitted, plan, table
 
+    gc.freeze()  # over thousands of imported modules, collection takes a quarter of a plan's time
     output_folder(folder)
-    recipe, chosen = fitted(recipe, device)
+    place = pick_device(device) if smoke or recipe.memory.fit == "auto" else META
+    recipe, chosen = fitted(recipe, place)
+    found = plan(recipe, place)
     print(chosen, end="\n" if chosen else "")
-    row = smoke_test(recipe, device)
-    write_summary(folder, "train --smoke-test", recipe, pick_device(device), [row])
+    if smoke:
+        from hypernoise.plan.smoke import smoke_test
+
+        write_summary(folder, "train --smoke-test", recipe, place, [smoke_test(recipe, place, found.peak)])
+        return 0
+    print(table(found))
+    rows = [{"peak_bytes": found.peak, "bytes": found.parts, "flops": found.flops}]
+    parameters = {"frozen": found.frozen, "trained": found.trained, "rewards": found.rewards}
+    more = {"parameters": parameters, "overhead": found.overhead, "revision": found.revision}
+    write_summary(folder, "train --dry-run", recipe, place, rows, **more)
     return 0
 
 

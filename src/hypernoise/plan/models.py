@@ -8,7 +8,6 @@ from __future__ import annotations
 # transformers' configurations accept keywords that its stubs do not name
 # pyright: reportCallIssue=false
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -73,7 +72,7 @@ def published(source: str, tokens: int = 0) -> tuple[Preset, dict[str, Any]]:
         InputError: neither a preset nor a directory of one of diffusers' own pipelines.
     """
     preset = PRESETS.get(source)
-    if preset is not None and source in configurations():
+    if preset and source in configurations():
         return preset.reading(tokens), configurations()[source]
     folder = Path(str(files("hypernoise").joinpath(str(preset.packaged)))) if preset else Path(source)
     if not folder.is_dir():
@@ -131,19 +130,35 @@ class WithoutText(DiffusionGenerator):
         super().__init__(pipeline, name=source, size=size or preset.size, call=preset.call, memory=memory)
 
     def encode(self, prompts: list[str]) -> Condition:
+        family, config = self.preset.family, cast(Any, self.denoiser).config
         words = self.call_settings().get("max_sequence_length", self.configuration.get("words") or 77)
-        shapes = _CONDITIONS[self.preset.family](cast(Any, self.denoiser).config, words)
+        words = PROMPT_TOKENS if family in UNPADDED else words + MORE_TOKENS.get(family, 0)
+        layers = [config.num_text_layers] if "num_text_layers" in config else []
+        width = next(config[name] for name in WIDTHS if name in config)
         draw = torch.Generator().manual_seed(0)
-        tensors = {
-            name: torch.ones(len(prompts), *shape, dtype=torch.bool)
-            if name.endswith("mask")
-            else torch.randn(len(prompts), *shape, generator=draw).to(self.text_dtype)
-            for name, shape in shapes.items()
-        }
+        tensors = {}
+        for name in [*filter(None, self.family.embeddings), *(["prompt_embeds_mask"] if family in UNPADDED else [])]:
+            if name.endswith("mask"):
+                tensors[name] = torch.ones(len(prompts), words, dtype=torch.bool)
+            else:
+                shape = [_pooled_width(config)] if name.startswith("pooled") else [words, *layers, width]
+                tensors[name] = torch.randn(len(prompts), *shape, generator=draw).to(self.text_dtype)
         return Condition(tensors).to(self.pipeline._execution_device)
 
     def check_prompts(self, prompts: list[str]) -> None:
         """Accepts any prompt."""
+
+
+# A denoiser's field for the width of a prompt's embeddings, the first that it has
+WIDTHS = ("caption_channels", "joint_attention_dim", "cap_feat_dim", "text_hidden_dim", "cross_attention_dim")
+UNPADDED = ("QwenImagePipeline", "ZImagePipeline")
+MORE_TOKENS = {"StableDiffusion3Pipeline": 77}  # CLIP's, before T5's
+
+
+def _pooled_width(config: Any) -> int:
+    if "pooled_projection_dim" in config:
+        return config.pooled_projection_dim
+    return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
 
 def _assembled(preset: Preset, configuration: Mapping[str, Any], dtype: torch.dtype, place: Place) -> Any:
@@ -184,38 +199,6 @@ def _without_data(pipeline: Any) -> None:
     pipeline.vae.decode = lambda latents, **keywords: own(moved(latents, "meta"), **keywords)
 
 
-def _masked(mask: str, length: int, width: int) -> dict[str, tuple[int, ...]]:
-    return {"prompt_embeds": (length, width), mask: (length,)}
-
-
-# The outputs of each family's text encoders for a prompt: (the denoiser's configuration, the padded length) -> shapes
-# by name
-_CONDITIONS: dict[str, Callable[[Any, int], dict[str, tuple[int, ...]]]] = {
-    "StableDiffusionPipeline": lambda c, words: {"prompt_embeds": (words, c.cross_attention_dim)},
-    "StableDiffusionXLPipeline": lambda c, words: {
-        "prompt_embeds": (words, c.cross_attention_dim),
-        "pooled_prompt_embeds": (c.projection_class_embeddings_input_dim - 6 * c.addition_time_embed_dim,),
-    },
-    "StableDiffusion3Pipeline": lambda c, words: {
-        "prompt_embeds": (77 + words, c.joint_attention_dim),
-        "pooled_prompt_embeds": (c.pooled_projection_dim,),
-    },
-    "SanaSprintPipeline": lambda c, words: _masked("prompt_attention_mask", words, c.caption_channels),
-    "PixArtAlphaPipeline": lambda c, words: _masked("prompt_attention_mask", words, c.caption_channels),
-    "FluxPipeline": lambda c, words: {
-        "prompt_embeds": (words, c.joint_attention_dim),
-        "pooled_prompt_embeds": (c.pooled_projection_dim,),
-    },
-    "Flux2KleinPipeline": lambda c, words: {"prompt_embeds": (words, c.joint_attention_dim)},
-    "Krea2Pipeline": lambda c, words: {
-        "prompt_embeds": (words, c.num_text_layers, c.text_hidden_dim),
-        "prompt_embeds_mask": (words,),
-    },
-    "QwenImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.joint_attention_dim),
-    "ZImagePipeline": lambda c, words: _masked("prompt_embeds_mask", PROMPT_TOKENS, c.cap_feat_dim),
-}
-
-
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -230,29 +213,20 @@ def meta_network(planned: DiffusionGenerator, settings: LoRA | Spectral) -> LoRA
     return network
 
 
-def parameters_by_kind(network: LoRANoise | SpectralNoise) -> dict[str, int]:
-    """Trained parameters, by kind of layer: linear, conv, depthwise conv."""
-    if isinstance(network, SpectralNoise):
-        return {"linear": count(network)}
-    counts: Counter[str] = Counter()
-    for name, update in network.layers.items():
-        layer: Any = network.generator.denoiser.get_submodule(name)
-        kind = "linear" if isinstance(layer, nn.Linear) else "depthwise conv" if layer.groups > 1 else "conv"
-        counts[kind] += count(update)
-    return dict(counts)
-
-
 @dataclass(frozen=True)
 class PlannedRewards:
-    """parameters: of each network, None if not counted; networks: the counted ones; scores: of the trained ones among
-    these, [B] for pixels [B, 3, H, W]."""
+    """networks: by reward, None if not counted; scores: of the trained ones, [B] for pixels [B, 3, H, W]."""
 
-    parameters: dict[str, int | None] = field(default_factory=dict)
-    networks: list[nn.Module] = field(default_factory=list)
+    networks: dict[str, nn.Module | None] = field(default_factory=dict)
     scores: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        return [network for network in self.networks.values() if network is not None]
+
     def total(self, pixels: Tensor) -> Tensor:
-        return torch.stack([score(pixels) for score in self.scores]).sum(0)
+        """The trained rewards' sum [B]; the mean of the pixels without any."""
+        return torch.stack([score(pixels) for score in self.scores] or [pixels.mean((1, 2, 3))]).sum(0)
 
 
 def planned_rewards(
@@ -267,26 +241,23 @@ def planned_rewards(
         if name not in NETWORKS and ":" not in name:
             load_reward(name, settings)  # raises if there is none; pixel rewards have no network
             continue
-        found.parameters[name] = None
-        if name not in CLIPS and name != "imagereward":
-            continue
-        with place():
-            network, score = _clip_scores(name, settings) if name in CLIPS else _image_reward_scores(settings)
-        found.parameters[name] = count(network)
-        found.networks.append(network)
-        if name in climbed:
-            found.scores.append(score)
+        found.networks[name] = None
+        if name in CLIPS or name == "imagereward":
+            with place():
+                found.networks[name], score = (_clip if name in CLIPS else _image_reward)(name, settings)
+            if name in climbed:
+                found.scores.append(score)
     return found
 
 
-def _clip_scores(name: str, settings: RewardSettings) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def _clip(name: str, settings: RewardSettings) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     model = transformers.CLIPModel(transformers.CLIPConfig(**CLIPS[name].config))
     reward = ClipReward(name, model, None, settings, fit=CLIPS[name].fit, scale=1.0)
     return reward.network, lambda pixels: reward.pictures(reward.resize(pixels)).sum(-1)
 
 
-def _image_reward_scores(settings: RewardSettings) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    reward = ImageReward("imagereward", ImageRewardNetwork(), None, settings)
+def _image_reward(name: str, settings: RewardSettings) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    reward = ImageReward(name, ImageRewardNetwork(), None, settings)
     network: Any = reward.network
 
     def score(pixels: Tensor) -> Tensor:

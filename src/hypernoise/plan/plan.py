@@ -11,6 +11,7 @@ workspaces and the framework's own few hundred MB.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import re
 from dataclasses import dataclass
@@ -21,26 +22,16 @@ import psutil
 import torch
 from torch import nn
 
-from hypernoise.errors import InputError
+from hypernoise.errors import InputError, no_traceback
 from hypernoise.generators.loading import Loading, Memory
 from hypernoise.generators.presets import Preset
-from hypernoise.generators.registry import pick_device
 from hypernoise.noise.base import kl_of
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import SpectralNoise
-from hypernoise.plan.models import (
-    META,
-    PlannedRewards,
-    WithoutText,
-    count,
-    meta_network,
-    parameters_by_kind,
-    planned_rewards,
-)
+from hypernoise.plan.models import META, PlannedRewards, WithoutText, count, meta_network, planned_rewards
 from hypernoise.plan.trace import Part, moved, tracing
 from hypernoise.precision import resolve
-from hypernoise.rewards.base import RewardSettings
 from hypernoise.settings import changed, launched
 from hypernoise.training.config import LoRA, Recipe
 
@@ -53,9 +44,8 @@ ROOM = 15 / 16  # share of the memory to plan for; the rest is for what a plan o
 class Plan:
     """A recipe's parameters, and the cost of one of its accumulation steps. Memory in bytes.
 
-    frozen, trained, rewards: parameters, by network, by kind of layer, and by name (None if not counted).
+    frozen, trained, rewards: parameters, by network, in all, and by name (None if not counted).
     parts: weights by network, the trained part (weights, gradients, optimiser), and the activations at the peak.
-    kept: tensors for the backward pass, by the part that keeps them.
     flops: floating-point operations, by part.
     """
 
@@ -64,20 +54,14 @@ class Plan:
     size: tuple[int, int]
     precision: str
     frozen: dict[str, int]
-    trained: dict[str, int]
+    trained: int
     rewards: dict[str, int | None]
     parts: dict[str, int]
-    kept: dict[str, int]
     flops: dict[str, int]
 
     @property
     def peak(self) -> int:
         return sum(self.parts.values())
-
-    @property
-    def batch(self) -> int:
-        """Pictures per accumulation step and process."""
-        return self.recipe.train_batch_size // self.recipe.gradient_accumulation_steps
 
     @property
     def overhead(self) -> dict[int, float]:
@@ -102,51 +86,50 @@ def plan(recipe: Recipe, device: torch.device = META) -> Plan:
     saving = Memory(gradient_checkpointing=memory.gradient_checkpointing)
     drawn = {name: getattr(recipe, name) for name in ("generator", "height", "width", "max_sequence_length")}
     network = recipe.lora if recipe.noise_network == "lora" else recipe.spectral
-    asked, steps = Loading(**drawn, memory=saving), max(recipe.inference_steps)
-    generator, f, traced = _traced(asked, precision.dtype, network, steps)
-    settings = RewardSettings(dtype=recipe.reward_dtype, checkpointing=recipe.reward_checkpointing)
-    rewards, scoring = _rewards(tuple(recipe.rewards), tuple(recipe.validation_reward), settings, generator.size)
-    parts = traced | scoring
+    scored = tuple(recipe.rewards), tuple(recipe.validation_reward), recipe.reward_settings()
+    with no_traceback(f"generator {recipe.generator!r} cannot be planned"):
+        asked, steps = Loading(**drawn, memory=saving), max(recipe.inference_steps)
+        generator, f, rewards, traced = _traced(asked, precision.dtype, network, steps, scored)
 
     denoiser, vae, text = generator.denoiser, generator.pipeline.vae, generator.text_parameters
     frozen = {"denoiser": count(denoiser), "autoencoder": count(vae), "text encoders": text}
-    held = {
+    parts = {
         "denoiser": frozen["denoiser"] * width,
         "autoencoder": sum(tensor.nbytes for tensor in [*vae.parameters(), *vae.buffers()]),
         "text encoders": text * width if memory.text_encoders == "stay" else 0,
     }
-    if rewards.networks:
-        held["rewards"] = sum(weight.nbytes for network in rewards.networks for weight in network.parameters())
+    if rewards.parts:
+        parts["rewards"] = sum(weight.nbytes for network in rewards.parts for weight in network.parameters())
     trainable = f.trainable_parameters()
     number, own = sum(p.numel() for p in trainable), trainable[0].dtype.itemsize
-    held["trained: weights"] = number * (max(4, own) + (own if own < 4 else 0))  # autocast keeps its casts
-    held["trained: gradients"] = number * max(4, own)
-    held["trained: optimiser"] = held["trained: gradients"] * OPTIMIZER_BYTES[recipe.optimizer] // 4
+    parts["trained: weights"] = number * (max(4, own) + (own if own < 4 else 0))  # autocast keeps its casts
+    parts["trained: gradients"] = number * max(4, own)
+    parts["trained: optimiser"] = parts["trained: gradients"] * OPTIMIZER_BYTES[recipe.optimizer] // 4
 
-    batch = recipe.train_batch_size // recipe.gradient_accumulation_steps
-    so_far = held["activations"] = 0
-    for name, part in parts.items():  # in order
+    batch = recipe.samples_per_round()
+    so_far = parts["activations"] = 0
+    for name, part in traced.items():  # in order
         at_once = min(memory.decode_slice or batch, batch) if name == "decoder" else batch
         so_far += part.kept * batch // TRACED
         peak = so_far + max(part.forward, part.backward) * at_once // TRACED
-        held["activations"] = max(held["activations"], peak)
-    kept = {name: part.kept * batch // TRACED for name, part in parts.items()}
-    flops = {name: part.flops * batch // TRACED for name, part in parts.items()}
-    flops["backward"] = sum(part.flops_back for part in parts.values()) * batch // TRACED
+        parts["activations"] = max(parts["activations"], peak)
+    flops = {name: part.flops * batch // TRACED for name, part in traced.items()}
+    flops["backward"] = sum(part.flops_back for part in traced.values()) * batch // TRACED
     return Plan(
         recipe=recipe, preset=generator.preset, size=generator.size, precision=precision.line, frozen=frozen,
-        trained=parameters_by_kind(f), rewards=rewards.parameters, parts=held, kept=kept, flops=flops,
+        trained=number, rewards={name: own and count(own) for name, own in rewards.networks.items()},
+        parts=parts, flops=flops,
     )  # fmt: skip
 
 
 @cache
 def _traced(
-    asked: Loading, dtype: torch.dtype, network: LoRA | Spectral, steps: int
-) -> tuple[WithoutText, LoRANoise | SpectralNoise, dict[str, Part]]:
-    """A generator and a noise network, and their parts of a step with this many denoiser calls per picture."""
+    asked: Loading, dtype: torch.dtype, network: LoRA | Spectral, steps: int, scored: tuple[Any, ...]
+) -> tuple[WithoutText, LoRANoise | SpectralNoise, PlannedRewards, dict[str, Part]]:
+    """A generator, a noise network and rewards, and the parts of a step with this many denoiser calls per picture."""
     size, tokens = asked.size, asked.max_sequence_length
     generator = WithoutText(asked.generator, dtype=dtype, size=size, tokens=tokens, memory=asked.memory)
-    f = meta_network(generator, network)
+    f, rewards = meta_network(generator, network), planned_rewards(*scored)
     trained = f.trainable_parameters()
     for parameter in trained:  # their gradients count as trained memory: allocated in advance, in the layers' dtype
         parameter.grad = torch.empty_like(parameter)
@@ -168,57 +151,41 @@ def _traced(
         pixels = generator.sample(improved, condition, num_inference_steps=steps)
         live.end("decoder")
         improved.register_hook(lambda gradient: live.end_back("generator"))
-        (nats + moved(pixels.mean(), "cpu")).backward()
+        pixels = pixels.to(computed)
+        score = rewards.total(pixels).mean()
+        if rewards.scores:
+            live.end("rewards")
+            pixels.register_hook(lambda gradient: live.end_back("rewards"))
+        (nats + moved(score, "cpu")).backward()
         live.end_back("noise network")
     for parameter in trained:
         parameter.grad = None
-    return generator, f, live.parts
-
-
-@cache
-def _rewards(
-    trained: tuple[str, ...], measured: tuple[str, ...], settings: RewardSettings, size: tuple[int, int]
-) -> tuple[PlannedRewards, dict[str, Part]]:
-    """Rewards, and the part of a step that scores pictures of this size."""
-    found = planned_rewards(trained, measured, settings)
-    if not found.scores:
-        return found, {}
-    pixels = torch.empty(TRACED, 3, *size, device="meta", requires_grad=True)
-    with tracing() as live:
-        total = found.total(pixels).mean()
-        live.end("rewards")
-        torch.autograd.grad(total, pixels)
-        live.end_back("rewards")
-    return found, live.parts
+    return generator, f, rewards, live.parts
 
 
 def table(found: Plan) -> str:
     """A plan as text."""
-    recipe, preset = found.recipe, found.preset
-    kinds = sorted(found.trained.items(), key=lambda item: -item[1])
+    recipe, preset, batch = found.recipe, found.preset, found.recipe.samples_per_round()
+    frozen = [f"{name} {_millions(count)}" for name, count in found.frozen.items()]
     rewards = [f"{name} {_millions(count) if count else 'not counted'}" for name, count in found.rewards.items()]
-    flops = [f"{name} {count / found.batch / 1e12:.3g}" for name, count in found.flops.items()]
+    parts = [f"{name} {gigabytes(size)}" for name, size in found.parts.items()]
+    flops = [f"{name} {count / batch / 1e12:.3g}" for name, count in found.flops.items()]
     overhead = [f"+{100 * share:.2g} % at {steps}" for steps, share in found.overhead.items()]
     network = f"rank {recipe.lora.rank}" if recipe.noise_network == "lora" else f"spectral, k = {recipe.spectral.k}"
-    lines = [
+    lines = {
+        "weights": f"{preset.repository}, revision {found.revision}" if preset.repository else "",
+        "licence": f"accept it first at https://huggingface.co/{preset.repository}" if preset.gated else "",
+        "parameters": f"trained: {_millions(found.trained)}; frozen: {', '.join(frozen)}",
+        "training": f"{gigabytes(found.peak)} at the peak: {', '.join(parts)}",
+        "arithmetic": f"TFLOP per picture in training: {', '.join(flops)}",
+        "overhead": f"of the noise network in drawing, by inference steps: {', '.join(overhead)}",
+        "rewards": ", ".join(rewards) or "no networks",
+    }
+    return "\n".join([
         f"{recipe.generator} at {found.size[1]} x {found.size[0]}, {found.precision}; "
-        f"{recipe.train_batch_size} pictures per step, {found.batch} at once; {network}",
-        *([f"weights      {preset.repository}, revision {found.revision}"] if preset.repository else []),
-        *([f"licence      accept it first at https://huggingface.co/{preset.repository}"] if preset.gated else []),
-        "parameters   frozen: " + ", ".join(f"{name} {_millions(count)}" for name, count in found.frozen.items()),
-        f"             trained: {_millions(sum(found.trained.values()))} "
-        f"({', '.join(f'{kind} {_millions(count)}' for kind, count in kinds)})",
-        f"training     {gigabytes(found.peak)} at the peak: {_sizes(found.parts)}",
-        f"             kept for the gradient by: {_sizes(found.kept)}",
-        f"arithmetic   TFLOP per picture in training: {', '.join(flops)}",
-        f"overhead     of the noise network in drawing, by inference steps: {', '.join(overhead)}",
-        f"rewards      {', '.join(rewards) or 'no networks'}",
-    ]
-    return "\n".join(lines)
-
-
-def _sizes(parts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
+        f"{recipe.train_batch_size} pictures per step, {batch} at once; {network}",
+        *(f"{name:<13}{line}" for name, line in lines.items() if line),
+    ])  # fmt: skip
 
 
 def _millions(count: int) -> str:
@@ -237,15 +204,14 @@ SAVINGS = (  # for --fit, the cheapest in time first, each in addition
 )
 
 
-def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | None = None) -> tuple[Recipe, str]:
+def fitted(recipe: Recipe, device: torch.device) -> tuple[Recipe, str]:
     """The recipe with the first settings whose plan fits, and a line that names them; unchanged without a `fit`.
 
     Args:
-        device: the one that `fit: auto` refers to.
-        planned_for: resolves `mixed_precision: auto`; `device` if None.
+        device: the one to plan for, and that `fit: auto` refers to.
 
     Raises:
-        InputError: a `fit` that is neither auto nor a size, or that no settings reach.
+        InputError: a `fit` that is neither auto nor a size, or that no settings reach; the errors of `plan`.
     """
     fit = recipe.memory.fit
     if not fit:
@@ -253,24 +219,21 @@ def fitted(recipe: Recipe, device: str = "auto", *, planned_for: torch.device | 
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GB)?", fit, re.IGNORECASE)
     if fit != "auto" and not size:
         raise InputError(f"memory.fit must be auto or a size such as 24GB, not {fit!r}")
-    place = planned_for if size and planned_for else pick_device(device)
-    card = torch.cuda.get_device_properties(place) if place.type == "cuda" else None
+    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     limit = ROOM * (float(size[1]) * 1e9 if size else card.total_memory if card else psutil.virtual_memory().total)
-    batch = recipe.train_batch_size // launched()[1]  # pictures per process, over its accumulation steps
-    rounds = [n for n in range(recipe.gradient_accumulation_steps, batch + 1) if batch % n == 0]
+    batch, own = recipe.train_batch_size // launched()[1], recipe.gradient_accumulation_steps  # of one process
+    rounds = [n for n in range(own, batch + 1) if batch % n == 0]
     savings = [(name, value) for name, value in SAVINGS if operator.attrgetter(name)(recipe) != value]
     least = float("inf")
-    for number in range(len(savings) + 1):
-        for accumulation in rounds:
-            changes = {"gradient_accumulation_steps": accumulation, **dict(savings[:number])}
-            peak = plan(changed(recipe, {"train_batch_size": batch, **changes}), planned_for or place).peak
-            least = min(least, peak)
-            if peak <= limit:
-                if accumulation == recipe.gradient_accumulation_steps:
-                    del changes["gradient_accumulation_steps"]
-                names = ", ".join(f"{name} {value}" for name, value in changes.items()) or "nothing changed"
-                line = f"fit {fit}: {names}; planned at {gigabytes(peak)} of at most {gigabytes(limit)}"
-                return changed(recipe, changes), line
+    for number, accumulation in itertools.product(range(len(savings) + 1), rounds):
+        changes = {"gradient_accumulation_steps": accumulation} if accumulation != own else {}
+        changes |= dict(savings[:number])
+        peak = plan(changed(recipe, {"train_batch_size": batch, **changes}), device).peak
+        least = min(least, peak)
+        if peak <= limit:
+            names = ", ".join(f"{name} {value}" for name, value in changes.items()) or "nothing changed"
+            line = f"fit {fit}: {names}; planned at {gigabytes(peak)} of at most {gigabytes(limit)}"
+            return changed(recipe, changes), line
     raise InputError(
         f"memory.fit: {fit} leaves {gigabytes(limit)} for the plan, but {recipe.generator} "
         f"needs {gigabytes(least)}, even one picture at a time with all savings; lower lora.rank, or name "
