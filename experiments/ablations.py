@@ -18,7 +18,7 @@ from experiments.base import Bench, Seeded, main, pooled
 from hypernoise.errors import unknown
 from hypernoise.evaluation.bootstrap import grouped_mean, interval
 from hypernoise.evaluation.result_rows import by_prompt
-from hypernoise.settings import not_negative
+from hypernoise.settings import NotNegative
 
 OFF_ZERO = 0.02  # standard deviation of B's initial entries
 
@@ -35,7 +35,7 @@ class Ablations(Seeded):
     """LoRA ranks; the largest is also trained from a start that is not zero."""
     vary: tuple[str, ...] = ()
     """Training fields to change, one per run and at the recipe's rank, such as kl_weight=0.01 sample_clip=0."""
-    nearby: float = 0.0
+    nearby: NotNegative = 0.0
     """Also trains, at the recipe's rank, on rewards of noises this far from the improved one: (z + s·e) / √(1 + s²)."""
     pictures: int = 16384
     """Pictures per training run; 0: as many as in the recipe's."""
@@ -43,7 +43,6 @@ class Ablations(Seeded):
     def run(self) -> int:
         if not self.ranks or min(self.ranks) < 1:
             raise hn.InputError(f"--ranks takes numbers from 1, such as 4 16, not {list(self.ranks)}")
-        not_negative(self, "nearby", prefix="--")
         bench = self.bench()
         updates = bench.updates(self.pictures)
         ranks = sorted(set(self.ranks) | ({bench.recipe.lora.rank} if self.vary or self.nearby else set()))

@@ -33,7 +33,7 @@ from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.precision import resolve
 from hypernoise.prompts import read_mix
-from hypernoise.settings import whole
+from hypernoise.settings import Count
 from hypernoise.training.config import recognised
 from hypernoise.training.metrics import rows_of
 
@@ -71,9 +71,9 @@ class Experiment:
     recipe: Path = RECIPES / "scenes.yaml"
     """The training recipe. The experiment sets its length and seeds; the learning rate decays to 0
     within each run's length."""
-    judged: int = 50
+    judged: Count = 50
     """Held-out captions per category; 50 are the benchmark."""
-    noises: int = 4
+    noises: Count = 4
     """Pictures per caption."""
     output_dir: Path = Path("runs/experiment")
     device: str = "auto"
@@ -88,7 +88,6 @@ class Experiment:
         Raises:
             InputError: something that does not exist or does not fit.
         """
-        whole(self, "judged", "noises", flags=True)
         recipe = hn.read_recipe(self.recipe)
         precision = resolve(recipe.mixed_precision, pick_device(self.device))
         recipe = dataclasses.replace(recipe, mixed_precision=precision.name)

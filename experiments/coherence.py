@@ -25,7 +25,7 @@ from hypernoise.files import output_folder
 from hypernoise.generators.base import Generator
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.prompts import read_prompts
-from hypernoise.settings import whole
+from hypernoise.settings import Count
 
 DISTANCES = (0.1, 0.3, 1.0)
 
@@ -42,14 +42,11 @@ class Coherence:
     output_dir: Path = Path("runs/coherence")
     on: tuple[Literal["scenes", "eyes"], ...] = ("scenes",)
     """scenes: the embedded generator and reward; eyes: the painted eyes, whose wheels `experiments.eyes` names."""
-    prompts: int = 24
+    prompts: Count = 24
     """Number of evenly spaced training captions. For the eyes: all eight colours."""
-    noises: int = 32
+    noises: Count = 32
     """Noises per prompt."""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        whole(self, "prompts", "noises", flags=True)
 
     def run(self) -> int:
         output_folder(self.output_dir)

@@ -47,7 +47,7 @@ from hypernoise.files import atomic_file, output_folder
 from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
-from hypernoise.settings import whole
+from hypernoise.settings import Count
 from hypernoise.training.config import recognised
 
 JUDGED = 224  # px, the classifier's training size
@@ -61,16 +61,15 @@ class Eyes:
     """Draws painted eyes of eight colours with every method, and judges them."""
 
     output_dir: Path = Path("runs/eyes")
-    updates: int = 600
+    updates: Count = 600
     """Optimiser updates per training run, of 16 pictures."""
-    runs: int = 3
+    runs: Count = 3
     """Training runs per noise network, with seeds `seed`, `seed` + 1 and so on."""
     pictures: int = 16
     """Judged pictures per colour, each from its own noise."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole(self, "updates", "runs", flags=True)
         if self.pictures < 3:
             raise hn.InputError(f"--pictures must be at least 3, not {self.pictures}")
 

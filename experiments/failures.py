@@ -36,7 +36,7 @@ from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import output_folder, write_json
 from hypernoise.methods.base import Method
 from hypernoise.prompts import read_mix
-from hypernoise.settings import whole
+from hypernoise.settings import Count
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Failures(Experiment):
     """The sound run, for redness; the learning rate is constant, so that a run can be measured along the way."""
     modes: tuple[str, ...] = ()
     """Names of modes; none given: all of them."""
-    updates: int = 32
+    updates: Count = 32
     """Updates per mode."""
-    looks: int = 2
+    looks: Count = 2
     """Number of points in a run at which it is measured and judged."""
     judged: int = 5
     """Held-out captions per category that every look is judged on."""
@@ -63,7 +63,6 @@ class Failures(Experiment):
     seed: int = 0
 
     def run(self) -> int:
-        whole(self, "updates", "looks", flags=True)
         for name, least in (("points", 8), ("noises", 2)):
             if getattr(self, name) < least:
                 raise hn.InputError(f"--{name} must be at least {least}, not {getattr(self, name)}")

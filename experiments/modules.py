@@ -27,7 +27,7 @@ from experiments.base import main, markdown
 from hypernoise.evaluation.summary import write_summary
 from hypernoise.files import output_folder
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
-from hypernoise.settings import whole
+from hypernoise.settings import Count
 
 SIDE, SIZE = 16, 16  # px of a picture, dimensions of a noise
 COLOURS = {"red": (0.9, 0.1, 0.1), "green": (0.1, 0.7, 0.1), "blue": (0.1, 0.2, 0.9)}
@@ -44,15 +44,12 @@ class Modules:
     """Values of kl_weight, the α of the objective."""
     updates: tuple[int, ...] = (250, 1000)
     """Updates per training run, of 16 pictures."""
-    lessons: int = 800
+    lessons: Count = 800
     """Updates of the generator and of each classifier."""
-    pictures: int = 128
+    pictures: Count = 128
     """Judged pictures per kind."""
     seed: int = 0
     output_dir: Path = Path("runs/modules")
-
-    def __post_init__(self) -> None:
-        whole(self, "lessons", "pictures", flags=True)
 
     def run(self) -> int:
         output_folder(self.output_dir)

@@ -23,7 +23,7 @@ from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.noise.settings import Spectral as Settings
 from hypernoise.pipeline import attach, detach, disabled
 from hypernoise.prompts import spread
-from hypernoise.settings import whole
+from hypernoise.settings import Count
 
 SHOWN = {  # in addition to the columns of every experiment
     "parameters": ("parameters", ",d"),
@@ -51,14 +51,13 @@ class Spectral(Seeded):
     map: Literal["coupling", "residual"] = "coupling"
     pictures: int = 16384
     """Pictures per training run; 0: as many as in the recipe's."""
-    measured: int = 64
+    measured: Count = 64
     """Noises to measure the whole KL on."""
 
-    calls: int = 50
+    calls: Count = 50
     """Timed pairs of calls of the plain and the attached pipeline."""
 
     def run(self) -> int:
-        whole(self, "measured", "calls", flags=True)
         if not self.ks:
             raise InputError("--ks takes numbers from 1, such as 2 4")
         variants: dict[str, Settings | None] = {"lora": None}

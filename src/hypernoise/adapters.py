@@ -260,9 +260,8 @@ def compare_base(about: dict[str, Any], generator: Generator, folder: Path, *, s
         despite = "for a merge or a fine-tune of that base, or a LoRA fused into it"
     differs = f"the adapter {folder} was made for {differs}"
     if strict:
-        raise InputError(
-            differs + (f"; {despite}, pass check_base=False (generate --no-check-base)" if despite else "")
-        )
+        advice = f"; {despite}, pass check_base=False (generate --no-check-base)" if despite else ""
+        raise InputError(differs + advice)
     warnings.warn(f"{differs}; f was trained on the original base", stacklevel=3)
 
 

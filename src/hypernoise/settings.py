@@ -9,11 +9,11 @@ import dataclasses
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from numbers import Integral, Real
-from typing import Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
 
 from hypernoise.errors import InputError, shown, unknown
 
@@ -34,17 +34,6 @@ def finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and abs(number) <= LARGEST
 
 
-def whole(
-    settings: object, *names: str, least: int = 1, most: int = MOST, prefix: str = "", flags: bool = False
-) -> None:
-    """Raises InputError for the first of these attributes that is not a whole number in range.
-
-    `flags`: the message names them as on the command line, --batch-size for batch_size.
-    """
-    for name in names:
-        whole_number(getattr(settings, name), f"--{name.replace('_', '-')}" if flags else prefix + name, least, most)
-
-
 def whole_number(value: Any, name: str, least: int = 1, most: int = MOST) -> None:
     """Raises InputError, with `name`, for a value that is not a whole number from `least` to `most`."""
     number: Any = value
@@ -56,25 +45,38 @@ def whole_number(value: Any, name: str, least: int = 1, most: int = MOST) -> Non
         raise InputError(f"{name} must be at most {most}, not {shown(value)}")
 
 
-def positive(settings: object, *names: str, prefix: str = "") -> None:
-    """Raises InputError for the first of these attributes that is not a finite number above 0."""
+def whole(settings: object, *names: str, most: int = MOST) -> None:
+    """Raises InputError for the first of these attributes that is not a whole number from 1 to `most`."""
     for name in names:
-        value = getattr(settings, name)
-        if not (finite(value) and value > 0):
-            raise InputError(f"{prefix}{name} must be a positive number, not {shown(value)}")
+        whole_number(getattr(settings, name), name, most=most)
 
 
-def not_negative(settings: object, *names: str, prefix: str = "") -> None:
-    """Raises InputError for the first of these attributes that is not a finite number of at least 0."""
-    for name in names:
-        value = getattr(settings, name)
-        if not (finite(value) and value >= 0):
-            raise InputError(f"{prefix}{name} must be 0 or more, not {shown(value)}")
+def positive(value: Any, name: str) -> None:
+    if not (finite(value) and value > 0):
+        raise InputError(f"{name} must be a positive number, not {shown(value)}")
+
+
+def not_negative(value: Any, name: str) -> None:
+    if not (finite(value) and value >= 0):
+        raise InputError(f"{name} must be 0 or more, not {shown(value)}")
 
 
 def seed_in_range(seed: Any, name: str = "seed") -> None:
     if type(seed) is bool or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise InputError(f"{name} must be from 0 to 2**63 - 1, not {shown(seed)}")
+
+
+# Types of fields: a number, and the check of its range
+Count = Annotated[int, whole_number]
+AtOnce = Annotated[int, partial(whole_number, most=MOST_AT_ONCE)]
+Rank = Annotated[int, partial(whole_number, most=MOST_RANK)]
+Natural = Annotated[int, partial(whole_number, least=0)]
+Depth = Annotated[int, partial(whole_number, least=0, most=MOST_RANK)]
+Side = Annotated[int, partial(whole_number, least=0, most=MOST_SIDE)]
+Port = Annotated[int, partial(whole_number, least=0, most=65_535)]
+Positive = Annotated[float, positive]
+NotNegative = Annotated[float, not_negative]
+Seed = Annotated[int, seed_in_range]
 
 
 def finite_weights(weights: Mapping[str, float]) -> None:
@@ -92,18 +94,23 @@ def typed(settings: Any, cls: type, prefix: str = "") -> None:
     """Converts the fields of `cls` to their declared types: a recipe's text to numbers, mappings to groups.
 
     Raises:
-        InputError: a value that cannot be converted, naming the field.
+        InputError: a value that cannot be converted or is out of range, naming the field.
     """
     for name, hint in hints_of(cls).items():
         object.__setattr__(settings, name, as_declared(prefix + name, getattr(settings, name), hint))
 
 
-hints_of = cache(typing.get_type_hints)
+hints_of = cache(partial(typing.get_type_hints, include_extras=True))
 
 
 def as_declared(name: str, value: Any, hint: Any) -> Any:
     """The value converted to its field's type. Text is read as numbers, since YAML reads 1e-3 as text."""
     kind = typing.get_origin(hint)
+    if kind is Annotated:
+        hint, check = typing.get_args(hint)
+        value = as_declared(name, value, hint)
+        check(value, name)
+        return value
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
             return group(hint, value, prefix=f"{name}.")  # type: ignore[arg-type]
@@ -135,10 +142,14 @@ def as_declared(name: str, value: Any, hint: Any) -> Any:
 
 def group(cls: type, values: Mapping[Any, Any], prefix: str = "") -> Any:
     """A dataclass from a mapping of its fields. Raises InputError for an unknown field, with the nearest one."""
-    for name in values:
+    check_names(cls, values, prefix)
+    return cls(**values)
+
+
+def check_names(cls: type, names: Iterable[Any], prefix: str = "") -> None:
+    for name in names:
         if name not in hints_of(cls):
             raise unknown("field", f"{prefix}{name}", [f"{prefix}{own}" for own in _names(cls)])
-    return cls(**values)
 
 
 def changed(settings: Any, values: Mapping[str, Any]) -> Any:

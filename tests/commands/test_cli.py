@@ -203,8 +203,8 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(recipe, tmp_path, capsys, 
     weights = broken / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     assert "could not be loaded" in said("--generator", str(broken))
-    assert "max_train_steps must be at least 1" in said("--max-train-steps", "0")
-    assert "train_batch_size must be at least 1" in said("--train-batch-size", "-3")
+    assert "--max-train-steps must be at least 1" in said("--max-train-steps", "0")
+    assert "--train-batch-size must be at least 1" in said("--train-batch-size", "-3")
     (tmp_path / "prompts.txt").write_text("a ring\n" + "very " * 30 + "red ring\n")
     assert "prompt 2 of 2 has" in said()
     (tmp_path / "prompts.txt").write_text("")
@@ -242,6 +242,8 @@ def test_wrong_calls_are_refused(capsys, tmp_path, tiny, sd_pipeline):
     assert "no adapter at" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "none")])
     save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline(width=12)), rank=2), tmp_path / "wide")
     assert "does not fit" in refused(capsys, [*draw, "a ring", "--adapter", str(tmp_path / "wide")])
+    own = refused(capsys, ["generate", "a ring", "--device", "cpu", "--adapter", str(tmp_path / "wide")])
+    assert "does not fit 'scenes': the networks differ" in own
     weights = tmp_path / "wide" / "adapter_model.safetensors"
     save_adapter(LoRANoise(DiffusionGenerator(sd_pipeline()), rank=2), tmp_path / "wide")
     weights.write_bytes(weights.read_bytes()[:-100])

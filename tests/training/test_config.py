@@ -151,6 +151,7 @@ def test_a_missing_recipe_is_named(tmp_path):
         ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
         ({"sample_clip": -1.0}, "sample_clip must be 0 or more"),
         ({"train_batch_size": 10, "gradient_accumulation_steps": 4}, "the next that fits is 12"),
+        ({"learning_rates": 1.0}, "unknown field 'learning_rates'; did you mean 'learning_rate'?"),
     ],
 )
 def test_impossible_settings_are_refused(values, message):

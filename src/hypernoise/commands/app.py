@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError
-from hypernoise.settings import seed_in_range, whole, whole_number
+from hypernoise.settings import Port, Seed, seed_in_range, whole_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,13 +36,11 @@ class App(WithGenerator):
     """An adapter directory or Hub repository; the page can load others."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Rewards to show; default on the embedded generator: the scenes reward."""
-    seed: int = 0
+    seed: Seed = 0
     """Initial seed of the first noise."""
-    port: int = 7860
+    port: Port = 7860
 
     def run(self) -> int:
-        seed_in_range(self.seed, "--seed")
-        whole(self, "port", least=0, most=65_535, flags=True)
         page = self.page()
         try:
             serve(page, self.port)

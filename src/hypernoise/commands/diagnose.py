@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError
-from hypernoise.settings import MOST_AT_ONCE, whole
+from hypernoise.settings import AtOnce, Count, Seed
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,18 @@ class Diagnose(WithGenerator):
     """A text file with a prompt per line, or "scenes" for the embedded world's training captions."""
     rewards: dict[str, float] = field(default_factory=dict)
     """Rewards for the prompt-swap control; default: the ones the adapter was trained on."""
-    noises: int = 32
+    noises: AtOnce = 32
     """Number of noises; more make the standard errors smaller."""
-    num_inference_steps: int = 1
+    num_inference_steps: Count = 1
     """Denoiser calls per picture."""
-    batch_size: int = 16
+    batch_size: AtOnce = 16
     """Noises in memory at once."""
-    seed: int = 0
+    seed: Seed = 0
     output_dir: Path = Path("runs/diagnose")
 
     def run(self) -> int:
         if self.adapter is None:
             raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
-        whole(self, "num_inference_steps", flags=True)
-        whole(self, "batch_size", "noises", most=MOST_AT_ONCE, flags=True)
         from hypernoise.adapters import adapter_folder, load_adapter, read_about
         from hypernoise.diagnostics.diagnosis import diagnose, findings
         from hypernoise.evaluation.charts import diagnosis_page

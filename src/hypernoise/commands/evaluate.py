@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hypernoise.commands.common import WithGenerator, write_report
 from hypernoise.errors import InputError, shown
-from hypernoise.settings import MOST_AT_ONCE, launched, seed_in_range, whole, whole_number
+from hypernoise.settings import AtOnce, Natural, Seed, launched, whole_number
 
 if TYPE_CHECKING:
     from hypernoise.evaluation.benchmarks import Benchmark
@@ -40,9 +40,9 @@ class Evaluate(WithGenerator):
     """scenes (the embedded world's held-out captions, with their judge), geneval (the official 553) or geneval:FILE
     (metadata of that format), questions:FILE (dpg_bench.csv, geneval2_data.jsonl, UniGenBench++'s
     test_prompts_en.csv), or a file with a prompt per line, which has no judge."""
-    count: int = 0
+    count: Natural = 0
     """First prompts of each category to use; 0: all (50 for scenes)."""
-    num_images_per_prompt: int = 4
+    num_images_per_prompt: AtOnce = 4
     num_inference_steps: tuple[int, ...] = (1,)
     """Denoiser calls per picture; each number gets its own rows."""
     rewards: dict[str, float] = field(default_factory=dict)
@@ -54,8 +54,8 @@ class Evaluate(WithGenerator):
     questions vqascore or one of its siblings. Empty: the default one; none: draw only."""
     colors: str = ""
     """For geneval: a CLIP that classifies colours; empty: the default one."""
-    batch_size: int = 16
-    seed: int = 0
+    batch_size: AtOnce = 16
+    seed: Seed = 0
     shard: str = ""
     """k/n: this process draws every n-th batch from the k-th on; all write to the same --output-dir. Empty: the rank
     under torchrun or accelerate launch, otherwise all batches."""
@@ -131,8 +131,6 @@ class Evaluate(WithGenerator):
 
     def _checked(self) -> tuple[int, int]:
         """The shard. Raises InputError for numbers out of range."""
-        whole(self, "num_images_per_prompt", "batch_size", most=MOST_AT_ONCE, flags=True)
-        whole(self, "count", least=0, flags=True)
         if not self.num_inference_steps:
             raise InputError("--num-inference-steps takes numbers from 1, such as 1 2 4")
         for steps in self.num_inference_steps:
@@ -140,7 +138,6 @@ class Evaluate(WithGenerator):
         for flag, given in (("num-inference-steps", self.num_inference_steps), ("adapter", self.adapter)):
             if len(set(given)) < len(given):
                 raise InputError(f"--{flag} takes each once, not {' '.join(map(str, given))}")
-        seed_in_range(self.seed, "--seed")
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard)
         if self.shard and (found is None or int(found[1]) >= int(found[2])):
             raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {shown(self.shard)}")

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.generators.loading import Loading
-from hypernoise.settings import as_declared, changed
+from hypernoise.settings import as_declared, changed, hints_of
 from hypernoise.training.config import Recipe, TrainConfig, read_recipe
 
 Asked = TypeVar("Asked")
@@ -73,7 +73,7 @@ def parse(
 
 def flags_of(cls: type, group: str = "") -> Iterator[tuple[str, Any, type]]:
     """Every field's name, its type, and the class that declares it; the fields of a group as group.field."""
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     declaring = {name: base for base in reversed(cls.__mro__) for name in inspect.get_annotations(base)}
     for own in dataclasses.fields(cls):
         hint = hints[own.name]

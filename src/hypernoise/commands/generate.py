@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError, no_traceback
-from hypernoise.settings import MOST_AT_ONCE, seed_in_range, whole
+from hypernoise.settings import AtOnce, Count, Seed
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,14 @@ class Generate(WithGenerator):
     check_base: bool = True
     """Refuse a base with other weights than the adapter was trained on; off (for a merge or a fine-tune of the base):
     only warn."""
-    num_inference_steps: int = 1
+    num_inference_steps: Count = 1
     """Denoiser calls per picture."""
-    num_images_per_prompt: int = 1
+    num_images_per_prompt: AtOnce = 1
     """Pictures per prompt, with seeds from --seed on."""
-    seed: int = 0
+    seed: Seed = 0
     output_dir: Path = Path("runs/generate")
 
     def run(self) -> int:
-        whole(self, "num_inference_steps", flags=True)
-        whole(self, "num_images_per_prompt", most=MOST_AT_ONCE, flags=True)
-        seed_in_range(self.seed, "--seed")
         if self.strength != 1 and self.adapter is None:
             raise InputError("--strength needs an adapter: name one with --adapter")
         if not self.prompts:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hypernoise.commands.evaluate import Evaluate
 from hypernoise.precision import MixedPrecision
-from hypernoise.settings import whole
+from hypernoise.settings import AtOnce, Count, Seed
 from hypernoise.training.config import LoRA, Recipe
 
 
@@ -21,13 +21,13 @@ class Quickstart:
     settings.
     """
 
-    max_train_steps: int = 300
+    max_train_steps: Count = 300
     """Number of updates."""
-    train_batch_size: int = 32
+    train_batch_size: AtOnce = 32
     """Pictures per update."""
-    judged: int = 50
+    judged: Count = 50
     """Held-out captions per category to judge on, two noises each."""
-    seed: int = 0
+    seed: Seed = 0
     mixed_precision: MixedPrecision = "auto"
     """no: fp32. auto: bf16 if the device has bf16 units, else fp32."""
     output_dir: Path = Path("runs/quickstart")
@@ -52,7 +52,6 @@ class Quickstart:
         )
 
     def run(self) -> int:
-        whole(self, "judged", flags=True)
         from hypernoise.commands.train import train_recipe
 
         result = train_recipe(self.recipe, self.output_dir, self.device)

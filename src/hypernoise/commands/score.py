@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from hypernoise.errors import InputError
-from hypernoise.settings import MOST_AT_ONCE, whole
+from hypernoise.settings import AtOnce
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,12 @@ class Score:
     """GenEval's detector: a Mask2Former from the Hub or a folder; empty: the Swin-S trained on COCO."""
     colors: str = ""
     """The CLIP, from the Hub or a folder, that classifies the colours of detected objects; empty: ViT-L/14."""
-    batch_size: int = 16
+    batch_size: AtOnce = 16
     output_dir: Path = Path("runs/score")
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU) or a torch device."""
 
     def run(self) -> int:
-        whole(self, "batch_size", most=MOST_AT_ONCE, flags=True)
         if not self.folders:
             raise InputError("name one or more folders of pictures: hypernoise score DIR [DIR ...]")
         if (self.judge or self.colors) and not self.geneval:

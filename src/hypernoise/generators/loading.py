@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hypernoise.precision import MixedPrecision
-from hypernoise.settings import MOST_SIDE, typed, whole
+from hypernoise.settings import Natural, Side, typed
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Memory:
 
     gradient_checkpointing: bool = False
     """Recompute the denoiser's and the decoder's activations for the gradient: less memory, more time."""
-    decode_slice: int = 0
+    decode_slice: Natural = 0
     """Pictures decoded at once; 0: all of them."""
     text_encoders: Literal["stay", "offload"] = "stay"
     """offload: on the CPU between encodings."""
@@ -25,7 +25,6 @@ class Memory:
 
     def __post_init__(self) -> None:
         typed(self, Memory, "memory.")
-        whole(self, "decode_slice", least=0, prefix="memory.")
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,16 @@ class Loading:
     """Precision of the frozen weights and autocast. no: fp32. auto: bf16 if the device has bf16 units, else fp32."""
     revision: str = ""
     """Revision of the generator's repository; empty: the pinned one, or else the newest."""
-    height: int = 0
+    height: Side = 0
     """Height of the pictures in pixels; 0: the width, or the generator's default."""
-    width: int = 0
+    width: Side = 0
     """Width of the pictures in pixels; 0: the height."""
-    max_sequence_length: int = 0
+    max_sequence_length: Side = 0
     """Tokens of a prompt that the text encoder reads, where its length can be chosen; 0: the generator's default."""
     memory: Memory = field(default_factory=Memory)
 
     def __post_init__(self) -> None:
         typed(self, Loading)
-        whole(self, "height", "width", "max_sequence_length", least=0, most=MOST_SIDE)
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -76,6 +76,7 @@ def load_generator(
         fetch(location, "model_index.json", revision=at)  # its errors are clearer than the pipeline's
     with no_loading_bars(), no_traceback(f"generator {name!r} cannot be used"):
         pipeline = _pipeline(name, preset, location, at, dtype).to(place)
+        pipeline.register_to_config(_name_or_path=name)  # as `attach` names it: not the package's folder
         if place.type == "cpu" and isinstance(pipeline.vae, AutoencoderTiny):  # it then decodes in 2/3 of the time
             pipeline.vae.to(memory_format=torch.channels_last)  # type: ignore[reportCallIssue]
         call = preset.reading(max_sequence_length).call

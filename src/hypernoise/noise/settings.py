@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hypernoise.settings import MOST_RANK, typed, whole
+from hypernoise.settings import Depth, Rank, typed
 
 
 @dataclass(frozen=True)
 class Spectral:
     """Settings of `noise_network: spectral`."""
 
-    k: int = 4
+    k: Rank = 4
     """f changes the k x k lowest frequencies of the latent grid in each channel."""
-    width: int = 128
+    width: Rank = 128
     """Width of the network's hidden layers."""
-    depth: int = 4
+    depth: Depth = 4
     """Number of couplings in its invertible map; 0: only a scale and a shift that depend on the prompt."""
     map: Literal["coupling", "residual"] = "coupling"
     """residual: an MLP of `depth` hidden layers instead of the invertible map, to compare; its KL takes a backward
@@ -24,5 +24,3 @@ class Spectral:
 
     def __post_init__(self) -> None:
         typed(self, Spectral, "spectral.")
-        whole(self, "k", "width", most=MOST_RANK, prefix="spectral.")
-        whole(self, "depth", least=0, most=MOST_RANK, prefix="spectral.")

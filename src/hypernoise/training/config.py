@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
 
@@ -17,16 +17,18 @@ from hypernoise.generators.loading import Loading
 from hypernoise.noise.settings import Spectral
 from hypernoise.precision import MixedPrecision
 from hypernoise.settings import (
-    MOST_AT_ONCE,
-    MOST_RANK,
     MOST_STEPS,
+    AtOnce,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Rank,
+    Seed,
+    check_names,
     finite_weights,
     group,
-    not_negative,
-    positive,
-    seed_in_range,
     typed,
-    whole,
     whole_number,
 )
 
@@ -47,91 +49,86 @@ class Lipschitz:
 
     mode: Literal["free", "penalty", "clamp"] = "free"
     """free: no limit; penalty: keeps the residual's Lipschitz constant near the bound; clamp: below it."""
-    bound: float = 0.5
+    bound: Positive = 0.5
     """The limit of the Lipschitz constant; below 1 the KL term can be trusted."""
-    weight: float = 100.0
+    weight: NotNegative = 100.0
     """Weight of the penalty on the squared excess over the bound."""
 
     def __post_init__(self) -> None:
         typed(self, Lipschitz, "lipschitz.")
-        positive(self, "bound", prefix="lipschitz.")
-        not_negative(self, "weight", prefix="lipschitz.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of the training loop. One step is one optimiser update."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Learning rate after warm-up."""
-    max_train_steps: int = 1000
+    max_train_steps: Count = 1000
     """Number of optimiser updates."""
-    train_batch_size: int = 16
+    train_batch_size: AtOnce = 16
     """Samples per update, over all processes and accumulation steps."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """Micro-batches that a batch is split into to save memory; must divide train_batch_size."""
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
     """cosine and linear decay to 0 over the run."""
-    lr_warmup_steps: int = 20
+    lr_warmup_steps: Natural = 20
     """Updates over which the learning rate rises from 0."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd uses momentum 0.9, as published for SD-Turbo and SANA-Sprint."""
-    adam_weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    sample_clip: float = 0.0
+    adam_weight_decay: NotNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    sample_clip: NotNegative = 0.0
     """Clips the norm of each sample's reward gradient at its improved noise, for rewards with a few huge gradients; 0:
     no clipping. Clipping changes the paper's objective, but not the direction of a sample's gradient."""
     one_noise_per_step: bool = False
     """All samples of an update, in all processes, start from one noise, as in the paper authors' training."""
-    kl_weight: float = 1.0
+    kl_weight: NotNegative = 1.0
     """Weight of ½‖f‖², summed over the noise's dimensions: the α of p*(x) ∝ p(x)·exp(r/α)."""
     kl_term: Literal["l2", "exact"] = "l2"
     """l2: ½‖f‖², as published. exact: the whole KL from each sample's Jacobian, one backward pass per dimension, for
     noise of up to 256 dimensions. A spectral noise network's KL is always exact."""
-    kl_limit: float = 0.5
+    kl_limit: NotNegative = 0.5
     """The run stops when ½‖f‖² exceeds this many nats per noise dimension; at 0.5 the residual is as long as the
     noise. Noises of fewer than 64 dimensions count as 64. 0: never."""
-    clipping_limit: float = 0.5
+    clipping_limit: NotNegative = 0.5
     """The run stops when the share of pixel values that are exactly 0 or 1 has risen by this much; 0: never."""
     num_inference_steps: int | tuple[int, ...] = 1
     """Denoiser calls per training picture; given several numbers, each update picks one."""
-    checkpointing_steps: int = 100
+    checkpointing_steps: Count = 100
     """Updates between checkpoints."""
-    checkpoints_total_limit: int = 2
+    checkpoints_total_limit: Count = 2
     """Number of newest checkpoints to keep."""
-    validation_steps: int = 10
+    validation_steps: Count = 10
     """Updates between measurements of the validation reward, and between pictures of validation_prompts."""
     validation_prompts: tuple[str, ...] = ()
     """Prompts drawn every validation_steps from the same noises, plain above improved."""
-    patience: int = 0
+    patience: Natural = 0
     """Stop early when the validation reward's mean over this many readings has fallen from its best while the trained
     reward's has not. 0: never."""
     diagnostics: tuple[Literal["lipschitz", "kl"], ...] = ()
     """lipschitz, kl: measured at a few fixed noises every diagnostics_steps, written to metrics.jsonl."""
-    diagnostics_steps: int = 50
+    diagnostics_steps: Count = 50
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """tensorboard, trackio, wandb: trackers that receive the metrics in addition to metrics.jsonl."""
-    seed: int = 0
+    seed: Seed = 0
     mixed_precision: MixedPrecision = "auto"
     """Precision of the frozen weights and autocast; trained weights are always fp32. no: fp32. auto: bf16 if the device
     has native bf16 units, else fp32."""
     lipschitz: Lipschitz = field(default_factory=Lipschitz)
 
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        check_names(cls, named)  # the nearest field instead of a TypeError
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         typed(self, TrainConfig)
-        whole(self, "max_train_steps", "gradient_accumulation_steps", "checkpointing_steps", "checkpoints_total_limit")
-        whole(self, "validation_steps", "diagnostics_steps")
-        whole(self, "train_batch_size", most=MOST_AT_ONCE)
-        whole(self, "lr_warmup_steps", "patience", least=0)
-        positive(self, "learning_rate", "max_grad_norm")
-        not_negative(self, "adam_weight_decay", "kl_weight", "sample_clip", "kl_limit", "clipping_limit")
         if not 1 <= len(self.inference_steps) <= MOST_STEPS:
             raise InputError(f"num_inference_steps must be 1 to {MOST_STEPS} numbers, not {len(self.inference_steps)}")
         for steps in self.inference_steps:
             whole_number(steps, "num_inference_steps", most=MOST_STEPS)
         if self.patience in (1, 2):
             raise InputError(f"patience must be 0 (never stop early) or at least 3 readings, not {self.patience}")
-        seed_in_range(self.seed)
         self.samples_per_round()
 
     def samples_per_round(self, processes: int = 1) -> int:
@@ -168,8 +165,8 @@ def recognised(config: TrainConfig) -> dict[str, Any]:
 class LoRA:
     """The noise network: a LoRA on the denoiser."""
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: Rank = 16
+    alpha: Positive = 32.0
     """The LoRA update is scaled by alpha / rank."""
     layers: tuple[str, ...] = ()
     """Layers of the denoiser that get a LoRA, including the output layer; without-depthwise: every Linear and Conv
@@ -179,8 +176,6 @@ class LoRA:
 
     def __post_init__(self) -> None:
         typed(self, LoRA, "lora.")
-        whole(self, "rank", most=MOST_RANK, prefix="lora.")
-        positive(self, "alpha", prefix="lora.")
 
 
 @dataclass(frozen=True)
