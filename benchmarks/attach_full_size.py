@@ -41,7 +41,7 @@ def main(config: FullSize) -> None:
     generator = random_generator(config.generator, torch.device("cpu"), dtype=torch.float32)
     pipeline, denoiser, vae = generator.pipeline, generator.denoiser, generator.pipeline.vae
     given = generator.family.arguments(generator.encode(PROMPTS[:1]).tensors)
-    given |= {**generator.call(generator.least_steps), "height": generator.size[0], "width": generator.size[1]}
+    given |= generator.call(generator.least_steps)
     attach(pipeline, spectral_noise(generator, Spectral()))
     answers: dict[Any, Any] = {}
     seconds: dict[Any, float] = {}

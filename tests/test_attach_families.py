@@ -30,7 +30,7 @@ class Case:
     def attached(self, prompts, steps, **call):
         pipe = attach(self.generator.pipeline, self.network)
         try:
-            call = {**self.generator.call(steps), **self.size, **call}
+            call = {**self.generator.call(steps), **call}
             return pipe(prompt=prompts, output_type="pt", return_dict=False, **call)[0]
         finally:
             detach(pipe)

@@ -35,7 +35,7 @@ def made(family, folder, *, disturbed=True, size=None):
 
 
 def drawn(pipeline, base, prompt, steps=1, **call):
-    own = {**base.call(steps), "height": base.size[0], "width": base.size[1], "output_type": "pt", "return_dict": False}
+    own = {**base.call(steps), "output_type": "pt", "return_dict": False}
     return pipeline(prompt=prompt, **{**own, **call})[0]
 
 

@@ -91,8 +91,7 @@ FUSED = ("fused", "fused, unloaded")
 
 
 def drawn(pipe, generator, x):
-    height, width = generator.size
-    call = {**generator.call(1), "height": height, "width": width, "output_type": "pt", "return_dict": False}
+    call = {**generator.call(1), "output_type": "pt", "return_dict": False}
     return pipe(prompt="a ring", latents=x.clone(), **call)[0]
 
 

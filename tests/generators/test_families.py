@@ -60,9 +60,8 @@ def test_calls_equal_the_pipelines_own_and_f_is_the_denoisers_first_answer(famil
     pipeline, noise = generator.pipeline, noise_for(generator)
     condition = generator.encode(PROMPTS)
     assert len(condition) == 2
-    size = dict(height=generator.size[0], width=generator.size[1])
     seeded = dict(generator=torch.Generator().manual_seed(5))
-    call = dict(prompt=list(PROMPTS), latents=noise, **size)
+    call = dict(prompt=list(PROMPTS), latents=noise)
     for steps in (1, 2):
         for kind, draw in (("pt", generator.sample), ("latent", generator.latents)):
             seeded["generator"].manual_seed(5)

@@ -8,7 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 
 from hypernoise.errors import InputError
@@ -217,8 +222,8 @@ def test_a_pipeline_cached_in_part_names_the_command(tmp_path, monkeypatch):
 def test_the_hubs_error_behind_a_loaders_is_reported(monkeypatch):
     def refuse(*arguments, **keywords):
         try:
-            raise hub.LocalEntryNotFoundError("not there")
-        except hub.LocalEntryNotFoundError as error:
+            raise LocalEntryNotFoundError("not there")
+        except LocalEntryNotFoundError as error:
             raise OSError("we could not connect to load this model") from error
 
     monkeypatch.setattr(registry, "fetch", lambda *arguments, **more: None)

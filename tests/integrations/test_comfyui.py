@@ -59,7 +59,7 @@ def as_the_pipeline_takes_it(generator, noise):
 
 
 def draw(generator, latents, steps=1):
-    call = {**generator.call(steps), "height": generator.size[0], "width": generator.size[1]}
+    call = generator.call(steps)
     prompts = [PROMPT] * len(latents)
     return generator.pipeline(prompt=prompts, latents=latents, output_type="pt", return_dict=False, **call)[0]
 

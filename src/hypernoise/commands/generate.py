@@ -66,8 +66,6 @@ class Generate(WithGenerator):
             condition = generator.encode([prompt] * len(seeds))
             with no_traceback(f"{generator.name} cannot draw"), generator.decoding():
                 pictures = pipeline(
-                    height=generator.size[0],
-                    width=generator.size[1],
                     generator=[torch.Generator(generator.device).manual_seed(seed) for seed in seeds],
                     **generator.family.arguments(condition.tensors),
                     **generator.call(steps),

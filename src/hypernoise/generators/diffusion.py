@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -112,7 +111,7 @@ class DiffusionGenerator(Generator):
     def device(self) -> torch.device:
         """The device it computes on; its weights may be elsewhere, under diffusers' offloading."""
         weight: Any = self.denoiser.get_submodule(self.family.output_layer).weight
-        if weight.device.type not in ("cpu", "meta") or not _has_accelerator():
+        if weight.device.type not in ("cpu", "meta") or not torch.accelerator.is_available():
             return weight.device
         return self.pipeline._execution_device  # searches every module for offloading hooks
 
@@ -141,7 +140,9 @@ class DiffusionGenerator(Generator):
     def call(self, steps: int) -> dict[str, Any]:
         """The pipeline's `__call__` arguments for this number of inference steps. InputError if it is not supported."""
         self.check_steps(steps)
-        return {**self.family.call, **self.family.call_at(steps), **self._call_of_model, "num_inference_steps": steps}
+        height, width = self.size
+        own = {**self._call_of_model, "num_inference_steps": steps, "height": height, "width": width}
+        return {**self.family.call, **self.family.call_at(steps), **own}
 
     def call_settings(self) -> dict[str, Any]:
         """The call's arguments that an adapter records, as JSON values; see `families.asked`."""
@@ -156,9 +157,7 @@ class DiffusionGenerator(Generator):
         with no_traceback(f"{self.name} cannot read prompts"):
             names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
             tokenizer = getattr(self.pipeline, names[0])  # with the longest prompts
-            own = inspect.signature(self._draw).parameters.get("max_sequence_length")
-            longest = own.default if own else tokenizer.model_max_length
-            longest = self.call(self.least_steps).get("max_sequence_length", longest)
+            longest = self.call_settings().get("max_sequence_length", tokenizer.model_max_length)
             limit = int(min(longest, tokenizer.model_max_length)) - self.family.template
             for number, prompt in enumerate(prompts, 1):
                 which = f"prompt {number} of {len(prompts)}"
@@ -178,7 +177,7 @@ class DiffusionGenerator(Generator):
         self.check_prompts(prompts)
         cannot = f"{self.name} cannot encode prompts, or cannot draw this size"
         with self.encoding(), no_traceback(cannot), quiet(self.pipeline), stop_at_encoding(self.pipeline) as encoded:
-            self._draw(self.pipeline, prompt=list(prompts), **self._size(), **self.call(self.least_steps))
+            self._draw(self.pipeline, prompt=list(prompts), **self.call(self.least_steps))
         return Condition(embeddings_of(self.family, encoded[0]))
 
     def encoding(self) -> AbstractContextManager[None]:
@@ -219,7 +218,6 @@ class DiffusionGenerator(Generator):
                 generator=None if seed is None else self._draws(seed),
                 output_type=output_type,
                 return_dict=False,
-                **self._size(),
                 **self.family.arguments(condition.tensors),
                 **self.call(steps),
             )[0]
@@ -229,14 +227,6 @@ class DiffusionGenerator(Generator):
         if isinstance(seed, int):
             return torch.Generator(self.device).manual_seed(seed)
         return [torch.Generator(self.device).manual_seed(own) for own in seed]
-
-    def _size(self) -> dict[str, int]:
-        return {"height": self.size[0], "width": self.size[1]}
-
-
-@cache
-def _has_accelerator() -> bool:
-    return torch.accelerator.is_available()
 
 
 def embeddings_of(family: Family, encoded: Sequence[Any]) -> dict[str, Tensor]:

@@ -86,6 +86,11 @@ _POOLED = ("prompt_embeds", None, "pooled_prompt_embeds", None)
 _UNGUIDED = {"guidance_scale": 0.0}
 _PACKED: dict[str, Any] = {"layout": "tokens", "patch": 2, "answer": _tokens, "guided_first": True}
 
+# SANA-Sprint's guidance is an input of its network; the official code encodes prompts without the instruction, in
+# training and in sana_inference.py
+_SPRINT = {"guidance_scale": 4.5, "use_resolution_binning": False, "complex_human_instruction": None}
+_PIXART = {"guidance_scale": 1.0, "use_resolution_binning": False, "clean_caption": False}
+
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": Family("unet", "conv_out", ("prompt_embeds", None), _UNGUIDED),
     "StableDiffusionXLPipeline": Family("unet", "conv_out", _POOLED, _UNGUIDED),
@@ -93,85 +98,35 @@ FAMILIES: dict[str, Family] = {
         "transformer", "proj_out", _POOLED, _UNGUIDED, tokenizers=("tokenizer_3", "tokenizer")
     ),
     "SanaSprintPipeline": Family(
-        "transformer",
-        "proj_out",
-        _MASKED,
-        # guidance is an input of the network; the official code encodes prompts without the instruction, in training
-        # and in sana_inference.py
-        {"guidance_scale": 4.5, "use_resolution_binning": False, "complex_human_instruction": None},
-        call_at=_scm_timesteps,
-        wide_noise=True,
-        unguided=None,
+        "transformer", "proj_out", _MASKED, _SPRINT, call_at=_scm_timesteps, wide_noise=True, unguided=None
     ),
-    "PixArtAlphaPipeline": Family(
-        "transformer",
-        "proj_out",
-        (*_MASKED, None, None),
-        {"guidance_scale": 1.0, "use_resolution_binning": False, "clean_caption": False},
-        answer=_first_channels,
-    ),
+    "PixArtAlphaPipeline": Family("transformer", "proj_out", (*_MASKED, None, None), _PIXART, answer=_first_channels),
     "FluxPipeline": Family(
-        "transformer",
-        "proj_out",
-        ("prompt_embeds", "pooled_prompt_embeds", None),
-        _UNGUIDED,
-        unguided=None,
-        tokenizers=("tokenizer_2",),
-        **_PACKED,
+        "transformer", "proj_out", ("prompt_embeds", "pooled_prompt_embeds", None), _UNGUIDED,
+        unguided=None, tokenizers=("tokenizer_2",), **_PACKED,
     ),
     "Krea2Pipeline": Family(
-        "transformer",
-        "final_layer.linear",
-        ("prompt_embeds", "prompt_embeds_mask"),
-        _UNGUIDED,
-        unguided=0.0,
-        template=5,
-        **_PACKED,
+        "transformer", "final_layer.linear", ("prompt_embeds", "prompt_embeds_mask"), _UNGUIDED,
+        unguided=0.0, template=5, **_PACKED,
     ),
     "Flux2KleinPipeline": Family(
-        "transformer",
-        "proj_out",
-        ("prompt_embeds", None),
-        {"guidance_scale": 1.0},
-        template=16,
-        **{**_PACKED, "layout": "grid"},
+        "transformer", "proj_out", ("prompt_embeds", None), {"guidance_scale": 1.0},
+        template=16, **{**_PACKED, "layout": "grid"},
     ),
     "QwenImagePipeline": Family(
-        "transformer",
-        "proj_out",
-        ("prompt_embeds", "prompt_embeds_mask"),
-        {"true_cfg_scale": 1.0},
-        template=8,
-        **_PACKED,
+        "transformer", "proj_out", ("prompt_embeds", "prompt_embeds_mask"), {"true_cfg_scale": 1.0},
+        template=8, **_PACKED,
     ),
     "ZImagePipeline": Family(
-        "transformer",
-        "all_final_layer.2-1.linear",
-        ("prompt_embeds", None),
-        _UNGUIDED,
-        answer=_negated_list,
-        arguments=_lists,
-        wide_noise=True,
-        guided_first=True,
-        unguided=0.0,
-        template=16,
+        "transformer", "all_final_layer.2-1.linear", ("prompt_embeds", None), _UNGUIDED, answer=_negated_list,
+        arguments=_lists, wide_noise=True, guided_first=True, unguided=0.0, template=16,
     ),
-}
+}  # fmt: skip
 
-_PICTURES = ("Img2Img", "Inpaint")
-SIBLINGS = {  # pipelines that draw from noise and a picture or a control: the class whose noise f was trained on
-    f"{name}{task}Pipeline": f"{name}Pipeline"
-    for name, tasks in {
-        "StableDiffusion": (*_PICTURES, "ControlNet"),
-        "StableDiffusionXL": (*_PICTURES, "ControlNet"),
-        "StableDiffusion3": _PICTURES,
-        "SanaSprint": ("Img2Img",),
-        "Flux": _PICTURES,
-        "QwenImage": _PICTURES,
-        "ZImage": _PICTURES,
-    }.items()
-    for task in tasks
-}
+_PAINTED = ("StableDiffusion", "StableDiffusionXL", "StableDiffusion3", "Flux", "QwenImage", "ZImage")
+_TASKS = {"Img2Img": (*_PAINTED, "SanaSprint"), "Inpaint": _PAINTED, "ControlNet": _PAINTED[:2]}
+# pipelines that draw from noise and a picture or a control: the class whose noise f was trained on
+SIBLINGS = {f"{name}{task}Pipeline": f"{name}Pipeline" for task, names in _TASKS.items() for name in names}
 
 OF_PROMPTS = ("complex_human_instruction", "max_sequence_length", "clean_caption", "clip_skip")
 ASKED = ("guidance_scale", "true_cfg_scale", "timesteps", *OF_PROMPTS)

@@ -8,23 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 
 from hypernoise.errors import InputError, first_line, out_of_memory
 
-TRANSPORT: type[Exception] = HfHubHTTPError.__mro__[1]  # the base error of the Hub's HTTP client
+TRANSPORT: type[Exception] = errors.HfHubHTTPError.__mro__[1]  # the base error of the Hub's HTTP client
 UNREACHABLE = (ConnectionError, TimeoutError, TRANSPORT)
-HUB_ERRORS = (*UNREACHABLE, EntryNotFoundError, HFValidationError)
+HUB_ERRORS = (*UNREACHABLE, errors.EntryNotFoundError, errors.HFValidationError)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -33,7 +23,7 @@ def fetch(repository: str, *files: str, revision: str | None = None) -> Path:
     failure."""
     with explained(repository, revision, " or ".join(files)):
         for file in files[:-1]:
-            with suppress(EntryNotFoundError):  # also if it is not cached and the Hub is unreachable
+            with suppress(errors.EntryNotFoundError):  # also if it is not cached and the Hub is unreachable
                 return Path(hf_hub_download(repository, file, revision=revision))
         return Path(hf_hub_download(repository, files[-1], revision=revision))
 
@@ -61,17 +51,17 @@ def explained(repository: str, revision: str | None, wanted: str, what: str = ""
 
 def _advice(error: Exception, repository: str, revision: str | None, wanted: str) -> str:
     login = "log in with hf auth login"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return f"{repository} is gated: accept its licence at https://huggingface.co/{repository}, then {login}"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository} has no revision {revision!r}"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return f"there is no repository {repository} on the Hub, or it is private: check the name, or {login}"
-    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         get = _download(repository, revision)
         return f"{repository}: {wanted} is not in the local cache and {why}; with a network connection, run: {get}"
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError):
         return f"{repository} has no {wanted}"
     return f"{repository} cannot be downloaded: {first_line(error)}"
 
@@ -82,10 +72,7 @@ def _download(repository: str, revision: str | None) -> str:
 
 def fetch_adapter(repository: str, revision: str | None = None) -> Path:
     """An adapter's top-level safetensors and JSON files, as a local directory; downloads those that are not cached.
-
-    Raises:
-        InputError: the repository cannot be downloaded, or has no safetensors adapter.
-    """
+    Raises InputError if the repository cannot be downloaded, or has no safetensors adapter."""
     kept = ["*.safetensors", "*.json"]
     with explained(repository, revision, "an adapter"):
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=kept, ignore_patterns=["*/*"]))

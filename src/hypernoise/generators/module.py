@@ -76,8 +76,7 @@ class ModuleGenerator(Generator):
 
     @property
     def device(self) -> torch.device:
-        tensor = next(self._weights(), None)
-        return tensor.device if tensor is not None else torch.device("cpu")
+        return next((tensor.device for tensor in self._weights()), torch.device("cpu"))
 
     def _weights(self) -> chain[Tensor]:
         return chain(self.module.parameters(), self.module.buffers())

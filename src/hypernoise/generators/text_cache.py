@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,17 +17,15 @@ from hypernoise.generators.base import Condition, Generator
 REMEMBERED = 100_000  # prompts; 400 MB of fp32 features of size 1024
 MEMORY = 2**30  # bytes of embeddings kept in memory
 
-Made = TypeVar("Made")
 
-
-class Remembered(Generic[Made]):
+class Remembered:
     """Caches the result of `encode` for each prompt; forgets the oldest of more than `REMEMBERED`."""
 
-    def __init__(self, encode: Callable[[list[str]], Sequence[Made]]):
+    def __init__(self, encode: Callable[[list[str]], Sequence[Any]]):
         self.encode = encode
-        self.made: dict[str, Made] = {}
+        self.made: dict[str, Any] = {}
 
-    def __call__(self, prompts: list[str]) -> list[Made]:
+    def __call__(self, prompts: list[str]) -> list[Any]:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.made]
         fresh = dict(zip(new, self.encode(new), strict=True)) if new else {}
         found = [fresh[prompt] if prompt in fresh else self.made[prompt] for prompt in prompts]

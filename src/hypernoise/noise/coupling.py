@@ -31,7 +31,7 @@ class CouplingFlow(nn.Module):
         super().__init__()
         halves = [_half(size, layer) for layer in range(depth if size > 1 else 0)]
         self.couplings = nn.ModuleList([_Coupling(size, half, width) for half in halves])
-        self.last = _zero(nn.Linear(width, 2 * size))
+        self.last = zeroed(nn.Linear(width, 2 * size))
 
     def forward(self, u: Tensor, e: Tensor) -> Tensor:
         """h [B, size]."""
@@ -97,7 +97,7 @@ class ResidualMap(nn.Module):
         super().__init__()
         sizes = [size + width, *[width] * depth]
         self.hidden = nn.Sequential(*[nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(sizes)])
-        self.last = _zero(nn.Linear(sizes[-1], size))
+        self.last = zeroed(nn.Linear(sizes[-1], size))
 
     def forward(self, u: Tensor, e: Tensor) -> Tensor:
         return self.last(self.hidden(torch.cat([u, e], 1)))
@@ -122,7 +122,7 @@ class _Coupling(nn.Module):
         self.register_buffer("moved", torch.tensor(moved), persistent=False)
         self.network = nn.Sequential(
             *(nn.Linear(len(kept) + width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()),
-            _zero(nn.Linear(width, 2 * len(moved))),
+            zeroed(nn.Linear(width, 2 * len(moved))),
         )
 
     def forward(self, u: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ def _half(size: int, layer: int) -> list[int]:
     return sorted(order[size // 2 :] if layer % 2 == 0 else order[: size // 2])
 
 
-def _zero(layer: nn.Linear) -> nn.Linear:
+def zeroed(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

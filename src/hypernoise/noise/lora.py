@@ -191,11 +191,8 @@ class _Adapted:
 
 
 def adaptable_layers(denoiser: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """The denoiser's Linear and Conv layers by name, in order: each as it is, and unwrapped.
-
-    Raises:
-        InputError: attention projections are fused, so that calls bypass the layers that an adapter targets.
-    """
+    """The denoiser's Linear and Conv layers by name, in order: each as it is, and unwrapped. Raises InputError if
+    attention projections are fused, so that calls bypass the layers that an adapter targets."""
     kinds, found = nn.Linear | nn.modules.conv._ConvNd, {}
     for name, layer, bare in layers_of(denoiser):
         if vars(bare).get("fused_projections") and (  # the older classes only restore their processor

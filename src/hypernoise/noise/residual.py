@@ -14,6 +14,7 @@ from torch.nn.functional import one_hot
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Condition, Generator, check_noise, checked_shape
 from hypernoise.noise.base import NoiseNetwork
+from hypernoise.noise.coupling import zeroed
 from hypernoise.settings import MOST, seed_in_range, whole_number
 
 ENCODED = 1024  # prompts per batch when looking for the largest label
@@ -65,17 +66,11 @@ class ResidualNoise(NoiseNetwork):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._seed)
             hidden = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(widths)]
-            last = nn.Linear(widths[-1], size)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(*hidden, last)
+            self.network = nn.Sequential(*hidden, zeroed(nn.Linear(widths[-1], size)))
 
     def suit(self, generator: Generator, prompts: Sequence[str]) -> None:
-        """Before training: takes the size of the generator's conditions, unless given.
-
-        Raises:
-            InputError: the generator's noise has another shape.
-        """
+        """Before training: takes the size of the generator's conditions, unless given. Raises InputError if the
+        generator's noise has another shape."""
         if self.noise_shape != tuple(generator.noise_shape):
             raise InputError(
                 f"this network takes noise of {self.noise_shape}, but {generator.name!r} takes {generator.noise_shape}"

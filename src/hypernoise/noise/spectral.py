@@ -196,11 +196,8 @@ def cosine_basis(size: int) -> Tensor:
 
 
 def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: int = 0) -> SpectralNoise:
-    """A new spectral noise network for a generator; encodes one prompt to find the embedding's size.
-
-    Raises:
-        InputError: more frequencies than the generator's latent grid has.
-    """
+    """A new spectral noise network for a generator; encodes one prompt to find the embedding's size. Raises InputError
+    for more frequencies than the generator's latent grid has."""
     condition = generator.encode(["a picture"])
     (rows, columns), patch = generator.cells, generator.family.patch
     if settings.k > min(rows, columns) * patch:
@@ -221,12 +218,8 @@ def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: i
 
 
 def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:
-    """A network from an adapter's settings, at the generator's size; its weights are loaded later.
-
-    Raises:
-        InputError: the generator has other latent channels, or packs them differently.
-        TypeError: settings that the network does not accept.
-    """
+    """A network from an adapter's settings, at the generator's size; its weights are loaded later. Raises InputError if
+    the generator has other latent channels or packs them differently, TypeError for settings that it does not take."""
     channels, patch = generator.noise_shape[0], 1
     if hasattr(generator, "family"):  # not a module
         channels, patch = generator.channels, generator.family.patch

@@ -82,11 +82,8 @@ def check_digest(about: Mapping[str, Any], state: Mapping[str, Tensor], folder: 
 
 
 def foreign_settings(folder: Path) -> dict[str, Any]:
-    """The rank and alpha of a LoRA that PEFT saved.
-
-    Raises:
-        InputError: no rank or alpha, or fields that a plain LoRA lacks.
-    """
+    """The rank and alpha of a LoRA that PEFT saved. Raises InputError for no rank or alpha, or fields that a plain LoRA
+    lacks."""
     file = folder / CONFIG
     usual: dict[str, Any] = {**LoraConfig().to_dict(), "peft_type": "LORA"}
     try:

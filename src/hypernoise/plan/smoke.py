@@ -73,9 +73,8 @@ def smoke_test(recipe: Recipe, place: torch.device, planned: int) -> dict[str, A
     with no_traceback("the smoke test failed at a picture through attach"), quiet(pipeline):
         began = time.perf_counter()
         attach(pipeline, network)
-        call = generator.call(max(recipe.inference_steps)) | dict(zip(("height", "width"), generator.size, strict=True))
         embeddings = generator.family.arguments(generator.encode(PROMPTS[:1]).tensors)
-        pictures = pipeline(**embeddings, **call, output_type="pt").images
+        pictures = pipeline(**embeddings, **generator.call(max(recipe.inference_steps)), output_type="pt").images
         detach(pipeline)
         drawing = time.perf_counter() - began
     finite = "" if pictures.isfinite().all() else ", not finite"

@@ -93,11 +93,8 @@ def check_callable(reward: object, name: str = "the reward") -> None:
 
 
 def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str = "the reward") -> Tensor:
-    """The result of `reward`: a tensor with one score per picture, as floats.
-
-    Raises:
-        InputError: it is not, or the reward raised an exception; with `name`, and the prompt at fault.
-    """
+    """The result of `reward`: a tensor with one score per picture, as floats. Raises InputError if it is not, or if the
+    reward raised an exception; with `name`, and the prompt at fault."""
     version = 0 if pixels.is_inference() else pixels._version
     try:
         scores = reward(pixels, prompts)

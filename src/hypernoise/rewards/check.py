@@ -48,12 +48,10 @@ def check_reward(
 
 
 def check_gradients(reward: RewardFunction, scores: Tensor, pixels: Tensor) -> None:
-    """Raises for missing gradients: the scores, and those of each member of a sum, must depend on the pixels.
+    """The scores, and those of each member of a sum, must depend on the pixels.
 
-    `scores` are the result of `reward` for `pixels`, with their graph.
-
-    Raises:
-        InputError: a gradient is missing or zero everywhere; it names the member.
+    `scores` are the result of `reward` for `pixels`, with their graph. Raises InputError, with the member's name, for a
+    gradient that is missing or zero everywhere.
     """
     parts = {"the reward": scores}
     if isinstance(reward, WeightedSum):

@@ -25,25 +25,21 @@ from hypernoise.rewards.network import NetworkReward, padded
 from hypernoise.rewards.preprocess import Resize
 from hypernoise.rewards.weights import filled, load_tokenizer, read_state, renamed
 
-Size = tuple[int, int, int]  # of a tower: width, layers, heads
 
+def _config(joint: int, text: tuple[int, ...], vision: tuple[int, ...], act: str, longest: int) -> dict[str, Any]:
+    """Of towers of a width, layers and heads."""
 
-def _config(joint: int, text: Size, vision: Size, act: str, longest: int = 77) -> dict[str, Any]:
-    def tower(size: Size, **more: int) -> dict[str, Any]:
+    def tower(size: tuple[int, ...]) -> dict[str, Any]:
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
         both = {"intermediate_size": 4 * size[0], "projection_dim": joint, "hidden_act": act}
-        return {**dict(zip(names, size, strict=True)), **both, **more}
+        return {**dict(zip(names, size, strict=True)), **both}
 
-    towers = {
-        "text_config": tower(text, max_position_embeddings=longest),
-        "vision_config": tower(vision, patch_size=14),
-    }
-    return {"projection_dim": joint, **towers}
+    read, see = {**tower(text), "max_position_embeddings": longest}, {**tower(vision), "patch_size": 14}
+    return {"projection_dim": joint, "text_config": read, "vision_config": see}
 
 
-H14 = _config(1024, (1024, 24, 16), (1280, 32, 16), "gelu")
-L14 = _config(768, (768, 12, 12), (1024, 24, 16), "quick_gelu")
-L14_LONG = _config(768, (768, 12, 12), (1024, 24, 16), "quick_gelu", longest=248)
+H14 = _config(1024, (1024, 24, 16), (1280, 32, 16), "gelu", 77)
+L14 = _config(768, (768, 12, 12), (1024, 24, 16), "quick_gelu", 248)
 
 OPENCLIP = {  # its names (github.com/mlfoundations/open_clip, model.py and transformer.py), and transformers'
     r"^visual\.transformer\.resblocks": "vision_model.encoder.layers",
@@ -104,7 +100,7 @@ CLIPS = {
     "clip": Clip(H14, ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", *SAFE)),
     "pickscore": Clip(H14, ("yuvalkirstain/PickScore_v1", *SAFE)),
     "hpsv2.1": Clip(H14, ("xswu/HPSv2", "HPS_v2.1_compressed.pt"), fit="pad", scale=1.0, convert=from_openclip),
-    "long-clip": Clip(L14_LONG, ("zer0int/LongCLIP-GmP-ViT-L-14", *SAFE)),
+    "long-clip": Clip(L14, ("zer0int/LongCLIP-GmP-ViT-L-14", *SAFE)),
 }
 
 

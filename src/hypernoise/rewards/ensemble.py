@@ -56,12 +56,8 @@ def _plain(name: str) -> str:
 
 def load_reward(name: str, settings: RewardSettings | None = None) -> RewardFunction:
     """The reward or weighted ensemble of a name, the user's own from an import path "module:name", or one behind a
-    URL "http://...".
-
-    Raises:
-        InputError: an unknown name (with the nearest), a path that cannot be imported, or weights
-            that cannot be loaded.
-    """
+    URL "http://...". Raises InputError for an unknown name (with the nearest), a path that cannot be imported, or
+    weights that cannot be loaded."""
     name = named(name)
     if name in ENSEMBLES:
         return WeightedSum(ENSEMBLES[name], settings=settings)

@@ -27,14 +27,9 @@ LIMIT = 35  # tokens
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # ImageReward/ImageReward.py
 
 VISION: dict[str, Any] = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 16,
-    "layer_norm_eps": 1e-6,  # BLIP's models/vit.py; transformers' default differs
-}
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 224, "patch_size": 16, "layer_norm_eps": 1e-6,  # BLIP's models/vit.py; transformers' default differs
+}  # fmt: skip
 TEXT: dict[str, Any] = {"num_attention_heads": 12, "encoder_hidden_size": 1024}  # med_config.json; the rest: defaults
 
 NAMES = {  # patterns of released names, and transformers'

@@ -57,10 +57,8 @@ def renamed(state: Mapping[str, Tensor], names: Mapping[str, str], unused: str =
 def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -> Model:
     """The model that `build` constructs, with exactly the tensors of `state`, frozen, in eval mode.
 
-    It is built without allocating memory first, so loading costs one copy of the weights.
-
-    Raises:
-        InputError: keys are missing, unexpected, or of another shape; the message names them.
+    It is built without allocating memory first, so loading costs one copy of the weights. Raises InputError with the
+    keys that are missing, unexpected, or of another shape.
     """
     with init_empty_weights():  # buffers, which are constants, get their values
         model = build()
@@ -76,12 +74,8 @@ def filled(build: Callable[[], Model], state: Mapping[str, Tensor], what: str) -
 def pretrained(architecture: Any, source: str, what: str, *, strict: bool = False, **settings: Any) -> Any:
     """`architecture.from_pretrained(source)` of a Hub repository or a folder, frozen, in eval mode; safetensors only.
 
-    Args:
-        what: begins the message of an error.
-        strict: also refuse weights that the model does not have.
-
-    Raises:
-        InputError: weights that cannot be loaded or do not fit.
+    Raises InputError, whose message begins with `what`, for weights that cannot be loaded or do not fit; if `strict`,
+    also for weights that the model does not have.
     """
     with no_loading_bars(), no_traceback(f"{what} cannot be loaded (to download it: hf download {source})"):
         model, report = architecture.from_pretrained(
