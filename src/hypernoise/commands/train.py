@@ -58,7 +58,6 @@ class Train(Recipe):
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.generators.registry import pick_device
         from hypernoise.model_card import check_login, push_to_hub
-        from hypernoise.training.guards import readings
 
         if self.push_to_hub:
             check_login(self.hub_model_id)
@@ -68,15 +67,14 @@ class Train(Recipe):
         if launched()[0] > 0:
             return 0
         rows = rows_of(self.output_dir)
-        seen = readings(rows)
         result = {
             "method": "hypernoise",
             "inference_steps": self.num_inference_steps,
             **{name: mean_of(rows[-20:], name) for name in ("reward", "kl")},
-            "validation_reward": mean_of(seen[-5:], "validation_reward"),
+            "validation_reward": mean_of([row for row in rows if "validation_reward" in row][-5:], "validation_reward"),
         }
-        more = {"stopped_early": trained.stopped_early, "validation": seen}
-        write_summary(self.output_dir, "train", self, pick_device(self.device), [result], **more)
+        early = trained.stopped_early
+        write_summary(self.output_dir, "train", self, pick_device(self.device), [result], stopped_early=early)
         draw_curves(rows, self.output_dir / "curves.png")
         print(f"curves:  {self.output_dir / 'curves.png'}\nadapter: {self.output_dir / 'adapter'}")
         if self.push_to_hub:

@@ -86,13 +86,5 @@ def train(
             if run.ended or run.step % config.checkpointing_steps == 0:
                 run.save()
         run.finish()
-    return TrainResult(
-        step=run.step,
-        finished=run.finished,
-        history=list(run.log.history),
-        checkpoint=run.checkpoint,
-        stopped_early=run.fallen_since is not None,
-        signal=run.signal,
-        advice=run.advice,
-        skipped=run.log.skipped,
-    )
+    ending = {"stopped_early": run.fallen_since is not None, "signal": run.signal, "advice": run.advice}
+    return TrainResult(run.step, run.finished, list(run.log.history), run.checkpoint, skipped=run.log.skipped, **ending)

@@ -16,17 +16,15 @@ from tqdm import tqdm
 from hypernoise.errors import InputError
 from hypernoise.files import check_file, parse_json, write_text, writing
 from hypernoise.settings import MOST, finite
-from hypernoise.training.config import TrainConfig
 
 METRICS = "metrics.jsonl"
 KEPT = 10_000  # newest rows kept in memory
 PROJECT = "hypernoise"  # its name in trackers
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run, oldest first, without damaged lines and values beyond fp32."""
-    file = folder / METRICS
-    if not file.exists():
+def rows_of(folder: Path | None) -> list[dict[str, Any]]:
+    """The rows of a run, oldest first, without damaged lines and values beyond fp32; none without a folder."""
+    if folder is None or not (file := folder / METRICS).exists():
         return []
     check_file(file, str(file))
     return [row for row in map(_row, file.read_bytes().splitlines()) if row is not None]
@@ -51,24 +49,18 @@ def mean_of(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
 class Log:
     """Writes each step's row to the history, metrics.jsonl, the trackers and the progress bar.
 
-    Keeps only the steps up to `start` of an existing metrics.jsonl. Only the first process writes files.
+    earlier: the rows before the first step, which an existing metrics.jsonl keeps. Only the first process writes files.
     """
 
-    def __init__(
-        self, accelerator: Any, folder: Path | None, start: int, config: TrainConfig, settings: Any, progress: bool
-    ):
-        main = accelerator.is_main_process
-        self.accelerator, self.skipped = accelerator, 0
+    def __init__(self, accelerator: Any, folder: Path | None, earlier: Sequence[Any], settings: Any, bar: tqdm):
+        self.accelerator, self.bar, self.skipped = accelerator, bar, 0
         self.history: deque[dict[str, Any]] = deque(maxlen=KEPT)
-        self.file = folder / METRICS if folder is not None and main else None
-        if folder is not None and main:
-            kept = [row for row in rows_of(folder) if row["step"] <= start]
+        self.file = folder / METRICS if folder is not None and accelerator.is_main_process else None
+        if self.file is not None:
             with writing(METRICS, "the checkpoints are intact"):
-                write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
-        if config.report_to:
-            plain = {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in settings.items()}
-            accelerator.init_trackers(PROJECT, config=plain)
-        self.bar = tqdm(total=config.max_train_steps, initial=start, unit="step", disable=not (progress and main))
+                write_text(self.file, "".join(json.dumps(row) + "\n" for row in earlier))
+        plain = {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in settings.items()}
+        accelerator.init_trackers(PROJECT, config=plain)
 
     @contextmanager
     def opened(self) -> Iterator[None]:

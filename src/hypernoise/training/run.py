@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from hypernoise.adapters import compare_base, read_about, read_weights, write_adapter
 from hypernoise.errors import InputError, check_is, first_line
@@ -105,10 +106,13 @@ class Run:
         self.checkpoint = self._found(resume)  # the newest
         if self.checkpoint is not None:
             self._load(self.checkpoint)
-        self.log = Log(self.accelerator, self.folder, self.step, config, self.fixed, progress)
+        self.saved = self.step  # the newest checkpoint's
+        earlier = [row for row in rows_of(self.folder) if row["step"] <= self.step]
+        hidden = not (progress and self.accelerator.is_main_process)
+        bar = tqdm(total=config.max_train_steps, initial=self.step, unit="step", disable=hidden)
+        self.log = Log(self.accelerator, self.folder, earlier, self.fixed, bar)
         self.model: Any = self.accelerator.prepare_model(network, device_placement=False)  # DDP for several processes
-        earlier = rows_of(self.folder) if self.folder is not None else []
-        self.readings = readings([row for row in earlier if row["step"] <= self.step])  # of the validation reward
+        self.readings = readings(earlier)  # of the validation reward
         self.fallen_since = fallen_since(self.readings, config.patience)  # such a run does not continue
 
     def _check(self) -> None:
@@ -207,7 +211,7 @@ class Run:
             with (folder / STATE).open("wb") as file:
                 torch.save({name: part.state_dict() for name, part in self.state.items()}, file)
             write_json(folder / ABOUT, {"step": self.step, "fixed": self.fixed})
-        self.checkpoint = checkpoints(self.folder)[-1]
+        self.checkpoint, self.saved = checkpoints(self.folder)[-1], self.step
 
     @property
     def finished(self) -> bool:
@@ -239,9 +243,11 @@ class Run:
                 ended = self.ended
             except Exception as error:
                 ended = first_line(error)
-                for keep in (self.write_row, self._save_last_good):
-                    with suppress(InputError):  # a full disk: the error itself reports it
-                        keep()
+                with suppress(InputError):  # a full disk: the error itself reports it
+                    self.write_row()
+                with suppress(InputError):
+                    if self.step != self.saved and not self.committing:
+                        self.save()
                 raise
             finally:
                 self._write_status(ended)
@@ -252,11 +258,6 @@ class Run:
         if self.folder is not None and self.accelerator.is_main_process:
             with suppress(OSError):  # a full disk is reported by required writes
                 write_json(self.folder / PROCESS, about)
-
-    def _save_last_good(self) -> None:
-        saved = self.checkpoint is not None and self.checkpoint.name == f"checkpoint-{self.step:06d}"
-        if self.step and not (self.committing or saved):
-            self.save()
 
     def write_row(self) -> None:
         row, self.row = self.row, None
@@ -275,7 +276,7 @@ class Run:
                 f"{self.fallen_since} while the trained one has not; the pictures improve by the trained reward only"
             )
         if self.finished:
-            rows = rows_of(self.folder) if self.folder is not None else self.log.history
             exact = self.config.kl_term == "exact" or self.network.knows_kl
+            rows = rows_of(self.folder) or self.log.history
             self.advice = advice(rows, self.config, self.dimensions, exact=exact)
             say(self.advice)
