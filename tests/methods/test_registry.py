@@ -15,24 +15,24 @@ def rewrite(prompt, number):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_is_made_under_its_own_name(name):
-    (method,) = make_methods([name], adapters=["a"], finetuned=["b"], rewriter=rewrite)
+    ((method,),) = make_methods([name], adapters=["a"], finetuned=["b"], rewriter=rewrite)
     assert isinstance(method, Method)
     assert method.name == name
 
 
 def test_short_names_take_the_usual_numbers():
-    names = [m.name for m in make_methods(["reno", "prompt-search"], rewriter=rewrite)]
+    names = [m.name for (m,) in make_methods(["reno", "prompt-search"], rewriter=rewrite)]
     assert names == ["reno-50", "prompt-search-8"]
 
 
 def test_each_training_run_has_its_own_name():
     made = make_methods(["hypernoise", "finetune"], adapters=["a", "b"], finetuned=["c"])
-    assert [m.name for m in made] == ["hypernoise-1", "hypernoise-2", "finetune"]
+    assert [[m.name for m in runs] for runs in made] == [["hypernoise-1", "hypernoise-2"], ["finetune"]]
 
 
 def test_strengths_are_methods_of_their_own(generator, tmp_path):
     made = make_methods(["hypernoise@0.5", "hypernoise@.25", "hypernoise"], adapters=["a", "b"])
-    assert [(m.name, m.strength) for m in made if isinstance(m, HyperNoise)] == [
+    assert [(m.name, m.strength) for runs in made for m in runs if isinstance(m, HyperNoise)] == [
         ("hypernoise@0.5-1", 0.5), ("hypernoise@0.5-2", 0.5), ("hypernoise@.25-1", 0.25), ("hypernoise@.25-2", 0.25),
         ("hypernoise-1", 1.0), ("hypernoise-2", 1.0),
     ]  # fmt: skip
@@ -48,9 +48,9 @@ def test_settings_follow_the_weights(generator, tmp_path):
             save_adapter(kind(generator, rank=2, seed=seed), folder)
             folders.append(str(folder))
     made = make_methods(["hypernoise", "finetune"], adapters=folders[:2], finetuned=folders[2:])
-    assert len({str(method.settings()) for method in made}) == 4
+    assert len({str(method.settings()) for runs in made for method in runs}) == 4
     again = make_methods(["hypernoise", "finetune"], adapters=folders[:2], finetuned=folders[2:])
-    assert [m.settings() for m in made] == [m.settings() for m in again]
+    assert [[m.settings() for m in runs] for runs in made] == [[m.settings() for m in runs] for runs in again]
 
 
 @pytest.mark.parametrize(

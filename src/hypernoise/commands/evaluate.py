@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from hypernoise.commands.common import WithGenerator, write_report
 from hypernoise.errors import InputError, shown
 from hypernoise.settings import AtOnce, Natural, Seed, launched, whole_number
-
-if TYPE_CHECKING:
-    from hypernoise.evaluation.benchmarks import Benchmark
-    from hypernoise.evaluation.engine import Comparison
-    from hypernoise.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -74,15 +70,24 @@ class Evaluate(WithGenerator):
         from hypernoise.evaluation.engine import compare
         from hypernoise.evaluation.page import charts_of, result_tables
         from hypernoise.evaluation.picture_sheet import before_and_after, examples_of
-        from hypernoise.evaluation.result_rows import name_of
+        from hypernoise.evaluation.result_rows import name_of, result_row
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.files import output_folder
         from hypernoise.methods.finetune import FineTune
         from hypernoise.methods.hypernoise import HyperNoise
+        from hypernoise.methods.registry import make_methods
+        from hypernoise.methods.search import Plain
         from hypernoise.rewards.ensemble import WeightedSum
 
         benchmark = load_benchmark(self.prompts, self.count, self.judge, self.colors)
-        methods = self._methods(benchmark)
+        implied = [name for name, folders in (("hypernoise", self.adapter), ("finetune", self.finetuned)) if folders]
+        names = list(dict.fromkeys(["plain", *self.methods, *implied]))
+        runs = make_methods(names, adapters=self.adapter, finetuned=self.finetuned, rewriter=benchmark.rewriter)
+        methods = [method for own in runs for method in own]
+        searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
+        weights = self.rewards or benchmark.rewards
+        if searching and not weights:
+            raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
         generator = self.load()
         for steps in self.num_inference_steps:
             generator.check_steps(steps)
@@ -90,7 +95,6 @@ class Evaluate(WithGenerator):
             if isinstance(method, HyperNoise | FineTune):
                 method.adapter.on(generator)
         generator.check_prompts(benchmark.prompts)
-        weights = self.rewards or benchmark.rewards
         reward = WeightedSum(weights) if weights else None
         validation = WeightedSum(self.validation_rewards) if self.validation_rewards else None
         judge = benchmark.load_judge(generator.device) if benchmark.load_judge else None
@@ -120,7 +124,13 @@ class Evaluate(WithGenerator):
 
         for records in found.records.values():
             benchmark.write(self.output_dir, records)
-        rows, drawn = runs_pooled(found, np.array(benchmark.categories or ["all"] * len(benchmark.prompts)))
+        categories = np.array(benchmark.categories or ["all"] * len(benchmark.prompts))
+        rows, drawn = [], []  # of several training runs, the first one's pictures
+        for steps, own in product(self.num_inference_steps, runs):
+            records = [found.records[steps, method.name] for method in own]
+            name = own[0].name.removesuffix("-1") if len(own) > 1 else own[0].name
+            rows.append(result_row(name, steps, records, found.records[steps, "plain"], categories))
+            drawn.append(records[0])
         write_summary(self.output_dir, command, arguments, generator.device, rows, prompts=benchmark.about)
         before_and_after(benchmark, rows, drawn).save(self.output_dir / "before_after.png")
         facts = {"generator": self.generator, "prompts": self.prompts, **benchmark.about}
@@ -142,34 +152,3 @@ class Evaluate(WithGenerator):
         if self.shard and (found is None or int(found[1]) >= int(found[2])):
             raise InputError(f"--shard takes k/n with k below n, such as 0/4, not {shown(self.shard)}")
         return (int(found[1]), int(found[2])) if found else launched()
-
-    def _methods(self, benchmark: Benchmark) -> list[Method]:
-        """Plain first, and the methods that --adapter and --finetuned imply."""
-        from hypernoise.methods.finetune import FineTune
-        from hypernoise.methods.hypernoise import HyperNoise
-        from hypernoise.methods.registry import make_methods
-        from hypernoise.methods.search import Plain
-
-        more = [name for name, folders in (("hypernoise", self.adapter), ("finetune", self.finetuned)) if folders]
-        names = list(dict.fromkeys(["plain", *self.methods, *more]))
-        methods = make_methods(names, adapters=self.adapter, finetuned=self.finetuned, rewriter=benchmark.rewriter)
-        searching = [method.name for method in methods if not isinstance(method, Plain | HyperNoise | FineTune)]
-        if searching and not (self.rewards or benchmark.rewards):
-            raise InputError(f"{searching[0]} searches by a reward: name one, such as --rewards pickscore")
-        return methods
-
-
-def runs_pooled(found: Comparison, categories: Any) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The result rows and their picture records, with a method's training runs (hypernoise-1, ...) as one row, which
-    shows the first run's pictures."""
-    from hypernoise.evaluation.result_rows import result_row
-
-    pooled: dict[tuple[int, str], list[Any]] = {}
-    for (steps, name), records in found.records.items():
-        run = re.fullmatch(r"((?:hypernoise|finetune)(?:@[\d.]+)?)-\d+", name)
-        pooled.setdefault((steps, run[1] if run else name), []).append(records)
-    rows = [
-        result_row(name, steps, runs, found.records[steps, "plain"], categories)
-        for (steps, name), runs in pooled.items()
-    ]
-    return rows, [runs[0] for runs in pooled.values()]

@@ -45,10 +45,7 @@ def finetune(
     reward: RewardFunction,
     prompts: list[str],
     config: TrainConfig,
-    *,
-    output_dir: str | Path | None = None,
-    resume_from_checkpoint: bool = True,
-    progress: bool = True,
+    **settings: Any,
 ) -> TrainResult:
     """Trains `network` in place to maximise E[reward(g_LoRA(x))]; arguments and errors are those of `train`.
 
@@ -57,8 +54,7 @@ def finetune(
     """
     check_is(network, LoRATune, "the network", "a LoRATune; `train` trains noise networks")
     with network.adapted():
-        where = {"output_dir": output_dir, "resume_from_checkpoint": resume_from_checkpoint}
-        return train(generator, network, reward, prompts, config, **where, progress=progress)
+        return train(generator, network, reward, prompts, config, **settings)
 
 
 def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:

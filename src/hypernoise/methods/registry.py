@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.methods.base import Method
@@ -30,31 +30,28 @@ def make_methods(
     adapters: Sequence[str] = (),
     finetuned: Sequence[str] = (),
     rewriter: Rewriter | None = None,
-) -> list[Method]:
-    """The methods with these names; `hypernoise` and `finetune` give one per directory of a training run.
+) -> list[list[Method]]:
+    """The method of each name, in a list; `hypernoise` and `finetune` are lists of one per directory of a training run.
 
     Raises InputError for an unknown name, with the nearest one, or for one that lacks what it needs.
     """
-    return [method for name in names for method in _made(name, adapters, finetuned, rewriter)]
+    return [_made(name, adapters, finetuned, rewriter) for name in names]
 
 
-def _made(name: str, adapters: Sequence[str], finetuned: Sequence[str], rewriter: Rewriter | None) -> Iterator[Method]:
+def _made(name: str, adapters: Sequence[str], finetuned: Sequence[str], rewriter: Rewriter | None) -> list[Method]:
     for pattern, method in NUMBERED.items():
         if found := re.fullmatch(pattern, name):
-            yield method(*(int(number) for number in found.groups() if number))
-            return
+            return [method(*(int(number) for number in found.groups() if number))]
     if found := re.fullmatch(r"prompt-search(?:-(\d{1,6}))?", name):
         if rewriter is None:
             raise InputError("prompt-search needs a rewriter: --prompts scenes has one, PromptSearch takes any")
-        yield PromptSearch(rewriter, int(found[1] or 8))
-    elif found := re.fullmatch(r"hypernoise(?:@(\d*\.?\d+))?", name):
-        for run, folder in _runs(name, adapters, "--adapter"):
-            yield HyperNoise(folder, strength=float(found[1] or 1), name=run)
-    elif name == "finetune":
-        for run, folder in _runs(name, finetuned, "--finetuned"):
-            yield FineTune(folder, name=run)
-    else:
-        raise unknown("method", name, EXAMPLES)
+        return [PromptSearch(rewriter, int(found[1] or 8))]
+    if found := re.fullmatch(r"hypernoise(?:@(\d*\.?\d+))?", name):
+        strength = float(found[1] or 1)
+        return [HyperNoise(own, strength=strength, name=run) for run, own in _runs(name, adapters, "--adapter")]
+    if name == "finetune":
+        return [FineTune(own, name=run) for run, own in _runs(name, finetuned, "--finetuned")]
+    raise unknown("method", name, EXAMPLES)
 
 
 def _runs(name: str, folders: Sequence[str], flag: str) -> list[tuple[str, str]]:
