@@ -6,14 +6,13 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from hypernoise.adapters import load_adapter, read_about, save_adapter
+from hypernoise.adapters import foreign_settings, load_adapter, read_about, save_adapter
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.spectral import SpectralNoise
-from hypernoise.noise.stored import foreign_settings
 from tests.conftest import disturb
 
 PROMPTS = ["a red circle", "two blue rings"]

@@ -11,21 +11,24 @@ the names; they load too, recognised by the missing third file. Ours contain eve
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hypernoise.errors import InputError, check_is, first_line, no_traceback
 from hypernoise.files import output_folder, parse_json, read_json, write_json
@@ -36,25 +39,26 @@ from hypernoise.noise.base import NoiseNetwork
 from hypernoise.noise.lora import LoRANoise, adaptable_layers
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.spectral import SpectralNoise, rebuilt
-from hypernoise.noise.stored import (
-    CONFIG,
-    DIFFUSERS,
-    check_digest,
-    check_settings,
-    check_size,
-    check_values,
-    digest_of,
-    foreign_settings,
-)
 from hypernoise.rewards.weights import read_state
 from hypernoise.settings import finite
 from hypernoise.version import __version__
 
 FORMAT = 1
-WEIGHTS, PEFT_CONFIG, ABOUT = "adapter_model.safetensors", CONFIG, "hypernoise.json"
+WEIGHTS, CONFIG, ABOUT = "adapter_model.safetensors", "adapter_config.json", "hypernoise.json"
 PART = ".adapter-"  # prefix of unfinished folders
 PREFIX = "base_model.model."  # PEFT's prefix of every name in its files
 NOTE = "a noise network (hypernoise): not an ordinary LoRA; its output layer omits the base path"
+
+DIFFUSERS = "pytorch_lora_weights.safetensors"  # written by save_lora_adapter and save_lora_weights
+FREE = {  # PEFT's fields that do not change the effect of trained weights
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version", "auto_mapping"),
+    *("megatron_core", "qalora_group_size", "runtime_config", "eva_config"),
+}
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # initialisations that leave the base weights unchanged
+
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+MOST = 4096  # largest whole number among settings, unless a tensor in the file is longer
 
 
 def save_adapter(
@@ -81,7 +85,7 @@ def save_adapter(
     with tempfile.TemporaryDirectory(prefix=PART, dir=place) as temporary:
         write_adapter(network, Path(temporary), generator=generator, training=training)
         (place / ABOUT).unlink(missing_ok=True)
-        for name in (WEIGHTS, PEFT_CONFIG, ABOUT):
+        for name in (WEIGHTS, CONFIG, ABOUT):
             os.replace(Path(temporary) / name, place / name)
 
 
@@ -106,7 +110,7 @@ def write_adapter(
             "target_modules": sorted(network.layers),
             "inference_mode": True,
         }
-    write_json(folder / PEFT_CONFIG, fields)
+    write_json(folder / CONFIG, fields)
     about: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
@@ -154,8 +158,6 @@ def read_network(generator: Any, folder: Path, kinds: Mapping[str, type], *, che
         raise InputError(f"{folder} holds a {kind!r} network, not {' or '.join(fitting)} for {generator.name!r}{fix}")
     if about.get("released"):  # which records no layers
         layers, there = {name.rpartition(".lora_")[0] for name in state}, set(adaptable_layers(generator.denoiser))
-        if not layers & there:
-            raise InputError(f"{folder} matches no weight of {generator.name!r}: made for another architecture")
         settings = settings if layers == there else {**settings, "layers": sorted(layers)}
     check_settings(settings, state, folder / ABOUT)
     make = partial(kinds[kind], **settings)
@@ -172,8 +174,68 @@ def read_network(generator: Any, folder: Path, kinds: Mapping[str, type], *, che
     if kind == ResidualNoise.kind and network.noise_shape != tuple(generator.noise_shape):
         raise InputError(f"{folder} takes noise of {network.noise_shape}, {generator.name!r} {generator.noise_shape}")
     network.load_trainable_state(state)
-    check_digest(about, state, folder)
+    if "digest" in about and about["digest"] != digest_of(about, state):
+        raise InputError(
+            f"{folder} was changed or damaged since it was saved (its weights or its hypernoise.json); copy it "
+            "again, or, if the change is yours, remove `digest` from hypernoise.json"
+        )
     return network
+
+
+def check_settings(settings: Mapping[str, Any], state: Mapping[str, Tensor], file: object) -> None:
+    """Raises InputError for settings that no network with these weights has, before one is built."""
+    most = max([MOST, len(state), *(size for tensor in state.values() for size in tensor.shape)])
+    for name, value in settings.items():
+        limit = 1e9 if name == "alpha" else most
+        for part in value if isinstance(value, list) else [value]:
+            number = isinstance(part, int | float) and 0 <= part <= limit
+            if not (number or part is None or isinstance(part, str)):
+                raise InputError(f"{file}: the setting {name} cannot be {value!r}")
+    ranks = {tensor.shape[0] for name, tensor in state.items() if name.endswith(".lora_A.weight") and tensor.ndim}
+    rank = settings.get("rank")
+    if ranks and isinstance(rank, int) and rank > 10 * max(ranks):  # loading reports smaller differences
+        raise InputError(f"{file}: the settings have rank {rank}, the weights {max(ranks)}")
+
+
+def check_size(make: Callable[[], nn.Module], state: Mapping[str, Tensor], file: object) -> None:
+    """Raises InputError for settings of a network far larger than the weights, before allocating memory."""
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in make().parameters())
+    held = sum(tensor.numel() for tensor in state.values())
+    if size > max(10 * held, 10_000_000):
+        raise InputError(f"{file}: its settings need {size:,} weights, but it has {held:,}")
+
+
+def digest_of(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of an adapter's metadata and weights, independent of their order in the files."""
+    said = {name: value for name, value in about.items() if name != "digest"}
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def foreign_settings(folder: Path) -> dict[str, Any]:
+    """The rank and alpha of a LoRA that PEFT saved. Raises InputError for no rank or alpha, or fields that a plain LoRA
+    lacks."""
+    file = folder / CONFIG
+    usual: dict[str, Any] = {**LoraConfig().to_dict(), "peft_type": "LORA"}
+    try:
+        fields = dict(read_json(file, str(file)))
+        rank, alpha = int(fields["r"]), float(fields["lora_alpha"])
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InputError(
+            f"{file} is not a LoRA's configuration: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    other = []
+    for name, value in fields.items():
+        plain = value in STARTS if name == "init_lora_weights" else value == usual.get(name)
+        if not (plain or name in FREE or (not value and not usual.get(name))):
+            other.append(f"{name} = {value!r}")
+    if other:
+        raise InputError(f"{file} has {', '.join(other)}, which a noise network cannot have")
+    return {"rank": rank, "alpha": alpha}
 
 
 def adapter_folder(source: str | Path) -> Path:
@@ -281,5 +343,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise InputError(f"{folder} has no {WEIGHTS}; a pickled adapter_model.bin is not read")
     state = {name.removeprefix(PREFIX): tensor for name, tensor in read_state(file).items()}
-    check_values(state, file)
+    for name, tensor in state.items():
+        if tensor.dtype not in FLOATS:
+            raise InputError(f"{file}: {name} is {tensor.dtype}, not floating-point")
+        if not tensor.isfinite().all():
+            raise InputError(f"{file}: {name} holds NaN or inf: it is damaged, or training diverged")
     return state

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
 from jinja2 import Environment
 
-from hypernoise.adapters import ABOUT, PEFT_CONFIG, WEIGHTS, adapter_folder, read_about, read_weights
+from hypernoise.adapters import ABOUT, CONFIG, WEIGHTS, adapter_folder, read_about, read_weights
 from hypernoise.errors import InputError, first_line
 from hypernoise.evaluation.page import result_tables
 from hypernoise.evaluation.result_rows import empty_row
@@ -47,7 +47,7 @@ def push_to_hub(adapter: str | Path, repository: str, *, measured: str | Path | 
     card = model_card(folder, repository, measured=measured)
     picture = _picture(measured)
     with tempfile.TemporaryDirectory() as temporary:
-        for name in (WEIGHTS, PEFT_CONFIG, ABOUT):
+        for name in (WEIGHTS, CONFIG, ABOUT):
             shutil.copy(folder / name, temporary)
         if picture is not None:
             shutil.copy(picture, Path(temporary) / PICTURE)

@@ -398,9 +398,9 @@ def test_mistakes_get_one_clear_line():
     with pytest.raises(InputError, match="needs prompt_embeds; this generator has tokens"):
         f(randn(1, 3, 8, 8), Condition({"tokens": torch.ones(1, 6)}))
     tokens = network(patch=2)
-    with pytest.raises(InputError, match="has 16 tokens, and no grid is named"):
+    with pytest.raises(InputError, match="has 16 tokens, which do not fill the grid None"):
         tokens(randn(1, 16, 12), prompts(1))
-    with pytest.raises(InputError, match="has 16 tokens, and a grid of 4 x 5 has 20"):
+    with pytest.raises(InputError, match=r"has 16 tokens, which do not fill the grid \(4, 5\)"):
         tokens(randn(1, 16, 12), prompts(1), grid=(4, 5))
     with pytest.raises(InputError, match="6 channels does not hold patches of 2 x 2"):
         tokens(randn(1, 6, 4, 4), prompts(1))

@@ -17,7 +17,8 @@ def by_words(text, *, truncation, max_length=None, **_):
 
 
 def test_truncation_warns_once():
-    reward = NetworkReward("r", torch.nn.Linear(1, 1), Resize(8), None, by_words, 4)
+    reward = NetworkReward("r", torch.nn.Linear(1, 1), Resize(8), None)
+    reward.tokenizer, reward.longest = by_words, 4
     with pytest.warns(UserWarning, match="reward 'r' reads 4 tokens, but a prompt has 5") as warned:
         assert [ids.tolist() for ids in reward.texts(["a bb ccc", "dd ee ff"])] == [[0, 1, 2, 0], [0, 2, 2, 0]]
     assert len(warned) == 1

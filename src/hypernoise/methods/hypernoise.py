@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypernoise.adapters import adapter_folder, load_adapter, read_about, read_weights
+from hypernoise.adapters import adapter_folder, digest_of, load_adapter, read_about, read_weights
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.noise.base import NoiseNetwork, check_strength, kl_of
-from hypernoise.noise.stored import digest_of
 
 Load = Callable[[Generator, Path], NoiseNetwork]
 

@@ -148,8 +148,7 @@ def unpacked(noise: Tensor, patch: int, grid: tuple[int, int] | None) -> Tensor:
         noise = noise[..., None, None]
     elif noise.ndim == 3:
         if grid is None or grid[0] * grid[1] != noise.shape[1]:
-            problem = "no grid is named" if grid is None else f"a grid of {grid[0]} x {grid[1]} has {grid[0] * grid[1]}"
-            raise InputError(f"the noise has {noise.shape[1]} tokens, and {problem}")
+            raise InputError(f"the noise has {noise.shape[1]} tokens, which do not fill the grid {grid}")
         noise = noise.mT.unflatten(2, grid)
     if noise.shape[1] % patch**2:
         raise InputError(f"noise of {noise.shape[1]} channels does not hold patches of {patch} x {patch}")

@@ -133,8 +133,8 @@ class ClipReward(NetworkReward):
     ):
         config: Any = model.config
         self.scale = model.logit_scale.detach().double().exp().item() if scale is None else scale  # before any rounding
-        resize, longest = Resize(config.vision_config.image_size, fit), config.text_config.max_position_embeddings
-        super().__init__(name, model, resize, settings, tokenizer, longest)
+        super().__init__(name, model, Resize(config.vision_config.image_size, fit), settings)
+        self.tokenizer, self.longest = tokenizer, config.text_config.max_position_embeddings
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         return self.scale * (self.pictures(resized) * torch.stack(self.texts(prompts))).sum(-1)

@@ -7,7 +7,6 @@ with is part of its input and is read from the authors' package, whose code is n
 from __future__ import annotations
 
 import ast
-from collections import OrderedDict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,8 @@ class Network(nn.Module):
         self.config = config
         self.model = Qwen2VLModel(config)
         width = config.text_config.hidden_size
-        self.rm_head = nn.Sequential(  # numbered past the dropout
-            OrderedDict(
-                {"0": nn.Linear(width, 1024), "1": nn.ReLU()}
-                | {"3": nn.Linear(1024, 16), "4": nn.ReLU(), "5": nn.Linear(16, 2)}
-            )
-        )
+        hidden = nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU()  # after a dropout
+        self.rm_head = nn.Sequential(*hidden, nn.Linear(16, 2))
 
 
 def load(name: str, settings: RewardSettings) -> HpsV3:

@@ -74,7 +74,8 @@ class ImageReward(NetworkReward):
     """(score − mean) / std of an `ImageRewardNetwork`; about 0 for an average picture, 1 for a good one."""
 
     def __init__(self, name: str, network: ImageRewardNetwork, tokenizer: Any, settings: RewardSettings | None = None):
-        super().__init__(name, network, Resize(network.vision_model.config.image_size), settings, tokenizer, LIMIT)
+        super().__init__(name, network, Resize(network.vision_model.config.image_size), settings)
+        self.tokenizer, self.longest = tokenizer, LIMIT
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         ids, mask = padded(self.texts(prompts), "right", self.device)

@@ -19,21 +19,16 @@ from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
 class NetworkReward(Reward):
     """A reward whose scores are a frozen network's; a subclass implements `score`.
 
-    The network moves to the pictures' device. A prompt of more than `longest` tokens, special tokens included, is
-    truncated; the first one is warned of.
+    The network moves to the pictures' device. A subclass that reads prompts sets `tokenizer`, and `longest`, in tokens
+    with the special ones: a longer prompt is truncated, and the first one is warned of.
     """
 
-    def __init__(
-        self,
-        name: str,
-        network: nn.Module,
-        resize: Resize,
-        settings: RewardSettings | None,
-        tokenizer: Any = None,
-        longest: int = 0,
-    ):
+    tokenizer: Any = None
+    longest = 0
+    _truncates = False
+
+    def __init__(self, name: str, network: nn.Module, resize: Resize, settings: RewardSettings | None):
         self.name, self.resize, self.settings = name, resize, settings or RewardSettings()
-        self.tokenizer, self.longest, self._truncates = tokenizer, longest, False
         self.network: Any = prepared(network.requires_grad_(False).eval(), self.settings)
         self.texts = Remembered(self._encode)
 

@@ -76,8 +76,8 @@ class VqaReward(NetworkReward):
         config: Any = model.config
         eye = config.vision_config
         side = eye.patch_size * eye.spatial_merge_size if row.fit == "area" else eye.image_size
-        longest = config.text_config.max_position_embeddings
-        super().__init__(name, model, Resize(side, row.fit), settings, tokenizer, longest)
+        super().__init__(name, model, Resize(side, row.fit), settings)
+        self.tokenizer, self.longest = tokenizer, config.text_config.max_position_embeddings
         self.picture_token: int = getattr(config, "image_token_id", None) or config.image_token_index
         self.row = row
         self._ask(QUESTION, "Yes")
@@ -94,10 +94,7 @@ class VqaReward(NetworkReward):
 
     def places(self, resized: Tensor) -> int:
         """The picture's places among the tokens."""
-        config = self.network.config
-        seen = config.vision_config
-        with_class = config.vision_feature_select_strategy == "full" and seen.model_type == "clip_vision_model"
-        return (seen.image_size // seen.patch_size) ** 2 + with_class
+        return (self.resize.size // self.network.config.vision_config.patch_size) ** 2
 
     def shown(self, resized: Tensor, ids: Tensor) -> dict[str, Any]:
         """The model's inputs for the pictures of texts with these token ids."""

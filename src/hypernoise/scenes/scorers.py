@@ -54,8 +54,8 @@ class Scorer(NetworkReward):
 
     def __init__(self, name: str, folder: Path = WEIGHTS / "matcher", settings: RewardSettings | None = None):
         model = pretrained(BlipForImageTextRetrieval, str(folder), "the scenes matcher")
-        tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer")
-        super().__init__(name, model, Resize(SIZE), settings, tokenizer, LONGEST)
+        super().__init__(name, model, Resize(SIZE), settings)
+        self.tokenizer, self.longest = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer"), LONGEST
 
     def score(self, resized: Tensor, prompts: list[str]) -> Tensor:
         ids, mask = padded(self.texts(prompts), "right", self.device)
