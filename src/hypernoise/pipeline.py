@@ -216,22 +216,19 @@ def _check(pipeline: Any, held: Held, given: Mapping[str, Any]) -> None:
             "old one, or call hypernoise.detach(pipe) and attach an adapter of the new one (for a merge or a fine-tune "
             "of the old one: the same adapter with check_base=False)"
         )
+    found = {}
     if differs:
-        _say(held, "weights", f"the denoiser's weights have changed since attach ({differs}): f is evaluated on them")
+        found["weights"] = f"the denoiser's weights have changed since attach ({differs}): f is evaluated on them"
     for name, value in asked_otherwise(pipeline, held.call, given).items():
-        trained = reprlib.repr(held.call[name])
-        _say(
-            held,
-            name,
-            f"this call has {name}={reprlib.repr(value)}, but the adapter was trained with {name}={trained}: pass "
-            f"{name}={trained} to match its training",
+        trained = f"{name}={reprlib.repr(held.call[name])}"
+        found[name] = (
+            f"this call has {name}={reprlib.repr(value)}, but the adapter was trained with {trained}: pass {trained} "
+            "to match its training"
         )
-
-
-def _say(held: Held, what: str, message: str) -> None:
-    if what not in held.said:
-        held.said.add(what)
-        warnings.warn(message, stacklevel=5)
+    for name, warning in found.items():
+        if name not in held.said:
+            held.said.add(name)
+            warnings.warn(warning, stacklevel=4)
 
 
 def _denoiser(pipeline: Any) -> nn.Module:

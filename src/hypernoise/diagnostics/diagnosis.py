@@ -51,7 +51,7 @@ class Diagnosis:
     @property
     def may_fold(self) -> bool:
         """Whether x + f may map two noises to one point: the KL is then a lower bound."""
-        return not self.kl.own and (self.lipschitz >= 1 or self.kl.turned > 0)
+        return not self.kl.own and self.lipschitz >= 1
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,18 @@ def _trust(found: Diagnosis) -> Finding:
         return Finding("KL", True, f"{kl} nats, exact, as it was trained on; ½‖f‖² would be {l2}")
     least = "at least " if found.may_fold else ""
     text = f"KL {least}{kl} nats, of which ½‖f‖² is {l2.value:.4g} and the terms left out {gap}"
-    limit, error = MISSED * max(kl.value, l2.value), CERTAIN * gap.error
-    if math.isinf(kl.value) or abs(gap.value) - error > limit:
-        why = "the KL is infinite, as x + f collapses noise to fewer dimensions" if math.isinf(kl.value) else text
-        return Finding("L2 term", False, f"not trustworthy: {why}", f"{CLAMP}, or a larger --kl-weight")
-    if abs(gap.value) + error > limit:
-        return Finding("L2 term", False, f"undecided: {text}", MORE_NOISES)
-    if found.may_fold:
-        text = f"a lower bound, as x + f may fold noises onto each other: {text}"
-        return Finding("L2 term", False, text, f"{CLAMP}: below 1 nothing folds")
-    return Finding("L2 term", True, f"trustworthy: {text}")
+    if math.isinf(kl.value):
+        text = "the KL is infinite, as x + f collapses noise to fewer dimensions"
+    limit, error, missed = MISSED * max(kl.value, l2.value), CERTAIN * gap.error, abs(gap.value)
+    if math.isinf(kl.value) or missed - error > limit:
+        verdict, advice = "not trustworthy", f"{CLAMP}, or a larger --kl-weight"
+    elif missed + error > limit:
+        verdict, advice = "undecided", MORE_NOISES
+    elif found.may_fold:
+        verdict, advice = "a lower bound, as x + f may fold noises onto each other", f"{CLAMP}: below 1 nothing folds"
+    else:
+        verdict, advice = "trustworthy", ""
+    return Finding("L2 term", not advice, f"{verdict}: {text}", advice)
 
 
 def _stretch(found: Diagnosis) -> Finding:
@@ -164,11 +166,12 @@ def _prompt(found: Diagnosis) -> Finding:
     if own.value <= CERTAIN * own.error:
         advice = "train longer, a smaller --kl-weight, more --noises"
         return Finding("prompt", False, f"no gain measured: {text}", advice)
-    share = lost.value / own.value
-    swapped = f"{share:.0%} ± {lost.error / own.value:.0%} of the gain is lost when prompts are swapped"
-    if lost.value > CERTAIN * lost.error and share >= GENERIC:
-        return Finding("prompt", True, f"specific: {swapped}; {text}")
-    if lost.value + CERTAIN * lost.error >= GENERIC * own.value:
-        return Finding("prompt", False, f"undecided: {swapped}; {text}", MORE_NOISES)
-    advice = "a reward that reads the prompt, if the prompt is meant to matter"
-    return Finding("prompt", False, f"generic: {swapped}; {text}", advice)
+    share, error = lost.value / own.value, lost.error / own.value
+    if share > CERTAIN * error and share >= GENERIC:
+        verdict, advice = "specific", ""
+    elif share + CERTAIN * error >= GENERIC:
+        verdict, advice = "undecided", MORE_NOISES
+    else:
+        verdict, advice = "generic", "a reward that reads the prompt, if the prompt is meant to matter"
+    swapped = f"{share:.0%} ± {error:.0%} of the gain is lost when prompts are swapped"
+    return Finding("prompt", not advice, f"{verdict}: {swapped}; {text}", advice)
