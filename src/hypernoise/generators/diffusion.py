@@ -27,7 +27,7 @@ from hypernoise.generators.base import Condition, Generator, Seed, check_texts
 from hypernoise.generators.families import Family, asked, family_of, few_step_doubt, sibling_of
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding, replaced
-from hypernoise.generators.text_cache import awake, rest, text_encoders
+from hypernoise.generators.text_cache import awake, rest
 from hypernoise.settings import MOST_SIDE, whole_number
 
 
@@ -92,7 +92,8 @@ class DiffusionGenerator(Generator):
         self.noise_shape: tuple[int, ...] = (packed, *self.cells) if grid else (math.prod(self.cells), packed)
         if memory.gradient_checkpointing or getattr(self.denoiser, "is_gradient_checkpointing", False):
             checkpoint_blocks(self.denoiser)
-        self._encoders = {} if memory.text_encoders == "stay" else text_encoders(pipeline)
+        moving = pipeline.components.items() if memory.text_encoders == "offload" else ()
+        self._encoders = {own: part for own, part in moving if own.startswith("text_encoder") and part is not None}
         rest(pipeline, self._encoders)
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
         if doubt:

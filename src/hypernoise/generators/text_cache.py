@@ -66,12 +66,6 @@ class KeptInMemory:
             return [self.generator.encode([prompt]).to("cpu") for prompt in prompts]
 
 
-def text_encoders(pipeline: Any) -> dict[str, nn.Module]:
-    """The pipeline's text encoders, by attribute name."""
-    parts = pipeline.components.items()
-    return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
-
-
 def rest(pipeline: Any, encoders: Mapping[str, nn.Module]) -> None:
     """Moves text encoders to the CPU and out of the pipeline, as in diffusers for encoders that were never loaded."""
     for name, encoder in encoders.items():
