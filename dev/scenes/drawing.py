@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hypernoise.evaluation.geneval.rules import directions
 from hypernoise.scenes.prompts import combination
-from hypernoise.scenes.world import COLORS, RADII, RELATIONS, SHAPES, SIZE, Request, relation_between
+from hypernoise.scenes.world import COLORS, RADII, RELATIONS, SHAPES, SIZE, Request
 
 GAP = 3.0  # px, least distance between the circles of two objects
 
@@ -62,9 +63,8 @@ def _apart(centres: np.ndarray, radii: np.ndarray) -> bool:
 
 
 def _clearly(objects: tuple[Placed, ...], relation: str) -> bool:
-    a, b = objects
-    sizes = (2 * a.radius, 2 * a.radius, 2 * b.radius, 2 * b.radius)
-    return relation_between(a.x, a.y, *sizes[:2], b.x, b.y, *sizes[2:]) == {relation}
+    a, b = ((placed.x, placed.y, 2 * placed.radius, 2 * placed.radius) for placed in objects)
+    return directions(a, b, of_the_rest=True) == {relation}
 
 
 def draw(scene: Scene) -> np.ndarray:

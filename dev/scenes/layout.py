@@ -9,7 +9,8 @@ import numpy as np
 from dev.scenes.autoencoder import SHARES
 from dev.scenes.drawing import GAP, Placed, Scene
 from dev.scenes.lessons import taught_request
-from hypernoise.scenes.world import COLORS, Request, relation_between
+from hypernoise.evaluation.geneval.rules import directions
+from hypernoise.scenes.world import COLORS, Request
 
 LINES = (13.0, 32.0, 51.0)  # px, the grid's, along both axes
 JITTER = 1.0  # px, farthest an object stands from its crossing
@@ -55,4 +56,4 @@ def _apart(objects: tuple[Placed, ...]) -> bool:
 
 def _clearly(objects: tuple[Placed, ...], relation: str) -> bool:
     a, b = (replace(placed, radius=2 * placed.radius) for placed in objects)
-    return relation_between(a.x, a.y, a.radius, a.radius, b.x, b.y, b.radius, b.radius) == {relation}
+    return directions((a.x, a.y, a.radius, a.radius), (b.x, b.y, b.radius, b.radius), of_the_rest=True) == {relation}

@@ -145,7 +145,7 @@ def own_pictures(config: RewardConfig) -> Any:
 @torch.no_grad()
 def report(config: RewardConfig) -> None:
     """Pairwise accuracy per category on pictures of held-out captions against near misses, to accuracy.json."""
-    scorer = scorers.Scorer("scenes-match", config.output / "matcher")
+    scorer = scorers.Scorer("scenes-match", folder=config.output / "matcher")
     rng = np.random.default_rng([config.seed, 4])
     accuracy = {}
     for category, group in lessons.EVALUATED.items():

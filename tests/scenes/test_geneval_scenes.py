@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from dev.scenes.drawing import draw, sample_scene
-from hypernoise.evaluation.geneval.rules import judge, kept, relations
+from hypernoise.evaluation.geneval.rules import directions, judge, kept, relations
 from hypernoise.generators.registry import load_generator
 from hypernoise.scenes.judge import detect
 from hypernoise.scenes.judge import judge as judged
 from hypernoise.scenes.prompts import evaluation_requests
-from hypernoise.scenes.world import SIZE, relation_between
+from hypernoise.scenes.world import SIZE
 from tests.scenes.as_geneval import as_detection, as_request
 
 
@@ -36,8 +36,8 @@ def theirs(a, b):
     sides = []
     for one in (a, b):
         left, top, right, bottom = one.box
-        sides += [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
-    return relation_between(*sides)
+        sides.append([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top])
+    return directions(*sides, of_the_rest=True)
 
 
 def test_on_drawn_truth_they_agree_but_for_what_is_known():

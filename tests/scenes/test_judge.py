@@ -10,8 +10,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from dev.scenes.drawing import Placed, Scene, draw, sample_scene
+from hypernoise.evaluation.geneval.rules import directions
 from hypernoise.scenes.judge import detect, judge
-from hypernoise.scenes.world import CATEGORIES, COLORS, SHAPES, SIZE, Request, Thing, all_requests, relation_between
+from hypernoise.scenes.world import CATEGORIES, COLORS, SHAPES, SIZE, Request, Thing, all_requests
 from tests.scenes.accuracy import score
 
 PICTURES = 2000
@@ -39,7 +40,7 @@ def satisfies(scene: Scene, request: Request) -> bool:
     if request.relation is None:
         return True
     boxes = [[(o.x, o.y, *(2 * o.radius * h for h in HALF[o.shape])) for o in group] for group in groups]
-    return any(request.relation in relation_between(*a, *b) for a in boxes[0] for b in boxes[1])
+    return any(request.relation in directions(a, b, of_the_rest=True) for a in boxes[0] for b in boxes[1])
 
 
 def another(request: Request, scene: Scene, nearest: bool, rng: np.random.Generator) -> Request:

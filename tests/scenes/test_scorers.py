@@ -27,7 +27,7 @@ def untrained(tmp_path):
         torch.manual_seed(0)
         tokenizer = build_tokenizer(tmp_path / "tokenizer")
         build_matcher(tokenizer).save_pretrained(tmp_path / "matcher")
-        return scorers.Scorer("scenes-match", tmp_path / "matcher", RewardSettings(**settings))
+        return scorers.Scorer("scenes-match", RewardSettings(**settings), tmp_path / "matcher")
 
     return build
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dev.scenes.drawing import GAP, Placed, Scene, draw, sample_scene
+from hypernoise.evaluation.geneval.rules import directions
 from hypernoise.scenes.world import (
     CATEGORIES,
     COLORS,
@@ -18,7 +19,6 @@ from hypernoise.scenes.world import (
     Request,
     Thing,
     all_requests,
-    relation_between,
 )
 
 COUNTS = {"single_object": 6, "two_object": 30, "counting": 18, "colors": 48, "position": 120, "color_attr": 1680}
@@ -82,7 +82,7 @@ def test_an_unknown_category_is_refused():
     ],
 )
 def test_relations_are_genevals(a, b, expected):
-    assert relation_between(*a, *b) == expected
+    assert directions(a, b, of_the_rest=True) == expected
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -107,7 +107,8 @@ def test_a_scene_shows_its_request_and_nothing_else(category):
         if request.relation is not None:
             a, b = objects
             sizes = [2 * a.radius] * 2, [2 * b.radius] * 2
-            assert relation_between(a.x, a.y, *sizes[0], b.x, b.y, *sizes[1]) == {request.relation}
+            held = directions((a.x, a.y, *sizes[0]), (b.x, b.y, *sizes[1]), of_the_rest=True)
+            assert held == {request.relation}
 
 
 def test_colours_left_free_are_all_used():

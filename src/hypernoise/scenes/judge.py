@@ -18,9 +18,10 @@ from scipy import ndimage
 
 from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark
+from hypernoise.evaluation.geneval.rules import directions
 from hypernoise.evaluation.records import Judgement
 from hypernoise.scenes.prompts import EVALUATION_VERSION, ScenesRewriter, digest, evaluation_requests
-from hypernoise.scenes.world import COLORS, RADII, SHAPES, Request, plural, relation_between
+from hypernoise.scenes.world import COLORS, RADII, SHAPES, Request, plural
 
 # Distances between colours are Euclidean in RGB, each channel in [0, 1]; the two nearest in the palette are 0.30 apart.
 LIGHT = 0.7  # a pixel is light if its darkest channel exceeds this (no palette colour's exceeds 0.24)
@@ -202,7 +203,8 @@ def _first_fault(found: tuple[Found, ...], request: Request) -> str:
     if request.relation is None:
         return ""
     firsts, seconds = ([f for f in found if f.shape == thing.shape] for thing in request.things)
-    held = [relation_between(a.x, a.y, a.width, a.height, b.x, b.y, b.width, b.height) for a in firsts for b in seconds]
+    pairs = [((a.x, a.y, a.width, a.height), (b.x, b.y, b.width, b.height)) for a in firsts for b in seconds]
+    held = [directions(a, b, of_the_rest=True) for a, b in pairs]
     if any(request.relation in relations for relations in held):
         return ""
     where = " and ".join(sorted(set().union(*held))) or "in the same place as"

@@ -44,15 +44,10 @@ def match_logit(model: BlipForImageTextRetrieval, words: Tensor) -> Tensor:
     return scores[:, 1] - scores[:, 0]
 
 
-def load(name: str, settings: RewardSettings) -> Scorer:
-    """The shipped matcher, as the reward `name`."""
-    return Scorer(name, settings=settings)
-
-
 class Scorer(NetworkReward):
     """P(matches) of a matcher, at a temperature of 3."""
 
-    def __init__(self, name: str, folder: Path = WEIGHTS / "matcher", settings: RewardSettings | None = None):
+    def __init__(self, name: str, settings: RewardSettings | None = None, folder: Path = WEIGHTS / "matcher"):
         model = pretrained(BlipForImageTextRetrieval, str(folder), "the scenes matcher")
         super().__init__(name, model, Resize(SIZE), settings)
         self.tokenizer, self.longest = CLIPTokenizer.from_pretrained(WEIGHTS / "generator" / "tokenizer"), LONGEST
@@ -62,3 +57,6 @@ class Scorer(NetworkReward):
         pictures = matcher_pictures(self.network, resized.to(self.dtype))
         words = matcher_words(self.network, pictures, {"input_ids": ids, "attention_mask": mask})[-1]
         return torch.sigmoid(match_logit(self.network, words) / TEMPERATURE)
+
+
+load = Scorer  # as the table of rewards calls it

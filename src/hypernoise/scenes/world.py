@@ -11,7 +11,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-from hypernoise.evaluation.geneval.rules import RELATIONS, directions
+from hypernoise.evaluation.geneval.rules import RELATIONS
 
 SIZE = 64  # pixels, both sides
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's six
@@ -99,14 +99,3 @@ def all_requests(category: str) -> list[Request]:
             painted = product(pairs, permutations(colors, 2))
             return [Request(category, (Thing(a, ca), Thing(b, cb))) for (a, b), (ca, cb) in painted]
     raise ValueError(f"unknown category {category!r}; the six are {', '.join(CATEGORIES)}")
-
-
-def relation_between(
-    ax: float, ay: float, aw: float, ah: float, bx: float, by: float, bw: float, bh: float
-) -> set[str]:
-    """Where A lies relative to B, from their boxes' centres and sizes (px).
-
-    As in GenEval, except that a direction is compared with the shortened offset's length, not the whole one's, which
-    rarely matters (docs/yardsticks.md).
-    """
-    return directions(ax - bx, ay - by, aw + bw, ah + bh, of_the_rest=True)

@@ -153,21 +153,22 @@ def _fault(clause: Clause, found: Sequence[Detection], matched: Sequence[Sequenc
 
 def relations(a: Detection, b: Detection) -> set[str]:
     """Where a lies relative to b: one direction, two on a diagonal, or none if they are too close."""
-    (ax, ay, aw, ah), (bx, by, bw, bh) = (
+    one, other = (
         ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
         for left, top, right, bottom in (a.box, b.box)
     )
-    return directions(ax - bx, ay - by, aw + bw, ah + bh)
+    return directions(one, other)
 
 
-def directions(dx: float, dy: float, width: float, height: float, *, of_the_rest: bool = False) -> set[str]:
-    """The directions of an offset between two boxes' centres with these summed sizes.
+def directions(a: Sequence[float], b: Sequence[float], *, of_the_rest: bool = False) -> set[str]:
+    """Where box a lies relative to b, both (x, y, width, height) with the centre's x and y.
 
-    The offset is shortened on each axis by a tenth of the summed sizes; a direction holds if its part of the rest
-    exceeds half of the whole offset's length, or of the rest's.
+    The offset of the centres is shortened on each axis by a tenth of the summed sizes; a direction holds if its part of
+    the rest exceeds half of the whole offset's length, or of the rest's, which rarely matters (docs/yardsticks.md).
     """
-    short_x = math.copysign(max(abs(dx) - MARGIN * width, 0), dx)
-    short_y = math.copysign(max(abs(dy) - MARGIN * height, 0), dy)
+    dx, dy = a[0] - b[0], a[1] - b[1]
+    short_x = math.copysign(max(abs(dx) - MARGIN * (a[2] + b[2]), 0), dx)
+    short_y = math.copysign(max(abs(dy) - MARGIN * (a[3] + b[3]), 0), dy)
     if abs(short_x) < 1e-3 and abs(short_y) < 1e-3:
         return set()
     half = HALF * (math.hypot(short_x, short_y) if of_the_rest else math.hypot(dx, dy))
