@@ -19,7 +19,7 @@ from hypernoise.evaluation.questions import (
     score_dpg,
     score_soft,
 )
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
+from hypernoise.rewards.network import CLIP_MEAN, CLIP_STD, normalise
 from hypernoise.rewards.vqa import VLMS, VqaReward
 from tests.rewards.test_vqa import small, tokenizer  # noqa: F401
 

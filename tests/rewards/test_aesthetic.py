@@ -10,7 +10,7 @@ from hypernoise.rewards.aesthetic import AestheticNetwork, AestheticReward, from
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.check import check_reward
 from hypernoise.rewards.ensemble import NETWORKS
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
+from hypernoise.rewards.network import CLIP_MEAN, CLIP_STD, Resize, normalise
 from hypernoise.rewards.weights import filled
 from tests.rewards import layouts
 from tests.rewards.test_clip import L14, pictures

@@ -16,7 +16,7 @@ from hypernoise.errors import InputError
 from hypernoise.rewards import clip
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import CLIPS, ClipReward, from_openclip
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
+from hypernoise.rewards.network import CLIP_MEAN, CLIP_STD, Resize, normalise
 from hypernoise.rewards.weights import filled
 from tests.rewards import layouts
 from tests.rewards.gradients import assert_gradient_is_right

@@ -23,7 +23,7 @@ from hypernoise.rewards.image_reward import (
     ImageReward,
     ImageRewardNetwork,
 )
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
+from hypernoise.rewards.network import CLIP_MEAN, CLIP_STD, Resize, normalise
 from hypernoise.rewards.weights import filled, renamed
 from tests.rewards import layouts
 from tests.rewards.gradients import assert_gradient_is_right

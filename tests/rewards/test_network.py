@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hypernoise.rewards.network import NetworkReward, padded
-from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.network import NetworkReward, Resize, padded
 
 
 def by_words(text, *, truncation, max_length=None, **_):

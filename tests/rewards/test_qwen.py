@@ -18,7 +18,7 @@ from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.check import check_reward
 from hypernoise.rewards.ensemble import NETWORKS, load_reward
 from hypernoise.rewards.hpsv3 import MARK, NAMES, UNUSED, HpsV3, Network
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise, patches
+from hypernoise.rewards.network import CLIP_MEAN, CLIP_STD, Resize, normalise, patches
 from hypernoise.rewards.vqa import HELPFUL, QUESTION, VLMS, QwenReward, with_places
 from hypernoise.rewards.weights import filled, read_state, renamed
 from tests.rewards import layouts
@@ -38,7 +38,7 @@ TEXT = dict(
 @pytest.fixture(autouse=True)
 def fewer_tokens(monkeypatch):
     """A picture is a few tokens here, so that finite differences are cheap."""
-    monkeypatch.setattr("hypernoise.rewards.preprocess.AREA", 9)
+    monkeypatch.setattr("hypernoise.rewards.network.AREA", 9)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_patches_are_those_of_transformers_processor(patch, height, width):
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (768, 1024), (1024, 1024), (300, 1000), (30, 600), (448, 448)])
 def test_pictures_keep_their_shape_at_one_area(size, monkeypatch):
-    monkeypatch.setattr("hypernoise.rewards.preprocess.AREA", 256)
+    monkeypatch.setattr("hypernoise.rewards.network.AREA", 256)
     area = 256 * 28**2
     assert Resize(28, "area").scaled(*size) == smart_resize(*size, factor=28, min_pixels=area, max_pixels=area)
     if size == (768, 1024):

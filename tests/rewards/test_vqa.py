@@ -22,7 +22,7 @@ from hypernoise.rewards import vqa
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.check import check_reward
 from hypernoise.rewards.ensemble import NETWORKS
-from hypernoise.rewards.preprocess import Resize, normalise
+from hypernoise.rewards.network import Resize, normalise
 from hypernoise.rewards.vqa import QUESTION, VLMS, VqaReward
 from tests.rewards.gradients import assert_gradient_is_right
 from tests.rewards.test_clip import LONG, OTHER, pictures

@@ -11,7 +11,7 @@ from hypernoise.generators.registry import load_generator
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.ensemble import load_reward
-from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.network import Resize
 from hypernoise.scenes import scorers
 from tests.rewards.gradients import assert_gradient_is_right
 

@@ -16,8 +16,7 @@ from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
 from hypernoise.rewards.clip import L14, SAFE
-from hypernoise.rewards.network import NetworkReward, linear_head
-from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.network import NetworkReward, Resize, linear_head
 from hypernoise.rewards.weights import filled, read_state, renamed
 
 TOWER = ("openai/clip-vit-large-patch14", *SAFE)

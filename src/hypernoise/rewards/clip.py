@@ -21,8 +21,7 @@ from transformers import CLIPConfig, CLIPModel
 from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, padded
-from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.network import NetworkReward, Resize, padded
 from hypernoise.rewards.weights import filled, load_tokenizer, read_state, renamed
 
 

@@ -17,8 +17,7 @@ from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVi
 from hypernoise.generators.hub import fetch
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, linear_head, padded
-from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.network import NetworkReward, Resize, linear_head, padded
 from hypernoise.rewards.weights import filled, load_tokenizer, read_state, renamed
 
 WEIGHTS = ("zai-org/ImageReward", "ImageReward.pt")

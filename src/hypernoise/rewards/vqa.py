@@ -23,8 +23,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators.text_cache import Remembered
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, padded
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF, Fit, Resize, patches
+from hypernoise.rewards.network import CLIP_MEAN, CLIP_STD, HALF, Fit, NetworkReward, Resize, padded, patches
 from hypernoise.rewards.weights import load_tokenizer, pretrained
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'  # the paper's

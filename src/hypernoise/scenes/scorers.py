@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import BlipForImageTextRetrieval, CLIPTokenizer
 
 from hypernoise.rewards.base import RewardSettings
-from hypernoise.rewards.network import NetworkReward, padded
-from hypernoise.rewards.preprocess import Resize
+from hypernoise.rewards.network import NetworkReward, Resize, padded
 from hypernoise.rewards.weights import pretrained
 from hypernoise.scenes.world import SIZE
 

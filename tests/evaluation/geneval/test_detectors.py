@@ -18,7 +18,7 @@ from hypernoise.evaluation.geneval.benchmark import GenEvalJudge, by_prompt
 from hypernoise.evaluation.geneval.detection import SENTENCES, ClipColors, Mask2Former, box_of
 from hypernoise.evaluation.geneval.rules import COLORS, Detection, judge, kept, parse
 from hypernoise.evaluation.pictures import read_picture
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, normalise
+from hypernoise.rewards.network import CLIP_MEAN, CLIP_STD, normalise
 from tests.evaluation.geneval.conftest import LABELS
 
 

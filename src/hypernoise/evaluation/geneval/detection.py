@@ -11,7 +11,7 @@ from transformers import CLIPModel, Mask2FormerForUniversalSegmentation
 
 from hypernoise.evaluation.geneval.rules import COLORS, Detection
 from hypernoise.rewards.clip import ClipReward
-from hypernoise.rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
+from hypernoise.rewards.network import IMAGENET_MEAN, IMAGENET_STD, normalise
 from hypernoise.rewards.weights import load_tokenizer, pretrained
 
 SENTENCES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")

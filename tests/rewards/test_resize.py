@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hypernoise.rewards.preprocess import CLIP_MEAN, CLIP_STD, Resize, normalise
+from hypernoise.rewards.network import CLIP_MEAN, CLIP_STD, Resize, normalise
 
 SIZES = [(40, 60), (61, 33), (17, 50), (16, 16), (9, 7), (32, 32)]
 
