@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from hypernoise.waiting import wait_passively
+from hypernoise.quiet import wait_passively
 
 wait_passively()
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hypernoise.waiting import wait_passively
+from hypernoise.quiet import wait_passively
 
 wait_passively()
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hypernoise.waiting import wait_passively
+from hypernoise.quiet import wait_passively
 
 wait_passively()
 

@@ -1,5 +1,5 @@
 """How the weights that ship were made; nothing in the package imports it."""
 
-from hypernoise.waiting import wait_passively
+from hypernoise.quiet import wait_passively
 
 wait_passively()  # before anything here imports torch

@@ -1,5 +1,5 @@
 """The paper's experiments and ours: clients of the package, each printing a table and a verdict."""
 
-from hypernoise.waiting import wait_passively
+from hypernoise.quiet import wait_passively
 
 wait_passively()  # before any of them imports torch

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from hypernoise.waiting import wait_passively
+from hypernoise.quiet import wait_passively
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub; read when the libraries are imported
 wait_passively()  # read when torch is

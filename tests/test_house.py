@@ -15,7 +15,7 @@ LINES = 13_415  # of src/hypernoise; to be lowered, as the next
 CORE_LINES = 5_839  # of its core: objective, noise, generators, rewards, training
 
 FLOORS = (  # a room may import rooms of its own floor, as long as none comes back, and of those below
-    {"errors", "files", "version", "precision", "quiet", "settings", "waiting"},
+    {"errors", "files", "version", "precision", "quiet", "settings"},
     {"objective"},
     {"noise", "generators", "rewards"},
     {"adapters", "pipeline", "prompts"},

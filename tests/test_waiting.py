@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hypernoise.waiting import wait_passively
+from hypernoise.quiet import wait_passively
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -44,7 +44,7 @@ def test_passive_waiting_is_set_before_torch_is_imported(file):
     for number, line in enumerate(ast.parse(file.read_text()).body):
         if isinstance(line, ast.Import | ast.ImportFrom):
             names = [line.module or ""] if isinstance(line, ast.ImportFrom) else [name.name for name in line.names]
-            bare = {"hypernoise.waiting", "__future__"} | set(sys.stdlib_module_names)
+            bare = {"hypernoise.quiet", "__future__"} | set(sys.stdlib_module_names)
             torches += [number for name in names if name not in bare and name.partition(".")[0] not in bare]
         elif ast.unparse(line) == "wait_passively()":
             said.append(number)

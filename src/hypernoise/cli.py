@@ -9,8 +9,8 @@ from contextlib import suppress
 from importlib import import_module
 
 from hypernoise.errors import InputError, out_of_memory, unknown
+from hypernoise.quiet import wait_passively
 from hypernoise.version import __version__
-from hypernoise.waiting import wait_passively
 
 COMMANDS = {  # each is a module of `commands` with a dataclass of that name, and its line in --help
     "quickstart": "train on the embedded generator, judge, show before and after",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -47,8 +45,8 @@ def _text(source: str) -> list[str]:
 
 def _jsonl(source: str) -> Iterator[str]:
     """Each line is an object with a column, or a string."""
-    for place, row in json_lines(read_text(source, f"prompts {source!r}"), f"prompts {source!r}"):
-        yield _of(row, source, place)
+    what = f"prompts {source!r}"
+    return (_of(row, source, place) for place, row in json_lines(read_text(source, what), what))
 
 
 def _json(source: str) -> Iterator[str]:
@@ -66,8 +64,7 @@ def _json(source: str) -> Iterator[str]:
             f"prompts {source!r} must be a list of objects or strings, or map names to them; a file "
             "with one prompt per line is .jsonl or .txt"
         )
-    for number, row in enumerate(rows, 1):
-        yield _of(row, source, f"prompts {source!r}, entry {number}")
+    return (_of(row, source, f"prompts {source!r}, entry {number}") for number, row in enumerate(rows, 1))
 
 
 def _of(row: Any, source: str, place: str) -> str:
@@ -79,20 +76,9 @@ def _of(row: Any, source: str, place: str) -> str:
     return prompt
 
 
-def _csv(source: str) -> Iterator[str]:
+def _csv(source: str, **dialect: Any) -> Iterator[str]:
     """Strict: an unclosed quote would swallow the lines after it."""
-    return _table(source, strict=True)
-
-
-def _tsv(source: str) -> Iterator[str]:
-    """Each line is a row; quotes are part of the text, unless they enclose it."""
-    for text in _table(source, delimiter="\t", quoting=csv.QUOTE_NONE):
-        quoted = len(text) > 1 and text[0] == text[-1] == '"'
-        yield text[1:-1].replace('""', '"') if quoted else text
-
-
-def _table(source: str, **dialect: Any) -> Iterator[str]:
-    rows = csv.reader((f"{line}\n" for line in _text(source)), **dialect)
+    rows = csv.reader((f"{line}\n" for line in _text(source)), strict=True, **dialect)
     before = 0
     try:
         names = next(rows, [])
@@ -108,52 +94,40 @@ def _table(source: str, **dialect: Any) -> Iterator[str]:
         raise InputError(f"prompts {source!r}: the row at line {before + 1} is not CSV: {error}") from error
 
 
+def _tsv(source: str) -> Iterator[str]:
+    """Each line is a row; quotes are part of the text, unless they enclose it."""
+    for text in _csv(source, delimiter="\t", quoting=csv.QUOTE_NONE):
+        quoted = len(text) > 1 and text[0] == text[-1] == '"'
+        yield text[1:-1].replace('""', '"') if quoted else text
+
+
 FORMATS: dict[str, Callable[[str], Iterable[str]]] = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv}
 
 
 def _column(names: Iterable[str], source: str) -> str:
     given = list(names)
     known = {name.strip().lower(): name for name in reversed(given)}
-    for column in COLUMNS:
-        if column in known:
-            return known[column]
+    if found := [known[column] for column in COLUMNS if column in known]:
+        return found[0]
     raise InputError(
         f"prompts {source!r} has no column {', '.join(COLUMNS[:3])}; its columns: {', '.join(given) or 'none'}"
     )
 
 
-@dataclass(frozen=True)
-class PromptMix(Sequence[str]):
-    """Prompts of several sources, sampled in proportion to their weights; as a sequence, all of them.
+class PromptMix(list[str]):
+    """The prompts of several sources, sampled in proportion to their weights; as a list, all of them.
 
-    Raises:
-        InputError: a source whose share is less than one sample in a thousand.
+    counts: the number of each source's samples in a thousand. Raises InputError for a source without any.
     """
 
-    parts: tuple[tuple[str, ...], ...]
-    weights: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        for prompts, count in zip(self.parts, self.counts, strict=True):
+    def __init__(self, parts: Sequence[Sequence[str]], weights: Sequence[float]):
+        super().__init__(prompt for part in parts for prompt in part)
+        self.parts = parts
+        bounds = np.cumsum(weights) / sum(weights) * BLOCK
+        self.counts = np.diff(bounds.round().astype(int), prepend=0)
+        for prompts, count in zip(parts, self.counts, strict=True):
             if count == 0:
                 raise InputError(f"the weight of prompts that begin with {prompts[0]!r} is under a thousandth of all")
-
-    def __len__(self) -> int:
-        return len(self.all)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.all[index]
-
-    @cached_property
-    def all(self) -> list[str]:
-        """The prompts of all sources, concatenated."""
-        return [prompt for part in self.parts for prompt in part]
-
-    @property
-    def counts(self) -> np.ndarray:
-        """The number of each source's samples in a thousand."""
-        bounds = np.cumsum(self.weights) / sum(self.weights) * BLOCK
-        return np.diff(bounds.round().astype(int), prepend=0)
 
     def turns(self, block: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """For each sample of a block of a thousand: its source, and how many samples of that source precede it."""
@@ -165,10 +139,10 @@ class PromptMix(Sequence[str]):
         return sources, turns
 
 
-def read_mix(sources: Mapping[str, float]) -> Sequence[str]:
+def read_mix(sources: Mapping[str, float]) -> list[str]:
     """The prompts of one source, or of several as a mix. Raises the errors of `read_prompts`."""
-    parts = [tuple(read_prompts(source)) for source in sources]
-    return list(parts[0]) if len(parts) == 1 else PromptMix(tuple(parts), tuple(sources.values()))
+    parts = [read_prompts(source) for source in sources]
+    return parts[0] if len(parts) == 1 else PromptMix(parts, list(sources.values()))
 
 
 def spread(prompts: Sequence[str], count: int) -> list[str]:

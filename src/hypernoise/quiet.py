@@ -1,8 +1,9 @@
-"""Silences other libraries' messages that no user of this one can act on, one by one."""
+"""Habits of other libraries that disturb: messages that no user of this one can act on, and threads that spin."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +39,13 @@ def no_loading_bars() -> Iterator[None]:
     finally:
         for log in libraries:
             log.enable_progress_bar()
+
+
+def wait_passively() -> None:
+    """Lets torch's waiting threads sleep at once, in this process and its children, unless the user has configured it.
+
+    By default libgomp's spin for some milliseconds, so that two processes on two cores slow each other down tens of
+    times (docs/performance.md). Call it before importing torch, which reads the setting once.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

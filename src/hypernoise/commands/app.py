@@ -6,19 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from hypernoise.commands.common import WithGenerator
 from hypernoise.errors import InputError
 from hypernoise.settings import Port, Seed, seed_in_range, whole_number
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
-    from hypernoise.generators.diffusion import DiffusionGenerator
-    from hypernoise.methods.hypernoise import Adapter
-    from hypernoise.rewards.base import RewardFunction
 
 MOST = 8  # noises at once
 SIDE = 192  # px of a picture on the page
@@ -97,38 +89,29 @@ def serve(page: Any, port: int | None, **more: Any) -> Any:
         answer.headers["content-security-policy"] = FROM_HERE_ALONE
         return answer
 
+    middleware = [Middleware(BaseHTTPMiddleware, dispatch=with_policy)]
     return page.queue(default_concurrency_limit=1).launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        run_history=False,
-        footer_links=[],
-        app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=with_policy)]},
-        **more,
-    )
+        server_name="127.0.0.1", server_port=port, share=False, ssr_mode=False, run_history=False, footer_links=[],
+        app_kwargs={"middleware": middleware}, **more,
+    )  # fmt: skip
 
 
 class Drawn(NamedTuple):
     """One noise, drawn both ways. Without a reward, rewards are None; kl is ½‖f‖² in nats."""
 
     seed: int
-    pictures: tuple[Image.Image, Image.Image, Image.Image]  # plain, with f, f itself
-    rewards: tuple[float | None, float | None]
+    pictures: tuple[Any, ...]  # PIL: plain, with f, f itself
+    rewards: tuple[float | None, ...]  # plain, with f
     kl: float
 
 
 def draw(
-    generator: DiffusionGenerator,
-    reward: RewardFunction | None,
-    adapter: Adapter,
-    prompt: str,
-    seed: int,
-    steps: int,
-    noises: int,
-    strength: float,
+    generator: Any, reward: Any, adapter: Any, prompt: str, seed: int, steps: int, noises: int, strength: float
 ) -> list[Drawn]:
     """Draws a prompt from the noises of `seed`, `seed + 1`, ..., plain and with `strength` · f.
+
+    Args:
+        reward: of the pictures, or None; adapter: a `methods.hypernoise.Adapter`.
 
     Raises:
         InputError: an empty prompt, a number out of range, or an adapter of another generator.
@@ -147,18 +130,18 @@ def draw(
     prompts, seeds = [prompt] * noises, list(range(seed, seed + noises))
     draws = [torch.Generator(generator.device).manual_seed(own) for own in seeds]
     noise = torch.stack([torch.randn(generator.noise_shape, generator=d, device=d.device) for d in draws])
-    problem = Problem(generator, reward, steps, seeds)  # type: ignore[arg-type]  # neither method asks for one
+    problem = Problem(generator, reward, steps, seeds)
     with torch.no_grad():
         better = HyperNoise(adapter.on(generator), strength=strength).generate(problem, prompts, noise)
         both = [Plain().generate(problem, prompts, noise).pixels, better.pixels]
-        rewards = [[None] * noises if reward is None else reward(pixels, prompts).tolist() for pixels in both]
+        rewards = [reward(pixels, prompts).tolist() if reward else [None] * noises for pixels in both]
     f = better.noise - noise
     pictures = [[picture_of(one) for one in batch] for batch in (*both, as_colors(generator, f))]
     rows = zip(seeds, zip(*pictures, strict=True), zip(*rewards, strict=True), l2_kl(f).tolist(), strict=True)
-    return [Drawn(*row) for row in rows]  # type: ignore[arg-type]
+    return [Drawn(*row) for row in rows]
 
 
-def as_colors(generator: DiffusionGenerator, f: Tensor) -> Tensor:
+def as_colors(generator: Any, f: Any) -> Any:
     """The first three latent channels of f as red, green and blue [B, 3, H, W]: grey where it is 0."""
     from hypernoise.noise.spectral import unpacked
 
@@ -172,11 +155,11 @@ def as_table(drawn: Sequence[Drawn]) -> str:
 
     rows = ["<th></th>" + "".join(f"<th>seed {one.seed}</th>" for one in drawn)]
     for place, name in enumerate(("plain", "with f", "f")):
-        row = f"<th>{name}</th>"
+        cells = [f"<th>{name}</th>"]
         for one in drawn:
             reward = (*one.rewards, None)[place]
             note = f"½‖f‖² {one.kl:.3f} nats" if name == "f" else "" if reward is None else f"reward {reward:.3f}"
             source = embedded(one.pictures[place], "PNG")
-            row += f'<td><img src="{source}" alt="{name}, seed {one.seed}" width={SIDE}><br>{note}</td>'
-        rows.append(row)
+            cells.append(f'<td><img src="{source}" alt="{name}, seed {one.seed}" width={SIDE}><br>{note}</td>')
+        rows.append("".join(cells))
     return f'<table style="image-rendering: pixelated">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
