@@ -23,6 +23,7 @@ import torch
 from benchmarks.networks import PROMPTS
 from hypernoise.commands.flags import parse
 from hypernoise.generators.diffusion import quiet, replaced
+from hypernoise.generators.loading import Loading
 from hypernoise.noise.settings import Spectral
 from hypernoise.noise.spectral import spectral_noise
 from hypernoise.pipeline import attach, disabled
@@ -38,7 +39,7 @@ class FullSize:
 
 
 def main(config: FullSize) -> None:
-    generator = random_generator(config.generator, torch.device("cpu"), dtype=torch.float32)
+    generator = random_generator(Loading(config.generator), torch.float32, torch.device("cpu"))
     pipeline, denoiser, vae = generator.pipeline, generator.denoiser, generator.pipeline.vae
     given = generator.family.arguments(generator.encode(PROMPTS[:1]).tensors)
     given |= generator.call(generator.least_steps)

@@ -137,7 +137,7 @@ def test_image_reward_and_the_clips_are_planned_by_their_own_networks():
 
 def test_frozen_parameters_are_the_real_ones():
     generator = load_generator("scenes", device="cpu")
-    planned = WithoutText("scenes", dtype=torch.float32)
+    planned = WithoutText(Loading("scenes"), torch.float32)
     real = {n: p.shape for n, p in generator.denoiser.named_parameters()}
     assert {n: p.shape for n, p in planned.denoiser.named_parameters()} == real
     assert planned.text_parameters == sum(p.numel() for p in generator.pipeline.text_encoder.parameters())
@@ -150,7 +150,7 @@ def test_a_saved_pipeline_is_planned_at_the_length_its_prompts_are_padded_to(tmp
     build_pipeline("FluxPipeline", tmp_path).save_pretrained(tmp_path / "flux")
     for tokens, length in ((0, 512), (64, 64)):
         real = load_generator(tmp_path / "flux", device="cpu", size=(16, 16), max_sequence_length=tokens)
-        planned = WithoutText(str(tmp_path / "flux"), dtype=torch.float32, size=(16, 16), tokens=tokens)
+        planned = WithoutText(Loading(str(tmp_path / "flux"), height=16, max_sequence_length=tokens), torch.float32)
         shapes = [{n: t.shape for n, t in c.tensors.items()} for c in (real.encode(["a"]), planned.encode(["a"]))]
         assert shapes[0] == shapes[1]
         assert shapes[0]["prompt_embeds"][1] == real.call_settings()["max_sequence_length"] == length
@@ -161,7 +161,7 @@ def test_a_saved_pipeline_is_planned_at_the_length_its_prompts_are_padded_to(tmp
 def test_a_saved_pipeline_with_other_lists_in_its_index_is_planned(tmp_path):
     build_pipeline("Krea2Pipeline", tmp_path).save_pretrained(tmp_path / "krea")
     assert "text_encoder_select_layers" in json.loads((tmp_path / "krea" / "model_index.json").read_text())
-    assert len(WithoutText(str(tmp_path / "krea"), dtype=torch.float32).configuration["text_encoders"]) == 1
+    assert len(WithoutText(Loading(str(tmp_path / "krea")), torch.float32).configuration["text_encoders"]) == 1
 
 
 def test_options_save_what_they_are_for():
@@ -219,7 +219,7 @@ def test_attention_of_three_dimensions_is_traced():
 
 
 def test_fewer_layers_are_fewer_parameters_to_train():
-    planned = WithoutText("scenes", dtype=torch.float32)
+    planned = WithoutText(Loading("scenes"), torch.float32)
     some = meta_network(planned, LoRA(4, layers=("conv_out",)))
     assert count(some) == 4 * (32 * 9 + 4)
 
@@ -290,7 +290,7 @@ def test_denoisers_have_their_published_size(name):
 
 def test_lora_on_sana_sprint_is_mostly_on_depthwise_convs():
     """As counted on the released adapter: 206 of 315 million at rank 128."""
-    planned = WithoutText("sana-sprint-0.6b", dtype=torch.bfloat16)
+    planned = WithoutText(Loading("sana-sprint-0.6b"), torch.bfloat16)
     whole, dense = (count(meta_network(planned, LoRA(128, 256.0, few))) for few in ((), ("without-depthwise",)))
     assert (whole - dense) / 1e6 == pytest.approx(206, abs=0.5)
     assert whole / 1e6 == pytest.approx(315, abs=0.5)

@@ -270,11 +270,10 @@ def read_about(folder: Path) -> dict[str, Any]:
         theirs = f"; a LoRA's {DIFFUSERS} needs PEFT's {CONFIG} and {WEIGHTS}" if (folder / DIFFUSERS).exists() else ""
         raise InputError(f"{folder} is not a hypernoise adapter: it has no hypernoise.json{theirs}")
     about = read_json(file, str(file))
-    if not isinstance(about, dict):
-        raise InputError(f"{file} is not valid: it must be a mapping")
-    if about.get("format", FORMAT) != FORMAT:
-        raise InputError(f"{file} has format {about['format']}, this version reads {FORMAT}: upgrade hypernoise")
-    if "format" not in about or not _well_formed(about):
+    written = about.get("format") if isinstance(about, dict) else None
+    if isinstance(written, int) and written > FORMAT:
+        raise InputError(f"{file} has format {written}, this version reads {FORMAT}: upgrade hypernoise")
+    if written != FORMAT or not _well_formed(about):
         raise InputError(
             f"{file} is not valid: format must be {FORMAT}, kind a text, settings and call mappings, and base null or "
             "a mapping with a name and, as probe, a list of numbers"

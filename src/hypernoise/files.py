@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections import Counter
@@ -22,11 +23,13 @@ UNFINISHED = ".tmp"  # suffix of an incomplete file
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that becomes `folder`, which must not exist, when the block succeeds."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        made = Path(temporary) / folder.name
-        made.mkdir()
-        yield made
-        os.replace(made, folder)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
-from jinja2 import Environment
+from jinja2 import Template
 
 from hypernoise.adapters import ABOUT, CONFIG, WEIGHTS, adapter_folder, read_about, read_weights
 from hypernoise.errors import InputError, first_line
@@ -97,9 +97,8 @@ def model_card(folder: Path, repository: str, *, measured: str | Path | None = N
         "α (kl_weight)": training.get("kl_weight"),
         "updates": training.get("steps"),
     }
-    environment = Environment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("hypernoise").joinpath("model_card.md").read_text())
-    text = template.render(
+    source = files("hypernoise").joinpath("model_card.md").read_text()
+    text = Template(source, trim_blocks=True, lstrip_blocks=True).render(
         card_data=data.to_yaml(),
         name=data.model_name,
         base=f"`{base.get('name')}`",

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 
 WEIGHTS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-SLOWER = "about 15 to 25 times slower than fp32"
-NAMES = {"cuda": "GPU", "cpu": "CPU"}
+SLOWER = "this CPU has no bf16 units: about 15 to 25 times slower than fp32"
 WITHOUT_BF16 = ("SSE", "AVX2", "AVX512_CORE_VNNI")  # values of ONEDNN_MAX_CPU_ISA; AVX and AVX512_CORE as whole words
 
 
@@ -51,17 +50,17 @@ class Precision:
 def resolve(asked: MixedPrecision, device: torch.device) -> Precision:
     """The precision on `device`; "meta", the device of plans, counts as a GPU with bf16."""
     kind = device.type
-    if asked == "bf16" and kind == "cpu" and not native_bf16(device):
-        return Precision(asked, f"as requested; this CPU has no bf16 units: {SLOWER}", slow=True)
     if asked != "auto":
-        return Precision(asked)
+        slow = asked == "bf16" and kind == "cpu" and not native_bf16(device)
+        return Precision(asked, f"as requested; {SLOWER}" if slow else "as requested", slow)
     if kind == "meta":
         return Precision("bf16", "as on an Ampere or newer GPU")
-    if kind not in NAMES:
+    if kind not in ("cuda", "cpu"):
         return Precision("no", f"bf16 is not measured on {kind}")
+    this = "this CPU" if kind == "cpu" else "this GPU"
     if native_bf16(device):
-        return Precision("bf16", f"this {NAMES[kind]} has bf16 units")
-    return Precision("no", f"this {NAMES[kind]} has no bf16 units" + ("; fp16 may fit" if kind == "cuda" else ""))
+        return Precision("bf16", f"{this} has bf16 units")
+    return Precision("no", f"{this} has no bf16 units" + ("; fp16 may fit" if kind == "cuda" else ""))
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -45,12 +45,6 @@ def whole_number(value: Any, name: str, least: int = 1, most: int = MOST) -> Non
         raise InputError(f"{name} must be at most {most}, not {shown(value)}")
 
 
-def whole(settings: object, *names: str, most: int = MOST) -> None:
-    """Raises InputError for the first of these attributes that is not a whole number from 1 to `most`."""
-    for name in names:
-        whole_number(getattr(settings, name), name, most=most)
-
-
 def positive(value: Any, name: str) -> None:
     if not (finite(value) and value > 0):
         raise InputError(f"{name} must be a positive number, not {shown(value)}")

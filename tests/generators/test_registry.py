@@ -20,6 +20,7 @@ from hypernoise.errors import InputError
 from hypernoise.generators import hub, registry
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
+from hypernoise.generators.loading import Loading
 from hypernoise.generators.memory import Memory
 from hypernoise.generators.presets import PRESETS, Part
 from hypernoise.generators.registry import load_as, load_generator, pick_device
@@ -265,13 +266,13 @@ def test_a_registered_class_that_diffusers_lacks_is_refused_by_directory(tmp_pat
     with pytest.raises(InputError, match="has no MySanaPipeline.* pass the object to load_generator"):
         load_generator(tmp_path / "mine", device="cpu")
     with pytest.raises(InputError, match="has no MySanaPipeline"):
-        WithoutText(str(tmp_path / "mine"), dtype=torch.float32)
+        WithoutText(Loading(str(tmp_path / "mine")), torch.float32)
     pipeline.__class__ = type("MySanaPipeline", (type(pipeline),), {})
     assert load_generator(pipeline, size=(32, 32)).family is FAMILIES["MySanaPipeline"]
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"])
-@pytest.mark.parametrize("read", [load_generator, lambda place: WithoutText(str(place), dtype=torch.float32)])
+@pytest.mark.parametrize("read", [load_generator, lambda place: WithoutText(Loading(str(place)), torch.float32)])
 def test_a_pipe_among_the_files_of_a_pipeline_hangs_neither_loading_nor_planning(file, read, sd_pipeline, tmp_path):
     sd_pipeline().save_pretrained(tmp_path)
     (tmp_path / file).unlink()
@@ -280,7 +281,7 @@ def test_a_pipe_among_the_files_of_a_pipeline_hangs_neither_loading_nor_planning
         read(tmp_path)
 
 
-@pytest.mark.parametrize("read", [load_generator, lambda place: WithoutText(str(place), dtype=torch.float32)])
+@pytest.mark.parametrize("read", [load_generator, lambda place: WithoutText(Loading(str(place)), torch.float32)])
 def test_settings_of_a_part_are_a_mapping(read, sd_pipeline, tmp_path):
     sd_pipeline().save_pretrained(tmp_path)
     (tmp_path / "unet" / "config.json").write_text("[]")

@@ -56,9 +56,8 @@ def parse(
     """
     asked: Any = cls(**defaults)
     parser = _parser(asked, prog)
-    found, rest = parser.parse_known_intermixed_args(
-        [_dashed(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    )
+    words = sys.argv[1:] if arguments is None else arguments
+    found, rest = parser.parse_known_intermixed_args([_dashed(word) for word in words])
     for word in rest:
         if word.startswith("-"):
             raise unknown("flag", word.partition("=")[0], parser._option_string_actions)
@@ -93,12 +92,11 @@ def _parser(default: Any, prog: str | None) -> Parser:
     """The parser of a class's flags; its help shows the values in `default`, an instance."""
     cls = type(default)
     positional, essential = getattr(cls, "POSITIONAL", ""), getattr(cls, "ESSENTIAL", ())
-    doc = cls.__doc__ or ""
-    own = "" if doc.startswith(f"{cls.__name__}(") else doc  # dataclasses write their fields there if it is empty
+    plain = (cls.__doc__ or "").startswith(f"{cls.__name__}(")  # dataclasses write their fields there if it is empty
     parser = Parser(
         prog=prog,
         usage=f"%(prog)s [{positional.upper()}] [flags]" if positional else "%(prog)s [flags]",
-        description=inspect.cleandoc(own or sys.modules[cls.__module__].__doc__ or ""),
+        description=inspect.cleandoc((sys.modules[cls.__module__] if plain else cls).__doc__ or ""),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=8, width=104),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

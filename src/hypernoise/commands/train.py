@@ -158,13 +158,11 @@ def plan_recipe(recipe: Recipe, folder: Path, device: str, *, smoke: bool = Fals
     if smoke:
         from hypernoise.plan.smoke import smoke_test
 
-        write_summary(folder, "train --smoke-test", recipe, place, [smoke_test(recipe, place, found.peak)])
-        return 0
-    print(table(found))
-    rows = [{"peak_bytes": found.peak, "bytes": found.parts, "flops": found.flops}]
-    parameters = {"frozen": found.frozen, "trained": found.trained, "rewards": found.rewards}
-    more = {"parameters": parameters, "overhead": found.overhead, "revision": found.revision}
-    write_summary(folder, "train --dry-run", recipe, place, rows, **more)
+        row = smoke_test(recipe, place, found.peak)
+    else:
+        print(table(found))
+        row = {name: getattr(found, name) for name in ("peak", "parts", "flops", "frozen", "trained", "rewards")}
+    write_summary(folder, f"train --{'smoke-test' if smoke else 'dry-run'}", recipe, place, [row])
     return 0
 
 

@@ -22,7 +22,7 @@ from hypernoise.generators.base import Condition, Generator, Seed
 from hypernoise.generators.module import parts_of
 from hypernoise.objective import wide
 from hypernoise.rewards.base import RewardFunction, scored
-from hypernoise.settings import MOST_AT_ONCE, whole
+from hypernoise.settings import MOST_AT_ONCE, whole_number
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Numbered:
     template: ClassVar[str]
 
     def __post_init__(self) -> None:
-        whole(self, *vars(self), most=MOST_AT_ONCE)
+        for name, value in vars(self).items():
+            whole_number(value, name, most=MOST_AT_ONCE)
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hypernoise.errors import InputError
 from hypernoise.generators.base import Generator, check_texts
 from hypernoise.methods.base import Problem, Result, metered
-from hypernoise.settings import MOST_AT_ONCE, whole
+from hypernoise.settings import MOST_AT_ONCE, whole_number
 
 Rewriter = Callable[[str, int], list[str]]
 """From a prompt and the number of rewrites to rewrites, maybe fewer. Repeatable results need a deterministic one."""
@@ -35,7 +35,7 @@ class PromptSearch:
     n: int = 8
 
     def __post_init__(self) -> None:
-        whole(self, "n", most=MOST_AT_ONCE)
+        whole_number(self.n, "n", most=MOST_AT_ONCE)
 
     @property
     def name(self) -> str:

@@ -28,7 +28,8 @@ from hypernoise.files import read_json
 from hypernoise.generators.base import Condition
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import family_of
-from hypernoise.generators.memory import NO_SAVING, Memory, replaced
+from hypernoise.generators.loading import Loading
+from hypernoise.generators.memory import replaced
 from hypernoise.generators.presets import PRESETS, Preset
 from hypernoise.generators.registry import check_directory
 from hypernoise.noise.lora import LoRANoise
@@ -111,23 +112,15 @@ class WithoutText(DiffusionGenerator):
     of `published`.
     """
 
-    def __init__(
-        self,
-        source: str,
-        *,
-        dtype: torch.dtype,
-        size: tuple[int, int] | None = None,
-        tokens: int = 0,
-        memory: Memory = NO_SAVING,
-        place: Place = on_meta,
-    ):
+    def __init__(self, asked: Loading, dtype: torch.dtype, place: Place = on_meta):
         self.text_dtype = dtype
-        self.preset, self.configuration = preset, configuration = published(source, tokens)
+        self.preset, self.configuration = preset, configuration = published(asked.generator, asked.max_sequence_length)
         self.text_parameters: int = sum(configuration["text_encoders"])
         pipeline = _assembled(preset, configuration, dtype, place)
         if place is on_meta:
             _without_data(pipeline)
-        super().__init__(pipeline, name=source, size=size or preset.size, call=preset.call, memory=memory)
+        size = asked.size or preset.size
+        super().__init__(pipeline, name=asked.generator, size=size, call=preset.call, memory=asked.memory)
 
     def encode(self, prompts: list[str]) -> Condition:
         family, config = self.preset.family, cast(Any, self.denoiser).config

@@ -127,8 +127,7 @@ def _traced(
     asked: Loading, dtype: torch.dtype, network: LoRA | Spectral, steps: int, scored: tuple[Any, ...]
 ) -> tuple[WithoutText, LoRANoise | SpectralNoise, PlannedRewards, dict[str, Part]]:
     """A generator, a noise network and rewards, and the parts of a step with this many denoiser calls per picture."""
-    size, tokens = asked.size, asked.max_sequence_length
-    generator = WithoutText(asked.generator, dtype=dtype, size=size, tokens=tokens, memory=asked.memory)
+    generator = WithoutText(asked, dtype)
     f, rewards = meta_network(generator, network), planned_rewards(*scored)
     trained = f.trainable_parameters()
     for parameter in trained:  # their gradients count as trained memory: allocated in advance, in the layers' dtype

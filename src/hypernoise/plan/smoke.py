@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hypernoise.errors import InputError, no_traceback
 from hypernoise.generators.diffusion import quiet
+from hypernoise.generators.loading import Loading
 from hypernoise.pipeline import attach, detach
 from hypernoise.plan.models import WithoutText, planned_rewards
 from hypernoise.plan.plan import gigabytes
@@ -45,8 +46,7 @@ def smoke_test(recipe: Recipe, place: torch.device, planned: int) -> dict[str, A
     """
     dtype, before = resolve(recipe.mixed_precision, place).dtype, _held(place)
     with no_traceback("the smoke test failed at building the networks"):
-        drawn = {"dtype": dtype, "size": recipe.size, "tokens": recipe.max_sequence_length, "memory": recipe.memory}
-        generator = random_generator(recipe.generator, place, **drawn)
+        generator = random_generator(recipe, dtype, place)
         pipeline, preset = generator.pipeline, generator.preset
         text = generator.text_parameters if recipe.memory.text_encoders == "stay" else 0
         standing_in = torch.zeros(text, dtype=dtype, device=place)
@@ -94,9 +94,9 @@ def smoke_test(recipe: Recipe, place: torch.device, planned: int) -> dict[str, A
     }  # fmt: skip
 
 
-def random_generator(source: str, device: torch.device, **settings: Any) -> WithoutText:
-    """A published generator with random weights; `settings` as for `WithoutText`."""
-    generator = WithoutText(source, place=empty, **settings)
+def random_generator(asked: Loading, dtype: torch.dtype, device: torch.device) -> WithoutText:
+    """A published generator with random weights."""
+    generator = WithoutText(asked, dtype, empty)
     for part in generator.pipeline.components.values():
         if isinstance(part, nn.Module):
             fill(part, device)
