@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hypernoise.adapters import PART, WEIGHTS
 from hypernoise.errors import InputError
-from hypernoise.files import UNFINISHED, atomic_folder, read_json, write_json, writing
+from hypernoise.files import UNFINISHED, atomic_folder, kept_json, write_json, writing
 
 ABOUT, STATE, SUMS = "state.json", "training_state.pt", "sha256.json"
 
@@ -31,7 +31,7 @@ def new_checkpoint(output: Path, step: int, *, keep: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one of the same step
         with atomic_folder(folder) as temporary:
             yield temporary
-            write_json(temporary / SUMS, {file.name: _sum(file) for file in sorted(temporary.iterdir())})
+            write_json(temporary / SUMS, _sums(temporary))
     for old in checkpoints(output)[:-keep]:
         shutil.rmtree(old)
 
@@ -59,8 +59,7 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
     """
     broken: list[str] = []
     for folder in reversed(checkpoints(output)):
-        fault = damage(folder)
-        if fault is None:
+        if not (fault := damage(folder)):
             return folder, broken
         broken.append(f"{folder.name} is damaged ({fault})")
     if broken:
@@ -70,23 +69,18 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
     return None, broken
 
 
-def damage(folder: Path) -> str | None:
-    """Which file of a checkpoint is missing or changed; None if all are intact."""
-    try:
-        sums = read_json(folder / SUMS, SUMS)
-    except InputError as error:
-        return str(error)
-    if not isinstance(sums, dict) or not {ABOUT, STATE, WEIGHTS} <= sums.keys():
-        return f"{SUMS} does not name {ABOUT}, {STATE} and {WEIGHTS}"
-    for name, expected in sums.items():
-        file = folder / Path(name).name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _sum(file) != expected:
-            return f"{name} has changed since it was written"
-    return None
+def damage(folder: Path) -> str:
+    """A file of a checkpoint that is missing or changed; empty if all are intact."""
+    recorded, found = kept_json(folder / SUMS) or {}, _sums(folder)
+    wrong = (name for name in (STATE, ABOUT, WEIGHTS, *recorded) if found.get(name, "") != recorded.get(name))
+    return next((f"{name} is not the file that {SUMS} records" for name in wrong), "")
 
 
-def _sum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file."""
+    sums = {}
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name != SUMS:
+            with file.open("rb") as opened:
+                sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return sums
