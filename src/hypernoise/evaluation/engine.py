@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hypernoise.errors import InputError, check_is
+from hypernoise.evaluation.page import as_text, result_tables
 from hypernoise.evaluation.records import Judge, Records, keep, measure, picture_file, read, whole
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.files import output_folder
@@ -48,8 +49,6 @@ class Comparison:
     missing: int
 
     def __str__(self) -> str:
-        from hypernoise.evaluation.page import as_text, result_tables
-
         return as_text(result_tables(self.rows)[0])
 
 

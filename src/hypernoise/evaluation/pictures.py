@@ -68,19 +68,16 @@ def pictures_in(folder: Path, prompts: str = "") -> list[Picture]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
-    named = _with_lines(folder, prompts) if prompts else _noted(folder)
-    return [Picture(name, folder / name, prompt) for name, prompt in named]
-
-
-def _with_lines(folder: Path, prompts: str) -> list[tuple[str, str]]:
-    files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in KINDS)
+    if not prompts:
+        return [Picture(name, folder / name, prompt) for name, prompt in _noted(folder)]
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in KINDS)
     lines = read_prompts(prompts)
     if not files or len(files) != len(lines):
         kinds = ", ".join(KINDS)
         raise InputError(
             f"{folder} has {len(files)} pictures ({kinds}) but {prompts} {len(lines)} prompts; give one each"
         )
-    return list(zip(files, lines, strict=True))
+    return [Picture(file.name, file, prompt) for file, prompt in zip(files, lines, strict=True)]
 
 
 def _noted(folder: Path) -> list[tuple[str, str]]:

@@ -19,9 +19,8 @@ def write_summary(
 ) -> None:
     """Writes `output`/summary.json: the command, its settings, its result rows, and `more` entries."""
     fields = dataclasses.asdict(arguments)
-    computed = {}
-    if "mixed_precision" in fields:
-        computed["mixed_precision"] = resolve(fields["mixed_precision"], torch.device(device)).name
+    asked = fields.get("mixed_precision")
+    computed = {"mixed_precision": resolve(asked, torch.device(device)).name} if asked else {}
     summary = {
         "command": command,
         "version": __version__,

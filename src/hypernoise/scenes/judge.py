@@ -20,7 +20,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import Benchmark
 from hypernoise.evaluation.geneval.rules import directions
 from hypernoise.evaluation.records import Judgement
-from hypernoise.scenes.prompts import EVALUATION_VERSION, ScenesRewriter, digest, evaluation_requests
+from hypernoise.scenes.prompts import ScenesRewriter, digest, evaluation_requests
 from hypernoise.scenes.world import COLORS, RADII, SHAPES, Request, plural
 
 # Distances between colours are Euclidean in RGB, each channel in [0, 1]; the two nearest in the palette are 0.30 apart.
@@ -35,7 +35,6 @@ EDGE = 1.5  # px outside the fitted outline that still belong to the object
 SHARPEN = 3.0  # contrast added to soft edges before comparison, so that slight blur costs little
 LEAST_FIT, LEAST_LEAD = 0.85, 0.05  # intersection over union: at least this, and this much over the next shape
 SCALES = np.array([0.94, 0.97, 1.0, 1.03, 1.06], np.float32)[:, None, None]  # radii tried, around that of equal area
-COUNT = 50  # captions per category of the benchmark
 RADIUS = (0.75 * min(low for low, _ in RADII.values()), 1.25 * max(high for _, high in RADII.values()))  # px
 
 _NAMES = list(COLORS)
@@ -217,8 +216,8 @@ def benchmark(file: str = "", count: int = 0, judge: str = "", colors: str = "")
         raise InputError(f"--prompts scenes takes no file, not {file!r}")
     if judge or colors:
         raise InputError("--prompts scenes has a judge of its own: leave out --judge and --colors")
-    requests = evaluation_requests(count or COUNT)
-    about = {"version": EVALUATION_VERSION, "count": len(requests), "sha256": digest(requests)}
+    requests = evaluation_requests(count or 50)
+    about = {"count": len(requests), "sha256": digest(requests)}
     return benchmark_of(requests, about)
 
 

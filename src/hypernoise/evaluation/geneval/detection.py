@@ -85,7 +85,6 @@ class ClipColors:
     def __init__(self, source: str, device: torch.device | str = "cpu"):
         model = pretrained(CLIPModel, source, f"CLIP {source}").to(device)
         self.name, self.clip = source, ClipReward("colors", model, load_tokenizer(source))
-        self.known: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, detection: Detection, mask: Tensor) -> str:
@@ -93,12 +92,6 @@ class ClipColors:
         left, top, right, bottom = (round(side) for side in detection.box)
         alone = torch.where(mask, pixels, GREY)[None, :, top:bottom, left:right]
         seen = self.clip.pictures(self.clip.resize(alone.to(self.clip.device)))
-        return COLORS[int((seen @ self._texts(detection.name).T).argmax())]
-
-    def _texts(self, name: str) -> Tensor:
-        """Unit features [colours, D]."""
-        if name not in self.known:
-            sentences = [sentence.format(color=color, name=name) for color in COLORS for sentence in SENTENCES]
-            features = torch.stack(self.clip.texts(sentences)).unflatten(0, (len(COLORS), len(SENTENCES)))
-            self.known[name] = normalize(features.mean(1), dim=-1)
-        return self.known[name]
+        sentences = [text.format(color=color, name=detection.name) for color in COLORS for text in SENTENCES]
+        features = torch.stack(self.clip.texts(sentences)).unflatten(0, (len(COLORS), len(SENTENCES)))
+        return COLORS[int((seen @ normalize(features.mean(1), dim=-1).T).argmax())]
