@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import hypernoise as hn
@@ -190,7 +189,6 @@ def test_the_command_prints_its_verdict_and_writes_a_page(sd_pipeline, tmp_path,
     measured = summary["measured"]
     assert measured["dimensions"] == 256
     assert measured["lipschitz"] == max(measured["norms"])
-    assert Image.open(tmp_path / "out" / "diagnosis.png").size[0] == 1040
 
     def said(*flags):
         assert main([*call, *flags]) == 2

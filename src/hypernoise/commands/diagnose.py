@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -16,7 +15,7 @@ from hypernoise.settings import AtOnce, Count, Seed
 class Diagnose(WithGenerator):
     """Check if the KL term can be trusted, how far the noise moved, and whether the residual depends on the prompt.
 
-    Prints findings with advice, and writes diagnosis.png and summary.json to --output-dir.
+    Prints findings with advice, and writes summary.json to --output-dir.
     """
 
     ESSENTIAL: ClassVar = ("adapter", "prompts", "rewards", "noises", "output_dir")
@@ -40,7 +39,6 @@ class Diagnose(WithGenerator):
             raise InputError("name an adapter: hypernoise diagnose --adapter runs/quickstart/adapter")
         from hypernoise.adapters import adapter_folder, load_adapter, read_about
         from hypernoise.diagnostics.diagnosis import diagnose, findings
-        from hypernoise.evaluation.charts import diagnosis_page
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.files import output_folder
         from hypernoise.prompts import read_prompts
@@ -59,15 +57,10 @@ class Diagnose(WithGenerator):
         work = {"noises": self.noises, "seed": self.seed, "batch": self.batch_size}
         found = diagnose(generator, network, reward, prompts, num_inference_steps=self.num_inference_steps, **work)
         verdict = findings(found)
-        text = "\n".join(
-            f"{'ok ' if one.good else '!! '}{one.name:<11}{one.text}"
-            + (f"\n{'':<14}to change it: {one.advice}" if one.advice else "")
-            for one in verdict
-        )
-        print(text)
+        for one in verdict:
+            print(f"{'ok ' if one.good else '!! '}{one.name:<11}{one.text}")
+            if one.advice:
+                print(f"{'':<14}to change it: {one.advice}")
         rows, measured = [vars(one) for one in verdict], {**asdict(found), "lipschitz": found.lipschitz}
         write_summary(self.output_dir, "diagnose", self, generator.device, rows, measured=measured)
-        sheet = self.output_dir / "diagnosis.png"
-        diagnosis_page(found, text).save(sheet)
-        print(f"page: {sheet}", file=sys.stderr)
         return 0

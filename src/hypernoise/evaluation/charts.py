@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hypernoise.diagnostics.diagnosis import Diagnosis
-
 WIDTH, HEIGHT = 520, 300  # px, of one chart
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 38, 54
 INK, FAINT = (40, 40, 40), (224, 224, 224)
@@ -99,30 +97,3 @@ def _ticks(low: float, high: float) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
     return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def diagnosis_page(found: Diagnosis, verdict: str) -> Image.Image:
-    """The verdict of a diagnosis, with its plots."""
-
-    def levels(count: float, *names: str) -> list[Line]:
-        """Horizontal lines, named by their values, up to `count`."""
-        return [Line(name, [(0, float(name)), (count, float(name))]) for name in names]
-
-    norms = list(enumerate(sorted(found.norms, reverse=True), 1))
-    scores = [(i, check.z) for i, check in enumerate(found.checks, 1)]
-    title = f"x + f against N(0, I): {len(scores)} statistics"
-    charts = [
-        line_chart(
-            [Line("‖J‖ at each noise", norms, dots=True), *levels(len(norms), "1")],
-            title="Stretch of the residual, noises ranked",
-        ),
-        line_chart([Line("z-score", scores, dots=True), *levels(len(scores), "3", "-3")], title=title),
-    ]
-    if found.bands is not None:
-        middles = [(band.low + band.high) / 2 for band in found.bands]
-        powers = list(zip(middles, [band.power for band in found.bands], strict=True))
-        white = [check.found for check in found.checks if check.name.startswith("power")]
-        after = [Line("x + f", list(zip(middles, white, strict=True))), *levels(middles[-1], "1")]
-        charts.append(line_chart([Line("mean square of f", powers)], title="Spectrum of f", across="frequency"))
-        charts.append(line_chart(after, title="Spectrum of the improved noise", across="frequency"))
-    return page(verdict, charts)
