@@ -292,7 +292,7 @@ REFUSED = {
     "last": (lambda: {"module": shown(lambda y: y.permute(0, 2, 3, 1))}, r"shape \[4, 4, 4, 3\]; it must"),
     "flat": (lambda: {"module": shown(lambda y: y.flatten(1))}, r"shape \[4, 48\]; it must"),
     "two": (lambda: {"module": shown(lambda y: (y, y))}, r"a tuple of \[4, 3, 4, 4\], \[4, 3, 4, 4\]; pick"),
-    "none": (lambda: {"module": shown(lambda y: None)}, r"it returns a NoneType without a picture \[B, 3"),
+    "none": (lambda: {"module": shown(lambda y: None)}, r"it returns a NoneType; pick the picture \[B, 3"),
     "no_grad": (lambda: {"module": Plainer().draw_without_gradient}, "no gradient reaches the noise of 'module'"),
     "inference": (lambda: {"module": torch.inference_mode()(Plainer().draw)}, "no gradient reaches the noise"),
     "detach": (lambda: {"module": shown(lambda y: y.detach())}, "no gradient reaches the noise"),

@@ -156,8 +156,8 @@ class DiffusionGenerator(Generator):
         if not prompts:
             raise InputError("no prompt was given")
         with no_traceback(f"{self.name} cannot read prompts"):
-            names = [name for name in self.family.tokenizers if getattr(self.pipeline, name, None) is not None]
-            tokenizer = getattr(self.pipeline, names[0])  # with the longest prompts
+            own = (getattr(self.pipeline, name, None) for name in self.family.tokenizers)
+            tokenizer: Any = next(one for one in own if one is not None)  # with the longest prompts
             longest = self.call_settings().get("max_sequence_length", tokenizer.model_max_length)
             limit = int(min(longest, tokenizer.model_max_length)) - self.family.template
             for number, prompt in enumerate(prompts, 1):

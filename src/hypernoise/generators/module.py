@@ -172,8 +172,7 @@ def networks_of(*callables: Any) -> list[nn.Module]:
             for part in _within(thing):
                 look(part, deep - 1)
 
-    for function in callables:
-        look(function, DEEP)
+    look(callables, DEEP + 1)
     inner = {id(part) for network in found.values() for part in network.modules() if part is not network}
     return [network for key, network in found.items() if key not in inner]
 
@@ -237,13 +236,11 @@ def _picture(output: Any) -> Any:
     """The only picture among several outputs; the output itself if it is a tensor."""
     if isinstance(output, Tensor):
         return output
-    found = [part for part in parts_of(output) if isinstance(part, Tensor) and part.ndim == 4]
-    colour = [part for part in found if part.shape[1] == 3]
-    if not found:
-        raise InputError(f"it returns {_outline(output)} without a picture [B, 3, H, W]")
-    if len(colour or found) != 1:
-        raise InputError(f"it returns {_outline(output)}; pick the picture with to_pixels, such as lambda y: y[0]")
-    return (colour or found)[0]
+    found = [part for part in parts_of(output) if isinstance(part, Tensor) and part.ndim == 4 and part.shape[1] == 3]
+    if len(found) != 1:
+        pick = "the picture [B, 3, H, W] with to_pixels, such as lambda y: y[0]"
+        raise InputError(f"it returns {_outline(output)}; pick {pick}")
+    return found[0]
 
 
 def _outline(output: Any) -> str:

@@ -22,7 +22,7 @@ from hypernoise.generators.diffusion import DiffusionGenerator, in_turn
 from hypernoise.generators.identity import layers_of
 from hypernoise.generators.memory import put_forward
 from hypernoise.noise.base import NoiseNetwork
-from hypernoise.settings import MOST_RANK, finite, seed_in_range, whole_number
+from hypernoise.settings import MOST_RANK, positive, seed_in_range, whole_number
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 WITHOUT_DEPTHWISE = "without-depthwise"
@@ -62,8 +62,7 @@ class LoRANoise(NoiseNetwork):
         super().__init__()
         whole_number(rank, "rank", most=MOST_RANK)
         seed_in_range(seed)
-        if not (finite(alpha) and alpha > 0):
-            raise InputError(f"alpha must be a positive number, not {shown(alpha)}")
+        positive(alpha, "alpha")
         if not hasattr(generator, "denoiser"):
             raise InputError(f"a {type(generator).__name__} has no denoiser to put a LoRA on: use ResidualNoise")
         if init not in ("kaiming", "gaussian"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -82,14 +83,12 @@ def check_callable(reward: object, name: str = "the reward") -> None:
     if isinstance(reward, str):
         raise InputError(f"{name} is the text {reward!r}; hypernoise.load_reward({reward!r}) loads a reward by name")
     check_is(reward, Callable, name, "a function of (pixels, prompts) that returns [B]")
-    try:
+    with suppress(ValueError):  # some built-in functions have no signature
         signature = inspect.signature(reward)  # type: ignore[arg-type]
-    except ValueError:  # some built-in functions have no signature
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        raise InputError(f"{name} must take (pixels, prompts), but takes {signature}") from error
+        try:
+            signature.bind(None, None)
+        except TypeError as error:
+            raise InputError(f"{name} must take (pixels, prompts), but takes {signature}") from error
 
 
 def scored(reward: RewardFunction, pixels: Tensor, prompts: list[str], name: str = "the reward") -> Tensor:
