@@ -27,7 +27,6 @@ from hypernoise.generators.base import Condition, Generator, Seed, check_texts
 from hypernoise.generators.families import Family, asked, family_of, few_step_doubt, sibling_of
 from hypernoise.generators.identity import identify_denoiser
 from hypernoise.generators.memory import NO_SAVING, Memory, checkpoint_blocks, decoding, replaced
-from hypernoise.generators.text_cache import awake, rest
 from hypernoise.settings import MOST_SIDE, whole_number
 
 
@@ -94,7 +93,7 @@ class DiffusionGenerator(Generator):
             checkpoint_blocks(self.denoiser)
         moving = pipeline.components.items() if memory.text_encoders == "offload" else ()
         self._encoders = {own: part for own, part in moving if own.startswith("text_encoder") and part is not None}
-        rest(pipeline, self._encoders)
+        self._rest(list(self._encoders))
         doubt = None if "timesteps" in self._call_of_model else few_step_doubt(pipeline)
         if doubt:
             warnings.warn(f"{name} does not look like a few-step model: {doubt}", stacklevel=2)
@@ -181,9 +180,23 @@ class DiffusionGenerator(Generator):
             self._draw(self.pipeline, prompt=list(prompts), **self.call(self.least_steps))
         return Condition(embeddings_of(self.family, encoded[0]))
 
-    def encoding(self) -> AbstractContextManager[None]:
-        """Offloaded text encoders stay on the device inside the block: several calls of `encode` move them once."""
-        return awake(self.pipeline, self._encoders, self.device)
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Offloaded text encoders are on the device inside the block, which may nest: several calls of `encode` move
+        them once."""
+        woken = [name for name in self._encoders if getattr(self.pipeline, name) is None]
+        for name in woken:
+            setattr(self.pipeline, name, self._encoders[name].to(self.device))
+        try:
+            yield
+        finally:
+            self._rest(woken)
+
+    def _rest(self, encoders: list[str]) -> None:
+        """Moves them to the CPU and out of the pipeline, as in diffusers for encoders that were never loaded."""
+        for name in encoders:
+            self._encoders[name].to("cpu")
+            setattr(self.pipeline, name, None)
 
     def sample(self, noise: Tensor, condition: Condition, *, num_inference_steps: int = 1, seed: Seed = None) -> Tensor:
         with no_traceback(f"{self.name} cannot draw"):
@@ -288,10 +301,8 @@ def stop_at_first_answer(denoiser: nn.Module) -> Iterator[list[Any]]:
 
     hook = denoiser.register_forward_hook(keep)
     try:
-        with _uncompiled():
+        with suppress(_Answered), _uncompiled():
             yield answer
-    except _Answered:
-        pass
     finally:
         hook.remove()
     if not answer:

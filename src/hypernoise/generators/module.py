@@ -211,11 +211,9 @@ def _takes_condition(module: Callable[..., Any], embeds: bool) -> bool:
         return embeds
 
     def takes(count: int) -> bool:
-        try:
-            signature.bind(*[None] * count)
-        except TypeError:
-            return False
-        return True
+        with suppress(TypeError):
+            return signature.bind(*[None] * count) is not None
+        return False
 
     if embeds and takes(2):
         return True

@@ -5,12 +5,10 @@ A prompt's embedding depends only on its text and the text encoder, not on its b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from hypernoise.generators.base import Condition, Generator
 
@@ -64,22 +62,3 @@ class KeptInMemory:
         """Each is encoded alone: in a batch, its last bits would depend on the others."""
         with self.generator.encoding():
             return [self.generator.encode([prompt]).to("cpu") for prompt in prompts]
-
-
-def rest(pipeline: Any, encoders: Mapping[str, nn.Module]) -> None:
-    """Moves text encoders to the CPU and out of the pipeline, as in diffusers for encoders that were never loaded."""
-    for name, encoder in encoders.items():
-        encoder.to("cpu")
-        setattr(pipeline, name, None)
-
-
-@contextmanager
-def awake(pipeline: Any, encoders: Mapping[str, nn.Module], device: torch.device) -> Iterator[None]:
-    """Inside the block resting text encoders are on the device and in the pipeline. Blocks nest."""
-    woken = {name: encoder for name, encoder in encoders.items() if getattr(pipeline, name) is None}
-    for name, encoder in woken.items():
-        setattr(pipeline, name, encoder.to(device))
-    try:
-        yield
-    finally:
-        rest(pipeline, woken)
