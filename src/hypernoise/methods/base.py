@@ -145,9 +145,6 @@ class Meter:
             if part.requires_grad:
                 part.register_hook(lambda gradient, n=samples: self.calls.update(denoiser_backwards=n))
 
-    def _on_decoder(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        self.calls.update(decodes=len(output))
-
 
 class BestSoFar:
     """Draws candidates for each sample and keeps the best one's noise, pixels and score."""
@@ -187,7 +184,9 @@ def metered(problem: Problem) -> Iterator[Meter]:
     hooks = [network.register_forward_hook(meter._on_denoiser)]
     decoder = getattr(getattr(getattr(generator, "pipeline", None), "vae", None), "decoder", None)
     if decoder is not None:
-        hooks.append(decoder.register_forward_hook(meter._on_decoder))
+        hooks.append(
+            decoder.register_forward_hook(lambda module, given, output: meter.calls.update(decodes=len(output)))
+        )
     if cuda:
         torch.cuda.synchronize(generator.device)
     began = time.perf_counter()

@@ -11,6 +11,7 @@ from itertools import permutations, product
 
 import numpy as np
 
+from hypernoise.evaluation.geneval.official import NUMBERS, an
 from hypernoise.evaluation.geneval.rules import RELATIONS
 
 SIZE = 64  # pixels, both sides
@@ -19,7 +20,6 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40), "orange": (245, 140, 30), "yellow": (242, 215, 40), "green": (45, 160, 70),
     "blue": (40, 90, 215), "purple": (135, 60, 175), "brown": (125, 75, 40), "black": (30, 30, 30),
 }  # fmt: skip
-NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 RADII = {1: (10.0, 15.0), 2: (9.0, 13.0), 3: (8.0, 11.0), 4: (8.0, 10.0)}  # px, by number of objects
 
 
@@ -70,10 +70,7 @@ class Request:
 def _phrase(thing: Thing) -> str:
     shape = plural(thing.shape, thing.count)
     noun = f"{thing.color} {shape}" if thing.color else shape
-    if thing.count > 1:
-        return f"{NUMBERS[thing.count]} {noun}"
-    article = "an" if noun[0] in "aeiou" else "a"
-    return f"{article} {noun}"
+    return f"{NUMBERS[thing.count]} {noun}" if thing.count > 1 else an(noun)
 
 
 def plural(shape: str, count: int = 2) -> str:
@@ -84,18 +81,13 @@ def all_requests(category: str) -> list[Request]:
     """Every request of one category, in a fixed order."""
     shapes, colors = list(SHAPES), list(COLORS)
     pairs = list(permutations(shapes, 2))
-    match category:
-        case "single_object":
-            return [Request(category, (Thing(s),)) for s in shapes]
-        case "two_object":
-            return [Request(category, (Thing(a), Thing(b))) for a, b in pairs]
-        case "counting":
-            return [Request(category, (Thing(s, count=n),)) for s in shapes for n in (2, 3, 4)]
-        case "colors":
-            return [Request(category, (Thing(s, c),)) for s in shapes for c in colors]
-        case "position":
-            return [Request(category, (Thing(a), Thing(b)), r) for a, b in pairs for r in RELATIONS]
-        case "color_attr":
-            painted = product(pairs, permutations(colors, 2))
-            return [Request(category, (Thing(a, ca), Thing(b, cb))) for (a, b), (ca, cb) in painted]
-    raise ValueError(f"unknown category {category!r}; the six are {', '.join(CATEGORIES)}")
+    painted = product(pairs, permutations(colors, 2))
+    found = {
+        "single_object": (Request(category, (Thing(s),)) for s in shapes),
+        "two_object": (Request(category, (Thing(a), Thing(b))) for a, b in pairs),
+        "counting": (Request(category, (Thing(s, count=n),)) for s in shapes for n in (2, 3, 4)),
+        "colors": (Request(category, (Thing(s, c),)) for s in shapes for c in colors),
+        "position": (Request(category, (Thing(a), Thing(b)), r) for a, b in pairs for r in RELATIONS),
+        "color_attr": (Request(category, (Thing(a, ca), Thing(b, cb))) for (a, b), (ca, cb) in painted),
+    }
+    return list(found[category])

@@ -18,7 +18,7 @@ from hypernoise.evaluation.geneval.rules import COLORS, RELATIONS, Request, pars
 
 SEED, EACH = 43, 100
 SHA256 = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
-NUMBERS = {2: "two", 3: "three", 4: "four"}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 CLASSES = (  # COCO's 80 in order; mouse, remote and keyboard under the benchmark's names
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
@@ -53,10 +53,10 @@ def metadata() -> str:
 
 def _drawn(rng: np.random.Generator) -> list[dict[str, Any]]:
     """All prompts in the benchmark's order, with the recipe's draws from `rng` in the same order."""
-    lines = [_line("single_object", [_object(i)], _a(CLASSES[i])) for i in rng.choice(len(CLASSES), 80, replace=False)]
+    lines = [_line("single_object", [_object(i)], an(CLASSES[i])) for i in rng.choice(len(CLASSES), 80, replace=False)]
     for _ in range(EACH):
         a, b = rng.choice(len(CLASSES), 2, replace=False)
-        lines.append(_line("two_object", [_object(a), _object(b)], f"{_a(CLASSES[a])} and {_a(CLASSES[b])}"))
+        lines.append(_line("two_object", [_object(a), _object(b)], f"{an(CLASSES[a])} and {an(CLASSES[b])}"))
     for _ in range(EACH):
         a, count = rng.choice(len(CLASSES)), int(rng.integers(2, 4, endpoint=True))
         plural = CLASSES[a] + ("es" if CLASSES[a].endswith("s") else "s")
@@ -64,15 +64,15 @@ def _drawn(rng: np.random.Generator) -> list[dict[str, Any]]:
         lines.append(_line("counting", [_object(a, count=count)], f"{NUMBERS[count]} {plural}", **exclude))
     for _ in range(EACH):
         a, color = 1 + rng.choice(len(CLASSES) - 1), COLORS[rng.choice(len(COLORS))]  # no person gets a colour
-        lines.append(_line("colors", [_object(a, color=color)], f"{_a(color)} {CLASSES[a]}"))
+        lines.append(_line("colors", [_object(a, color=color)], f"{an(color)} {CLASSES[a]}"))
     for _ in range(EACH):
         (a, b), relation = rng.choice(len(CLASSES), 2, replace=False), RELATIONS[rng.choice(len(RELATIONS))]
         include = [_object(b), _object(a, position=[relation, 0])]
-        lines.append(_line("position", include, f"{_a(CLASSES[a])} {relation} {_a(CLASSES[b])}"))
+        lines.append(_line("position", include, f"{an(CLASSES[a])} {relation} {an(CLASSES[b])}"))
     for _ in range(EACH):
         a, b = 1 + rng.choice(len(CLASSES) - 1, 2, replace=False)
         one, other = (COLORS[i] for i in rng.choice(len(COLORS), 2, replace=False))
-        text = f"{_a(one)} {CLASSES[a]} and {_a(other)} {CLASSES[b]}"
+        text = f"{an(one)} {CLASSES[a]} and {an(other)} {CLASSES[b]}"
         lines.append(_line("color_attr", [_object(a, color=one), _object(b, color=other)], text))
     return lines
 
@@ -85,5 +85,5 @@ def _object(index: int, count: int = 1, **more: Any) -> dict[str, Any]:
     return {"class": CLASSES[index], "count": count, **more}
 
 
-def _a(noun: str) -> str:
+def an(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
