@@ -197,28 +197,23 @@ def cosine_basis(size: int) -> Tensor:
 def spectral_noise(generator: DiffusionGenerator, settings: Spectral, *, seed: int = 0) -> SpectralNoise:
     """A new spectral noise network for a generator; encodes one prompt to find the embedding's size. Raises InputError
     for more frequencies than the generator's latent grid has."""
-    condition = generator.encode(["a picture"])
-    (rows, columns), patch = generator.cells, generator.family.patch
-    if settings.k > min(rows, columns) * patch:
-        raise InputError(
-            f"k = {settings.k} frequencies do not fit into the latent grid of {generator.name!r}, "
-            f"{rows * patch} x {columns * patch}"
-        )
-    network = SpectralNoise(
-        generator.channels,
-        described(condition).shape[1],
-        **asdict(settings),
-        patch=patch,
-        grid=generator.cells if generator.family.layout == "tokens" else None,
-        token_width=condition.tensors["prompt_embeds"][0, 0].numel(),
-        seed=seed,
-    )
-    return _on(generator, network.to(torch.float64 if generator.dtype == torch.float64 else torch.float32))
+    condition, patch = generator.encode(["a picture"]), generator.family.patch
+    rows, columns = (cells * patch for cells in generator.cells)
+    if settings.k > min(rows, columns):
+        grid = f"the latent grid of {generator.name!r}, {rows} x {columns}"
+        raise InputError(f"k = {settings.k} frequencies do not fit into {grid}")
+    sizes = {
+        "text_width": described(condition).shape[1],
+        "token_width": condition.tensors["prompt_embeds"][0, 0].numel(),
+    }
+    made = {"channels": generator.channels, "patch": patch, "seed": seed, **sizes, **asdict(settings)}
+    return rebuilt(generator, made).to(torch.float64 if generator.dtype == torch.float64 else torch.float32)
 
 
 def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:
-    """A network from an adapter's settings, at the generator's size; its weights are loaded later. Raises InputError if
-    the generator has other latent channels or packs them differently, TypeError for settings that it does not take."""
+    """A network from an adapter's settings, at the generator's size and on its device (on the CPU for one that is
+    offloaded or only planned); its weights are loaded later. Raises InputError if the generator has other latent
+    channels or packs them differently, TypeError for settings that it does not take."""
     channels, patch = generator.noise_shape[0], 1
     if hasattr(generator, "family"):  # not a module
         channels, patch = generator.channels, generator.family.patch
@@ -229,9 +224,4 @@ def rebuilt(generator: Any, settings: Mapping[str, Any]) -> SpectralNoise:
             f"this noise network is for {network.channels} latent channels in patches of {network.patch}, but "
             f"{generator.name!r} has {channels} in patches of {patch}"
         )
-    return _on(generator, network)
-
-
-def _on(generator: Any, network: SpectralNoise) -> SpectralNoise:
-    """The network on the generator's device; on the CPU for a generator that is offloaded or only planned."""
     return network if generator.device.type == "meta" else network.to(generator.device)
