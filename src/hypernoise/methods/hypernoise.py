@@ -15,13 +15,13 @@ from hypernoise.generators.base import Generator
 from hypernoise.methods.base import Problem, Result, metered
 from hypernoise.noise.base import NoiseNetwork, check_strength, kl_of
 
-Load = Callable[[Generator, Path], NoiseNetwork]
-
 
 class Adapter:
     """A noise network, or the directory it was saved in, read on first use. `load` reads the directory."""
 
-    def __init__(self, source: NoiseNetwork | str | Path, load: Load = load_adapter):
+    def __init__(
+        self, source: NoiseNetwork | str | Path, load: Callable[[Generator, Path], NoiseNetwork] = load_adapter
+    ):
         self._load = load
         self._folder = adapter_folder(source) if isinstance(source, str | Path) else None
         self._network = None if isinstance(source, str | Path) else source

@@ -125,7 +125,13 @@ def read_folder(
     places = sorted(place for place in folder.glob("*") if place.name.isdecimal() and place.is_dir())
     if not places:
         flat = pictures_in(folder, prompts)
-        return (flat, {}) if official is None else _of_official_prompts(flat, official, folder)
+        if official is None:
+            return flat, {}
+        known = [dataclasses.replace(one, request=official[one.prompt]) for one in flat if one.prompt in official]
+        others = {one.name: f"{one.prompt!r} is not a GenEval prompt" for one in flat if one.prompt not in official}
+        if not known:
+            raise InputError(f"{folder} is not in GenEval's layout (00000/samples), and {next(iter(others.values()))}")
+        return known, others
     pictures: list[Picture] = []
     broken: dict[str, str] = {}
     counts: dict[str, int] = {}
@@ -142,13 +148,3 @@ def read_folder(
     usual = max(1, mode(counts.values() or [0]))
     lacking = {name: count for name, count in counts.items() if count < usual}
     return pictures, broken | {name: f"{n} of {usual} samples such as 00000.png exist" for name, n in lacking.items()}
-
-
-def _of_official_prompts(
-    pictures: Sequence[Picture], official: Mapping[str, Request], folder: Path
-) -> tuple[list[Picture], dict[str, str]]:
-    known = [dataclasses.replace(one, request=official[one.prompt]) for one in pictures if one.prompt in official]
-    others = {one.name: f"{one.prompt!r} is not a GenEval prompt" for one in pictures if one.prompt not in official}
-    if not known:
-        raise InputError(f"{folder} is not in GenEval's layout (00000/samples), and {next(iter(others.values()))}")
-    return known, others
