@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -23,6 +23,7 @@ NAMED = 3  # faults that a message names
 SKIP_LIMIT, WINDOW = 5, 100  # steps that may be skipped, within the last 100
 FEWEST = 64  # minimum dimensions to count: with few, the true optimum may be many standard deviations away
 SURE = 3.0  # standard errors
+NOT_THE_REWARDS = "the generator or the noise network returned NaN or inf; the rewards are finite"
 READ = ("step", "reward", "validation_reward")
 
 
@@ -121,23 +122,16 @@ def faults_of(reward: RewardFunction, rounds: list[Round]) -> list[str]:
 
     Scores the pictures again with each member of the reward, with a gradient.
     """
-    return list(dict.fromkeys(fault for seen in rounds for fault in _faulty(reward, seen)))
-
-
-NOT_THE_REWARDS = "the generator or the noise network returned NaN or inf; the rewards are finite"
-
-
-def _faulty(reward: RewardFunction, seen: Round) -> Iterator[str]:
-    for prompt, score in zip(seen.prompts, seen.rewards.tolist(), strict=True):
-        if not math.isfinite(score):
-            yield f"the reward is {score} for {prompt!r}"
-    for name, member in each_of(reward).items():
-        pixels = seen.pixels.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            scores = member(pixels, seen.prompts)
-            slopes = gradient_of(scores.sum(), pixels).flatten(1).sum(1)
-        for prompt, score, slope in zip(seen.prompts, scores.tolist(), slopes.tolist(), strict=True):
-            for what, value in (("", score), ("the gradient of ", slope)):
-                if not math.isfinite(value):
-                    yield f"{what}{name} is {value} for {prompt!r}"
-                    break
+    seen: list[tuple[str, str, float]] = []  # what, the prompt, the value
+    for part in rounds:
+        seen += [("the reward", *own) for own in zip(part.prompts, part.rewards.tolist(), strict=True)]
+        for name, member in each_of(reward).items():
+            pixels = part.pixels.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                scores = member(pixels, part.prompts)
+                slopes = gradient_of(scores.sum(), pixels).flatten(1).sum(1)
+            for prompt, score, slope in zip(part.prompts, scores.tolist(), slopes.tolist(), strict=True):
+                finite = math.isfinite(score)
+                seen.append((f"the gradient of {name}", prompt, slope) if finite else (name, prompt, score))
+    faults = [f"{what} is {value} for {prompt!r}" for what, prompt, value in seen if not math.isfinite(value)]
+    return list(dict.fromkeys(faults))

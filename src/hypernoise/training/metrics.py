@@ -6,8 +6,7 @@ import importlib.util
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +60,6 @@ class Log:
                 write_text(self.file, "".join(json.dumps(row) + "\n" for row in earlier))
         plain = {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in settings.items()}
         accelerator.init_trackers(PROJECT, config=plain)
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Shows the progress bar inside the block, and closes the trackers after it."""
-        with self.bar:
-            yield
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Omits non-finite numbers."""

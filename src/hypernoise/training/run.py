@@ -146,9 +146,8 @@ class Run:
         found: Path | InputError | None = None
         if self.accelerator.is_main_process:
             tidied(self.folder)
-            if not resume:
-                for old in checkpoints(self.folder):
-                    shutil.rmtree(old)
+            for old in [] if resume else checkpoints(self.folder):
+                shutil.rmtree(old)
             try:
                 found, damaged = newest_whole(self.folder)
                 say("\n".join(damaged))
@@ -238,8 +237,10 @@ class Run:
         # without checkpoints, a signal ends the run like any other program
         with stop_requested() if self.folder is not None else nullcontext(lambda: 0) as stop:
             try:
-                with self.log.opened():
+                with self.log.bar:
                     yield stop
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
                 ended = self.ended
             except Exception as error:
                 ended = first_line(error)
