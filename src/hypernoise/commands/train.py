@@ -97,12 +97,13 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     from hypernoise.training.loop import train
     from hypernoise.training.processes import leave, say, say_once
 
+    place = pick_device(device)
     if recipe.memory.fit:
         from hypernoise.plan.plan import fitted
 
-        recipe, chosen = fitted(recipe, pick_device(device))
+        recipe, chosen = fitted(recipe, place)
         say_once(chosen)
-    precision = resolve(recipe.mixed_precision, pick_device(device))
+    precision = resolve(recipe.mixed_precision, place)
     recipe = dataclasses.replace(recipe, mixed_precision=precision.name)  # "auto" would differ on the CPU that loads it
     settings = recipe.reward_settings()
     reward = WeightedSum(recipe.rewards, settings=settings)
@@ -172,8 +173,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     charts = []
     for name, title in CHARTS.items():
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if points:
+        if points := [(row["step"], row[name]) for row in rows if name in row]:
             one = [Line("1", [(points[0][0], 1.0), (points[-1][0], 1.0)])] if name == "lipschitz" else []
             charts.append(line_chart([Line(title, points), *one], title=title, across="step"))
     page("", charts).save(file)

@@ -128,13 +128,15 @@ class WithoutText(DiffusionGenerator):
         words = PROMPT_TOKENS if family in UNPADDED else words + MORE_TOKENS.get(family, 0)
         layers = [config.num_text_layers] if "num_text_layers" in config else []
         width = next(config[name] for name in WIDTHS if name in config)
+        of_sdxl = (config.get("projection_class_embeddings_input_dim") or 0) - 6 * (config.get(SIZES) or 0)
+        pooled = config.get("pooled_projection_dim") or of_sdxl
         draw = torch.Generator().manual_seed(0)
         tensors = {}
         for name in [*filter(None, self.family.embeddings), *(["prompt_embeds_mask"] if family in UNPADDED else [])]:
             if name.endswith("mask"):
                 tensors[name] = torch.ones(len(prompts), words, dtype=torch.bool)
             else:
-                shape = [_pooled_width(config)] if name.startswith("pooled") else [words, *layers, width]
+                shape = [pooled] if name.startswith("pooled") else [words, *layers, width]
                 tensors[name] = torch.randn(len(prompts), *shape, generator=draw).to(self.text_dtype)
         return Condition(tensors).to(self.pipeline._execution_device)
 
@@ -144,14 +146,9 @@ class WithoutText(DiffusionGenerator):
 
 # A denoiser's field for the width of a prompt's embeddings, the first that it has
 WIDTHS = ("caption_channels", "joint_attention_dim", "cap_feat_dim", "text_hidden_dim", "cross_attention_dim")
+SIZES = "addition_time_embed_dim"  # the width of each of SDXL's six sizes, which it appends to the pooled embedding
 UNPADDED = ("QwenImagePipeline", "ZImagePipeline")
 MORE_TOKENS = {"StableDiffusion3Pipeline": 77}  # CLIP's, before T5's
-
-
-def _pooled_width(config: Any) -> int:
-    if "pooled_projection_dim" in config:
-        return config.pooled_projection_dim
-    return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
 
 def _assembled(preset: Preset, configuration: Mapping[str, Any], dtype: torch.dtype, place: Place) -> Any:

@@ -41,11 +41,8 @@ class Part:
 
 
 class Live(TorchDispatchMode):
-    """Bytes of storages created inside the block that are still alive: `bytes` now, `peak` at most.
-
-    `flops` are floating-point operations, a multiply-add being two: of matrix products and convolutions, as in
-    torch's own counter. (As a mode of its own, that counter would keep tensors alive.) `end` and `end_back` divide
-    both into `parts`.
+    """Bytes of storages created inside the block that are still alive (`bytes` now, `peak` at most), and `flops`, a
+    multiply-add being two, as torch's own counter counts them; `end` and `end_back` divide both into `parts`.
 
     On the meta device torch infers output shapes in Python, which takes far longer than creating a tensor of that
     shape. Networks repeat themselves, so each operation runs once per kind of input and is cached.
@@ -57,13 +54,11 @@ class Live(TorchDispatchMode):
         self.parts: dict[str, Part] = {}
         self._before = 0
 
-    def end(self, name: str) -> None:
-        """Ends a part's forward pass."""
+    def end(self, name: str) -> None:  # a part's forward pass
         self.parts[name] = Part(self.bytes, self.bytes - self._before, self.peak - self.bytes, self.flops)
         self._before, self.peak, self.flops = self.bytes, self.bytes, 0
 
-    def end_back(self, name: str) -> None:
-        """Ends a part's backward pass."""
+    def end_back(self, name: str) -> None:  # its backward pass
         part = self.parts[name]
         part.backward, part.flops_back = self.peak - part.held, self.flops
         self.peak, self.flops = self.bytes, 0
@@ -78,8 +73,7 @@ class Live(TorchDispatchMode):
             result = again() if again else arguments[0]
             made = tree_leaves(result) if again else []
         else:
-            count = flop_registry.get(function._overloadpacket)
-            result = function(*arguments, **keywords)
+            count, result = flop_registry.get(function._overloadpacket), function(*arguments, **keywords)
             flops = count(*arguments, **keywords, out_val=result) if count is not None else 0
             given = {id(t.untyped_storage()) for t in tree_leaves((arguments, keywords)) if isinstance(t, Tensor)}
             made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and id(t.untyped_storage()) not in given]
@@ -156,8 +150,7 @@ class _Move(torch.autograd.Function):
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        (gradient,) = gradients
+    def backward(ctx: Any, gradient: Any) -> tuple[Any, ...]:  # type: ignore[override]
         return _Move.forward(ctx, gradient, "cpu" if gradient.is_meta else "meta"), None
 
 
