@@ -55,11 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     wait_passively()
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if arguments[0] == "--version":
-        print(__version__)
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        print(__version__ if "--version" in arguments[:1] else USAGE)
         return 0
     try:
         for argument in arguments:
@@ -72,17 +69,16 @@ def _run(arguments: list[str]) -> int:
         command = import_module(f"hypernoise.commands.{arguments[0]}")
         cls = getattr(command, arguments[0].capitalize())
         return parse(cls, arguments[1:], prog=f"hypernoise {arguments[0]}").run()
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted"
     except InputError as error:
-        print(f"hypernoise: {error}", file=sys.stderr)
-        return 2
+        code, line = 2, str(error)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        print(f"hypernoise: {TOO_LITTLE_MEMORY}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("hypernoise: interrupted", file=sys.stderr)
-        return 130
+        code, line = 2, TOO_LITTLE_MEMORY
+    print(f"hypernoise: {line}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

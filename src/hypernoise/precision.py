@@ -1,9 +1,4 @@
-"""Mixed precision: what a run computes in on its device. Imports torch only when needed.
-
-`auto` is bf16 on devices with bf16 units, else fp32. Measured on two cores with AMX: a picture of the embedded
-generator takes 1.4 to 2 times as long in fp32 as in bf16; with `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`,
-which hides the units, bf16 takes 15 times as long as fp32 (600 ms against 40), a convolution at least 25 times.
-"""
+"""Mixed precision: what a run computes in on its device. Imports torch only when needed."""
 
 from __future__ import annotations
 

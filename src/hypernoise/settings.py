@@ -158,7 +158,6 @@ def changed(settings: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _names(cls: type) -> Iterator[str]:
-    """The fields of a dataclass, and those of its groups as group.field."""
     for name, hint in hints_of(cls).items():
         yield name
         if dataclasses.is_dataclass(hint):

@@ -120,7 +120,6 @@ def _parser(default: Any, prog: str | None) -> Parser:
 
 
 def _value(name: str, hint: Any, given: Any) -> Any:
-    """A flag's word or words as its field's type."""
     if typing.get_origin(hint) is dict:
         return _weights(given)
     return Path(given) if hint in (Path, Path | None) else as_declared(f"--{name.replace('_', '-')}", given, hint)

@@ -152,7 +152,6 @@ MORE_TOKENS = {"StableDiffusion3Pipeline": 77}  # CLIP's, before T5's
 
 
 def _assembled(preset: Preset, configuration: Mapping[str, Any], dtype: torch.dtype, place: Place) -> Any:
-    """The pipeline without text encoders."""
     cls = getattr(diffusers, preset.family)
     names = set(cls.__init__.__annotations__)
     left_out = ("tokenizer", "text_encoder", "safety", "feature", "image_enc")

@@ -11,7 +11,6 @@ import time
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ def smoke_test(recipe: Recipe, place: torch.device, planned: int) -> dict[str, A
     Raises:
         InputError: the error, and the part that failed.
     """
-    dtype, before = resolve(recipe.mixed_precision, place).dtype, _held(place)
+    dtype, before = resolve(recipe.mixed_precision, place).dtype, peak_memory(place) or 0
     with no_traceback("the smoke test failed at building the networks"):
         generator = random_generator(recipe, dtype, place)
         pipeline, preset = generator.pipeline, generator.preset
@@ -54,7 +53,6 @@ def smoke_test(recipe: Recipe, place: torch.device, planned: int) -> dict[str, A
         rewards = planned_rewards(recipe.rewards, recipe.validation_reward, recipe.reward_settings(), empty)
         for reward in rewards.parts:
             fill(reward, place)
-    print(f"built    {gigabytes(_held(place) - before)} of weights")
     config = dataclasses.replace(
         recipe, max_train_steps=STEPS, lr_warmup_steps=0, kl_limit=0, clipping_limit=0, report_to=(), diagnostics=(),
         validation_steps=STEPS + 1, validation_prompts=(), patience=0,
@@ -65,7 +63,7 @@ def smoke_test(recipe: Recipe, place: torch.device, planned: int) -> dict[str, A
 
     with no_traceback(f"the smoke test failed at {STEPS} training steps"):
         rows = train(generator, network, score, PROMPTS, config, progress=False).history
-    peak = (peak_memory(place) or before) - before  # 0 on Windows, where it is unknown
+    peak = (peak_memory(place) or 0) - before  # 0 on Windows, where it is unknown
     seconds = [row["seconds"] for row in rows]
     pace = recipe.train_batch_size / seconds[-1]
     print(f"trained  {STEPS} steps in {', '.join(f'{took:.1f}' for took in seconds)} s, {pace:.3g} images/s")
@@ -114,8 +112,3 @@ def fill(network: nn.Module, device: torch.device) -> None:
                     part.copy_(block[: len(part)] * weight[0].numel() ** -0.5)
             setattr(module, name, nn.Parameter(made, requires_grad=False))
     network.to(device)  # its buffers
-
-
-def _held(device: torch.device) -> int:
-    """Bytes in use: on a GPU from torch, otherwise of this process."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
