@@ -133,10 +133,9 @@ def charts_of(rows: Sequence[Row]) -> list[Image.Image]:
     calls = [math.log10(network_calls(row)) for row in rows]
     powers = {float(power): f"{10**power:g}" for power in range(math.floor(min(calls)), math.floor(max(calls)) + 2)}
     charts = [_curves(rows, calls, field, "denoiser calls per image", name_of, powers)]
-    steps = [float(row["inference_steps"]) for row in rows]
-    if len(set(steps)) > 1:
-        places = [math.log2(count) for count in steps]
-        marks = {place: f"{count:g}" for place, count in zip(places, steps, strict=True)}
+    places = [math.log2(row["inference_steps"]) for row in rows]
+    if len(set(places)) > 1:
+        marks = {place: f"{2**place:g}" for place in places}
         charts.append(_curves(rows, places, field, "inference steps", lambda row: row["method"], marks))
     strengths = {"plain": 0.0, "hypernoise": 1.0} | {
         row["method"]: float(row["method"].partition("@")[2]) for row in rows if "@" in row["method"]
@@ -157,8 +156,7 @@ def _curves(
     name_of_line: Callable[[Row], str],
     marks: Mapping[float, str] | None = None,
 ) -> Image.Image:
-    """A field of the rows, the score with its intervals, at their places on the horizontal axis, with a line per
-    name."""
+    """A field of the rows, the score with its intervals, at their places on the horizontal axis; a line per name."""
     lines: dict[str, list[tuple[float, Row]]] = {}
     for place, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0]):
         lines.setdefault(name_of_line(row), []).append((place, row))
@@ -166,5 +164,4 @@ def _curves(
     for name, own in lines.items():
         spans = [row["score_ci95"] for _, row in own if field == "score" and row["score_ci95"] is not None]
         drawn.append(Line(name, [(place, row[field]) for place, row in own], spans=spans))
-    title = f"{field} over {across}"
-    return line_chart(drawn, title=title, across=across, marks=marks)
+    return line_chart(drawn, title=f"{field} over {across}", across=across, marks=marks)
