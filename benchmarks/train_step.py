@@ -134,8 +134,7 @@ def attached_over_plain(config: Benchmark) -> dict[int, float]:
                 for name, generator in (("plain", plain), ("attached", attached)):
                     began = time.process_time()
                     draw: Any = generator.pipeline
-                    size = {"height": generator.size[0], "width": generator.size[1], "output_type": "pt"}
-                    draw(PROMPTS[: config.batch_size], **size, **generator.call(steps))
+                    draw(PROMPTS[: config.batch_size], output_type="pt", **generator.call(steps))
                     seconds[name] += [time.process_time() - began] if turn else []  # the first warms up the kernels
             ratios[steps] = statistics.median(seconds["attached"]) / statistics.median(seconds["plain"])
     return ratios

@@ -108,7 +108,7 @@ def measured(bench: Bench, folder: Path, settings: Spectral) -> dict[str, Any]:
 def overhead(generator: Any, prompt: str, steps: int, calls: int) -> float:
     """The relative time that attaching adds to a call for one picture: the median over pairs of calls, one after the
     other, so that other work on the machine affects both."""
-    call = {**generator.call(steps), "height": generator.size[0], "width": generator.size[1]}
+    call = generator.call(steps)
 
     def seconds() -> float:
         began = time.perf_counter()
