@@ -187,7 +187,7 @@ def test_mismatches_are_refused(released, tmp_path):
         load_adapter(other, folder)
     generator = DiffusionGenerator(sana(tmp_path), size=(32, 32), name="sana")
     save_file({"elsewhere.lora_A.weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
-    with pytest.raises(InputError, match="no Linear or Conv layer 'elsewhere'"):
+    with pytest.raises(InputError, match="matches no weight of 'sana': made for another architecture"):
         load_adapter(generator, folder)
     name = "proj_out.lora_A.weight"
     save_file({**released.state, name: torch.zeros(RANK, 99)}, folder / "adapter_model.safetensors")

@@ -158,6 +158,8 @@ def read_network(generator: Any, folder: Path, kinds: Mapping[str, type], *, che
         raise InputError(f"{folder} holds a {kind!r} network, not {' or '.join(fitting)} for {generator.name!r}{fix}")
     if about.get("released"):  # which records no layers
         layers, there = {name.rpartition(".lora_")[0] for name in state}, set(adaptable_layers(generator.denoiser))
+        if not layers & there:
+            raise InputError(f"{folder} matches no weight of {generator.name!r}: made for another architecture")
         settings = settings if layers == there else {**settings, "layers": sorted(layers)}
     check_settings(settings, state, folder / ABOUT)
     make = partial(kinds[kind], **settings)
