@@ -58,6 +58,9 @@ def test_a_run_that_stretches_by_1_or_more_is_warned():
     rows = [{"step": step, "lipschitz": seen} for step, seen in ((5, 0.9), (10, 1.25), (15, 0.8))]
     warning = lipschitz_warning([*rows, {"step": 16}])
     assert warning.startswith("Lipschitz constant 1.25 at step 10, 0.8 at the end: at 1 or above, x + f may fold")
+    assert "does not bound the error of the KL; train with --lipschitz.mode penalty or clamp, or" in warning
+    own = lipschitz_warning(rows, knows_kl=True)  # such a network cannot be clamped
+    assert "its KL is a lower bound; train with --lipschitz.mode penalty, or" in own
     assert lipschitz_warning([rows[0], {"step": 6}]) == ""
 
 

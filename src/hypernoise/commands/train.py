@@ -122,7 +122,7 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
             rows = rows_of(output_dir)
             if result.skipped == result.step:
                 raise InputError(f"all {result.step} steps were skipped, so nothing was trained; see the lines above")
-            say("" if network.never_folds else lipschitz_warning(rows))
+            say("" if network.never_folds else lipschitz_warning(rows, network.knows_kl))
             training = {"steps": result.step, "rewards": recipe.rewards, "kl_weight": recipe.kl_weight}
             save_adapter(network, output_dir / "adapter", generator=generator, training=training)
         else:
@@ -131,14 +131,15 @@ def train_recipe(recipe: Recipe, output_dir: Path, device: str) -> TrainResult:
     return result
 
 
-def lipschitz_warning(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A warning if the run's Lipschitz constant reached 1, else empty."""
+def lipschitz_warning(rows: Sequence[Mapping[str, Any]], knows_kl: bool = False) -> str:
+    """A warning if the run's Lipschitz constant reached 1, else empty. A network that `knows_kl` cannot be clamped."""
     seen = [row for row in rows if "lipschitz" in row]
     over = next((row for row in seen if row["lipschitz"] >= 1), None)
     return "" if over is None else (
         f"Lipschitz constant {over['lipschitz']:.3g} at step {over['step']}, {seen[-1]['lipschitz']:.3g} at the end: "
-        "at 1 or above, x + f may fold noises onto each other, and the theory does not bound the error of the KL; "
-        "train with --lipschitz.mode penalty or clamp, or measure it with hypernoise diagnose"
+        "at 1 or above, x + f may fold noises onto each other, and "
+        f"{'its KL is a lower bound' if knows_kl else 'the theory does not bound the error of the KL'}; train with "
+        f"--lipschitz.mode penalty{'' if knows_kl else ' or clamp'}, or measure it with hypernoise diagnose"
     )  # fmt: skip
 
 
