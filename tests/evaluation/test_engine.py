@@ -198,6 +198,7 @@ def test_kl_is_the_networks():
         ({"methods": Plain()}, "methods is a Plain; pass a list, such as"),
         ({"methods": [Plain(), Plain()]}, "two methods are called 'plain'"),
         ({"methods": [Plain()], "num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, not 0"),
+        ({"methods": [Plain()], "num_images_per_prompt": None}, "num_images_per_prompt must be a whole number"),
         ({"methods": ["plain"]}, r"a method is a str; pass an instance, such as Plain\(\)"),
         ({"methods": [Plain()], "shard": (2, 2)}, "there is no shard 2/2"),
         ({"methods": [Plain()], "categories": ["x"]}, "1 categories do not fit 3 prompts"),

@@ -85,7 +85,7 @@ def compare(
     Raises:
         InputError: no prompt, no method, two methods with the same name, or an invalid shard.
     """
-    noises, count = num_images_per_prompt, len(prompts) * num_images_per_prompt
+    noises = num_images_per_prompt
     rewards = {"reward": reward, "validation_reward": validation_reward}
     rewards = {name: own for name, own in rewards.items() if own is not None}
     check_generator(generator)
@@ -108,6 +108,7 @@ def compare(
     if len(groups) != len(prompts):
         raise InputError(f"{len(groups)} categories do not fit {len(prompts)} prompts")
 
+    count = len(prompts) * noises
     batches = [range(count)[start : start + batch_size] for start in range(0, count, batch_size)]
     files = [[picture_file(i, noises) for i in batch] for batch in batches]
     counts = [num_inference_steps] if isinstance(num_inference_steps, int) else num_inference_steps
