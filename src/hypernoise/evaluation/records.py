@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from hypernoise.evaluation.pictures import opened
@@ -138,6 +137,9 @@ def mean_distance(files: Sequence[Path]) -> float:
     """Mean RMS distance between the pixels, in [0, 1], of all pairs of these pictures, at the size of the first."""
     pictures = [opened(file) for file in files]
     values = np.stack([np.asarray(own.resize(pictures[0].size)).ravel() for own in pictures])  # [N, D]
-    parts = (values[:, start : start + COLUMNS] for start in range(0, values.shape[1], COLUMNS))
-    squares = np.sum([pdist(part.astype(float), "sqeuclidean") for part in parts], axis=0)  # [pairs]
+    starts = range(0, values.shape[1], COLUMNS)
+    parts = (values[:, start : start + COLUMNS].astype(float) for start in starts)
+    products = sum(part @ part.T for part in parts)  # [N, N], of whole numbers: exact
+    norms = np.diagonal(products)
+    squares = (norms[:, None] + norms - 2 * products)[np.triu_indices(len(values), 1)]  # [pairs]
     return float(np.sqrt(squares / values.shape[1]).mean() / 255)
