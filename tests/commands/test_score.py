@@ -47,6 +47,7 @@ def test_a_folder_is_scored_member_by_member(flat, tmp_path, capsys):
     code, summary = score(tmp_path, flat, *prompts, "--rewards", "redness=2", "brightness", "--batch-size", "2")
     assert code == 0
     rows = lines(tmp_path / "out" / "scores.csv")
+    assert list(rows[0]) == ["folder", "file", "prompt", "redness", "brightness", TOTAL]  # nothing was judged
     assert [(row["file"], row["prompt"]) for row in rows] == [(f"{i}.png", text) for i, text in enumerate(PROMPTS)]
     for i, found in enumerate(rows):
         pixels = read_picture(flat / f"{i}.png")[None]

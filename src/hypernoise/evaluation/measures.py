@@ -95,7 +95,8 @@ def measured_row(name: str, found: Sequence[Measured], rewards: Sequence[str] = 
 def write_scores(file: Path, found: Mapping[str, Sequence[Measured]], rewards: Sequence[str]) -> None:
     """Writes a CSV with a line per picture of each folder: its file, prompt, rewards, verdict and the reason."""
     text = io.StringIO(newline="")
-    columns = ["folder", "file", "prompt", *rewards, "right", "note"]
+    judged = any("right" in one for pictures in found.values() for one in pictures)
+    columns = ["folder", "file", "prompt", *rewards, *(["right", "note"] if judged else [])]
     lines = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     lines.writeheader()
     for folder, pictures in found.items():
