@@ -15,7 +15,6 @@ from hypernoise.rewards.ensemble import WeightedSum, each_of
 STEPS = (1e-2, 1e-3)  # finite differences, in root mean square of the pixel change; the first precise one counts
 REACH = 10.0  # largest value of a direction, relative to its root mean square
 CUT = "the scores do not depend differentiably on the pixels (a detach, a no_grad, rounding, numpy, or a constant)"
-Call = Callable[[Tensor], Tensor]
 OTHERS = "one picture's score depends on the other pictures; score each picture separately"
 
 
