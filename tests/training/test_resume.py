@@ -139,6 +139,13 @@ def test_sums_that_do_not_name_every_file_are_damage(tmp_path, capsys, sums):
     assert result.history[0]["step"] == 3
 
 
+def test_a_file_in_a_checkpoints_place_is_a_damaged_one(tmp_path, capsys):
+    quick(tmp_path, max_train_steps=2)
+    (tmp_path / "checkpoint-000004").write_text("a download that was cut off")
+    assert quick(tmp_path, max_train_steps=3)[1].history[0]["step"] == 3
+    assert "checkpoint-000004 is damaged" in capsys.readouterr().err
+
+
 def test_metrics_that_are_no_rows_are_passed_over(tmp_path):
     quick(tmp_path, max_train_steps=2)
     with (tmp_path / "metrics.jsonl").open("ab") as file:

@@ -79,7 +79,7 @@ def damage(folder: Path) -> str:
 def _sums(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file."""
     sums = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.glob("*")):  # nothing if it is a file itself
         if file.is_file() and file.name != SUMS:
             with file.open("rb") as opened:
                 sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
