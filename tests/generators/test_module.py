@@ -323,6 +323,9 @@ def test_a_function_under_study_may_give_anything():
     generator = ModuleGenerator(nn.Identity(), noise_shape=(1, 1, 4), pictures=False)
     noise = 9 * torch.randn(2, 1, 1, 4)
     assert torch.equal(generator.sample(noise, generator.encode(["", ""])), noise)
+    several = ModuleGenerator(lambda x: (x, x), noise_shape=(1, 1, 4), pictures=False)
+    with pytest.raises(InputError, match=r"returns a tuple of \[2, 1, 1, 4\], .*, not a tensor; pick what the reward"):
+        several.sample(noise, several.encode(["", ""]))
 
 
 def test_an_embed_that_gives_inference_tensors_trains():

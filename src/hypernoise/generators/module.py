@@ -120,6 +120,9 @@ class ModuleGenerator(Generator):
                 pixels = _picture(pixels)
         if self._pictures:
             self._check(noise, pixels)
+        elif not isinstance(pixels, Tensor):
+            pick = "pick what the reward takes with to_pixels, such as lambda y: y[0]"
+            raise InputError(f"{self.name!r} returns {_outline(pixels)}, not a tensor; {pick}")
         return pixels.to(noise.dtype)
 
     def _rest(self) -> None:
