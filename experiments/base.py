@@ -188,7 +188,7 @@ class Bench:
             print(f"training {run} to {point} updates", file=sys.stderr)
             reached = dataclasses.replace(config, max_train_steps=point)
             result = climb(generator, network, reward, read_mix(recipe.prompts), reached, output_dir=folder)
-            if not result.finished:
+            if result.signal:
                 raise KeyboardInterrupt
             training = {"steps": point, "rewards": recipe.rewards}
             hn.save_adapter(network, points[point], generator=self.generator, training=training)

@@ -222,7 +222,7 @@ class Bench:
     def climb(self, generator: Generator, network: Any, config: hn.TrainConfig, folder: Path) -> None:
         print(f"{folder.name}: to {config.max_train_steps} updates of {config.train_batch_size}", file=sys.stderr)
         result = hn.train(generator, network, self.reward, COLOURS, config, output_dir=folder)
-        if not result.finished:
+        if result.signal:
             raise KeyboardInterrupt
 
     def drawn(self, generator: hn.ModuleGenerator, methods: Sequence[Any]) -> dict[str, Found]:

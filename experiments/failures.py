@@ -128,7 +128,7 @@ class Failures(Experiment):
                     row["said"].append(str(error))
                     row["stopped"] = True
                     break
-                if not result.finished:
+                if result.signal:
                     return None
                 plain = plain or self._evaluated(bench, hn.Plain(), reward)
                 write_json(kept, {"step": result.step, **self._look(bench, network, reward, plain)})

@@ -119,7 +119,7 @@ class Evaluate(WithGenerator):
                 progress=bar.update,
             )
         if found.missing:
-            print(f"{found.missing} batches are left to other shards; the last prints the table", file=sys.stderr)
+            print(f"batches left to other shards: {found.missing}; the last prints the table", file=sys.stderr)
             return 0
 
         for records in found.records.values():

@@ -44,7 +44,7 @@ def parse(
 
     Dashes and underscores are interchangeable. Flags that are not given take their values from the recipe, if any.
     The class may name its field for words without a flag as POSITIONAL, those that come first in the help as ESSENTIAL,
-    and fields of its groups that are no flags as WITHOUT.
+    and fields of its groups that are not flags as WITHOUT.
 
     Args:
         arguments: the words after the command; None: this process's.
@@ -103,7 +103,8 @@ def _parser(default: Any, prog: str | None) -> Parser:
         add_help=False,
     )
     groups = {title: parser.add_argument_group(title) for title in (["essential"] if essential else [])}
-    for name, hint, owner in flags_of(cls):
+    places = {name: place for place, name in enumerate(essential)}
+    for name, hint, owner in sorted(flags_of(cls), key=lambda flag: places.get(flag[0], len(places))):
         about: dict[str, Any] = {"help": _help(owner, name, default)}
         about |= {"nargs": "*"} if typing.get_origin(hint) in (tuple, dict) or hint == int | tuple[int, ...] else {}
         about |= {"action": argparse.BooleanOptionalAction} if hint is bool else {"metavar": _metavar(hint)}

@@ -55,7 +55,7 @@ class Quickstart:
         from hypernoise.commands.train import train_recipe
 
         result = train_recipe(self.recipe, self.output_dir, self.device)
-        if not result.finished:
+        if result.signal:
             return 128 + result.signal
         judging = Evaluate(
             adapter=(str(self.output_dir / "adapter"),),

@@ -89,8 +89,8 @@ def _noted(folder: Path) -> list[tuple[str, str]]:
     named: list[Any] = [(row.get("file"), row.get("prompt")) if isinstance(row, dict) else (None, None) for row in rows]
     if not named or not all(isinstance(part, str) for pair in named for part in pair):
         raise InputError(
-            f"{folder} has no prompts: it is no folder of hypernoise generate, nor one under evaluate's methods/, or "
-            "their file is damaged; give --prompts FILE, with a line per picture in the order of their names"
+            f"{folder} has no prompts: it is neither a folder of hypernoise generate nor one under evaluate's methods/,"
+            " or their file is damaged; give --prompts FILE, with a line per picture in the order of their names"
         )
     for name, _ in named:
         if Path(name).name != name or not os.path.exists(folder / name):

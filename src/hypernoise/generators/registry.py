@@ -132,7 +132,7 @@ def _pipeline(name: str, preset: Preset, location: str, revision: str | None, dt
 
 def check_directory(folder: Path) -> str:
     """The class of the pipeline saved in a folder. Raises InputError if there is none, if a pipe or a device is among
-    its files, or if settings are no JSON object."""
+    its files, or if its settings are not a JSON object."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{folder} is not a pipeline directory: it has no model_index.json (see save_pretrained)")

@@ -58,7 +58,7 @@ def finetune(
 
 
 def load_finetuned(generator: Any, folder: str | Path) -> LoRATune:
-    """The LoRA that `save_adapter` saved in `folder`. Raises InputError if it is none, or of another base."""
+    """The LoRA that `save_adapter` saved in `folder`. Raises InputError if there is none, or it is of another base."""
     return read_network(generator, Path(folder), {LoRATune.kind: LoRATune})
 
 

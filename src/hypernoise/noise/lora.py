@@ -39,7 +39,7 @@ class LoRANoise(NoiseNetwork):
         rank, alpha: the LoRA's; the update is scaled by alpha / rank.
         seed: for the LoRA's initial A (B starts at 0).
         layers: names of the layers to adapt, including the output layer; or "without-depthwise", every Linear and Conv
-            layer but the depthwise convolutions, on which a LoRA is no smaller than full rank. None: every one.
+            layer but the depthwise convolutions, on which a LoRA is no smaller than full rank. None: every layer.
         init: of A: PEFT's default, or N(0, 1/rank²), PEFT's "gaussian".
 
     Raises:

@@ -21,7 +21,8 @@ from hypernoise.training.step import batch_of, commit, forward_backward, measure
 class TrainResult:
     """The result of a run: the step reached, its rows (of this call's steps, the last 10,000), its last checkpoint.
 
-    `finished` is False if a signal interrupted the run; the same call then resumes from the checkpoint.
+    `finished` is False if a signal interrupted the run; the same call then resumes from the checkpoint. A signal in the
+    last step leaves it True: ask `signal` before going on to other work.
     """
 
     step: int
@@ -63,9 +64,9 @@ def train(
     at once; without one, signals act as usual. An error leaves a checkpoint of the last completed step.
 
     Raises:
-        InputError: no prompts, a batch that is no multiple of processes × accumulation, a reward that raises or has no
-            gradient, too many non-finite steps, a KL or pictures that blow up, a checkpoint with other settings or of a
-            later step, a full disk, or a clamp on a network that cannot be rescaled.
+        InputError: no prompts, a batch that is not a multiple of processes × accumulation, a reward that raises or has
+            no gradient, too many non-finite steps, a KL or pictures that blow up, a checkpoint with other settings or
+            of a later step, a full disk, or a clamp on a network that cannot be rescaled.
     """
     settings = {"output_dir": output_dir, "resume": resume_from_checkpoint, "progress": progress}
     run = Run(generator, network, reward, prompts, config, validation_reward=validation_reward, **settings)
@@ -74,6 +75,7 @@ def train(
             batch = batch_of(run)
             rounds = [forward_backward(run, batch, part) for part in batch.parts]
             row, run.signal = measure(run, rounds, stop())
+            run.row = row  # what is written, also if a later line raises
             run.blow_up.check(run.step + 1, row)
             commit(run, rounds, row)
             for observe in OBSERVERS:

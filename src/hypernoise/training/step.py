@@ -167,8 +167,8 @@ def measure(run: Run, rounds: list[Round], asked: int) -> tuple[dict[str, Any], 
             "no gradient reaches the noise network: the pictures do not depend on the noise differentiably "
             "(a detach, a no_grad, rounding or numpy)"
         )
-    run.row = {"step": run.step + 1, **dict(zip(names, values, strict=True)), "gradient_norm": gradient}
-    return run.row, asked or (15 if signal else 0)
+    row = {"step": run.step + 1, **dict(zip(names, values, strict=True)), "gradient_norm": gradient}
+    return row, asked or (15 if signal else 0)
 
 
 def commit(run: Run, rounds: list[Round], row: dict[str, Any]) -> None:
