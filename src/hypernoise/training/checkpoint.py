@@ -72,8 +72,6 @@ def newest_whole(output: Path) -> tuple[Path | None, list[str]]:
 def damage(folder: Path) -> str:
     """A file of a checkpoint that is missing or changed; empty if all are intact."""
     recorded, found = kept_json(folder / SUMS) or {}, _sums(folder)
-    if not recorded:
-        return f"{SUMS} is missing or damaged"
     wrong = (name for name in (STATE, ABOUT, WEIGHTS, *recorded) if found.get(name, "") != recorded.get(name))
     return next((f"{name} is not the file that {SUMS} records" for name in wrong), "")
 
