@@ -17,8 +17,8 @@ from hypernoise.adapters import load_adapter, read_weights
 from hypernoise.diagnostics.kl import estimate_kl
 from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_as
+from hypernoise.methods.best_of_n import Plain
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.search import Plain
 from hypernoise.noise.draws import DIAGNOSIS_STEP, keyed_noise
 from hypernoise.noise.settings import Spectral as Settings
 from hypernoise.pipeline import attach, detach, disabled

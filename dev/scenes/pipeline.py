@@ -24,7 +24,7 @@ from hypernoise.commands.flags import parse
 from hypernoise.evaluation.engine import compare
 from hypernoise.files import atomic_file, write_json
 from hypernoise.generators.registry import load_generator
-from hypernoise.methods.search import Plain
+from hypernoise.methods.best_of_n import Plain
 from hypernoise.rewards.ensemble import load_reward
 from hypernoise.scenes.judge import benchmark_of
 

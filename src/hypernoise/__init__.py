@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from hypernoise.generators.diffusion import DiffusionGenerator
     from hypernoise.generators.module import ModuleGenerator
     from hypernoise.generators.registry import load_generator
+    from hypernoise.methods.best_of_n import BestOfN, Plain
     from hypernoise.methods.finetune import FineTune, LoRATune, finetune, load_finetuned
     from hypernoise.methods.hypernoise import HyperNoise
     from hypernoise.methods.prompt_search import PromptSearch
     from hypernoise.methods.reno import ReNO
-    from hypernoise.methods.search import BestOfN, Plain, Search
+    from hypernoise.methods.search import Search
     from hypernoise.model_card import push_to_hub
     from hypernoise.noise.lora import LoRANoise
     from hypernoise.noise.residual import ResidualNoise

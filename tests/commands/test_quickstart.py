@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from hypernoise.cli import main
+from hypernoise.training.loop import TrainResult
 
 
 @pytest.mark.slow
@@ -26,3 +27,10 @@ def test_quickstart_trains_judges_and_shows(tmp_path, capsys):
     assert (tmp_path / "metrics.jsonl").read_text() == first
     again = json.loads((tmp_path / "summary.json").read_text())["results"][1]
     assert again["reward"] == ours["reward"]
+
+
+def test_a_signal_in_the_last_step_leaves_nothing_to_judge(tmp_path, monkeypatch):
+    stopped = TrainResult(3, True, [], None, signal=15)
+    monkeypatch.setattr("hypernoise.commands.train.train_recipe", lambda *_: stopped)
+    assert main(["quickstart", "--device", "cpu", "--output-dir", str(tmp_path)]) == 143
+    assert not (tmp_path / "summary.json").exists()

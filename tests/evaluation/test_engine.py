@@ -12,9 +12,9 @@ from hypernoise.evaluation.engine import EVALUATION_STEP, compare
 from hypernoise.evaluation.records import Judgement
 from hypernoise.evaluation.result_rows import result_row
 from hypernoise.generators.module import ModuleGenerator
+from hypernoise.methods.best_of_n import BestOfN, Plain
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.reno import ReNO
-from hypernoise.methods.search import BestOfN, Plain
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import blueness, redness

@@ -10,7 +10,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.engine import compare
 from hypernoise.generators.base import Condition
 from hypernoise.generators.module import ModuleGenerator
-from hypernoise.methods.search import Plain
+from hypernoise.methods.best_of_n import Plain
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.rewards.pixel import redness

@@ -12,8 +12,8 @@ from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.generators.families import FAMILIES
 from hypernoise.generators.module import ModuleGenerator
 from hypernoise.methods.base import Method, Problem, Spent, fresh_noise, metered
+from hypernoise.methods.best_of_n import BestOfN, Plain
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.search import BestOfN, Plain
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.noise.residual import ResidualNoise
 from hypernoise.noise.settings import Spectral

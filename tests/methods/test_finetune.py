@@ -5,9 +5,9 @@ from hypernoise.adapters import load_adapter, save_adapter
 from hypernoise.errors import InputError
 from hypernoise.generators.diffusion import DiffusionGenerator
 from hypernoise.methods.base import Problem
+from hypernoise.methods.best_of_n import Plain
 from hypernoise.methods.finetune import FineTune, LoRATune, finetune, load_finetuned
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.search import Plain
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.rewards.ensemble import WeightedSum
 from hypernoise.rewards.pixel import redness

@@ -5,8 +5,8 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem
+from hypernoise.methods.best_of_n import Plain
 from hypernoise.methods.prompt_search import PromptSearch
-from hypernoise.methods.search import Plain
 from hypernoise.rewards.pixel import redness
 
 PROMPTS = ["a red circle", "two blue rings", "a cross"]

@@ -3,8 +3,9 @@ import torch
 
 from hypernoise.errors import InputError
 from hypernoise.methods.base import Problem
+from hypernoise.methods.best_of_n import BestOfN, Plain
 from hypernoise.methods.reno import ReNO, norm_penalty
-from hypernoise.methods.search import BestOfN, Plain, Search
+from hypernoise.methods.search import Search
 from hypernoise.rewards.pixel import redness
 from tests.conftest import Recorded
 

@@ -7,7 +7,7 @@ from hypernoise.errors import InputError
 from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.evaluation.engine import compare
 from hypernoise.generators.base import Condition, Generator
-from hypernoise.methods.search import Plain
+from hypernoise.methods.best_of_n import Plain
 from hypernoise.rewards.pixel import redness
 from hypernoise.scenes.prompts import evaluation_requests
 from hypernoise.scenes.world import CATEGORIES, all_requests

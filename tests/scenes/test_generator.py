@@ -15,8 +15,8 @@ from hypernoise.adapters import adapter_folder, load_adapter
 from hypernoise.evaluation.benchmarks import load_benchmark
 from hypernoise.evaluation.engine import compare
 from hypernoise.generators.registry import load_generator
+from hypernoise.methods.best_of_n import Plain
 from hypernoise.methods.hypernoise import HyperNoise
-from hypernoise.methods.search import Plain
 from hypernoise.noise.draws import keyed_noise
 from hypernoise.noise.lora import LoRANoise
 from hypernoise.objective import l2_kl, noise_objective

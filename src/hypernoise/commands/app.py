@@ -120,8 +120,8 @@ def draw(
 
     from hypernoise.files import picture_of
     from hypernoise.methods.base import Problem
+    from hypernoise.methods.best_of_n import Plain
     from hypernoise.methods.hypernoise import HyperNoise
-    from hypernoise.methods.search import Plain
     from hypernoise.objective import l2_kl
 
     seed_in_range(seed)

@@ -73,10 +73,10 @@ class Evaluate(WithGenerator):
         from hypernoise.evaluation.result_rows import name_of, result_row
         from hypernoise.evaluation.summary import write_summary
         from hypernoise.files import output_folder
+        from hypernoise.methods.best_of_n import Plain
         from hypernoise.methods.finetune import FineTune
         from hypernoise.methods.hypernoise import HyperNoise
         from hypernoise.methods.registry import make_methods
-        from hypernoise.methods.search import Plain
         from hypernoise.rewards.ensemble import WeightedSum
 
         benchmark = load_benchmark(self.prompts, self.count, self.judge, self.colors)

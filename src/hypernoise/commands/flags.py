@@ -103,7 +103,7 @@ def _parser(default: Any, prog: str | None) -> Parser:
         add_help=False,
     )
     groups = {title: parser.add_argument_group(title) for title in (["essential"] if essential else [])}
-    places = {name: place for place, name in enumerate(essential)}
+    places: dict[str, int] = {name: place for place, name in enumerate(essential)}
     for name, hint, owner in sorted(flags_of(cls), key=lambda flag: places.get(flag[0], len(places))):
         about: dict[str, Any] = {"help": _help(owner, name, default)}
         about |= {"nargs": "*"} if typing.get_origin(hint) in (tuple, dict) or hint == int | tuple[int, ...] else {}

@@ -26,7 +26,7 @@ from hypernoise.evaluation.result_rows import result_row
 from hypernoise.files import output_folder
 from hypernoise.generators.base import Generator, check_generator, check_texts
 from hypernoise.methods.base import Method, Problem
-from hypernoise.methods.search import Plain
+from hypernoise.methods.best_of_n import Plain
 from hypernoise.noise.draws import EVALUATION_STEP, keyed_noise
 from hypernoise.rewards.base import RewardFunction, check_callable
 from hypernoise.rewards.ensemble import known_by

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 from hypernoise.errors import InputError, unknown
 from hypernoise.methods.base import Method
+from hypernoise.methods.best_of_n import BestOfN, Plain
 from hypernoise.methods.finetune import FineTune
 from hypernoise.methods.hypernoise import HyperNoise
 from hypernoise.methods.prompt_search import PromptSearch, Rewriter
 from hypernoise.methods.reno import ReNO
-from hypernoise.methods.search import BestOfN, Plain, Search
+from hypernoise.methods.search import Search
 
 EXAMPLES = [
     "plain", "best-of-8", "search-7x4", "reno-50", "prompt-search-8", "hypernoise", "hypernoise@0.5", "finetune",

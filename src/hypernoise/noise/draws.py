@@ -1,4 +1,4 @@
-"""Noise keyed by (seed, step, global sample): the same in any process and after a resume."""
+"""Noise x0 keyed by (seed, step, global sample): the same in any process and after a resume."""
 
 from __future__ import annotations
 
