@@ -128,7 +128,7 @@ def test_several_adapters_are_one_row(own, tmp_path, sd_pipeline):
 def test_shards_end_with_the_table_of_one_process(own, tmp_path, capsys):
     call = [*own[: own.index("--validation-rewards")], "--methods", "best-of-2"]
     assert main([*call, "--shard", "0/2"]) == 0
-    assert "2 batches are left to other shards" in capsys.readouterr().err
+    assert "batches left to other shards: 2" in capsys.readouterr().err
     assert not (tmp_path / "out" / "summary.json").exists()
     assert main([*call, "--shard", "1/2"]) == 0
     shared = summary(tmp_path / "out")["results"]

@@ -165,7 +165,7 @@ def test_mistakes_are_one_line_and_leave_nothing(flat, tmp_path, capsys):
     assert "there is no folder" in said(tmp_path / "none")
     assert "empty has no prompts" in said(empty)
     assert "empty has 0 pictures (.png," in said(empty, *prompts)
-    assert "flat has no prompts: it is no folder of hypernoise generate" in said(flat)
+    assert "flat has no prompts: it is neither a folder of hypernoise generate" in said(flat)
     assert f"{PROMPTS[0]!r} is not a GenEval prompt" in said(flat, *prompts, "--geneval")
     assert "'redness' is named twice" in said(flat, *prompts, *red, "redness=2")
     assert "unknown reward 'rednes'; did you mean 'redness'" in said(flat, "--rewards", "rednes", *prompts)

@@ -101,7 +101,7 @@ class Evaluate(WithGenerator):
         output_folder(self.output_dir)
         self.log_precision(generator.device)
         total = len(methods) * len(self.num_inference_steps) * len(benchmark.prompts) * self.num_images_per_prompt
-        with tqdm(total=-(-total // shard[1]), unit="picture") as bar:
+        with tqdm(total=total if shard[1] == 1 else None, unit="picture") as bar:  # a shard's share is whole batches
             found = compare(
                 generator,
                 methods,
