@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -34,6 +35,8 @@ BLOCKS = (6, 5, 1, 0)  # three more at 8 x 8 and two at 16 x 16, where they are 
 class DecoderConfig:
     output: Path = Path("runs/scenes")
     text_encoder: Path = TEXT_ENCODER
+    start_from: Path | None = None
+    """A pipeline directory whose decoder is gone on from, in the place of the autoencoder's."""
     seed: int = 1
     device: str = "cpu"
     steps: int = 1600
@@ -49,6 +52,9 @@ def train_decoder(config: DecoderConfig) -> None:
     torch.manual_seed(config.seed)
     first = train_autoencoder(AutoencoderConfig(output=config.output))
     autoencoder = grown(first)
+    if config.start_from:
+        trained = AutoencoderTiny.from_pretrained(config.start_from / "vae").float()
+        autoencoder.decoder.load_state_dict(trained.decoder.state_dict())
     unet, encode = build(FlowConfig(output=config.output, text_encoder=config.text_encoder))
     unet.load_state_dict(load_file(config.output / "flow.safetensors"))
     unet.requires_grad_(False)

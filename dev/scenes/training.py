@@ -27,11 +27,27 @@ class TrainedHere(Protocol):
 class TrainState:
     """Weights, their running average, optimiser and step of one stage; saves, resumes and logs itself."""
 
-    def __init__(self, config: TrainedHere, name: str, modules: list[nn.Module], lr: float, steps: int):
+    def __init__(
+        self,
+        config: TrainedHere,
+        name: str,
+        modules: list[nn.Module],
+        lr: float,
+        steps: int,
+        rates: tuple[float, ...] = (),
+    ):
+        """With `rates`, every module learns at its own multiple of `lr`, and is clipped on its own."""
         self.config, self.name, self.lr, self.steps, self.step = config, name, lr, steps, 0
         self.modules = nn.ModuleList(modules)
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+        trained = [[p for p in module.parameters() if p.requires_grad] for module in modules]
+        groups = trained if rates else [self.parameters]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group, "rate": rate} for group, rate in zip(groups, rates or (1.0,), strict=True)],
+            lr=lr,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+        )
         self.average = [p.detach().clone() for p in self.parameters]
         self.file = config.output / f"{name}.checkpoint.pt"
         self.log = config.output / "metrics.jsonl"
@@ -49,10 +65,11 @@ class TrainState:
     def update(self, loss: Tensor, logged: dict[str, Tensor]) -> None:
         warm, left = (self.step + 1) / 100, (self.steps - self.step) / (0.7 * self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, warm, left)
+            group["lr"] = self.lr * group["rate"] * min(1.0, warm, left)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.optimizer.step()
         self.step += 1
         decay = min(0.995, self.step / (self.step + 10))
