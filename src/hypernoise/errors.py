@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,12 @@ class InputError(Exception):
         if len(line) > LONGEST:
             line = f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}"
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+
+
+def print_uncaught() -> None:
+    """From now on an InputError that nothing catches is one line on stderr; other errors keep their traceback."""
+    shown = sys.excepthook
+    sys.excepthook = lambda kind, *rest: print(rest[0], file=sys.stderr) if kind is InputError else shown(kind, *rest)
 
 
 TOO_LITTLE = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA and MPS; the CPU on two systems

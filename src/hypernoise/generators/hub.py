@@ -31,7 +31,7 @@ def fetch(repository: str, *files: str, revision: str | None = None) -> Path:
 @contextmanager
 def explained(repository: str, revision: str | None, wanted: str, what: str = "") -> Iterator[None]:
     """Turns a Hub error in the block, or behind a loading library's error there, into one line that says what to do;
-    any other error too, if it is said `what` is loaded from the repository or folder."""
+    every other error too, if `what` names the thing that is loaded from the repository or folder."""
     try:
         yield
     except Exception as error:
