@@ -6,7 +6,6 @@ python -m dev.scenes.autoencoder --output runs/scenes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,14 @@ from torch import Tensor
 
 from dev.scenes.drawing import draw, sample_scene
 from dev.scenes.lessons import taught_request
-from dev.scenes.training import TrainState
+from dev.scenes.training import StageConfig, TrainState
 from hypernoise.commands.flags import parse
 
 SHARES = [0.1, 0.15, 0.25, 0.15, 0.15, 0.2]  # of the categories, in world.CATEGORIES' order
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
-    output: Path = Path("runs/scenes")
-    seed: int = 0
-    device: str = "cpu"
+class AutoencoderConfig(StageConfig):
     steps: int = 4000
     lr: float = 3e-3
     batch_size: int = 32

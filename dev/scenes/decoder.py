@@ -25,27 +25,24 @@ from dev.scenes.drawing import draw
 from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
 from dev.scenes.layout import taught_scene
 from dev.scenes.path import EulerPath
-from dev.scenes.training import TrainState
+from dev.scenes.training import StageConfig, TrainState
 from hypernoise.commands.flags import parse
 
 BLOCKS = (6, 5, 1, 0)  # three more at 8 x 8 and two at 16 x 16, where they are cheap
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    output: Path = Path("runs/scenes")
+class DecoderConfig(StageConfig):
     text_encoder: Path = TEXT_ENCODER
     start_from: Path | None = None
     """A pipeline directory whose decoder is gone on from, in the place of the autoencoder's."""
     seed: int = 1
-    device: str = "cpu"
     steps: int = 1600
     lr: float = 1.5e-3
     batch_size: int = 32
     least_time: int = 50
     greatest_time: int = 600
     """Timesteps at which latents are denoised, drawn evenly: sigma 0.05 to 1.3."""
-    checkpoint_every: int = 250
 
 
 def train_decoder(config: DecoderConfig) -> None:

@@ -24,18 +24,15 @@ from dev.scenes.critic import NOISIEST, Critic, critic_loss, critic_pull
 from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build, integrate
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
-from dev.scenes.training import TrainState
+from dev.scenes.training import StageConfig, TrainState
 from hypernoise.commands.flags import parse
 
 
 @dataclass(frozen=True)
-class DistilConfig:
-    output: Path = Path("runs/scenes")
+class DistilConfig(StageConfig):
     text_encoder: Path = TEXT_ENCODER
     start_from: Path | None = None
     """A pipeline directory whose UNet is gone on from, in the place of the flow."""
-    seed: int = 0
-    device: str = "cpu"
     chunks: int = 12
     pairs: int = 2048
     """In each chunk: noises, and what the flow makes of them."""

@@ -21,26 +21,22 @@ from transformers import CLIPTextModel
 from dev.scenes import networks
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
-from dev.scenes.training import TrainState
+from dev.scenes.training import StageConfig, TrainState
 from hypernoise.commands.flags import parse
 
 TEXT_ENCODER = Path(str(files("hypernoise"))) / "scenes/weights/generator/text_encoder"  # the predecessor's, kept
 
 
 @dataclass(frozen=True)
-class FlowConfig:
-    output: Path = Path("runs/scenes")
+class FlowConfig(StageConfig):
     text_encoder: Path = TEXT_ENCODER
     start_from: Path | None = None
     """A finished flow to go on from."""
-    seed: int = 0
-    device: str = "cpu"
     steps: int = 7000
     lr: float = 1.5e-3
     batch_size: int = 128
     early_share: float = 0.3
     """Share of the batch in the noisiest fifth of the times, where the scene is laid out."""
-    checkpoint_every: int = 250
 
 
 class Captions:

@@ -21,18 +21,15 @@ from dev.scenes import networks
 from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
-from dev.scenes.training import TrainState
+from dev.scenes.training import StageConfig, TrainState
 from hypernoise.commands.flags import parse
 
 
 @dataclass(frozen=True)
-class MatchConfig:
-    output: Path = Path("runs/scenes")
+class MatchConfig(StageConfig):
     text_encoder: Path = TEXT_ENCODER
     start_from: Path | None = None
     """A pipeline directory whose UNet is gone on from, in the place of the distilled one."""
-    seed: int = 0
-    device: str = "cpu"
     steps: int = 7000
     lr: float = 3e-4
     own_rate: float = 2.7
@@ -45,7 +42,6 @@ class MatchConfig:
     least_time: int = 20
     greatest_time: int = 960
     """Timesteps at which the two scores are compared, drawn evenly."""
-    checkpoint_every: int = 250
 
 
 def train_matched(config: MatchConfig) -> None:

@@ -1,4 +1,4 @@
-"""Stage 5: the finished parts as a StableDiffusionPipeline directory, judged on training captions.
+"""Stage 6: the finished parts as a StableDiffusionPipeline directory, judged on training captions.
 
 python -m dev.scenes.pipeline --output runs/scenes
 """

@@ -23,18 +23,16 @@ from transformers import BlipForImageTextRetrieval
 
 from dev.scenes import lessons, networks
 from dev.scenes.matcher import build_matcher
-from dev.scenes.training import TrainState
+from dev.scenes.training import StageConfig, TrainState
 from hypernoise.commands.flags import parse
 from hypernoise.files import write_json
 from hypernoise.scenes import scorers
 
 
 @dataclass(frozen=True)
-class RewardConfig:
+class RewardConfig(StageConfig):
     teacher: Path = Path("runs/teacher/matcher")
     output: Path = Path("runs/scenes-reward")
-    seed: int = 0
-    device: str = "cpu"
     steps: int = 2500
     lr: float = 5e-4
     batch_size: int = 48
@@ -49,7 +47,6 @@ class RewardConfig:
     """A pipeline whose own pictures are half of every batch."""
     start_from: Path | None = None
     """A student to go on from."""
-    checkpoint_every: int = 250
     tested: int = 200
     """Held-out pictures per category for the accuracy."""
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 
-class TrainedHere(Protocol):
-    """What a training script's configuration says of where, from which seed and how often it saves."""
+@dataclass(frozen=True)
+class StageConfig:
+    """What every stage that trains has: where, from which seed, on what, and how often it saves."""
 
-    @property
-    def output(self) -> Path: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def checkpoint_every(self) -> int: ...
+    output: Path = Path("runs/scenes")
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint_every: int = 250
 
 
 class TrainState:
@@ -29,7 +26,7 @@ class TrainState:
 
     def __init__(
         self,
-        config: TrainedHere,
+        config: StageConfig,
         name: str,
         modules: list[nn.Module],
         lr: float,
