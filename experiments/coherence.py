@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +40,9 @@ class Coherence:
     """
 
     output_dir: Path = Path("runs/coherence")
-    on: tuple[Literal["scenes", "eyes"], ...] = ("scenes",)
-    """scenes: the embedded generator and reward; eyes: the painted eyes, whose wheels `experiments.eyes` names."""
+    on: tuple[str, ...] = ("scenes",)
+    """scenes: the embedded generator and reward; a pipeline directory that draws the same world, with that reward;
+    eyes: the painted eyes, whose wheels `experiments.eyes` names."""
     prompts: Count = 24
     """Number of evenly spaced training captions. For the eyes: all eight colours."""
     noises: Count = 32
@@ -57,7 +58,7 @@ class Coherence:
                 case = bench.generator, bench.reward, COLOURS
             else:
                 captions = read_prompts("scenes")
-                case = hn.load_generator("scenes"), hn.load_reward("scenes"), captions[:: len(captions) // self.prompts]
+                case = hn.load_generator(name), hn.load_reward("scenes"), captions[:: len(captions) // self.prompts]
             rows.append({"method": name, **coherence(*case, noises=self.noises, seed=self.seed)})
         write_summary(self.output_dir, "python -m experiments.coherence", self, "cpu", rows)
         headings = {f"cosine at {distance:g} [95 %]": (f"cosine_{distance:g}", ".3f") for distance in DISTANCES}

@@ -1,12 +1,14 @@
 """Every stage of the generator's and the reward's making runs at a tiny size, and resumes to the same weights."""
 
+import re
+from pathlib import Path
 from shutil import copy
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dev.scenes import distil, reward
+from dev.scenes import distil, networks, reward
 from dev.scenes.autoencoder import AutoencoderConfig, build_autoencoder, train_autoencoder
 from dev.scenes.critic import Critic, critic_loss, critic_pull
 from dev.scenes.decoder import DecoderConfig, grown, train_decoder
@@ -16,7 +18,7 @@ from dev.scenes.latents import LatentsConfig, make_latents, read_latents
 from dev.scenes.match import MatchConfig, train_matched
 from dev.scenes.matcher import build_matcher
 from dev.scenes.networks import WIDTH, build_tokenizer, build_unet
-from dev.scenes.pipeline import PipelineConfig, save_pipeline
+from dev.scenes.pipeline import PipelineConfig, report, save_pipeline
 from dev.scenes.training import TrainState
 from hypernoise.generators.registry import load_generator
 
@@ -103,6 +105,16 @@ def test_the_finished_pipeline_draws(tmp_path):
     generator = load_generator(save_pipeline(PipelineConfig(output=tmp_path)), device="cpu")
     noise = torch.randn(2, *generator.noise_shape)
     assert generator.sample(noise, generator.encode(["a ring", "two squares"])).shape == (2, 3, 64, 64)
+
+
+def test_the_stored_weights_make_the_generator_of_the_docs(tmp_path, capsys):
+    for file in (Path(networks.__file__).parent / "weights").glob("*.safetensors"):
+        copy(file, tmp_path)
+    config = PipelineConfig(output=tmp_path, weights="matched", captions=8, steps=(1,))
+    report(config, save_pipeline(config))
+    score, artefacts = map(float, re.findall(r"(?:score|artefacts) ([\d.]+)", capsys.readouterr().out))
+    assert score > 0.65
+    assert artefacts < 0.2
 
 
 def test_distance_prefers_one_of_two_answers_to_their_blend():
