@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from dev.scenes import networks
@@ -25,7 +25,7 @@ from dev.scenes.drawing import draw
 from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
 from dev.scenes.layout import taught_scene
 from dev.scenes.path import EulerPath
-from dev.scenes.training import StageConfig, TrainState
+from dev.scenes.training import StageConfig, TrainState, load_stage
 from hypernoise.commands.flags import parse
 
 BLOCKS = (6, 5, 1, 0)  # three more at 8 x 8 and two at 16 x 16, where they are cheap
@@ -53,7 +53,7 @@ def train_decoder(config: DecoderConfig) -> None:
         trained = AutoencoderTiny.from_pretrained(config.start_from / "vae").float()
         autoencoder.decoder.load_state_dict(trained.decoder.state_dict())
     unet, encode = build(FlowConfig(output=config.output, text_encoder=config.text_encoder))
-    unet.load_state_dict(load_file(config.output / "flow.safetensors"))
+    unet.load_state_dict(load_stage(config.output / "flow.safetensors"))
     unet.requires_grad_(False)
     path = EulerPath(networks.build_scheduler(), config.device)
     state = TrainState(config, "decoder", [autoencoder.decoder.requires_grad_(True)], config.lr, config.steps)

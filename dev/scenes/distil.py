@@ -24,7 +24,7 @@ from dev.scenes.critic import NOISIEST, Critic, critic_loss, critic_pull
 from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build, integrate
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
-from dev.scenes.training import StageConfig, TrainState
+from dev.scenes.training import StageConfig, TrainState, load_stage
 from hypernoise.commands.flags import parse
 
 
@@ -87,14 +87,14 @@ def distance(answer: Tensor, target: Tensor) -> Tensor:
 def train_generator(config: DistilConfig) -> None:
     torch.manual_seed(config.seed)
     unet, encode = build(FlowConfig(output=config.output, text_encoder=config.text_encoder))
-    unet.load_state_dict(load_file(config.output / "flow.safetensors"))
+    unet.load_state_dict(load_stage(config.output / "flow.safetensors"))
     path = EulerPath(networks.build_scheduler(), config.device)
     noises, targets, captions = make_pairs(config, unet.requires_grad_(False), encode, path)
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_("cond_proj" not in name)
     critic = Critic(unet)
     if config.start_from:
-        unet.load_state_dict(load_file(config.start_from / "unet" / "diffusion_pytorch_model.safetensors"))
+        unet.load_state_dict(load_stage(config.start_from / "unet" / "diffusion_pytorch_model.safetensors"))
     state = TrainState(config, "generator", [unet, critic], config.lr, config.steps)
     latents, true_captions = read_latents(config.output)
     shelf: dict[str, list[int]] = {}  # rows of the true latents of each caption

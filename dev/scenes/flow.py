@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
 from dev.scenes import networks
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
-from dev.scenes.training import StageConfig, TrainState
+from dev.scenes.training import StageConfig, TrainState, load_stage
 from hypernoise.commands.flags import parse
 
 TEXT_ENCODER = Path(str(files("hypernoise"))) / "scenes/weights/generator/text_encoder"  # the predecessor's, kept
@@ -70,7 +70,7 @@ def train_flow(config: FlowConfig) -> None:
     torch.manual_seed(config.seed)
     unet, encode = build(config)
     if config.start_from:
-        unet.load_state_dict(load_file(config.start_from))
+        unet.load_state_dict(load_stage(config.start_from))
     path = EulerPath(networks.build_scheduler(), config.device)
     state = TrainState(config, "flow", [unet], config.lr, config.steps)
     latents, captions = read_latents(config.output)

@@ -18,6 +18,7 @@ from dev.scenes.autoencoder import AutoencoderConfig, train_autoencoder
 from dev.scenes.drawing import draw
 from dev.scenes.layout import taught_scene
 from hypernoise.commands.flags import parse
+from hypernoise.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def make_latents(config: LatentsConfig) -> None:
 
 
 def read_latents(output: Path) -> tuple[Tensor, list[str]]:
-    """All latents [N, 4, 8, 8] there are, and their captions."""
+    """All latents [N, 4, 8, 8] there are, and their captions; raises InputError if there are none."""
     from safetensors import safe_open
 
     latents, captions = [], []
@@ -61,6 +62,8 @@ def read_latents(output: Path) -> tuple[Tensor, list[str]]:
         latents.append(load_file(file)["latents"])
         with safe_open(file, "pt") as opened:
             captions += json.loads(opened.metadata()["captions"])
+    if not latents:
+        raise InputError(f"no latents in {output / 'latents'}: run python -m dev.scenes.latents --output {output}")
     return torch.cat(latents), captions
 
 

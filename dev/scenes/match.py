@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from dev.scenes import networks
 from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
-from dev.scenes.training import StageConfig, TrainState
+from dev.scenes.training import StageConfig, TrainState, load_stage
 from hypernoise.commands.flags import parse
 
 
@@ -47,12 +47,12 @@ class MatchConfig(StageConfig):
 def train_matched(config: MatchConfig) -> None:
     torch.manual_seed(config.seed)
     flow, encode = build(FlowConfig(output=config.output, text_encoder=config.text_encoder))
-    flow.load_state_dict(load_file(config.output / "flow.safetensors"))
+    flow.load_state_dict(load_stage(config.output / "flow.safetensors"))
     unet, own = deepcopy(flow), deepcopy(flow)
     distilled = config.output / "generator.safetensors"
     if config.start_from:
         distilled = config.start_from / "unet" / "diffusion_pytorch_model.safetensors"
-    unet.load_state_dict(load_file(distilled))
+    unet.load_state_dict(load_stage(distilled))
     for model in (unet, own):
         model.time_embedding.cond_proj.requires_grad_(False)
     flow.requires_grad_(False)

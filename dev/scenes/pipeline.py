@@ -20,6 +20,7 @@ from dev.scenes import lessons, networks
 from dev.scenes.autoencoder import build_autoencoder
 from dev.scenes.decoder import BLOCKS
 from dev.scenes.flow import TEXT_ENCODER
+from dev.scenes.training import load_stage
 from hypernoise.commands.flags import parse
 from hypernoise.evaluation.engine import compare
 from hypernoise.files import atomic_file, write_json
@@ -50,9 +51,9 @@ def save_pipeline(config: PipelineConfig) -> Path:
         for parameter, average in zip(trained, saved["average"], strict=False):  # the critic comes after
             parameter.data.copy_(average)
     else:
-        unet.load_state_dict(load_file(config.output / f"{config.weights}.safetensors"))
+        unet.load_state_dict(load_stage(config.output / f"{config.weights}.safetensors"))
     autoencoder = build_autoencoder(BLOCKS)
-    autoencoder.load_state_dict(load_file(config.output / "autoencoder-final.safetensors"))
+    autoencoder.load_state_dict(load_stage(config.output / "autoencoder-final.safetensors"))
     folder = config.output / "pipeline"
     parts = [module.half() for module in (autoencoder, text_encoder, unet)]
     networks.build_pipeline(parts[0], parts[1], tokenizer, parts[2]).save_pretrained(folder, safe_serialization=True)

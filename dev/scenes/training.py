@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from hypernoise.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,17 @@ class StageConfig:
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: int = 250
+
+
+def load_stage(file: Path) -> dict[str, Tensor]:
+    """The weights that an earlier stage saved.
+
+    Raises:
+        InputError: they are missing.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} is missing: run the stage that makes it, or copy dev/scenes/weights/*.safetensors")
+    return load_file(file)
 
 
 class TrainState:

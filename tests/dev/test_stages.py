@@ -20,6 +20,7 @@ from dev.scenes.matcher import build_matcher
 from dev.scenes.networks import WIDTH, build_tokenizer, build_unet
 from dev.scenes.pipeline import PipelineConfig, report, save_pipeline
 from dev.scenes.training import TrainState
+from hypernoise.errors import InputError
 from hypernoise.generators.registry import load_generator
 
 SMALL = dict(steps=4, batch_size=4, checkpoint_every=2)
@@ -105,6 +106,13 @@ def test_the_finished_pipeline_draws(tmp_path):
     generator = load_generator(save_pipeline(PipelineConfig(output=tmp_path)), device="cpu")
     noise = torch.randn(2, *generator.noise_shape)
     assert generator.sample(noise, generator.encode(["a ring", "two squares"])).shape == (2, 3, 64, 64)
+
+
+def test_a_missing_stage_is_named_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"generator\.safetensors is missing"):
+        save_pipeline(PipelineConfig(output=tmp_path))
+    with pytest.raises(InputError, match=r"run python -m dev\.scenes\.latents"):
+        read_latents(tmp_path)
 
 
 def test_the_stored_weights_make_the_generator_of_the_docs(tmp_path, capsys):
