@@ -22,10 +22,10 @@ from torch import nn
 from dev.scenes import networks
 from dev.scenes.autoencoder import AutoencoderConfig, build_autoencoder, train_autoencoder
 from dev.scenes.drawing import draw
-from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
+from dev.scenes.flow import TEXT_ENCODER, finished_flow
 from dev.scenes.layout import taught_scene
 from dev.scenes.path import EulerPath
-from dev.scenes.training import StageConfig, TrainState, load_stage
+from dev.scenes.training import StageConfig, TrainState
 from hypernoise.commands.flags import parse
 
 BLOCKS = (6, 5, 1, 0)  # three more at 8 x 8 and two at 16 x 16, where they are cheap
@@ -52,8 +52,7 @@ def train_decoder(config: DecoderConfig) -> None:
     if config.start_from:
         trained = AutoencoderTiny.from_pretrained(config.start_from / "vae").float()
         autoencoder.decoder.load_state_dict(trained.decoder.state_dict())
-    unet, encode = build(FlowConfig(output=config.output, text_encoder=config.text_encoder))
-    unet.load_state_dict(load_stage(config.output / "flow.safetensors"))
+    unet, encode = finished_flow(config.output, config.text_encoder)
     unet.requires_grad_(False)
     path = EulerPath(networks.build_scheduler(), config.device)
     state = TrainState(config, "decoder", [autoencoder.decoder.requires_grad_(True)], config.lr, config.steps)

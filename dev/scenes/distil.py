@@ -21,7 +21,7 @@ from torch.nn.functional import avg_pool2d
 
 from dev.scenes import networks
 from dev.scenes.critic import NOISIEST, Critic, critic_loss, critic_pull
-from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build, integrate
+from dev.scenes.flow import TEXT_ENCODER, finished_flow, integrate
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
 from dev.scenes.training import StageConfig, TrainState, load_stage
@@ -86,8 +86,7 @@ def distance(answer: Tensor, target: Tensor) -> Tensor:
 
 def train_generator(config: DistilConfig) -> None:
     torch.manual_seed(config.seed)
-    unet, encode = build(FlowConfig(output=config.output, text_encoder=config.text_encoder))
-    unet.load_state_dict(load_stage(config.output / "flow.safetensors"))
+    unet, encode = finished_flow(config.output, config.text_encoder)
     path = EulerPath(networks.build_scheduler(), config.device)
     noises, targets, captions = make_pairs(config, unet.requires_grad_(False), encode, path)
     for name, parameter in unet.named_parameters():

@@ -66,6 +66,13 @@ def build(config: FlowConfig) -> tuple[Any, Captions]:
     return unet, Captions(tokenizer, text_encoder)
 
 
+def finished_flow(output: Path, text_encoder: Path) -> tuple[Any, Captions]:
+    """The trained flow of `output`, and what encodes its captions; raises InputError if it is missing."""
+    unet, encode = build(FlowConfig(output=output, text_encoder=text_encoder))
+    unet.load_state_dict(load_stage(output / "flow.safetensors"))
+    return unet, encode
+
+
 def train_flow(config: FlowConfig) -> None:
     torch.manual_seed(config.seed)
     unet, encode = build(config)

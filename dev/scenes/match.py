@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from dev.scenes import networks
-from dev.scenes.flow import TEXT_ENCODER, FlowConfig, build
+from dev.scenes.flow import TEXT_ENCODER, finished_flow
 from dev.scenes.latents import read_latents
 from dev.scenes.path import LAST, EulerPath
 from dev.scenes.training import StageConfig, TrainState, load_stage
@@ -46,8 +46,7 @@ class MatchConfig(StageConfig):
 
 def train_matched(config: MatchConfig) -> None:
     torch.manual_seed(config.seed)
-    flow, encode = build(FlowConfig(output=config.output, text_encoder=config.text_encoder))
-    flow.load_state_dict(load_stage(config.output / "flow.safetensors"))
+    flow, encode = finished_flow(config.output, config.text_encoder)
     unet, own = deepcopy(flow), deepcopy(flow)
     distilled = config.output / "generator.safetensors"
     if config.start_from:
